@@ -1,0 +1,32 @@
+"""Identity is content: digests that are equal in every process, and the seeds derived from them.
+
+Nothing here depends on the builtin `hash`, on the clock or on the order of a dict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+SEED_BITS = 63
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, non-ASCII kept."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(*values: Any, length: int = 16) -> str:
+    """A hexadecimal digest of JSON-able values, `length` characters long (16 of them are 64 bits)."""
+    return hashlib.sha256(canonical(values).encode()).hexdigest()[:length]
+
+
+def text_digest(text: str, length: int = 16) -> str:
+    """A hexadecimal digest of one text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def seed_for(*parts: Any) -> int:
+    """A seed in `0 .. 2**63 - 1` that is a function of its parts alone, as `seed_for(run_seed, task_id, attempt, ask)`."""
+    return int.from_bytes(hashlib.sha256(canonical(parts).encode()).digest()[:8], "big") >> (64 - SEED_BITS)

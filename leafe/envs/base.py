@@ -1,0 +1,77 @@
+"""The contract of an environment: one class with `tasks`, `reset` and `step`, and a word about what rollback it can do.
+
+An instance holds one episode at a time. Limits are not its business: the horizon stands in the task and is counted by the
+explorer. `leafe check-env` proves what a class declares.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from leafe.records import Observation, Task
+
+
+class Fidelity(StrEnum):
+    """How an environment can be brought back to an earlier turn."""
+
+    SNAPSHOT = "snapshot"  # `restore(snapshot())` is exact; reset and replay is exact too
+    REPLAY = "replay"  # reset and the same actions give the same observations
+    NONE = "none"  # neither: exploration falls back to fresh attempts
+
+
+class Environment(ABC):
+    """A text world.
+
+    A whole environment of one's own:
+
+        class Lookup(Environment):
+            name, fidelity = "lookup", Fidelity.REPLAY
+
+            def tasks(self, split, count, seed=0):
+                return [Task(id=f"lookup-{i}", env="lookup", instruction="Find the key.", horizon=5) for i in range(count)]
+
+            def reset(self, task):
+                return Observation("You see a box and a jar.")
+
+            def step(self, action):
+                found = action == "open jar"
+                return Observation("The key!" if found else "Nothing.", done=found, success=found, reward=float(found))
+    """
+
+    name: ClassVar[str]
+    fidelity: ClassVar[Fidelity]
+    actions_help: str = ""  # one line for a person who plays, and for prompts
+
+    @abstractmethod
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
+        """`count` tasks of a split (`train`, `test`, ...): the same for the same arguments in every process.
+
+        Raises `UserError` when the split is unknown or holds fewer tasks.
+        """
+
+    @abstractmethod
+    def reset(self, task: Task) -> Observation:
+        """Starts the task anew and shows its first state."""
+
+    @abstractmethod
+    def step(self, action: str) -> Observation:
+        """Takes one action. Text that is no action changes nothing and is answered with what would be one."""
+
+    def snapshot(self) -> Any:
+        """The whole state of the episode, not shared with it. Only where `fidelity` is `snapshot`."""
+        raise NotImplementedError(f"{type(self).__name__} takes no snapshots")
+
+    def restore(self, snapshot: Any) -> None:
+        """Returns to a state that `snapshot` gave. Only where `fidelity` is `snapshot`."""
+        raise NotImplementedError(f"{type(self).__name__} takes no snapshots")
+
+    def expert(self) -> Sequence[str]:
+        """Actions that solve the task from the present state, fewest first; empty where none is known or none is left."""
+        return ()
+
+    def close(self) -> None:
+        """Lets go of whatever the environment holds."""
+        return None

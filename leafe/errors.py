@@ -1,0 +1,75 @@
+"""The one vocabulary of errors.
+
+    LeafeError
+    ├── UserError (ValueError)           bad input; the command line prints one sentence and exits with status 2
+    │   ├── UnknownName (LookupError)    a name that nothing answers to; carries the closest match
+    │   ├── MissingDependency (ImportError)
+    │   ├── CorruptFile                  a file that is there and cannot be read as what it should be
+    │   └── RunConflict                  a run directory that belongs to another configuration or another process
+    ├── EpisodeError (RuntimeError)      one episode is lost: recorded, counted by class, its siblings go on
+    │   ├── EnvironmentFailure           the environment raised
+    │   └── ReplayDiverged               a rollback did not reach the state that it should have reached
+    └── EngineError (RuntimeError)       no completion can be had: the stage stops and can be resumed
+
+A bug of ours is none of these: it keeps its own class and stops the run. A message says what was wanted, what was found and
+what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LeafeError(Exception):
+    """The root of everything that this package raises on purpose."""
+
+
+class UserError(LeafeError, ValueError):
+    """Input that cannot be used. The message is one sentence for the person who typed it."""
+
+
+class UnknownName(UserError, LookupError):
+    """A name that nothing answers to.
+
+    >>> raise UnknownName("environment", "sokobn", ["sokoban", "lookup"])
+    Traceback (most recent call last):
+    leafe.errors.UnknownName: unknown environment 'sokobn'; did you mean 'sokoban'? Known: lookup, sokoban
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
+
+
+class MissingDependency(UserError, ImportError):
+    """An optional library is absent. `install` is the command that mends it."""
+
+    def __init__(self, what: str, install: str) -> None:
+        super().__init__(f"{what} is not installed; type: {install}")
+
+
+class CorruptFile(UserError):
+    """A file that is there and cannot be read as what it should be."""
+
+
+class RunConflict(UserError):
+    """A run directory that belongs to another configuration or to another process."""
+
+
+class EpisodeError(LeafeError, RuntimeError):
+    """One episode is lost. It is recorded with the class's name and its siblings go on."""
+
+
+class EnvironmentFailure(EpisodeError):
+    """The environment raised while it was reset, stepped or restored."""
+
+
+class ReplayDiverged(EpisodeError):
+    """A rollback ended in another state than the one it should have restored. Such a branch is never trained on."""
+
+
+class EngineError(LeafeError, RuntimeError):
+    """No completion can be had. The stage stops; what was journaled is kept and a later run resumes."""

@@ -1,0 +1,276 @@
+"""The domain: frozen records, and the one way they become JSON and come back.
+
+A turn is stored once. A tree is turns with a parent; an attempt is a walk from its leaf to the root; an example is a walk plus a
+target. Every message says whether the policy sampled it, and loss masks come from that, never from roles. Turns count from 1:
+turn `t` is the action taken in the state after `t - 1` actions.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
+
+
+class StopReason(StrEnum):
+    """Why an attempt ended. What the environment decides and what a limit of ours decides never share a name."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"  # the environment ended the episode without success
+    TURN_LIMIT = "turn_limit"  # the task's horizon
+    TOKEN_LIMIT = "token_limit"  # the model's context is full
+    BUDGET = "budget"  # the task's interaction budget is used up
+    PARSE_ERROR = "parse_error"  # too many replies in a row that hold no action
+    REPLAY_DIVERGED = "replay_diverged"
+    ENVIRONMENT_ERROR = "environment_error"
+    CANCELLED = "cancelled"
+
+
+# Endings that say something about our plumbing and nothing about the policy. They are counted and never reflected or trained on.
+BROKEN = frozenset({StopReason.REPLAY_DIVERGED, StopReason.ENVIRONMENT_ERROR, StopReason.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem: `payload` is what the environment needs to set it up, JSON only; `horizon` is in turns."""
+
+    id: str
+    env: str
+    instruction: str
+    horizon: int
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the environment answers. `done` is its own ending, `success` its verdict; `info` is JSON and never shown to a policy."""
+
+    text: str
+    done: bool = False
+    success: bool = False
+    reward: float = 0.0
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat message. `sampled` is true when the policy wrote it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    sampled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a completion is drawn: natural-log temperature scaling, nucleus mass, and the most tokens to draw."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request to the policy. `seed` alone decides the draw; `purpose` is for counting and for what the prompt was made for."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    seed: int
+    purpose: Literal["act", "reflect", "feedback"] = "act"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine drew. `token_ids` are the sampled ids, the end token included, with one log-probability each.
+
+    `finish` is `stop` (the model ended), `length` (`max_tokens`) or `context` (the prompt left no room; nothing was drawn).
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish: Literal["stop", "length", "context"] = "stop"
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What a reflection says: the turn that went wrong (`1 ..`) and what to do instead, in words."""
+
+    turn: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One action and what came of it. `experience` is the advice that stood in the prompt at this very turn, if any.
+
+    `parsed` is false when the reply held no action; the environment was then given the reply's text as it was.
+    """
+
+    id: str
+    parent: str | None
+    index: int
+    attempt: int
+    action: str
+    parsed: bool
+    completion: Completion
+    observation: Observation
+    experience: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at the task, from the root or from a branching turn of an earlier attempt.
+
+    `parent` and `turn` are the attempt that was reflected on and the turn it was rolled back to; both are None for a try from the
+    root. `leaf` is the last turn of the walk, which for an attempt that took no turn is the branching point's own history.
+    """
+
+    index: int
+    depth: int
+    stop: StopReason
+    success: bool
+    reward: float
+    leaf: str | None
+    parent: int | None = None
+    turn: int | None = None
+    experience: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """What the policy said about an attempt after `after_turn` turns: every reply, and the experience if one of them parsed."""
+
+    attempt: int
+    after_turn: int
+    replies: tuple[Completion, ...]
+    experience: Experience | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What a task's exploration cost. `turns` is what the budget counts; the rest is counted apart."""
+
+    turns: int = 0
+    prompt_tokens: int = 0
+    sampled_tokens: int = 0
+    replayed_steps: int = 0
+    rollbacks: int = 0
+    reflections: int = 0
+    reflection_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Everything that was tried on one task. `method` names the explorer: `tree`, `independent` or `refine`."""
+
+    task: Task
+    method: str
+    root: Observation
+    turns: tuple[Turn, ...]
+    attempts: tuple[Attempt, ...]
+    reflections: tuple[Reflection, ...]
+    spend: Spend
+
+    def walk(self, leaf: str | None) -> tuple[Turn, ...]:
+        """The turns from the root to `leaf`, both ends included."""
+        by_id = {turn.id: turn for turn in self.turns}
+        path: list[Turn] = []
+        while leaf is not None:
+            path.append(by_id[leaf])
+            leaf = by_id[leaf].parent
+        return tuple(reversed(path))
+
+    def branch_turns(self) -> Iterator[tuple[Attempt, Turn]]:
+        """Each attempt that started at a rollback, with the revised turn it took there."""
+        first = {turn.attempt: turn for turn in reversed(self.turns)}
+        for attempt in self.attempts:
+            if attempt.turn is not None and attempt.index in first:
+                yield attempt, first[attempt.index]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training example: an experience-free prompt, and the sampled ids that the loss is taken on.
+
+    `origin` is the turn's id, `attempt` the attempt that sampled it; with `task` they lead back to the forest.
+    """
+
+    id: str
+    kind: Literal["counterfactual", "rehearsal"]
+    task: str
+    attempt: int
+    origin: str
+    messages: tuple[Message, ...]
+    target: str
+    target_ids: tuple[int, ...]
+    weight: float = 1.0
+
+
+def encode(value: Any) -> Any:
+    """A record as JSON-able data. Fields that hold their default are kept, so that a line explains itself."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {item.name: encode(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    return value
+
+
+@cache
+def _hints(record: type) -> dict[str, Any]:
+    return get_type_hints(record)
+
+
+def decode(kind: Any, data: Any) -> Any:
+    """The inverse of `encode` for a record type, checked field by field.
+
+    >>> decode(Experience, {"turn": 3, "text": "go left"})
+    Experience(turn=3, text='go left')
+
+    Raises `ValueError` when the data do not have the record's shape.
+    """
+    origin = get_origin(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _decode_record(kind, data)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ValueError(f"wanted a list, found {type(data).__name__}")
+        return tuple(decode(get_args(kind)[0], item) for item in data)
+    if origin in (Union, types.UnionType):
+        return None if data is None else decode(get_args(kind)[0], data)
+    if origin is Literal:
+        if data not in get_args(kind):
+            raise ValueError(f"wanted one of {get_args(kind)}, found {data!r}")
+        return data
+    return _decode_scalar(kind, origin, data)
+
+
+def _decode_record(kind: type, data: Any) -> Any:
+    hints = _hints(kind)
+    if not isinstance(data, dict) or not data.keys() <= hints.keys():
+        raise ValueError(f"wanted the fields of {kind.__name__}, found {data!r:.80}")
+    try:
+        return kind(**{name: decode(hints[name], item) for name, item in data.items()})
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__}: {error}") from None
+
+
+def _decode_scalar(kind: Any, origin: Any, data: Any) -> Any:
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(data)
+    wanted = dict if origin is not None else kind
+    accepted = (int, float) if wanted is float else (wanted,)
+    if kind is not Any and (not isinstance(data, accepted) or (isinstance(data, bool) and wanted is not bool)):
+        raise ValueError(f"wanted {getattr(wanted, '__name__', wanted)}, found {data!r:.80}")
+    return float(data) if wanted is float else data

@@ -72,6 +72,10 @@ class Environment(ABC):
         """Actions that solve the task from the present state, fewest first; empty where none is known or none is left."""
         return ()
 
+    def example_actions(self) -> Sequence[str]:
+        """Actions worth trying in the present state; they need not be all. `leafe check-env` draws its random play from them."""
+        return ()
+
     def close(self) -> None:
         """Lets go of whatever the environment holds."""
         return None

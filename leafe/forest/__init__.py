@@ -1,0 +1,1 @@
+"""The heart: exploration as generators of effects, and the one driver that carries the effects out."""

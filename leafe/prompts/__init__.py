@@ -1,0 +1,41 @@
+"""Prompt texts, one folder a profile and one file a purpose; a folder of the user's own works the same way.
+
+`terse` is what the bundled model was trained on, `full` is for instruction-tuned models. A file may be overridden for one environment
+by the same file in a subfolder with the environment's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from leafe.chat import Prompts, check_prompts
+from leafe.errors import UnknownName, UserError
+
+_HERE = Path(__file__).parent
+PROFILES = ("terse", "full")
+PURPOSES = tuple(item.name for item in fields(Prompts) if item.name != "form")
+
+
+def load_prompts(profile: str, environment: str) -> Prompts:
+    """The prompts of a profile (`terse`, `full`) or of a folder with the files of `PURPOSES` and a name ending in the form, for an environment.
+
+    A folder of one's own is read as tagged replies unless it holds a file `form.txt` with the word `bare`.
+    """
+    folder = _HERE / profile if profile in PROFILES else Path(profile)
+    if not folder.is_dir():
+        raise UnknownName("prompt profile (or folder)", profile, PROFILES)
+    texts = {}
+    for purpose in PURPOSES:
+        candidates = [folder / environment / f"{purpose}.txt", folder / f"{purpose}.txt"]
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
+            raise UserError(f"{folder} wants a file {purpose}.txt and has none; copy it from one of the profiles {', '.join(PROFILES)}")
+        texts[purpose] = path.read_text(encoding="utf-8")
+    form_file = folder / "form.txt"
+    form = form_file.read_text(encoding="utf-8").strip() if form_file.is_file() else "tags"
+    if form not in ("bare", "tags"):
+        raise UserError(f"{form_file} wants the word bare or tags and holds {form!r}")
+    prompts = Prompts(form="bare" if form == "bare" else "tags", **texts)
+    check_prompts(prompts)
+    return prompts

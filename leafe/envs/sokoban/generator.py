@@ -50,11 +50,15 @@ def scatter(recipe: Recipe, draw: random.Random) -> Level | None:
     return Level(rows, columns, frozenset(walls), targets, State(spots[0], boxes))
 
 
-def levels(recipe: Recipe, split: str, seed: int) -> Iterator[tuple[Level, int]]:
-    """An endless stream of distinct levels of a split, each with the length of its shortest solution."""
+def levels(recipe: Recipe, split: str, seed: int, patience: int = 50_000) -> Iterator[tuple[Level, int]]:
+    """Distinct levels of a split, each with the length of its shortest solution.
+
+    Ends after `patience` random boards in a row without a new level: small rooms hold few.
+    """
     draw = random.Random(seed_for("sokoban", seed, split))
     seen: set[str] = set()
-    while True:
+    idle = 0
+    while (idle := idle + 1) <= patience:
         level = scatter(recipe, draw)
         if level is None or split_of(level) != split:
             continue
@@ -67,4 +71,5 @@ def levels(recipe: Recipe, split: str, seed: int) -> Iterator[tuple[Level, int]]
         except SolverLimit:
             continue
         if moves is not None and recipe.min_length <= len(moves) <= recipe.max_length:
+            idle = 0
             yield level, len(moves)

@@ -1,0 +1,39 @@
+# `make quickstart` and `make test` need Python 3.11 or later with its venv module, and fetch the rest into .venv once.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2
+INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: quickstart test check
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/leafe run quickstart
+
+test: check
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-test
+	PYTHON=$(VENV)/bin/python scripts/check
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "leafe needs Python 3.11 or later and found no '$(PYTHON)'; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "leafe needs Python 3.11 or later and '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name another: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; \
+	  echo "Python's venv module is incomplete; on Debian and Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing leafe into $(VENV) (once; PyTorch is large, so this can take some minutes) ..."
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing leafe and its test tools into $(VENV) (once; PyTorch is large, so this can take some minutes) ..."
+	@$(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,168 @@
+"""History to messages, and replies to actions and reflections: the only place that knows what a prompt looks like.
+
+Rendering and parsing are inverses: `parse_action(render_action(a)) == a`, and likewise for reflections. A prompt is a function of
+records alone, so the same history gives the same prompt when it is sampled from, when it is trained on without its experiences, and
+when it is measured. Values are put into a template once and never read as templates themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from leafe.errors import UserError
+from leafe.records import Experience, Message, Observation, Task, Turn
+
+# What each template may name; anything else in braces is a mistake that is reported when the prompts are loaded.
+PLACES = {
+    "system": set(),
+    "first": {"instruction", "observation", "horizon"},
+    "turn": {"turn", "observation", "horizon", "instruction"},
+    "experience": {"experience"},
+    "reflect": {"turn"},
+    "reflect_end": {"turn"},
+    "feedback": {"experiences"},
+}
+_PLACE = re.compile(r"\{([a-z_]+)\}")
+_TAGGED_ACTION = re.compile(r"<action>([^<>]*)</action>\s*\Z")
+_TAGGED_REFLECTION = re.compile(r"<turn>\s*(\d{1,6}|none)\s*</turn>\s*(?:<experience>(.*?)</experience>)?\s*\Z", re.DOTALL)
+_BARE_REFLECTION = re.compile(r"\s*turn (\d{1,6}|none)(?:: (.+))?\s*\Z", re.DOTALL)
+
+
+class Unreadable(ValueError):
+    """A reply that does not have the form that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The templates of one profile. `form` is how replies look: `bare` text, or `tags` (`<think>`, `<action>`, ...)."""
+
+    system: str
+    first: str
+    turn: str
+    experience: str
+    reflect: str
+    reflect_end: str
+    feedback: str
+    form: Literal["bare", "tags"] = "tags"
+
+
+def check_prompts(prompts: Prompts) -> None:
+    """Raises `UserError` when a template names a value that it cannot have."""
+    for purpose, allowed in PLACES.items():
+        unknown = set(_PLACE.findall(getattr(prompts, purpose))) - allowed
+        if unknown:
+            wanted = ", ".join(f"{{{name}}}" for name in sorted(allowed)) or "no value"
+            raise UserError(f"the prompt {purpose!r} may name {wanted} and names {{{sorted(unknown)[0]}}}")
+
+
+def fill(template: str, **values: str | int) -> str:
+    """Puts values where a template names them, once: braces inside a value stay what they are."""
+    return _PLACE.sub(lambda match: str(values[match.group(1)]), template)
+
+
+def turn_text(prompts: Prompts, task: Task, turn: int, observation: str) -> str:
+    """What the policy reads before it takes turn `turn`."""
+    template = prompts.first if turn == 1 else prompts.turn
+    return fill(template, turn=turn, observation=observation, horizon=task.horizon, instruction=task.instruction)
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What is told beside the history: `advice` for the turn about to be taken, `feedback` from earlier tries for the whole episode."""
+
+    advice: str | None = None
+    feedback: tuple[str, ...] = ()
+
+
+def act_messages(prompts: Prompts, task: Task, root: Observation, walk: Sequence[Turn], notes: Notes = Notes()) -> tuple[Message, ...]:
+    """The prompt for the turn after `walk`, every experience of the walk in its place."""
+    messages = _history(prompts, task, root, walk, notes.feedback)
+    if notes.advice is not None:
+        messages[-1] = _extended(messages[-1], fill(prompts.experience, experience=notes.advice))
+    return tuple(messages)
+
+
+def reflect_messages(prompts: Prompts, task: Task, root: Observation, walk: Sequence[Turn], *, ended: bool) -> tuple[Message, ...]:
+    """The prompt that asks where the walk went wrong; `ended` says whether the attempt is over."""
+    messages = _history(prompts, task, root, walk, ())
+    messages[-1] = _extended(messages[-1], fill(prompts.reflect_end if ended else prompts.reflect, turn=len(walk)))
+    return tuple(messages)
+
+
+def bare_messages(prompts: Prompts, task: Task, root: Observation, walk: Sequence[Turn]) -> tuple[Message, ...]:
+    """The experience-free prompt for the turn after `walk`: what a model without any advice would have read there."""
+    return tuple(_history(prompts, task, root, [_without_experience(turn) for turn in walk], ()))
+
+
+def _without_experience(turn: Turn) -> Turn:
+    return Turn(turn.id, turn.parent, turn.index, turn.attempt, turn.action, turn.parsed, turn.completion, turn.observation, None)
+
+
+def _history(prompts: Prompts, task: Task, root: Observation, walk: Sequence[Turn], feedback: tuple[str, ...]) -> list[Message]:
+    messages = [Message("system", fill(prompts.system))] if prompts.system else []
+    observation = root
+    for number in range(1, len(walk) + 2):
+        content = turn_text(prompts, task, number, observation.text)
+        if number == 1 and feedback:
+            content += fill(prompts.feedback, experiences="\n".join(f"- {text}" for text in feedback))
+        if number > len(walk):
+            return [*messages, Message("user", content)]
+        turn = walk[number - 1]
+        if turn.experience is not None:
+            content += fill(prompts.experience, experience=turn.experience)
+        messages += [Message("user", content), Message("assistant", turn.completion.text, sampled=True)]
+        observation = turn.observation
+    raise AssertionError("unreachable: the loop returns at its last number")
+
+
+def _extended(message: Message, text: str) -> Message:
+    return Message(message.role, message.content + text, message.sampled)
+
+
+def render_action(prompts: Prompts, action: str) -> str:
+    """A reply that takes an action."""
+    return action if prompts.form == "bare" else f"<action>{action}</action>"
+
+
+def parse_action(prompts: Prompts, reply: str) -> str:
+    """The action that a reply takes. Raises `Unreadable` when there is not exactly one, at the end of the reply."""
+    if prompts.form == "bare":
+        action = reply.strip()
+        if not action or "\n" in action:
+            raise Unreadable("wanted one line with an action")
+        return action
+    found = _TAGGED_ACTION.search(reply)
+    if found is None or reply.count("<action>") != 1 or not found.group(1).strip():
+        raise Unreadable("wanted one <action>...</action> at the end")
+    return found.group(1).strip()
+
+
+def render_reflection(prompts: Prompts, experience: Experience | None) -> str:
+    """A reply that names a turn and an experience, or (None) says that nothing went wrong."""
+    if prompts.form == "bare":
+        return "turn none" if experience is None else f"turn {experience.turn}: {experience.text}"
+    if experience is None:
+        return "<turn>none</turn>"
+    return f"<turn>{experience.turn}</turn>\n<experience>{experience.text}</experience>"
+
+
+def parse_reflection(prompts: Prompts, reply: str, turns: int) -> Experience | None:
+    """The experience that a reply names, or None when it says that nothing went wrong.
+
+    Raises `Unreadable` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped.
+    """
+    pattern = _BARE_REFLECTION if prompts.form == "bare" else _TAGGED_REFLECTION
+    found = pattern.match(reply) if prompts.form == "bare" else pattern.search(reply)
+    if found is None or (prompts.form == "tags" and (reply.count("<turn>") != 1 or reply.count("<experience>") > 1)):
+        raise Unreadable("wanted one turn and one experience")
+    number, text = found.group(1), (found.group(2) or "").strip()
+    if number == "none":
+        return None
+    if not 1 <= int(number) <= turns:
+        raise Unreadable(f"wanted a turn from 1 to {turns}, found {number}")
+    if not text:
+        raise Unreadable("wanted an experience in words")
+    return Experience(int(number), text)

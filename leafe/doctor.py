@@ -1,0 +1,158 @@
+"""What this machine has and lacks, each with the command that mends it.
+
+Looks at metadata and at the system's own files; imports none of the libraries it speaks of, so it answers where they are broken.
+What is wanted is read from the package's own metadata and stands nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+GIB = 2**30
+INSTALL = "pip install -c constraints.txt"  # in the repository's folder, as everything that mends a package
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `missing` keeps leafe from working, `optional` does not; `mend` is what to do, empty for nothing."""
+
+    what: str
+    found: str
+    verdict: Literal["ok", "missing", "optional"]
+    mend: str = ""
+
+
+def examine(runs: Path = Path("runs")) -> list[Finding]:
+    """Everything that is looked at, the necessary first. `runs` is where run directories are to go."""
+    return [
+        python_finding(sys.version_info[:3]),
+        *_own_findings(),
+        model_finding(Path(str(files("leafe"))) / "nano"),
+        writable_finding(runs),
+        cores_finding(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+        bfloat16_finding(_read(Path("/proc/cpuinfo"))),
+        memory_finding(_available_memory(_read(Path("/proc/meminfo")))),
+        accelerator_finding(Path("/dev")),
+    ]
+
+
+def python_finding(found: tuple[int, ...]) -> Finding:
+    """The interpreter; `found` is its version."""
+    ok = found >= (3, 11)
+    mend = "" if ok else "make a new environment with Python 3.11 or later"
+    return Finding("Python", ".".join(map(str, found)), "ok" if ok else "missing", mend)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _own_findings() -> Iterator[Finding]:
+    if not _installed("leafe"):
+        yield Finding("leafe", "on the path and not installed", "missing", f"{INSTALL} -e .")
+        return
+    yield from package_findings(metadata("leafe").get_all("Requires-Dist") or [])
+
+
+def package_findings(requirements: list[str], installed: Callable[[str], str | None] = _installed) -> Iterator[Finding]:
+    """One finding for each requirement of the package, those of extras after the necessary ones.
+
+    >>> list(package_findings(["rich>=14"], {"rich": "15.0"}.get))
+    [Finding(what='rich', found='15.0', verdict='ok', mend='')]
+    """
+    parsed = [Requirement(text) for text in requirements]
+    for requirement in sorted(parsed, key=lambda one: (_extra(one), one.name.lower())):
+        found, extra = installed(requirement.name), _extra(requirement)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if found is not None and requirement.specifier.contains(found, prereleases=True):
+            yield Finding(requirement.name, found, "ok")
+            continue
+        wanted = f"{found or 'not installed'}, wanted {requirement.specifier or 'any version'}"
+        mend = f"{INSTALL} -e '.[{extra}]'" if extra else f"{INSTALL} -e ."
+        yield Finding(requirement.name, wanted, "optional" if extra else "missing", mend)
+
+
+def _extra(requirement: Requirement) -> str:
+    """The extra that a requirement belongs to, empty for a necessary one."""
+    _, found, name = str(requirement.marker or "").partition("extra == ")
+    return name.strip("\"' )").partition('"')[0] if found else ""
+
+
+def model_finding(folder: Path) -> Finding:
+    """The bundled model; `folder` holds its checkpoints."""
+    checkpoints = sorted(path.parent for path in folder.glob("checkpoint*/model.safetensors"))
+    if checkpoints:
+        return Finding("bundled model", ", ".join(path.name for path in checkpoints), "ok")
+    return Finding("bundled model", "no weights in the package", "missing", "git restore leafe/nano")
+
+
+def writable_finding(runs: Path) -> Finding:
+    """Whether run directories can be made in `runs`, which need not exist yet."""
+    place = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return Finding("run directories", f"{runs} can be written", "ok")
+    return Finding(
+        "run directories", f"{place} cannot be written", "missing", "give another directory: leafe run RECIPE --out DIRECTORY"
+    )
+
+
+def cores_finding(cores: int) -> Finding:
+    """How many cores this process may use."""
+    return Finding("processor cores", str(cores), "ok")
+
+
+def bfloat16_finding(cpuinfo: str | None) -> Finding:
+    """Whether the processor multiplies bfloat16 itself; `cpuinfo` is the text of `/proc/cpuinfo`, None where there is none."""
+    if cpuinfo is None:
+        return Finding("bfloat16 on the processor", f"unknown on {platform.system()}", "optional")
+    lines = [line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))]
+    having = sorted(BFLOAT16_FLAGS.intersection(*lines)) if lines else []
+    if having:
+        return Finding("bfloat16 on the processor", ", ".join(having), "ok")
+    return Finding("bfloat16 on the processor", "not in hardware; float32 is faster", "optional", "keep engine.dtype=float32")
+
+
+def memory_finding(available: int | None) -> Finding:
+    """How much memory is free, in bytes; None where it is unknown."""
+    if available is None:
+        return Finding("free memory", f"unknown on {platform.system()}", "optional")
+    if available >= 2 * GIB:
+        return Finding("free memory", f"{available / GIB:.1f} GiB", "ok")
+    return Finding("free memory", f"{available / GIB:.1f} GiB, wanted 2", "optional", "close other programs, or lower engine.slots")
+
+
+def accelerator_finding(devices: Path) -> Finding:
+    """Whether there is a GPU; `devices` is the folder of device files. The bundled model needs none."""
+    count = len([path for path in devices.glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()])
+    if count or (devices / "kfd").exists():
+        return Finding("accelerator", f"{count} NVIDIA" if count else "AMD", "ok")
+    return Finding("accelerator", "none; the bundled model needs none", "optional")
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _available_memory(meminfo: str | None) -> int | None:
+    for line in (meminfo or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None

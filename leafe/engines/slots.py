@@ -1,0 +1,219 @@
+"""The key-value cache in blocks, and the attention that reads it: one flat row of tokens from many requests per forward pass.
+
+The invariant: the numbers computed for a token depend on its conversation alone. Each token attends to whole blocks up to its own,
+whatever else is in the batch; query rows are padded to multiples of four, because matrix products of one to three rows are summed in
+another order; and masked keys add exact zeros. A prefix that was computed by another request, or token by token, is therefore the same
+bits. `benchmarks/engine.py` and the tests measure that.
+
+The attention is registered with transformers under `ATTENTION` and is plain scaled-dot-product attention for any other caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from leafe.errors import EngineError
+
+ATTENTION = "leafe_blocks"
+QUERY_MULTIPLE = 4
+TOKEN_MULTIPLE = 16
+# A tile's keys and values should stay in the processor's cache between being gathered and being read.
+TILE_BYTES = 3 << 20
+
+
+@dataclass(slots=True)
+class Piece:
+    """Tokens of one request to compute: `ids` stand at positions `start ..`, and `blocks` is the request's block table."""
+
+    ids: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+
+
+@dataclass(slots=True)
+class Tile:
+    """Rows of queries that all end in block number `depth` of their requests and so see the same number of keys."""
+
+    rows: int
+    queries: int
+    keys: int
+    take: torch.Tensor  # (rows * queries) places in the flat row of tokens
+    positions: torch.Tensor  # (rows * queries)
+    blocks: torch.Tensor  # (rows * (depth + 1))
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """(rows, 1, queries, keys): zero where a key may be seen, minus infinity elsewhere."""
+        if window not in self.masks:
+            key = torch.arange(self.keys, device=self.positions.device)
+            hidden = key > self.positions[:, None]
+            if window is not None:
+                hidden |= key <= self.positions[:, None] - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            self.masks[window] = mask.view(self.rows, 1, self.queries, self.keys)
+        return self.masks[window]
+
+
+class BlockCache:
+    """Keys and values of every layer, `blocks` blocks of `size` tokens each. Block 0 takes what nobody reads."""
+
+    def __init__(self, blocks: int, size: int) -> None:
+        self.blocks = blocks
+        self.size = size
+        self.layers: dict[int, torch.Tensor] = {}
+        self._gathered: torch.Tensor | None = None  # reused: fresh memory of this size costs more than the copy
+
+    @property
+    def row_bytes(self) -> int:
+        """What one token's keys and values take in one layer; 1 before anything was stored."""
+        some = next(iter(self.layers.values()), None)
+        return 1 if some is None else some[0, 0].nbytes
+
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor) -> None:
+        """Writes keys and values (1, heads, tokens, width) at flat places (tokens)."""
+        both = torch.cat((key[0], value[0]), dim=-1).transpose(0, 1)
+        if layer not in self.layers:
+            self.layers[layer] = _lazy_zeros((self.blocks, self.size, *both.shape[1:]), both)
+        self.layers[layer].view(-1, *both.shape[1:]).index_copy_(0, places, both)
+
+    def read(self, layer: int, tile: Tile, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (rows, heads, keys, width) of a tile; `width` is that of a key."""
+        data = self.layers[layer]
+        count = tile.blocks.shape[0]
+        if self._gathered is None or self._gathered.shape[0] < count:
+            self._gathered = data.new_empty(max(count, TILE_BYTES // data[0].nbytes), *data.shape[1:])
+        torch.index_select(data, 0, tile.blocks, out=self._gathered[:count])
+        both = self._gathered[:count].view(tile.rows, tile.keys, *data.shape[2:]).transpose(1, 2)
+        return both[..., :width], both[..., width:]
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies whole blocks, `(source, target)` each, in every layer."""
+        if pairs and self.layers:
+            some = next(iter(self.layers.values()))
+            source, target = torch.tensor(pairs, device=some.device).unbind(1)
+            for data in self.layers.values():
+                data.index_copy_(0, target, data.index_select(0, source))
+
+
+@dataclass(slots=True)
+class Batch:
+    """One forward pass: the flat row of tokens, where their keys go, and the tiles that attention works in."""
+
+    cache: BlockCache
+    ids: torch.Tensor  # (1, tokens)
+    positions: torch.Tensor  # (1, tokens)
+    places: torch.Tensor  # (tokens)
+    last: torch.Tensor  # (pieces) the place of each piece's last token
+    tiles: list[Tile]
+
+
+@dataclass(slots=True)
+class _Span:
+    """The part of a piece that lies in one block."""
+
+    first: int
+    start: int
+    count: int
+    blocks: Sequence[int]
+
+
+def plan(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Batch:
+    """Lays pieces out for one forward pass."""
+    size, row_bytes = cache.size, cache.row_bytes
+    ids: list[int] = []
+    positions: list[int] = []
+    places: list[int] = []
+    last: list[int] = []
+    spans: dict[tuple[int, bool], list[_Span]] = {}
+    for piece in pieces:
+        first, stop = len(ids), piece.start + len(piece.ids)
+        ids += piece.ids
+        positions += range(piece.start, stop)
+        last.append(len(ids) - 1)
+        for depth in range(piece.start // size, (stop - 1) // size + 1):
+            start, end = max(piece.start, depth * size), min(stop, (depth + 1) * size)
+            here = piece.blocks[depth] * size - depth * size
+            places += range(here + start, here + end)
+            span = _Span(first + start - piece.start, start, end - start, piece.blocks[: depth + 1])
+            spans.setdefault((depth, end - start <= QUERY_MULTIPLE), []).append(span)
+    padding = TOKEN_MULTIPLE - len(ids) % TOKEN_MULTIPLE  # at least one, for the padded queries of a tile
+    nowhere = len(ids)
+    for padded in (ids, positions, places):
+        padded += [0] * padding
+    tiles = [
+        _tile(spans[key][index : index + rows], nowhere, size, device)
+        for key in sorted(spans)
+        for rows in [max(1, TILE_BYTES // ((key[0] + 1) * size * row_bytes))]
+        for index in range(0, len(spans[key]), rows)
+    ]
+    last += last[-1:] * max(0, QUERY_MULTIPLE - len(last))
+    flat = torch.tensor([ids, positions, places], device=device)
+    return Batch(cache, flat[0:1], flat[1:2], flat[2], torch.tensor(last, device=device), tiles)
+
+
+def _tile(spans: Sequence[_Span], nowhere: int, size: int, device: torch.device) -> Tile:
+    queries = max(span.count for span in spans)
+    queries += -queries % QUERY_MULTIPLE
+    take: list[int] = []
+    positions: list[int] = []
+    for span in spans:
+        padding = queries - span.count
+        take += [*range(span.first, span.first + span.count), *([nowhere] * padding)]
+        positions += [*range(span.start, span.start + span.count), *([span.start] * padding)]
+    flat = torch.tensor([take, positions], device=device)
+    blocks = torch.tensor([block for span in spans for block in span.blocks], device=device)
+    return Tile(len(spans), queries, len(spans[0].blocks) * size, flat[0], flat[1], blocks)
+
+
+def attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention over the blocks of `options["batch"]`, a `Batch`; without one, transformers' own scaled-dot-product attention.
+
+    `query`, `key` and `value` are (1, heads, tokens, width); the result is (1, tokens, heads, width).
+    """
+    batch: Batch | None = options.pop("batch", None)
+    if batch is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return output, None
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if unknown:
+        raise EngineError(f"the model's attention needs {unknown[0]!r}, which the in-process engine lacks; serve it over HTTP instead")
+    heads, tokens, width = query.shape[1:]
+    layer: int = module.layer_idx
+    batch.cache.store(layer, key, value, batch.places)
+    flat = query[0].transpose(0, 1).reshape(tokens, heads * width)
+    output = flat.new_zeros(tokens, heads * value.shape[-1])
+    for tile in batch.tiles:
+        keys, values = batch.cache.read(layer, tile, width)
+        part = F.scaled_dot_product_attention(
+            flat.index_select(0, tile.take).view(tile.rows, tile.queries, heads, width).transpose(1, 2),
+            keys,
+            values,
+            attn_mask=tile.mask(options.get("sliding_window"), query.dtype),
+            scale=options.get("scaling"),
+            enable_gqa=heads != key.shape[1],
+        )
+        output.index_copy_(0, tile.take, part.transpose(1, 2).reshape(tile.rows * tile.queries, -1))
+    return output.view(1, tokens, heads, -1), None
+
+
+def _lazy_zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zeros that take no memory on a CPU until they are written to."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    bits = np.zeros(shape, dtype=np.dtype(f"u{like.element_size()}"))
+    return torch.from_numpy(bits.view(np.int8)).view(like.dtype)
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

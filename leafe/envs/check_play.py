@@ -1,0 +1,107 @@
+"""The part of `leafe check-env` that plays: episodes by the expert, at random and mixed, recorded with all that was odd in them.
+
+A recorder judges nothing; `check` turns what it noted into findings. Actions come from `example_actions`, else from the experts'.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from leafe.digest import canonical
+from leafe.envs.world import World
+from leafe.errors import EpisodeError
+from leafe.records import Observation, Task, encode
+
+NO_ACTIONS = ("", "   ", "xyzzy plugh", "up down; rm", "\n\n", "é 漢 🙂", "word " * 500)
+KINDS = ("expert", "random", "mixed")
+LONGEST = 100  # turns of a random episode, where the horizon is longer
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What was played: `digests` are the reset's and one for each action; `done` and `success` are the last observation's."""
+
+    kind: str
+    task: Task
+    actions: tuple[str, ...]
+    digests: tuple[str, ...]
+    done: bool
+    success: bool
+
+
+class Recorder:
+    """Plays in one world and notes episodes, seconds, improper observations, and ended episodes that went on."""
+
+    def __init__(self, world: World, draw: random.Random) -> None:
+        self.episodes: list[Episode] = []
+        self.improper: list[str] = []
+        self.went_on: list[str] = []
+        self.seconds: dict[str, list[float]] = {"reset": [], "step": [], "rollback": [], "replay": []}
+        self._world, self._draw = world, draw
+        self._vocabulary: list[str] = []
+
+    def record(self, tasks: Sequence[Task]) -> None:
+        """Each task as the expert, at random, and as the expert for a while and then at random."""
+        for task in tasks:
+            self._world.reset(task)
+            self._vocabulary += [action for action in self._world.environment.expert() if action not in self._vocabulary]
+        for task in tasks:
+            for kind in KINDS:
+                self._play(task, kind)
+
+    def _play(self, task: Task, kind: str) -> None:
+        world = self._world
+        self.see(self.timed("reset", world.reset, task))
+        plan = list(world.environment.expert()) if kind != "random" else []
+        if kind == "expert" and not plan:
+            return
+        if kind == "mixed":
+            plan = plan[: self._draw.randrange(len(plan) + 1)]
+        longest = len(plan) if kind == "expert" else min(max(task.horizon, len(plan)), LONGEST)
+        while not world.observation.done and len(world.actions) < longest:
+            turn = len(world.actions)
+            self.see(self.timed("step", world.step, plan[turn] if turn < len(plan) else self.any_action()))
+        last = world.observation
+        self.episodes.append(Episode(kind, task, world.actions, world.digests, last.done, last.success))
+        if last.done:
+            self._play_past_the_end(last)
+
+    def _play_past_the_end(self, last: Observation) -> None:
+        """Acts in an ended episode. The world is reset before it is used again, so a failure here spoils nothing else."""
+        for action in (*self._world.actions[-1:], NO_ACTIONS[2], self.any_action()):
+            try:
+                after = self._world.step(action)
+            except EpisodeError as error:
+                self.went_on.append(f"{action!r:.60} after the end: {error}")
+                return
+            if (after.done, after.success) != (last.done, last.success):
+                self.went_on.append(f"{action!r:.60} after the end gave done={after.done}, success={after.success}")
+
+    def any_action(self) -> str:
+        """One action for the world's present state."""
+        return self._draw.choice(list(self._world.environment.example_actions()) or self._vocabulary or list(NO_ACTIONS))
+
+    def see(self, observation: Observation) -> None:
+        """Notes what is wrong with an observation's form."""
+        text = observation.text
+        if not isinstance(text, str) or not text.strip():
+            self.improper.append(f"wanted some text, found {text!r:.80}")
+            return
+        strange = [character for character in text if not (character.isprintable() or character in "\n\t")]
+        if strange:
+            self.improper.append(f"the character {strange[0]!r} is not printable, in {text[:80]!r}")
+        try:
+            canonical(encode(observation))
+        except (TypeError, ValueError) as error:
+            self.improper.append(f"an observation is no JSON ({error}): {observation!r:.160}")
+
+    def timed(self, kind: str, call: Callable[..., Observation], *arguments: Any, **named: Any) -> Observation:
+        """A call, its seconds noted."""
+        start = perf_counter()
+        answer = call(*arguments, **named)
+        self.seconds[kind].append(perf_counter() - start)
+        return answer

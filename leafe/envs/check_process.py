@@ -1,0 +1,62 @@
+"""The part of `leafe check-env` that runs in a process of its own: the same tasks and the same episodes, with another hash seed.
+
+Question and answer go through files, for an environment may write to its output what it likes. What crosses is configuration and
+digests, never an instance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leafe.digest import canonical, digest
+from leafe.envs.registry import make
+from leafe.envs.world import World
+from leafe.errors import EnvironmentFailure
+from leafe.records import encode
+
+LIMIT = 600  # seconds
+
+
+def ask_another_process(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Has `answer` called in a fresh interpreter whose strings hash otherwise. Raises `EnvironmentFailure` when it fails there.
+
+    `request` holds `spec`, `arguments`, `split`, `count`, `seed` and `episodes`, each of these a task's number and its actions.
+    """
+    hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": hash_seed}
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answered = Path(folder, "request.json"), Path(folder, "response.json")
+        asked.write_text(canonical(encode(request)), encoding="utf-8")
+        code = "import sys; from leafe.envs.check_process import answer; answer(sys.argv[1], sys.argv[2])"
+        command = [sys.executable, "-c", code, str(asked), str(answered)]
+        try:
+            done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=LIMIT, check=False)
+        except subprocess.TimeoutExpired:
+            raise EnvironmentFailure(f"a second process did not come to an end in {LIMIT} s") from None
+        if done.returncode or not answered.exists():
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise EnvironmentFailure(f"a second process failed: {last[:300]}")
+        return dict(json.loads(answered.read_text(encoding="utf-8")))
+
+
+def answer(request_path: str, response_path: str) -> None:
+    """What the second process does: draws the tasks, plays the asked episodes, writes the digests."""
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    world = World(make(request["spec"], request["arguments"]))
+    tasks = list(world.environment.tasks(request["split"], request["count"], request["seed"]))
+    episodes = []
+    for episode in request["episodes"] if len(tasks) == request["count"] else []:
+        world.reset(tasks[episode["task"]])
+        for action in episode["actions"]:
+            world.step(action)
+        episodes.append(world.digests)
+    world.close()
+    response = {"tasks": digest([encode(task) for task in tasks]), "episodes": encode(episodes)}
+    Path(response_path).write_text(canonical(response), encoding="utf-8")

@@ -1,0 +1,127 @@
+"""Environments by name: those that ship, those that other packages offer, and any class as `module:Class`.
+
+Another package offers its classes through the entry point group `leafe.environments`; a shipped name always means the shipped
+class. Nothing is imported from another package before it is asked for by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import types
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from leafe.envs.base import Environment
+from leafe.envs.fakes import Lookup, SlipperySokoban
+from leafe.envs.sokoban.environment import Sokoban
+from leafe.errors import UnknownName, UserError
+from leafe.records import decode
+
+GROUP = "leafe.environments"
+SHIPPED: dict[str, tuple[type[Environment], str]] = {
+    "sokoban": (Sokoban, "push boxes onto targets; generated levels or Boxoban files; exact snapshots"),
+    "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
+    "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
+}
+
+
+def _offered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def known() -> dict[str, str]:
+    """Every name that `make` answers to, with a line about it."""
+    return {name: f"from {point.value}" for name, point in _offered().items()} | {name: line for name, (_, line) in SHIPPED.items()}
+
+
+def make(spec: str, args: Mapping[str, Any] | None = None) -> Environment:
+    """A fresh environment: `make("sokoban", {"boxes": 2})`, `make("my_package.worlds:Maze")`.
+
+    Raises `UnknownName` for a name that nothing answers to and `UserError` for a class or arguments that do not fit.
+    """
+    chosen, given = _find(spec), dict(args or {})
+    accepted = _accepted(chosen)
+    for name, value in given.items():
+        if name not in accepted and None not in accepted:
+            listed = ", ".join(str(one) for one in accepted) or "none"
+            raise UserError(f"{spec} takes no argument {name!r}; accepted: {listed}")
+        _check_type(spec, name, value, accepted.get(name, Any))
+    try:
+        inspect.signature(chosen).bind(**given)
+    except TypeError as error:
+        listed = ", ".join(str(one) for one in accepted if one) or "none"
+        raise UserError(f"{spec} cannot be made from {given}: {error}; accepted: {listed}") from None
+    return chosen(**given)
+
+
+def _find(spec: str) -> type[Environment]:
+    if spec in SHIPPED:
+        return SHIPPED[spec][0]
+    if ":" in spec:
+        return _checked(spec, _import(spec))
+    offered = _offered()
+    if spec not in offered:
+        raise UnknownName("environment", spec, known())
+    try:
+        return _checked(spec, offered[spec].load())
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"environment {spec!r} is offered by {offered[spec].value} and cannot be loaded: {error}") from error
+
+
+def _import(spec: str) -> Any:
+    module, _, name = spec.partition(":")
+    # An installed command does not look into the working directory, where a person's class lies. Last, so that it hides nothing.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot import {module!r} for the environment {spec!r}: {error}; write module:Class") from error
+    if not hasattr(found, name):
+        classes = [key for key, value in vars(found).items() if inspect.isclass(value) and issubclass(value, Environment)]
+        raise UnknownName(f"environment class of {module}", name, classes)
+    return getattr(found, name)
+
+
+def _checked(spec: str, found: Any) -> type[Environment]:
+    if not (inspect.isclass(found) and issubclass(found, Environment)):
+        raise UserError(f"{spec!r} is no leafe.envs.base.Environment but {found!r:.80}; derive it from that class")
+    if inspect.isabstract(found) or not hasattr(found, "name") or not hasattr(found, "fidelity"):
+        raise UserError(f"environment {spec!r} lacks something: define name, fidelity, tasks, reset and step")
+    return found
+
+
+def _accepted(chosen: type[Environment]) -> dict[str | None, Any]:
+    """The constructor's arguments with their types, those that `**settings` hands up included; the key None stands for any."""
+    accepted: dict[str | None, Any] = {}
+    for owner in chosen.__mro__:
+        if "__init__" not in vars(owner) or owner is object:
+            continue
+        hints = get_type_hints(vars(owner)["__init__"])
+        parameters = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                accepted.setdefault(parameter.name, hints.get(parameter.name, Any))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return accepted
+    return {**accepted, None: Any} if accepted else {}
+
+
+def _check_type(spec: str, name: str, value: Any, kind: Any) -> None:
+    """Refuses a plain value of the wrong type, as `boxes=two` from a command line; richer types are the class's own business."""
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    plain = [part for part in parts if part in (bool, int, float, str)]
+    if not plain or len(plain) + (type(None) in parts) != len(parts) or (value is None and type(None) in parts):
+        return
+    for part in plain:
+        try:
+            decode(part, value)
+            return
+        except ValueError:
+            continue
+    wanted = " or ".join(part.__name__ for part in plain)
+    raise UserError(f"{spec} wants {name} as {wanted}; found {value!r}")

@@ -1,0 +1,130 @@
+"""Arms side by side: Pass@k of each, and the paired difference to the arm that training started from.
+
+A k is absent where an arm, or the base it is compared with, has fewer attempts than that. Fractions are kept as they are and become
+percent only in the formatting functions at the end, which the terminal and the page share. Nothing is read or printed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from leafe.errors import UnknownName, UserError
+from leafe.evaluate.outcomes import ArmOutcomes
+from leafe.evaluate.passk import Counts, Interval, Resampling, mean_pass_at_k, paired_difference, powers_of_two_up_to
+from leafe.records import encode
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """One arm. `minus_base` is empty for the base itself and where there is no base; `turns` and `tokens` are totals."""
+
+    name: str
+    pass_at_k: Mapping[int, Interval]
+    minus_base: Mapping[int, Interval]
+    turns: int
+    tokens: int
+    errors: Mapping[str, int]
+    tasks: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The arms in the order in which they were given, and the confidence of every interval."""
+
+    arms: tuple[ArmResult, ...]
+    confidence: float = 0.95
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Every k that some arm was measured at, ascending."""
+        return tuple(sorted({k for arm in self.arms for k in arm.pass_at_k}))
+
+    def as_json(self) -> dict[str, Any]:
+        """The comparison as JSON, k as text, fractions in 0 .. 1."""
+        return {
+            "arms": [
+                {
+                    "name": arm.name,
+                    "pass_at_k": {str(k): encode(interval) for k, interval in arm.pass_at_k.items()},
+                    "minus_base": {str(k): encode(interval) for k, interval in arm.minus_base.items()},
+                    "turns": arm.turns,
+                    "tokens": arm.tokens,
+                    "errors": dict(arm.errors),
+                }
+                for arm in self.arms
+            ]
+        }
+
+
+def compare(
+    arms: Sequence[ArmOutcomes], *, base: str | None = "base", ks: Sequence[int] = (), how: Resampling = Resampling()
+) -> Comparison:
+    """Pass@k of every arm at `ks` (by default the powers of two up to its own number of samples), and its difference to `base`.
+
+    An arm named `RUN:arm` is compared with `base` where an arm has exactly that name, and with `RUN:base` of its own run otherwise.
+    With `base` None nothing is subtracted. Raises `UserError` for an unfinished evaluation, an arm that stands there twice, a base that
+    is not there, a `k` in `ks` beyond an arm's samples, and arms that were not measured on their base's tasks.
+    """
+    names = [arm.name for arm in arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"the arm {name!r} stands there twice; give each run once")
+    counts = {arm.name: arm.counts() for arm in arms}
+    bases = {name: None if base is None else counts[_base_of(name, names, base)] for name in names}
+    return Comparison(tuple(_result(arm, counts[arm.name], bases[arm.name], ks, how) for arm in arms), how.confidence)
+
+
+def _base_of(name: str, names: Sequence[str], base: str) -> str:
+    run, colon, _ = name.rpartition(":")
+    for candidate in (base, f"{run}{colon}{base}"):
+        if candidate in names:
+            return candidate
+    raise UnknownName("arm", f"{run}{colon}{base}", names)
+
+
+def _result(arm: ArmOutcomes, counts: Counts, base: Counts | None, ks: Sequence[int], how: Resampling) -> ArmResult:
+    own = tuple(ks) or powers_of_two_up_to(counts.samples)
+    shared = [] if base is None or base is counts else [k for k in own if k <= base.samples]
+    return ArmResult(
+        name=arm.name,
+        pass_at_k={k: mean_pass_at_k(counts, k, how) for k in own},
+        minus_base={k: paired_difference(counts, base, k, how) for k in shared if base is not None},
+        turns=arm.turns,
+        tokens=arm.tokens,
+        errors=arm.errors,
+        tasks=len(counts.successes),
+        samples=counts.samples,
+    )
+
+
+def percent(value: float) -> str:
+    """A fraction in percent with one digit, as `41.7`."""
+    return f"{100 * value:z.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of fractions in percentage points with its sign, as `+3.2`."""
+    return f"{100 * value:+z.1f}"
+
+
+def with_bounds(interval: Interval, *, signed: bool = False) -> str:
+    """An interval in percent, as `41.7 [36.0, 47.1]`, or `+3.2 [+0.4, +6.1]` when it is a difference."""
+    form = points if signed else percent
+    return f"{form(interval.value)} [{form(interval.low)}, {form(interval.high)}]"
+
+
+def table_rows(comparison: Comparison, ks: Sequence[int] = ()) -> tuple[tuple[str, ...], ...]:
+    """A heading and one row an arm, for a table in a terminal, in percent; by default at k = 1 and at the largest k of all."""
+    shown = tuple(ks) or tuple(dict.fromkeys(comparison.ks[:1] + comparison.ks[-1:]))
+    heading = ("arm", *(f"Pass@{k}" for k in shown), *(f"- base @{k}" for k in shown), "turns", "tokens", "errors")
+    return (heading, *(_row(arm, shown) for arm in comparison.arms))
+
+
+def _row(arm: ArmResult, shown: Sequence[int]) -> tuple[str, ...]:
+    values = [with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-" for k in shown]
+    gains = [with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-" for k in shown]
+    broken = ", ".join(f"{count} {name}" for name, count in arm.errors.items()) or "none"
+    return (arm.name, *values, *gains, f"{arm.turns:,}", f"{arm.tokens:,}", broken)

@@ -1,0 +1,128 @@
+"""What measuring leaves behind: one graded attempt a line in `eval/ARM.jsonl`, and the success counts of a whole arm.
+
+An attempt that broke counts as a failure and is counted by class beside it, so that a crash can never raise a score. A file that
+contradicts itself is refused, and so is one that is not finished: a number from half an evaluation would look like any other.
+Nothing is played or graded here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from leafe.errors import CorruptFile, UserError
+from leafe.evaluate.passk import Counts
+from leafe.jsonl import read_lines
+from leafe.records import BROKEN, StopReason, decode
+
+SCHEMA = "leafe.eval/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One attempt of an evaluation. `sample` counts a task's attempts from 0; `error` is `CLASS` or `CLASS: what happened`."""
+
+    task: str
+    sample: int
+    stop: StopReason
+    success: bool
+    reward: float
+    turns: int
+    prompt_tokens: int
+    sampled_tokens: int
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        counted = {
+            "sample": self.sample,
+            "turns": self.turns,
+            "prompt_tokens": self.prompt_tokens,
+            "sampled_tokens": self.sampled_tokens,
+        }
+        for name, value in counted.items():
+            if value < 0:
+                raise ValueError(f"{name} is {value}")
+        if not math.isfinite(self.reward):
+            raise ValueError(f"reward is {self.reward}")
+        if self.success != (self.stop is StopReason.SUCCESS):
+            raise ValueError(f"success is {self.success} and stop is {self.stop.value!r}")
+        if self.success and self.error is not None:
+            raise ValueError(f"a success carries the error {self.error!r}")
+
+    @property
+    def error_class(self) -> str | None:
+        """What broke, or None when the attempt ended by itself or by a limit."""
+        if self.error is not None:
+            return self.error.partition(":")[0].strip() or "unnamed"
+        return self.stop.value if self.stop in BROKEN else None
+
+
+def read_outcomes(path: Path) -> tuple[Outcome, ...]:
+    """The attempts in an evaluation file, in its order. Raises `CorruptFile` for a record that cannot be or stands there twice."""
+    seen: dict[tuple[str, int], Outcome] = {}
+    for number, line in enumerate(read_lines(path, SCHEMA), start=2):
+        try:
+            outcome: Outcome = decode(Outcome, line)
+        except ValueError as error:
+            raise CorruptFile(
+                f"{path} line {number} is no outcome: {error}; remove that line and evaluate again to fill it in"
+            ) from None
+        key = (outcome.task, outcome.sample)
+        if key in seen:
+            raise CorruptFile(
+                f"{path} line {number} is sample {outcome.sample} of task {outcome.task!r} again; remove one of the two"
+            )
+        seen[key] = outcome
+    return tuple(seen.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ArmOutcomes:
+    """All attempts of one arm. `directory` is its run, for messages.
+
+    `tasks` and `samples` are how many tasks, and attempts at each, were asked for; 0 where nobody knows, and then a file that was cut
+    between two samples of every task cannot be told from a smaller evaluation.
+    """
+
+    name: str
+    outcomes: tuple[Outcome, ...]
+    directory: str = "DIR"
+    tasks: int = 0
+    samples: int = 0
+
+    def counts(self) -> Counts:
+        """The successes of every task. Raises `UserError` when the evaluation is not finished."""
+        attempts = Counter(outcome.task for outcome in self.outcomes)
+        wanted_samples = self.samples or max(attempts.values(), default=1)
+        wanted_tasks = self.tasks or max(len(attempts), 1)
+        complete = sum(count == wanted_samples for count in attempts.values())
+        if complete != wanted_tasks or complete != len(attempts):
+            raise UserError(
+                f"the evaluation of {self.name} is not finished: {complete} of {max(wanted_tasks, len(attempts))} tasks have "
+                f"{wanted_samples} samples; type: leafe evaluate {self.directory}"
+            )
+        successes = Counter(outcome.task for outcome in self.outcomes if outcome.success)
+        return Counts(self.name, wanted_samples, {task: successes[task] for task in sorted(attempts)})
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How many attempts broke, by class."""
+        return dict(sorted(Counter(outcome.error_class for outcome in self.outcomes if outcome.error_class is not None).items()))
+
+    @property
+    def turns(self) -> int:
+        """Turns that the policy took, over all attempts."""
+        return sum(outcome.turns for outcome in self.outcomes)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and sampled tokens, over all attempts."""
+        return sum(outcome.prompt_tokens + outcome.sampled_tokens for outcome in self.outcomes)
+
+
+def of_run(run: str, arms: Iterable[ArmOutcomes]) -> tuple[ArmOutcomes, ...]:
+    """The same arms under the names `RUN:arm`, so that those of several runs can stand side by side."""
+    return tuple(ArmOutcomes(f"{run}:{arm.name}", arm.outcomes, arm.directory, arm.tasks, arm.samples) for arm in arms)

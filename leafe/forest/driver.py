@@ -1,0 +1,181 @@
+"""The one driver: carries out the effects of thousands of generators at once, with asyncio, and journals what came back.
+
+It knows worlds and an engine and nothing of methods. Each task owns its world. A resumed task first hears what the journal holds, and
+only when it asks for something new is its world brought to where it was, verified like any rollback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from leafe.digest import canonical
+from leafe.engines.base import Engine
+from leafe.envs.base import Environment
+from leafe.envs.world import World, observation_digest
+from leafe.errors import EnvironmentFailure, EpisodeError
+from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
+from leafe.forest.journal import Journal
+from leafe.records import Ask, Completion, Observation, Task, decode, encode
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Job(Generic[Result]):
+    """A generator to be driven. `key` is its name in the journal."""
+
+    key: str
+    task: Task
+    play: Play[Result]
+
+
+@dataclass(frozen=True)
+class Means:
+    """What effects are carried out with. `noticed` is told of every completion, for progress bars."""
+
+    engine: Engine
+    make_environment: Callable[[], Environment]
+    journal: Journal | None = None
+    noticed: Callable[[Ask, Completion], None] = lambda ask, completion: None
+
+
+async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncIterator[tuple[Job[Result], Result]]:
+    """Drives jobs to their ends, `concurrency` at a time, and yields each with its result as it finishes.
+
+    Jobs are drawn from the iterable only when there is room for them. An exception that is no `EpisodeError` (a dead engine, a bug)
+    cancels the rest and is raised here; what was journaled by then is kept.
+    """
+    waiting = iter(jobs)
+    running: set[asyncio.Task[tuple[Job[Result], Result]]] = set()
+    try:
+        while True:
+            for job in _take(waiting, concurrency - len(running)):
+                running.add(asyncio.create_task(_finish(job, means)))
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for finished in done:
+                yield finished.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _take(jobs: Iterator[Job[Result]], count: int) -> Iterator[Job[Result]]:
+    for _ in range(count):
+        job = next(jobs, None)
+        if job is None:
+            return
+        yield job
+
+
+async def _finish(job: Job[Result], means: Means) -> tuple[Job[Result], Result]:
+    hand = _Hand(job.key, job.task, means)
+    try:
+        answer: Any = None
+        while True:
+            try:
+                effect = job.play.throw(answer) if isinstance(answer, EpisodeError) else job.play.send(answer)
+            except StopIteration as stop:
+                return job, stop.value
+            answer = await hand.carry_out(effect)
+    finally:
+        job.play.close()
+        hand.close()
+
+
+class _Hand:
+    """Carries out the effects of one job: the journal first, then the engine or the job's own world."""
+
+    def __init__(self, key: str, task: Task, means: Means) -> None:
+        self._key, self._task, self._means = key, task, means
+        self._world: World | None = None
+        self._number = 0
+        # Where the world stands, or should stand once it is needed: actions with observation digests, the reset's digest first.
+        self._actions: list[str] | None = None
+        self._digests: list[str] = []
+        self._root = ""
+
+    async def carry_out(self, effect: Effect) -> Any:
+        """The result of an effect, or the `EpisodeError` that answers it."""
+        journal, number = self._means.journal, self._number
+        self._number += 1
+        result = journal.recall(self._key, number, effect) if journal else None
+        if result is None:
+            result = await self._live(effect)
+            if journal:
+                journal.record(self._key, number, effect, result)
+        self._follow(effect, result)
+        return result
+
+    async def _live(self, effect: Effect) -> Any:
+        if isinstance(effect, Ask):
+            completion = await self._means.engine.generate(effect)
+            self._means.noticed(effect, completion)
+            return completion
+        try:
+            return self._in_world(effect)
+        except EpisodeError as failure:
+            return failure
+
+    def _in_world(self, effect: Reset | Step | Rollback) -> Observation | Restored:
+        world = self._ready(effect)
+        if isinstance(effect, Reset):
+            return _plain(world.reset(effect.task))
+        if isinstance(effect, Step):
+            return _plain(world.step(effect.action))
+        before = world.replayed_steps
+        actions = [turn.action for turn in effect.walk]
+        digests = [self._root, *(observation_digest(turn.observation) for turn in effect.walk)]
+        if self._actions is not None and self._actions[: len(actions)] == actions and self._digests[: len(digests)] == digests:
+            observation = world.rollback(len(actions) + 1)
+        else:
+            observation = world.replay(actions, digests, task=self._task)
+        return Restored(_plain(observation), world.replayed_steps - before)
+
+    def _ready(self, effect: Effect) -> World:
+        """The job's world, brought to where the journal left it."""
+        if self._world is None:
+            self._world = World(self._means.make_environment())
+            if self._actions is not None and not isinstance(effect, Reset):
+                self._world.replay(self._actions, self._digests, task=self._task)
+        return self._world
+
+    def _follow(self, effect: Effect, result: Any) -> None:
+        """Keeps track of where the world stands; None where it cannot be used before a reset or a replay."""
+        if isinstance(effect, Ask):
+            return
+        if isinstance(result, EpisodeError):
+            self._actions = None
+        elif isinstance(effect, Reset):
+            self._actions, self._digests = [], [observation_digest(result)]
+            self._root = self._root or self._digests[0]
+        elif isinstance(effect, Step):
+            assert self._actions is not None, "a step follows a reset or a rollback"
+            self._actions.append(effect.action)
+            self._digests.append(observation_digest(result))
+        else:
+            self._actions = [turn.action for turn in effect.walk]
+            self._digests = [self._root, *(observation_digest(turn.observation) for turn in effect.walk)]
+
+    def close(self) -> None:
+        """Closes the world; a failure to close hurts nobody."""
+        if self._world is not None:
+            try:
+                self._world.close()
+            except EnvironmentFailure:
+                return
+
+
+def _plain(observation: Observation) -> Observation:
+    """The observation as a file would give it back, so that a resumed run and an uninterrupted one hold equal bytes."""
+    try:
+        canonical(dict(observation.info))
+        plain: Observation = decode(Observation, encode(observation))
+    except (TypeError, ValueError) as error:
+        raise EnvironmentFailure(f"the observation is not made of plain data: {error}") from error
+    return plain

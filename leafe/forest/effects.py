@@ -1,0 +1,54 @@
+"""What a generator may ask of the world outside: effects out, results in, nothing else.
+
+    Ask(messages, sampling, seed, purpose) -> Completion        (in `leafe.records`, since engines read it)
+    Reset(task)                            -> Observation
+    Step(action)                           -> Observation
+    Rollback(walk)                         -> Restored
+
+A generator plays one task in one world at a time, so the world is not named. Failures come back as exceptions thrown at the `yield`:
+`EnvironmentFailure` and `ReplayDiverged`. An engine that fails is not thrown here: it stops the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from leafe.records import Ask, Observation, Task, Turn
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Start the task anew."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Take one action."""
+
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Bring the world to where `walk` ends, verified turn by turn. An empty walk is the root."""
+
+    task: Task
+    walk: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a rollback came to: the observation there, and how many steps were replayed to reach it."""
+
+    observation: Observation
+    replayed_steps: int
+
+
+Effect = Ask | Reset | Step | Rollback
+Play = Generator[Effect, Any, Result]

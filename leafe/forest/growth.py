@@ -1,0 +1,118 @@
+"""A tree while it grows: turns, attempts, reflections and what they cost.
+
+The rules say what may be spent; the growth counts. Turns that the policy takes are the budget, tokens may be one too; replayed steps and
+reflections are counted apart. Everything here is a function of the rules and of the results that were fed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from leafe.chat import Prompts
+from leafe.digest import digest, seed_for
+from leafe.records import Ask, Attempt, Completion, Message, Observation, Reflection, Sampling, Spend, Task, Tree, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What exploration of one task may do.
+
+    `turns` and `tokens` are budgets a task (0 tokens: no such budget); `reflect_every` is K of the paper (0: only at the end);
+    `patience` is how many replies in a row may hold no action before the attempt is given up.
+    """
+
+    prompts: Prompts
+    seed: int
+    turns: int
+    act: Sampling = Sampling()
+    look_back: Sampling = Sampling(max_tokens=64)
+    tokens: int = 0
+    max_attempts: int = 8
+    max_depth: int = 4
+    reflect_every: int = 0
+    reflect_on_failure: bool = True
+    patience: int = 4
+    can_roll_back: bool = True
+
+
+@dataclass
+class Growth:
+    """The mutable side of one task's exploration."""
+
+    task: Task
+    rules: Rules
+    root: Observation | None = None
+    spend: Spend = Spend()
+    turns: list[Turn] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    reflections: list[Reflection] = field(default_factory=list)
+    _asks: int = 0
+
+    def exhausted(self) -> bool:
+        """Whether the task's budget leaves no further turn."""
+        tokens = self.spend.sampled_tokens + self.spend.reflection_tokens
+        return self.spend.turns >= self.rules.turns or bool(self.rules.tokens and tokens >= self.rules.tokens)
+
+    def may_start(self) -> bool:
+        """Whether another attempt may begin."""
+        return not self.exhausted() and len(self.attempts) < self.rules.max_attempts
+
+    def ask_to_act(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
+        """A request for the next action of an attempt, with its own seed."""
+        return Ask(messages, self.rules.act, self._seed(attempt), "act")
+
+    def ask_to_reflect(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
+        """A request for a reflection on an attempt, with its own seed."""
+        return Ask(messages, self.rules.look_back, self._seed(attempt), "reflect")
+
+    def _seed(self, attempt: int) -> int:
+        self._asks += 1
+        return seed_for(self.rules.seed, self.task.id, attempt, self._asks)
+
+    def add_turn(self, turn: Turn) -> None:
+        """Keeps a turn that the policy took and pays for it."""
+        self.turns.append(turn)
+        self._pay(turns=1, prompt_tokens=turn.completion.prompt_tokens, sampled_tokens=len(turn.completion.token_ids))
+
+    def add_reflection(self, reflection: Reflection) -> None:
+        """Keeps a reflection and pays for all its replies."""
+        self.reflections.append(reflection)
+        self._pay(reflections=1, reflection_tokens=sum(len(reply.token_ids) for reply in reflection.replies))
+
+    def add_rollback(self, replayed_steps: int) -> None:
+        """Counts a rollback."""
+        self._pay(rollbacks=1, replayed_steps=replayed_steps)
+
+    def _pay(self, **amounts: int) -> None:
+        self.spend = replace(self.spend, **{name: getattr(self.spend, name) + amount for name, amount in amounts.items()})
+
+    def turn_id(self, attempt: int, index: int) -> str:
+        """The identity of a turn: its task, its attempt and its place."""
+        return digest(self.task.id, attempt, index)
+
+    def tree(self, method: str) -> Tree:
+        """What has grown so far, frozen."""
+        root = self.root or Observation("")
+        return Tree(self.task, method, root, tuple(self.turns), tuple(self.attempts), tuple(self.reflections), self.spend)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where an attempt begins: after `walk`, told `advice` for its first turn or `feedback` for the whole of it."""
+
+    walk: tuple[Turn, ...] = ()
+    depth: int = 0
+    parent: int | None = None
+    advice: str | None = None
+    feedback: tuple[str, ...] = ()
+
+
+def last_id(walk: Sequence[Turn]) -> str | None:
+    """The id that a walk ends at, None at the root."""
+    return walk[-1].id if walk else None
+
+
+def unread(completion: Completion) -> str:
+    """The text to give the environment where a reply holds no action: the reply as it stands, on one line."""
+    return " ".join(completion.text.split())[:500]

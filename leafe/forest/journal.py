@@ -1,0 +1,88 @@
+"""The journal: every effect's result, appended as it comes, so that a killed exploration goes on where it was.
+
+Resume is replay: the recorded results are fed to the same generator, which then asks for the next thing nobody has answered yet. Each
+line carries a mark of the effect it answers; a generator that asks for something else was started under other rules or by another
+version, and the journal says so instead of mixing two runs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from leafe.digest import digest
+from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict
+from leafe.forest.effects import Effect, Reset, Restored, Rollback, Step
+from leafe.jsonl import Appender, read_lines
+from leafe.records import Ask, Completion, Observation, decode, encode
+
+SCHEMA = "leafe.journal/1"
+FAILURES: dict[str, type[EpisodeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, ReplayDiverged)}
+
+
+def mark_of(effect: Effect) -> str:
+    """A short text that two effects share exactly when they ask for the same thing."""
+    if isinstance(effect, Ask):
+        return f"{effect.purpose} {effect.seed}"
+    if isinstance(effect, Reset):
+        return "reset"
+    if isinstance(effect, Step):
+        return f"step {digest(effect.action)}"
+    return f"rollback {len(effect.walk)} {effect.walk[-1].id if effect.walk else 'root'}"
+
+
+def _kind(effect: Effect) -> type:
+    if isinstance(effect, Ask):
+        return Completion
+    return Restored if isinstance(effect, Rollback) else Observation
+
+
+class Journal:
+    """The journal of one exploration; opening an existing one reads what it holds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._past: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        if path.exists():
+            for line in read_lines(path, SCHEMA):
+                past = self._past[line.get("key", "")]
+                if line.get("n") != len(past):
+                    raise CorruptFile(f"{path} holds step {line.get('n')} of {line.get('key')!r} where step {len(past)} should come; delete it to explore anew")
+                past.append(line)
+        self._appender = Appender(path, SCHEMA)
+
+    def length(self, key: str) -> int:
+        """How many results are recorded for a task."""
+        return len(self._past[key])
+
+    def recall(self, key: str, number: int, effect: Effect) -> Any:
+        """The recorded result of a task's effect, or None when there is none yet. A recorded failure is returned as an exception."""
+        past = self._past[key]
+        if number >= len(past):
+            return None
+        line = past[number]
+        if line.get("effect") != mark_of(effect):
+            raise RunConflict(f"{self._path} answers {line.get('effect')!r} where {mark_of(effect)!r} is asked; it belongs to other rules: delete it")
+        if "error" in line:
+            return FAILURES.get(line["error"], EnvironmentFailure)(line.get("message", ""))
+        try:
+            return decode(_kind(effect), line["result"])
+        except (ValueError, KeyError) as error:
+            raise CorruptFile(f"{self._path} holds a result that cannot be read ({error}); delete it to explore anew") from None
+
+    def record(self, key: str, number: int, effect: Effect, result: Any) -> None:
+        """Appends the result of an effect, or the failure that answered it."""
+        line: dict[str, Any] = {"key": key, "n": number, "effect": mark_of(effect)}
+        if isinstance(result, EpisodeError):
+            line |= {"error": type(result).__name__, "message": str(result)}
+        else:
+            line["result"] = encode(result)
+        self._appender.append(line)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._appender.close()

@@ -1,0 +1,138 @@
+"""One attempt at a task, from the root or from a rolled-back turn, as a generator of effects.
+
+A reply that holds no action still costs a turn: the environment is given the text and its answer is what the policy reads next. An
+episode that the environment or the rollback breaks ends with a name of its own and is data like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from leafe.chat import Notes, Unreadable, act_messages, parse_action
+from leafe.errors import EpisodeError, ReplayDiverged
+from leafe.forest.effects import Play, Reset, Rollback, Step
+from leafe.forest.growth import Growth, Start, last_id, unread
+from leafe.records import Attempt, Completion, Observation, StopReason, Tree, Turn
+
+Pause = Callable[[int, tuple[Turn, ...]], Play[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """An attempt that is over, with its walk from the root."""
+
+    attempt: Attempt
+    walk: tuple[Turn, ...]
+
+
+def no_pause(attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
+    """What happens between turns when nothing does."""
+    return
+    yield from ()
+
+
+def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
+    """Plays one attempt to its end and keeps it. `pause` runs after each turn that did not end the attempt."""
+    number, walk = len(growth.attempts), list(start.walk)
+    stop, error = StopReason.CANCELLED, None
+    try:
+        observation = yield from _begin(growth, start)
+        stop = yield from _turns(growth, start, observation, walk, pause)
+    except EpisodeError as failure:
+        stop = StopReason.REPLAY_DIVERGED if isinstance(failure, ReplayDiverged) else StopReason.ENVIRONMENT_ERROR
+        error = f"{type(failure).__name__}: {failure}"
+    taken = walk[len(start.walk) :]
+    attempt = Attempt(
+        index=number,
+        depth=start.depth,
+        stop=stop,
+        success=stop is StopReason.SUCCESS,
+        reward=taken[-1].observation.reward if taken else 0.0,
+        leaf=last_id(walk),
+        parent=start.parent,
+        turn=len(start.walk) + 1 if start.advice is not None else None,
+        experience=start.advice if start.advice is not None else "\n".join(start.feedback) or None,
+        error=error,
+    )
+    growth.attempts.append(attempt)
+    return Played(attempt, tuple(walk))
+
+
+def _begin(growth: Growth, start: Start) -> Play[Observation]:
+    """Brings the world to where the attempt begins."""
+    if start.walk:
+        restored = yield Rollback(growth.task, start.walk)
+        growth.add_rollback(restored.replayed_steps)
+        observation: Observation = restored.observation
+        return observation
+    observation = yield Reset(growth.task)
+    if growth.root is None:
+        growth.root = observation
+    elif observation.text != growth.root.text:
+        raise ReplayDiverged(f"a fresh reset shows {observation.text!r:.80} where the first one showed {growth.root.text!r:.80}")
+    if start.advice is not None:
+        growth.add_rollback(0)
+    return observation
+
+
+def _turns(growth: Growth, start: Start, observation: Observation, walk: list[Turn], pause: Pause) -> Play[StopReason]:
+    """Takes turns until something ends the attempt; appends them to `walk`."""
+    number, misread = len(growth.attempts), 0
+    if observation.done:
+        return StopReason.SUCCESS if observation.success else StopReason.FAILURE
+    root = growth.root or observation
+    while True:
+        if len(walk) >= growth.task.horizon:
+            return StopReason.TURN_LIMIT
+        if growth.exhausted():
+            return StopReason.BUDGET
+        advice = start.advice if len(walk) == len(start.walk) else None
+        messages = act_messages(growth.rules.prompts, growth.task, root, walk, Notes(advice, start.feedback))
+        completion: Completion = yield growth.ask_to_act(number, messages)
+        if completion.finish == "context":
+            return StopReason.TOKEN_LIMIT
+        turn = yield from _take(growth, completion, walk, advice)
+        growth.add_turn(turn)
+        walk.append(turn)
+        misread = 0 if turn.parsed else misread + 1
+        if turn.observation.success or turn.observation.done:
+            return StopReason.SUCCESS if turn.observation.success else StopReason.FAILURE
+        if misread >= growth.rules.patience:
+            return StopReason.PARSE_ERROR
+        yield from pause(number, tuple(walk))
+
+
+def _take(growth: Growth, completion: Completion, walk: list[Turn], advice: str | None) -> Play[Turn]:
+    """Reads the action out of a reply and takes it."""
+    try:
+        action, parsed = parse_action(growth.rules.prompts, completion.text), True
+    except Unreadable:
+        action, parsed = unread(completion), False
+    observation: Observation = yield Step(action)
+    attempt, index = len(growth.attempts), len(walk) + 1
+    return Turn(
+        id=growth.turn_id(attempt, index),
+        parent=last_id(walk),
+        index=index,
+        attempt=attempt,
+        action=action,
+        parsed=parsed,
+        completion=completion,
+        observation=observation,
+        experience=advice,
+    )
+
+
+def independent(growth: Growth) -> Play[Tree]:
+    """IS of the paper: fresh attempts from the root until the budget is used up."""
+    while growth.may_start():
+        yield from play(growth, Start())
+    return growth.tree("independent")
+
+
+def once(growth: Growth) -> Play[Tree]:
+    """A single attempt from the root, as evaluation takes it."""
+    growth.rules = replace(growth.rules, turns=growth.task.horizon, tokens=0)
+    yield from play(growth, Start())
+    return growth.tree("once")

@@ -1,0 +1,31 @@
+"""Asking the policy where an attempt went wrong: one question, one retry, and the answer kept as data whatever it is.
+
+Nothing is ever made up or clamped: a reply that does not parse twice over is a reflection without an experience and with an error.
+"""
+
+from __future__ import annotations
+
+from leafe.chat import Unreadable, parse_reflection, reflect_messages
+from leafe.forest.effects import Play
+from leafe.forest.growth import Growth
+from leafe.records import Completion, Experience, Observation, Reflection, Turn
+
+TRIES = 2
+
+
+def reflect(growth: Growth, attempt: int, walk: tuple[Turn, ...], *, ended: bool) -> Play[Experience | None]:
+    """The experience that the policy draws from a walk, or None when it names none or cannot be read."""
+    prompts, root = growth.rules.prompts, growth.root or Observation("")
+    messages = reflect_messages(prompts, growth.task, root, walk, ended=ended)
+    replies: list[Completion] = []
+    experience, error = None, None
+    for _ in range(TRIES):
+        reply: Completion = yield growth.ask_to_reflect(attempt, messages)
+        replies.append(reply)
+        try:
+            experience, error = parse_reflection(prompts, reply.text, len(walk)), None
+            break
+        except Unreadable as failure:
+            error = str(failure)
+    growth.add_reflection(Reflection(attempt, len(walk), tuple(replies), experience, error))
+    return experience

@@ -1,0 +1,140 @@
+"""Trains the bundled checkpoint from nothing: tokenizer, curriculum, model.
+
+Episodes grow with the stages, so that the model first learns boards and moves on short rows, which cost little, and then to look back
+over whole episodes. The result is an ordinary checkpoint folder: config, tokenizer with chat template, safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from leafe.digest import seed_for
+from leafe.distill.pack import PackedRow, collate, term_losses
+from leafe.nano.curriculum import Teacher, Weights, Writer, batches
+from leafe.nano.tokenizer import build_tokenizer
+from leafe.prompts import load_prompts
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The size of the model. `context` is in tokens."""
+
+    hidden: int = 128
+    layers: int = 6
+    heads: int = 4
+    inner: int = 384
+    vocabulary: int = 512
+    context: int = 2048
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: `share` of all steps on episodes of at most `longest` turns."""
+
+    share: float
+    longest: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and on what. `tokens` is the padded size of a batch."""
+
+    steps: int
+    stages: tuple[Stage, ...] = (Stage(0.4, 3), Stage(0.25, 8), Stage(0.35, 16))
+    tokens: int = 8192
+    learning_rate: float = 1.5e-3
+    seed: int = 0
+    threads: int = 1
+    weights: Weights = Weights()
+
+
+def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
+    """A Qwen2 of the given shape with fresh weights."""
+    config = Qwen2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True)
+    return model
+
+
+def build(teacher_for: Callable[[int], Teacher], out: Path, plan: Plan, shape: Shape = Shape(), log: Callable[[str], None] = lambda _: None) -> None:
+    """Trains a checkpoint into `out`. `teacher_for(longest)` gives the teacher of a stage; `log` is told the loss now and then."""
+    torch.manual_seed(plan.seed)
+    torch.set_num_threads(plan.threads)
+    prompts = load_prompts("terse", "sokoban")
+    tokenizer = build_tokenizer(Writer.corpus(prompts, islice(teacher_for(plan.stages[-1].longest).lessons(plan.seed), 400)), shape.vocabulary)
+    writer = Writer(tokenizer, prompts, plan.weights)
+    model = new_model(shape, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    began, smooth, rows = time.monotonic(), 0.0, 0
+    for step, group in enumerate(_groups(teacher_for, writer, plan)):
+        rate = plan.learning_rate * min(1.0, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
+        loss = _step(model, optimizer, group)
+        rows += len(group)
+        smooth = loss if not smooth else 0.98 * smooth + 0.02 * loss
+        if step % 100 == 0:
+            log(f"step {step}/{plan.steps} loss {smooth:.4f} lessons {rows} seconds {time.monotonic() - began:.0f}")
+        if step % 1000 == 999:
+            _save(model, tokenizer, out, {"plan": asdict(plan), "shape": asdict(shape), "steps_done": step + 1})
+    _save(model, tokenizer, out, {"plan": asdict(plan), "shape": asdict(shape), "steps_done": plan.steps})
+
+
+def _groups(teacher_for: Callable[[int], Teacher], writer: Writer, plan: Plan) -> Iterator[list[PackedRow]]:
+    """`plan.steps` batches of rows of about the same length."""
+    for number, stage in enumerate(plan.stages):
+        count = round(plan.steps * stage.share)
+        rows = (writer.row(lesson) for lesson in teacher_for(stage.longest).lessons(seed_for("nano", plan.seed, number)))
+        yield from islice(_by_length(rows, plan.tokens), count)
+
+
+def _by_length(rows: Iterator[PackedRow], tokens: int) -> Iterator[list[PackedRow]]:
+    """Batches out of a window of rows sorted by length, so that little is padding, in an order that mixes lengths again."""
+    while True:
+        window = sorted(islice(rows, 256), key=lambda row: len(row.ids))
+        groups = [list(group) for group in batches(iter(window), tokens)]
+        stride = 7
+        yield from (groups[index] for start in range(stride) for index in range(start, len(groups), stride))
+
+
+def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, group: list[PackedRow]) -> float:
+    batch = collate(group)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = term_losses(model, batch)
+    loss = (losses * batch.term_weight).sum() / batch.term_weight.sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
+def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, about: dict[str, object]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    copy = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
+    copy.load_state_dict(model.state_dict())
+    copy.generation_config = model.generation_config
+    copy.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "build.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

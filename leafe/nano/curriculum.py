@@ -1,0 +1,162 @@
+"""What the bundled model is taught, as one packed row a lesson, whatever the world.
+
+A `Teacher` knows a world's solver and yields `Lesson`s: an episode played badly on purpose, what a good look back at it would say, and
+how play goes on once that advice is followed. A lesson becomes one trie: the episode is the trunk, each reflection and each advised
+continuation is a branch, and every prompt is rendered by `leafe.chat`, as it will be when the model is used. Acting is taught towards
+a distribution (how often a careless player takes each action), reflecting and following towards a single answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from leafe.chat import Prompts, fill, render_reflection, turn_text
+from leafe.distill.pack import PackedRow, Trie
+from leafe.records import Experience, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One turn of a lesson: the habits of the player (action to probability), the action taken, the observation after it."""
+
+    habits: Mapping[str, float]
+    action: str
+    observation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lookback:
+    """A reflection after `after_turn` turns; `followed` are the moves from the named turn on with the advice in the prompt."""
+
+    after_turn: int
+    ended: bool
+    experience: Experience | None
+    followed: tuple[Move, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One episode with everything that is taught on it."""
+
+    task: Task
+    start: str
+    moves: tuple[Move, ...]
+    lookbacks: tuple[Lookback, ...]
+
+
+class Teacher(Protocol):
+    """Whoever can make lessons of a world. `stage` runs from 0 (first step of training) to 1 (last)."""
+
+    def lessons(self, seed: int) -> Iterator[Lesson]:
+        """An endless stream, a function of the seed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a loss term of each kind counts. Reflections are what the method lives on, so they outweigh acting."""
+
+    act: float = 1.0
+    reflect: float = 2.0
+    follow: float = 1.0
+    end: float = 0.1
+
+
+class Writer:
+    """Turns lessons into packed rows with one tokenizer and one set of prompts."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, weights: Weights = Weights()) -> None:
+        self._tokenizer, self._prompts, self._weights = tokenizer, prompts, weights
+        self._cache: dict[str, list[int]] = {}
+        self._end = tokenizer.convert_tokens_to_ids("<|end|>")
+
+    def row(self, lesson: Lesson) -> PackedRow:
+        """The lesson as one row."""
+        trie = Trie()
+        opened = self._open_turns(trie, lesson)
+        for number, move in enumerate(lesson.moves):
+            node = trie.extend(opened[number], self._ids("<|end|><|assistant|>"))
+            self._act(trie, node, move, self._weights.act)
+        for lookback in lesson.lookbacks:
+            self._reflect(trie, opened[lookback.after_turn], lookback)
+            if lookback.experience is not None and lookback.followed:
+                self._follow(trie, opened[lookback.experience.turn - 1], lesson, lookback)
+        return trie.row()
+
+    @staticmethod
+    def corpus(prompts: Prompts, lessons: Iterable[Lesson]) -> Iterator[str]:
+        """The lessons' plain texts, for learning the tokenizer's merges."""
+        for lesson in lessons:
+            observation = lesson.start
+            for number, move in enumerate(lesson.moves, start=1):
+                yield turn_text(prompts, lesson.task, number, observation)
+                yield move.action
+                observation = move.observation
+            for lookback in lesson.lookbacks:
+                yield prompts.reflect_end + prompts.reflect + prompts.experience + render_reflection(prompts, lookback.experience)
+
+    def _open_turns(self, trie: Trie, lesson: Lesson) -> list[int]:
+        """The node right after each turn's observation, before its message ends: turn 1 at index 0, one more after the last move."""
+        if self._prompts.system:
+            raise ValueError("the bundled model's prompts have no system message")
+        node, observation, opened = 0, lesson.start, []
+        for number in range(len(lesson.moves) + 1):
+            node = trie.extend(node, self._ids("<|user|>") + self._ids(turn_text(self._prompts, lesson.task, number + 1, observation)))
+            opened.append(node)
+            if number < len(lesson.moves):
+                move = lesson.moves[number]
+                node = trie.extend(node, self._ids("<|end|><|assistant|>") + self._ids(move.action) + [self._end])
+                observation = move.observation
+        return opened
+
+    def _act(self, trie: Trie, node: int, move: Move, weight: float) -> None:
+        for action, share in move.habits.items():
+            ids = self._ids(action)
+            inner = node
+            for place, token in enumerate(ids):
+                trie.target(inner, token, weight * share)
+                inner = trie.extend(inner, [token]) if place + 1 < len(ids) else inner
+        trie.target(trie.extend(node, self._ids(move.action)), self._end, self._weights.end)
+
+    def _reflect(self, trie: Trie, node: int, lookback: Lookback) -> None:
+        question = self._prompts.reflect_end if lookback.ended else self._prompts.reflect
+        node = trie.extend(node, self._ids(fill(question, turn=lookback.after_turn)) + self._ids("<|end|><|assistant|>"))
+        answer = [*self._ids(render_reflection(self._prompts, lookback.experience)), self._end]
+        for place, token in enumerate(answer):
+            trie.target(node, token, self._weights.reflect)
+            node = trie.extend(node, [token]) if place + 1 < len(answer) else node
+
+    def _follow(self, trie: Trie, node: int, lesson: Lesson, lookback: Lookback) -> None:
+        assert lookback.experience is not None
+        node = trie.extend(node, self._ids(fill(self._prompts.experience, experience=lookback.experience.text)))
+        for offset, move in enumerate(lookback.followed):
+            node = trie.extend(node, self._ids("<|end|><|assistant|>"))
+            self._act(trie, node, move, self._weights.follow)
+            if offset + 1 < len(lookback.followed):
+                text = turn_text(self._prompts, lesson.task, lookback.experience.turn + offset + 1, move.observation)
+                node = trie.extend(node, [*self._ids(move.action), self._end, *self._ids("<|user|>"), *self._ids(text)])
+
+    def _ids(self, text: str) -> list[int]:
+        """Token ids of a piece that begins and ends where the tokenizer always cuts."""
+        if text not in self._cache:
+            if len(self._cache) > 50_000:
+                self._cache.clear()
+            self._cache[text] = self._tokenizer.encode(text, add_special_tokens=False)
+        return self._cache[text]
+
+
+def batches(rows: Iterator[PackedRow], tokens: int) -> Iterator[Sequence[PackedRow]]:
+    """Groups of rows whose padded size stays under `tokens`."""
+    group: list[PackedRow] = []
+    longest = 0
+    for row in rows:
+        longest_now = max(longest, len(row.ids))
+        if group and longest_now * (len(group) + 1) > tokens:
+            yield group
+            group, longest_now = [], len(row.ids)
+        group.append(row)
+        longest = longest_now

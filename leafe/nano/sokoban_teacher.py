@@ -1,0 +1,180 @@
+"""The Sokoban teacher: a careless player, and someone with a solver who says where it went wrong.
+
+The player looks one move ahead. It heads for the nearest box as the crow flies and pushes whatever brings a box nearer to a target,
+walls and corners notwithstanding; sometimes it takes a move at random and sometimes the right one. The shares are the same on every
+board and every turn, so nothing in the history tells how well it will play. A look back names a turn at which the level could still
+be solved and the move was not among the best, says what came of it, and gives up to `PLAN` moves of a shortest solution from there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from leafe.digest import seed_for
+from leafe.envs.sokoban.board import ACTIONS, Level, Outcome, State
+from leafe.envs.sokoban.generator import Recipe, levels
+from leafe.envs.sokoban.solver import FAR, Distances, distances
+from leafe.nano.curriculum import Lesson, Lookback, Move
+from leafe.records import Experience, Task
+
+INSTRUCTION = "Push every box X onto a target O."
+PLAN = 4
+OBEDIENCE = 0.97  # how surely advice is followed; the rest is spread over all moves
+
+
+@dataclass(frozen=True)
+class Habits:
+    """The careless player's shares: `right` for a best move, `eager` for the short-sighted one, the rest at random."""
+
+    right: float = 0.2
+    eager: float = 0.6
+
+
+class _Played(NamedTuple):
+    """A move of the player with the states around it."""
+
+    before: State
+    action: str
+    outcome: Outcome
+    after: State
+
+
+def eager_moves(level: Level, state: State) -> list[str]:
+    """What looks best one move ahead: a push that brings a box nearer to a target, else a step towards the nearest loose box."""
+
+    def apart(one: int, other: int) -> int:
+        return abs(one // level.columns - other // level.columns) + abs(one % level.columns - other % level.columns)
+
+    def gap(boxes: frozenset[int]) -> int:
+        return sum(min(apart(box, target) for target in level.targets) for box in boxes)
+
+    loose = state.boxes - level.targets
+    scores = {}
+    for action, step in level.steps.items():
+        ahead = state.player + step
+        if ahead in state.boxes:
+            pushed = (state.boxes - {ahead}) | {ahead + step}
+            scores[action] = 2 if gap(pushed) < gap(state.boxes) else -1
+        else:
+            scores[action] = int(bool(loose) and min(apart(ahead, box) for box in loose) < min(apart(state.player, box) for box in loose))
+    most = max(scores.values())
+    return [action for action in ACTIONS if scores[action] == most]
+
+
+class SokobanTeacher:
+    """Lessons on generated levels of the `pretrain` split. `longest` bounds the turns of an episode; shorter ones come first."""
+
+    def __init__(self, recipe: Recipe = Recipe(min_length=3, max_length=24), habits: Habits = Habits(), longest: int = 16) -> None:
+        self._recipe, self._habits, self._longest = recipe, habits, longest
+
+    def lessons(self, seed: int) -> Iterator[Lesson]:
+        """An endless stream, a function of the seed; each level is played a few times."""
+        draw = random.Random(seed_for("sokoban-teacher", seed))
+        for level, _ in levels(self._recipe, "pretrain", seed):
+            table = distances(level)
+            for _ in range(2):
+                yield self.lesson(table, draw)
+
+    def habits(self, table: Distances, state: State) -> dict[str, float]:
+        """How often the careless player takes each move; sums to 1."""
+        level = table.level
+        eager = eager_moves(level, state)
+        best = table.best(state) or eager
+        rest = 1.0 - self._habits.right - self._habits.eager
+        shares = dict.fromkeys(ACTIONS, rest / len(ACTIONS))
+        for action in best:
+            shares[action] += self._habits.right / len(best)
+        for action in eager:
+            shares[action] += self._habits.eager / len(eager)
+        return shares
+
+    def lesson(self, table: Distances, draw: random.Random) -> Lesson:
+        """One episode from a random state of the level, and the looks back at it."""
+        level = table.level
+        solvable = [state for state, moves in table.moves.items() if moves]
+        start = level.start if draw.random() < 0.5 else draw.choice(solvable)
+        turns = self._longest if draw.random() < 0.5 else draw.randint(1, self._longest)
+        played = self._play(table, start, turns, draw)
+        ended = len(played) == turns and not level.solved(played[-1].after)
+        task = Task("lesson", "sokoban", INSTRUCTION, turns if ended else self._longest)
+        moves = tuple(Move(self.habits(table, one.before), one.action, _text(level, one)) for one in played)
+        lookbacks = self._lookbacks(table, task, played, draw)
+        return Lesson(task, level.render(start), moves, tuple(lookbacks))
+
+    def _play(self, table: Distances, state: State, turns: int, draw: random.Random) -> list[_Played]:
+        level, played = table.level, []
+        for _ in range(turns):
+            shares = self.habits(table, state)
+            action = draw.choices(list(shares), list(shares.values()))[0]
+            after, outcome = level.move(state, action)
+            played.append(_Played(state, action, outcome, after))
+            state = after
+            if level.solved(state):
+                break
+        return played
+
+    def _lookbacks(self, table: Distances, task: Task, played: Sequence[_Played], draw: random.Random) -> Iterator[Lookback]:
+        failed = not table.level.solved(played[-1].after)
+        ends = [(len(played), len(played) == task.horizon)] if failed else []
+        midway = draw.randint(1, len(played)) if len(played) > 1 else 0
+        if midway and midway < len(played):
+            ends.append((midway, False))
+        for after_turn, ended in ends:
+            faults = _faults(table, played[:after_turn], task.horizon)
+            if not faults:
+                yield Lookback(after_turn, ended, None)
+                continue
+            named = [faults[0], *draw.sample(faults, min(len(faults), 3 if ended else 1))]
+            for number, index in enumerate(named):
+                experience = self._experience(table, played, index, draw)
+                followed = self._follow(table, played[index].before, experience[1], draw) if number == 0 and ended else ()
+                yield Lookback(after_turn, ended, Experience(index + 1, experience[0]), followed)
+
+    def _experience(self, table: Distances, played: Sequence[_Played], index: int, draw: random.Random) -> tuple[str, list[str]]:
+        """The words, and the moves that they advise."""
+        one, plan = played[index], list[str]()
+        state = one.before
+        while len(plan) < PLAN and table.best(state):
+            plan.append(draw.choice(table.best(state)))
+            state, _ = table.level.move(state, plan[-1])
+        return f"{one.action} was wrong: {_diagnosis(table, one)} Go {' '.join(plan)}.", plan
+
+    def _follow(self, table: Distances, state: State, plan: Sequence[str], draw: random.Random) -> tuple[Move, ...]:
+        """Play along the plan, and one careless move after it."""
+        level, moves = table.level, []
+        for advised in plan:
+            shares = dict.fromkeys(ACTIONS, (1.0 - OBEDIENCE) / len(ACTIONS))
+            shares[advised] += OBEDIENCE
+            after, outcome = level.move(state, advised)
+            moves.append(Move(shares, advised, _text(level, _Played(state, advised, outcome, after))))
+            state = after
+        if not level.solved(state):
+            shares = self.habits(table, state)
+            action = draw.choices(list(shares), list(shares.values()))[0]
+            after, outcome = level.move(state, action)
+            moves.append(Move(shares, action, _text(level, _Played(state, action, outcome, after))))
+        return tuple(moves)
+
+
+def _faults(table: Distances, played: Sequence[_Played], horizon: int) -> list[int]:
+    """Indices of moves that were not among the best, where the level could be solved: in time if there are such, else at all."""
+    faults = [index for index, one in enumerate(played) if table.moves.get(one.before, FAR) < FAR and one.action not in table.best(one.before)]
+    in_time = [index for index in faults if table.moves[played[index].before] <= horizon - index]
+    return in_time or faults
+
+
+def _diagnosis(table: Distances, one: _Played) -> str:
+    if one.outcome is Outcome.WALL:
+        return "a wall was there."
+    if one.outcome is Outcome.BLOCKED:
+        return "the box was blocked."
+    if one.after not in table.moves:
+        return "the box got stuck."
+    return "it was a detour."
+
+
+def _text(level: Level, one: _Played) -> str:
+    return f"{one.outcome}\n{level.render(one.after)}"

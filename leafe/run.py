@@ -1,0 +1,252 @@
+"""A run directory: where everything lies, which stages are finished, and that one process at a time works on it.
+
+    config.yaml          every setting, under a line with the digest of the text
+    round-1/             forest.jsonl, journal.jsonl, examples.jsonl of the tree explorer
+    controls/            the same for each control, as independent.jsonl, independent.journal.jsonl, independent.examples.jsonl
+    checkpoints/ARM/     eval/ARM.jsonl     report.html
+    stages.json          what each finished stage gave, in the order in which they finished
+    DONE                 written last
+
+Whole files and whole folders appear by a rename, so what stands under its own name is complete; JSON lines look after themselves.
+This file knows no stage by name and computes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from leafe.config import RunConfig, differing_fields, parse
+from leafe.digest import text_digest
+from leafe.errors import CorruptFile, RunConflict, UserError
+from leafe.jsonl import write_text_atomically
+
+HEADER = "# A leafe run; the digest of the lines below is "
+
+
+def next_free(parent: Path, name: str) -> Path:
+    """Makes and returns `parent/name-001`, or the number after the highest that is there; two processes never get the same one."""
+    while True:
+        taken = [path.name.removeprefix(f"{name}-") for path in parent.glob(f"{name}-*")]
+        number = max((int(suffix) for suffix in taken if suffix.isdecimal()), default=0) + 1
+        path = parent / f"{name}-{number:03d}"
+        with suppress(FileExistsError):
+            _make_folder(parent)
+            _make_folder(path, exist_ok=False)
+            return path
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` to write into; it takes the place of `path` when the block ends without an error."""
+    partial, old = (path.with_name(f".{path.name}.{state}") for state in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class RunDirectory:
+    """One run on the disk; a context manager that holds the directory for this process until it is closed.
+
+    Made by `open` for a run, by `existing` for a command on a run that is there.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, lock: IO[str] | None) -> None:
+        self.path, self.config, self._lock = path, config, lock
+        self._stages = _read_stages(path / "stages.json")
+
+    @classmethod
+    def open(cls, path: Path, config: RunConfig) -> RunDirectory:
+        """Starts a run in a new or empty directory, or resumes the one that is there.
+
+        Raises `RunConflict` when another process holds it or its configuration differs in more than the machine's settings,
+        `CorruptFile` when its configuration cannot be read, `UserError` when the directory holds something else.
+        """
+        _make_folder(path)
+        if not (path / "config.yaml").exists() and any(entry.name not in {"lock", "config.yaml.tmp"} for entry in path.iterdir()):
+            raise UserError(f"{path} holds files that are no run; give another directory: --out {path}-run")
+        lock = _acquire(path)
+        try:
+            _settle_config(path, config)
+            return cls(path, config, lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    @classmethod
+    def existing(cls, path: Path, *, read_only: bool = False) -> RunDirectory:
+        """The run in a directory, with the configuration that it was started with. A reader may look on while another works."""
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"{path} is no run directory: it has no config.yaml; start a run there: leafe run RECIPE --out {path}")
+        lock = None if read_only else _acquire(path)
+        try:
+            return cls(path, _read_config(path / "config.yaml"), lock)
+        except BaseException:
+            if lock:
+                lock.close()
+            raise
+
+    def forest(self, number: int = 1) -> Path:
+        """The trees of a round, one a line."""
+        return self._in(f"round-{number}", "forest.jsonl")
+
+    def journal(self, number: int = 1) -> Path:
+        """The effects of a round's exploration, for resuming."""
+        return self._in(f"round-{number}", "journal.jsonl")
+
+    def examples(self, number: int = 1) -> Path:
+        """What a round is trained on."""
+        return self._in(f"round-{number}", "examples.jsonl")
+
+    def control(self, method: str) -> Path:
+        """The trees of a control."""
+        return self._in("controls", f"{method}.jsonl")
+
+    def control_journal(self, method: str) -> Path:
+        """The effects of a control, for resuming."""
+        return self._in("controls", f"{method}.journal.jsonl")
+
+    def control_examples(self, method: str) -> Path:
+        """What an arm is trained on that learns from a control."""
+        return self._in("controls", f"{method}.examples.jsonl")
+
+    def checkpoint(self, arm: str) -> Path:
+        """An arm's trained model; write it with `whole_folder`."""
+        return self._in("checkpoints", arm)
+
+    def evaluation(self, arm: str) -> Path:
+        """An arm's graded attempts."""
+        return self._in("eval", f"{arm}.jsonl")
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
+
+    @property
+    def stages(self) -> Mapping[str, Any]:
+        """What each finished stage gave, first finished first."""
+        return dict(self._stages)
+
+    def finish_stage(self, stage: str, result: Any = None) -> None:
+        """Records that a stage is finished and what it gave, in JSON; a resumed run skips it."""
+        self._write_stages({**self._stages, stage: result})
+
+    def reopen_stage(self, stage: str) -> None:
+        """Forgets a stage, every stage that finished after it, and `DONE`: what they gave no longer holds."""
+        names = list(self._stages)
+        if stage in names:
+            (self.path / "DONE").unlink(missing_ok=True)
+            self._write_stages({name: self._stages[name] for name in names[: names.index(stage)]})
+
+    @property
+    def done(self) -> bool:
+        """Whether everything is there."""
+        return (self.path / "DONE").exists()
+
+    def finish(self) -> None:
+        """Writes `DONE`; the last thing that a run does."""
+        write_text_atomically(self.path / "DONE", self.config.digest + "\n")
+
+    def close(self) -> None:
+        """Lets go of the directory."""
+        if self._lock:
+            self._lock.close()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _in(self, folder: str, name: str) -> Path:
+        if self._lock:
+            (self.path / folder).mkdir(exist_ok=True)
+        return self.path / folder / name
+
+    def _write_stages(self, stages: dict[str, Any]) -> None:
+        if not self._lock or self._lock.closed:
+            raise RuntimeError(f"{self.path} was opened for reading or is closed")
+        write_text_atomically(self.path / "stages.json", json.dumps(stages, indent=1, ensure_ascii=False) + "\n")
+        self._stages = stages
+
+
+def _make_folder(path: Path, *, exist_ok: bool = True) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            raise
+        raise UserError(f"cannot make the directory {path}: {error.strerror}; give another with --out") from None
+
+
+def _acquire(path: Path) -> IO[str]:
+    """The lock is the system's and ends with the process; the text in the file is for the message only."""
+    try:
+        lock = open(path / "lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write in {path}: {error.strerror}; give another directory with --out") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise RunConflict(f"{path} is in use by {holder}; wait for it, or give another directory with --out") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
+
+
+def _read_config(path: Path) -> RunConfig:
+    try:
+        header, _, body = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFile(f"cannot read {path}: {error}; restore it, or start anew in another directory") from None
+    if header != HEADER + text_digest(body):
+        raise CorruptFile(f"{path} is not as leafe wrote it; restore it, or start anew: leafe run {path} --out ANOTHER")
+    try:
+        return parse(body, str(path))
+    except UserError as error:
+        raise CorruptFile(f"{path} was written by another version of leafe: {error}") from None
+
+
+def _settle_config(path: Path, config: RunConfig) -> None:
+    target = path / "config.yaml"
+    if target.exists():
+        differing = differing_fields(_read_config(target), config)
+        if differing:
+            changes = "; ".join(differing)
+            raise RunConflict(f"{path} was started with other settings ({changes}); resume it with its own, or give another --out")
+    body = config.dump()
+    text = HEADER + text_digest(body) + "\n" + body
+    if not target.exists() or target.read_text(encoding="utf-8") != text:
+        write_text_atomically(target, text)
+
+
+def _read_stages(path: Path) -> dict[str, Any]:
+    try:
+        stages = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        stages = None
+    if not isinstance(stages, dict):
+        raise CorruptFile(f"{path} is not a JSON object; delete it, and finished stages are gone through again from their files")
+    return stages

@@ -1,0 +1,128 @@
+"""One task's tree in words: what was asked, the map, and for each attempt where it was rolled back to, the advice, and its turns.
+
+Observations that are small boards are laid out side by side like a strip of film; longer ones stand below each other. A text is cut
+only where it is too long for any page, and then the page says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from leafe.records import Attempt, Tree, Turn
+from leafe.viewer.markup import Markup, join, plural, preformatted, tag
+from leafe.viewer.trees import blamed, ending, replaced_turn, tree_map
+
+LONGEST = 4000  # characters of one text
+BOARD_LINES, BOARD_COLUMNS = 16, 24
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A tree on the page: `prefix` starts the ids of its elements, `strip` says that its observations are small boards."""
+
+    tree: Tree
+    prefix: str
+    strip: bool
+    judged: dict[str, Attempt]
+
+
+def task_section(tree: Tree, prefix: str) -> Markup:
+    """Everything about one task."""
+    shown = _Shown(tree, prefix, _are_boards(tree), blamed(tree))
+    won = sum(attempt.success for attempt in tree.attempts)
+    facts = f"{plural(len(tree.attempts), 'attempt')}, {won} solved · {plural(tree.spend.turns, 'turn')} taken, at most {tree.task.horizon} each"
+    first = next((attempt for attempt in _branches(tree) if attempt.success), next(_branches(tree), None))
+    return tag(
+        "section",
+        tag("h3", tree.task.id),
+        tag("p", facts, f" · explored by {tree.method}", class_="soft"),
+        tag("p", _cut(tree.task.instruction), class_="said"),
+        tree_map(tree, prefix),
+        *(_attempt(shown, attempt, attempt is first) for attempt in tree.attempts),
+        class_="task",
+    )
+
+
+def _branches(tree: Tree) -> Iterator[Attempt]:
+    return (attempt for attempt in tree.attempts if attempt.turn is not None)
+
+
+def _are_boards(tree: Tree) -> bool:
+    texts = [tree.root.text, *(turn.observation.text for turn in tree.turns)]
+    lines = [text.splitlines() or [""] for text in texts]
+    unbroken = max((len(word) for text in texts for word in text.split()), default=0)
+    small = max(len(block) for block in lines) <= BOARD_LINES and unbroken <= BOARD_COLUMNS
+    return small and median(len(line) for block in lines for line in block) <= BOARD_COLUMNS and median(map(len, lines)) > 2
+
+
+def _cut(text: str) -> str:
+    rest = len(text) - LONGEST
+    return text if rest <= 0 else f"{text[:LONGEST]}\n[{rest:,} more characters are in the forest file]"
+
+
+def _attempt(shown: _Shown, attempt: Attempt, opened: bool) -> Markup:
+    own = [turn for turn in shown.tree.turns if turn.attempt == attempt.index]
+    summary = tag("summary", tag("b", f"Attempt {attempt.index}"), " ", ending(attempt), " ", _origin(attempt), class_="head")
+    error = tag("p", "It broke: ", tag("code", _cut(attempt.error)), class_="said") if attempt.error else ""
+    inside = (_branching(shown, attempt, own), error, _turns(shown, own, attempt))
+    body = tag("div", *inside, id=f"{shown.prefix}-{attempt.index}", class_="body")
+    return tag("details", summary, body, open=opened, class_="attempt won" if attempt.success else "attempt")
+
+
+def _origin(attempt: Attempt) -> Markup:
+    if attempt.turn is not None:
+        words = f"rolled back to turn {attempt.turn} after attempt {attempt.parent}"
+    elif attempt.parent is not None:
+        words = f"from the start, told what attempt {attempt.parent} taught"
+    else:
+        words = "from the start"
+    return tag("span", words, class_="soft")
+
+
+def _branching(shown: _Shown, attempt: Attempt, own: list[Turn]) -> Markup:
+    """The state that the branch went back to, what had been done there, the advice, and what was done instead."""
+    if attempt.turn is None:
+        told = attempt.experience
+        return tag("div", _advice(told, "What it was told"), class_="branch") if told else join(())
+    before, walk = replaced_turn(shown.tree, attempt), shown.tree.walk(attempt.leaf)
+    seen = walk[attempt.turn - 2].observation if attempt.turn > 1 else shown.tree.root
+    steps = [
+        tag("div", tag("h4", f"Attempt {attempt.parent} did"), _action(before, "del")) if before else "",
+        _advice(attempt.experience or "", "Looking back, the policy said"),
+        tag("div", tag("h4", f"Attempt {attempt.index} did instead"), _action(own[0], "ins")) if own else "",
+    ]
+    board = tag("figure", preformatted(_cut(seen.text)), tag("figcaption", f"What it saw at turn {attempt.turn}"), class_="board")
+    return tag("div", board, tag("div", *steps, class_="steps"), class_="branch")
+
+
+def _advice(text: str, heading: str) -> Markup:
+    return tag("div", tag("h4", heading), tag("blockquote", _cut(text), class_="said"))
+
+
+def _action(turn: Turn, element: str) -> Markup:
+    return tag("p", tag(element, tag("code", _cut(turn.action))), class_="said")
+
+
+def _turns(shown: _Shown, own: list[Turn], attempt: Attempt) -> Markup:
+    if not own:
+        return tag("p", "It took no turn.", class_="soft")
+    first, last = own[0].index, own[-1].index
+    words = f"Turn {first}" if first == last else f"Turns {first} to {last}"
+    shared = f"; turns 1 to {first - 1} are those it was rolled back along" if first > 1 else ""
+    listed = tag("ol", *(_turn(shown, turn) for turn in own), class_="strip" if shown.strip else "list")
+    return tag("details", tag("summary", words, tag("span", shared, class_="soft")), listed, open=False, class_="turns")
+
+
+def _turn(shown: _Shown, turn: Turn) -> Markup:
+    judge = shown.judged.get(turn.id)
+    notes = [
+        "" if turn.parsed else tag("span", "no action found in this reply", class_="note"),
+        tag("span", f"↺ attempt {judge.index} goes on from here", class_="note") if judge else "",
+        tag("span", "✓ solved", class_="note won") if turn.observation.success else "",
+    ]
+    reply = turn.completion.text.strip()
+    spoken = "" if reply in ("", turn.action.strip()) else preformatted(_cut(reply), "reply")
+    head = tag("p", tag("span", str(turn.index), class_="count"), " ", tag("code", _cut(turn.action)), *notes, class_="did said")
+    return tag("li", head, spoken, preformatted(_cut(turn.observation.text)))

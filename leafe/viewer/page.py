@@ -1,0 +1,204 @@
+"""The first page: one HTML file that shows a run, opens from the disk and asks the network for nothing.
+
+It holds no script, and a policy in its head that forbids any. Every text of a model or an environment is escaped by `tag`. Numbers are
+those of the comparison and of the trees, formatted and not computed. Nothing is read or written here but the stylesheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+
+from leafe.evaluate.compare import ArmResult, Comparison, percent, points
+from leafe.evaluate.passk import Interval
+from leafe.records import StopReason, Tree
+from leafe.viewer.attempts import task_section
+from leafe.viewer.charts import pass_at_k_chart
+from leafe.viewer.markup import Markup, join, plural, tag
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+@dataclass(frozen=True, slots=True)
+class ExplorationRow:
+    """What one explorer brought and what it cost. `successes` are attempts; `unparsed` reflections hold no readable experience."""
+
+    name: str
+    tasks: int = 0
+    solved: int = 0
+    attempts: int = 0
+    successes: int = 0
+    turns: int = 0
+    tokens: int = 0
+    replayed_steps: int = 0
+    reflections: int = 0
+    unparsed: int = 0
+    diverged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PageContent:
+    """What a page shows. `trees` are those that the caller chose out of `tree_count`; `notes` are labelled sentences at the end."""
+
+    run: str
+    config: Mapping[str, str]
+    comparison: Comparison = Comparison(())
+    exploration: tuple[ExplorationRow, ...] = ()
+    trees: tuple[Tree, ...] = ()
+    tree_count: int = 0
+    notes: tuple[tuple[str, str], ...] = field(default=())
+
+
+def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
+    """Counts over one explorer's trees; tokens are all that were read or written, those of reflections included."""
+    attempts = [attempt for tree in trees for attempt in tree.attempts]
+    reflections = [reflection for tree in trees for reflection in tree.reflections]
+    spends = [tree.spend for tree in trees]
+    return ExplorationRow(
+        name=name,
+        tasks=len(trees),
+        solved=sum(any(attempt.success for attempt in tree.attempts) for tree in trees),
+        attempts=len(attempts),
+        successes=sum(attempt.success for attempt in attempts),
+        turns=sum(spend.turns for spend in spends),
+        tokens=sum(spend.prompt_tokens + spend.sampled_tokens + spend.reflection_tokens for spend in spends),
+        replayed_steps=sum(spend.replayed_steps for spend in spends),
+        reflections=len(reflections),
+        unparsed=sum(reflection.error is not None for reflection in reflections),
+        diverged=sum(attempt.stop is StopReason.REPLAY_DIVERGED for attempt in attempts),
+    )
+
+
+def render_page(content: PageContent) -> str:
+    """The whole file."""
+    # The stylesheet is ours and holds nothing that ends a style element, so it goes in as it is.
+    style = Markup((files("leafe") / "viewer" / "assets" / "page.css").read_text(encoding="utf-8"))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{content.run} · leafe"),
+        tag("style", style),
+    )
+    header = tag(
+        "header", tag("p", "leafe run", class_="kicker"), tag("h1", content.run), *_lede(content.comparison), *_config(content)
+    )
+    sections = (*_measured(content.comparison), *_explored(content.exploration), *_trees(content), *_notes(content))
+    body = tag("body", tag("main", header, *sections))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _lede(comparison: Comparison) -> Iterator[Markup]:
+    """The first arm that has a base, at the smallest and at the largest k."""
+    arm = next((arm for arm in comparison.arms if arm.minus_base), None)
+    if arm is None:
+        return
+    sentences = [
+        f"Pass@{k} of {arm.name} is {percent(arm.pass_at_k[k].value)} %, {_minus(points(arm.minus_base[k].value))} points against its base "
+        f"({100 * comparison.confidence:g} % interval {_minus(points(arm.minus_base[k].low))} to {_minus(points(arm.minus_base[k].high))})."
+        for k in dict.fromkeys((min(arm.minus_base), max(arm.minus_base)))
+    ]
+    yield tag("p", " ".join(sentences), class_="lede")
+
+
+def _config(content: PageContent) -> Iterator[Markup]:
+    if content.config:
+        rows = (tag("div", tag("dt", key), tag("dd", value)) for key, value in content.config.items())
+        summary = tag("summary", f"What this run was: {plural(len(content.config), 'setting')}")
+        yield tag("details", summary, tag("dl", *rows, class_="settings"), class_="config")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _table(heading: Sequence[str], *bodies: str, caption: str) -> Markup:
+    first, *others = heading
+    top = tag("tr", tag("th", first, scope="col"), *(tag("th", name, scope="col", class_="count") for name in others))
+    table = tag("table", tag("caption", caption), tag("thead", top), *bodies)
+    return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _measured(comparison: Comparison) -> Iterator[Markup]:
+    if not comparison.arms:
+        return
+    mass = f"{100 * comparison.confidence:g} %"
+    heading = ("Arm", *(f"Pass@{k}" for k in comparison.ks))
+    note = (
+        f"Pass@k is the unbiased estimate, in percent; below it the {mass} interval (bootstrap over tasks). Differences are paired, task "
+        "by task, in percentage points; ● marks an interval that leaves out zero. No rollback and no advice at test time."
+    )
+    yield tag(
+        "section",
+        tag("h2", "Pass@k"),
+        pass_at_k_chart(comparison),
+        _table(heading, *(_arm_rows(arm, comparison.ks) for arm in comparison.arms), caption="Pass@k by arm"),
+        tag("p", note, class_="soft fine"),
+        _table(
+            ("Arm", "Tasks", "Samples", "Turns", "Tokens", "Broken attempts"),
+            tag("tbody", *map(_cost, comparison.arms)),
+            caption="Cost",
+        ),
+        id="pass-at-k",
+    )
+
+
+def _arm_rows(arm: ArmResult, ks: Sequence[int]) -> Markup:
+    values = tag("tr", tag("th", arm.name, scope="row"), *(_cell(arm.pass_at_k.get(k), False) for k in ks), class_="value")
+    if not arm.minus_base:
+        return tag("tbody", values)
+    gains = tag("tr", tag("th", "minus base", scope="row"), *(_cell(arm.minus_base.get(k), True) for k in ks), class_="gain")
+    return tag("tbody", values, gains)
+
+
+def _cell(interval: Interval | None, signed: bool) -> Markup:
+    if interval is None:
+        return tag("td", "–", class_="count")
+    form = points if signed else percent
+    decided = signed and (interval.low > 0 or interval.high < 0)
+    mark = tag("span", "● ", title="the interval leaves out zero", class_="mark") if decided else ""
+    bounds = tag("small", f"{_minus(form(interval.low))} … {_minus(form(interval.high))}")
+    return tag("td", mark, tag("b", _minus(form(interval.value))), bounds, class_="count")
+
+
+def _cost(arm: ArmResult) -> Markup:
+    broken = ", ".join(f"{count:,} {name}" for name, count in arm.errors.items()) or "none"
+    return _count_row(arm.name, *(f"{count:,}" for count in (arm.tasks, arm.samples, arm.turns, arm.tokens)), broken)
+
+
+def _count_row(name: str, *cells: str) -> Markup:
+    return tag("tr", tag("th", name, scope="row"), *(tag("td", cell, class_="count") for cell in cells))
+
+
+def _explored(rows: Sequence[ExplorationRow]) -> Iterator[Markup]:
+    if not rows:
+        return
+    counted = [item.name for item in fields(ExplorationRow)][1:]
+    heading = ("Explorer", *(name.replace("_", " ").capitalize() for name in counted))
+    body = tag("tbody", *(_count_row(row.name, *(f"{getattr(row, name):,}" for name in counted)) for row in rows))
+    note = (
+        "The budget is counted in turns that the policy takes, the same for every explorer. Replayed steps are the environment's only and "
+        "cost the policy nothing. Solved counts tasks, successes counts attempts; unparsed are reflections that could not be read."
+    )
+    title = tag("h2", "Exploration at equal budget")
+    yield tag("section", title, _table(heading, body, caption="Exploration"), tag("p", note, class_="soft fine"), id="exploration")
+
+
+def _trees(content: PageContent) -> Iterator[Markup]:
+    if not content.trees:
+        return
+    count = f"{len(content.trees)} of {plural(max(content.tree_count, len(content.trees)), 'task')}, as they were explored for training."
+    key = (
+        "Each line is an attempt and each point a turn. A ring is a turn that the policy later blamed: a branch goes on from there, its "
+        "revised turn right below. The thick line is the way to a success. A line's name leads to its account below the drawing."
+    )
+    shown = (task_section(tree, f"task-{number}") for number, tree in enumerate(content.trees, start=1))
+    yield tag("section", tag("h2", "Trees of attempts"), tag("p", count), tag("p", key, class_="soft fine"), *shown, id="trees")
+
+
+def _notes(content: PageContent) -> Iterator[Markup]:
+    if content.notes:
+        entries = join(tag("div", tag("dt", label), tag("dd", text)) for label, text in content.notes)
+        yield tag("section", tag("h2", "Notes"), tag("dl", entries, class_="notes"), id="notes")

@@ -1,0 +1,190 @@
+"""`check-env` passes what keeps its promise and says what is wrong with what does not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from leafe.digest import canonical
+from leafe.envs.base import Environment, Fidelity
+from leafe.envs.check import CheckReport, check_environment
+from leafe.envs.fakes import Lookup
+from leafe.envs.registry import make
+from leafe.envs.sokoban.environment import Sokoban
+from leafe.records import Observation, Task, encode
+
+
+def checked(kind: type[Environment], **settings: Any) -> CheckReport:
+    """A quick check of a class."""
+    return check_environment(kind, name=kind.__name__, rollbacks=60, count=4, **settings)
+
+
+def verdicts(report: CheckReport) -> dict[str, str]:
+    """The verdict of each finding."""
+    return {finding.name: finding.verdict for finding in report.findings}
+
+
+def sentence(report: CheckReport, name: str) -> str:
+    """What a finding says."""
+    return next(finding.sentence for finding in report.findings if finding.name == name)
+
+
+class Counting(Lookup):
+    """Tells how many steps this instance ever took: hidden state that no reset clears."""
+
+    steps = 0
+
+    def step(self, action: str) -> Observation:
+        self.steps += 1
+        answer = super().step(action)
+        return Observation(f"{answer.text} Step {self.steps}.", answer.done, answer.success, answer.reward)
+
+
+class Forgetful(Sokoban):
+    """Restores all but the player."""
+
+    def restore(self, snapshot: Any) -> None:
+        if self._now is not None and self._now.state.player not in snapshot.state.boxes:
+            state = type(snapshot.state)(self._now.state.player, snapshot.state.boxes)
+            snapshot = type(snapshot)(snapshot.level, state, snapshot.final, snapshot.dead)
+        super().restore(snapshot)
+
+
+class Aliased(Environment):
+    """Hands out its own list as a snapshot."""
+
+    name = "aliased"
+    fidelity = Fidelity.SNAPSHOT
+
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
+        return [Task(f"aliased-{number}", self.name, "Say a word.", 6) for number in range(count)]
+
+    def reset(self, task: Task) -> Observation:
+        self.said: list[str] = []
+        return Observation("Speak.")
+
+    def step(self, action: str) -> Observation:
+        self.said += [action] if action in self.example_actions() else []
+        return Observation(f"Said: {self.said}.")
+
+    def snapshot(self) -> list[str]:
+        return self.said
+
+    def restore(self, snapshot: list[str]) -> None:
+        self.said = snapshot
+
+    def example_actions(self) -> Sequence[str]:
+        return ("ha", "ho")
+
+
+class Copied(Aliased):
+    """The same with a copy: nothing is wrong with it."""
+
+    def snapshot(self) -> list[str]:
+        return list(self.said)
+
+    def restore(self, snapshot: list[str]) -> None:
+        self.said = list(snapshot)
+
+
+class Modest(Lookup):
+    """Could be replayed and does not say so."""
+
+    fidelity = Fidelity.NONE
+
+
+class Strange(Lookup):
+    """Rings a bell, crashes on what is no action, and revives the ended."""
+
+    def step(self, action: str) -> Observation:
+        if not action.startswith("open"):
+            raise IndexError(action)
+        return Observation("\a" + super().step(action).text, done=self._found and action != "open place1")
+
+
+class Restless(Lookup):
+    """Draws other tasks every time."""
+
+    drawn = 0
+
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
+        Restless.drawn += 1
+        return super().tasks(split, count, seed + Restless.drawn)
+
+
+@pytest.mark.parametrize("spec", ["sokoban", "lookup"])
+def test_a_shipped_environment_keeps_what_it_declares(spec: str) -> None:
+    report = check_environment(lambda: make(spec), name=spec, rollbacks=200, spec=spec)
+    assert report.passed and set(verdicts(report).values()) == {"pass"}
+    assert report.measured is report.declared
+    assert next(finding for finding in report.findings if finding.name == "rollback").figures["rollbacks"] >= 200
+    assert report.figures["step_seconds"] > 0 and report.figures["episode_bytes"] > 0
+    assert json.loads(canonical(encode(report)))["name"] == spec
+
+
+def test_slippery_sokoban_fails_and_the_report_says_why() -> None:
+    report = check_environment(lambda: make("slippery-sokoban"), name="slippery", rollbacks=60, spec="slippery-sokoban")
+    found = verdicts(report)
+    assert not report.passed and report.measured is Fidelity.NONE
+    assert {found[name] for name in ("replay", "rollback", "second_process", "fidelity")} == {"fail"}
+    assert found["tasks"] == found["reset"] == found["text"] == "pass"
+    assert "replay diverged at turn" in sentence(report, "replay") and "rollbacks went wrong" in sentence(report, "rollback")
+    assert "declares 'replay'" in sentence(report, "fidelity")
+
+
+def test_state_that_a_reset_leaves_behind_is_found() -> None:
+    report = checked(Counting)
+    assert verdicts(report)["replay"] == "fail" and report.measured is Fidelity.NONE
+
+
+def test_a_snapshot_that_restores_less_than_everything_is_found_by_playing_on() -> None:
+    report = checked(Forgetful)
+    assert verdicts(report)["replay"] == "pass" and verdicts(report)["rollback"] == "fail"
+    assert report.measured is Fidelity.REPLAY and "declares 'snapshot'" in sentence(report, "fidelity")
+
+
+def test_a_snapshot_shared_with_the_episode_is_found_and_a_copy_is_fine() -> None:
+    assert verdicts(checked(Aliased))["rollback"] == "fail"
+    report = checked(Copied)
+    assert report.passed and verdicts(report)["expert"] == verdicts(report)["after_end"] == "skipped"
+    assert verdicts(report)["second_process"] == "skipped" and report.measured is Fidelity.SNAPSHOT
+
+
+def test_an_environment_without_rollback_passes_and_is_told_when_it_could_do_more() -> None:
+    report = checked(Modest)
+    assert report.passed and verdicts(report)["rollback"] == "skipped" and report.measured is Fidelity.REPLAY
+    assert "'replay' held on every episode here" in sentence(report, "fidelity")
+
+
+def test_unprintable_text_crashes_on_no_action_and_revived_episodes_are_found() -> None:
+    report = checked(Strange)
+    found = verdicts(report)
+    assert found["text"] == found["after_end"] == found["invalid_action"] == "fail"
+    assert r"'\x07'" in sentence(report, "text") and "IndexError" in sentence(report, "invalid_action")
+
+
+def test_tasks_that_are_drawn_otherwise_every_time_end_the_check() -> None:
+    report = checked(Restless)
+    assert verdicts(report) == {"tasks": "fail"} and "other tasks" in sentence(report, "tasks")
+
+
+def test_a_second_process_that_cannot_make_the_environment_is_a_finding() -> None:
+    report = checked(Lookup, spec="no_such_module_anywhere:Lookup")
+    assert verdicts(report)["second_process"] == "fail" and "cannot import" in sentence(report, "second_process")
+
+
+def test_tasks_of_a_class_that_hashes_strings_differ_in_a_second_process(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "from leafe.envs.fakes import Lookup\n"
+        "class Hashed(Lookup):\n"
+        "    def tasks(self, split, count, seed=0):\n"
+        "        return super().tasks(split, count, hash(split) % 10**9)\n"
+    )
+    (tmp_path / "hashed_world.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = "hashed_world:Hashed"
+    report = check_environment(lambda: make(spec), name=spec, rollbacks=10, count=4, spec=spec)
+    assert verdicts(report)["second_process"] == "fail" and "builtin hash()" in sentence(report, "second_process")

@@ -1,0 +1,154 @@
+"""The floors of the house: each module imports from lower floors only, type-only imports included."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "leafe"
+
+# The first part of a module's name below `leafe`, and its floor.
+FLOORS = {
+    "": 0,
+    "records": 0,
+    "errors": 0,
+    "digest": 0,
+    "jsonl": 0,
+    "config": 1,
+    "run": 1,
+    "chat": 1,
+    "doctor": 1,
+    "envs": 2,
+    "engines": 2,
+    "prompts": 2,
+    "forest": 3,
+    "distill": 4,
+    "train": 5,
+    "evaluate": 5,
+    "nano": 5,
+    "methods": 6,
+    "viewer": 6,
+    "scale": 6,
+    "cli": 7,
+    "__main__": 7,
+}
+
+# Folders on these floors do not know of each other, so that each can be replaced alone.
+APART = {2, 5, 6}
+
+# The only modules that may import torch: everything else works where it is not installed.
+TORCH = (
+    "leafe.engines.transformers",
+    "leafe.engines.slots",
+    "leafe.engines.sampling",
+    "leafe.train",
+    "leafe.nano",
+    "leafe.distill.pack",
+)
+
+
+def module_name(path: Path, package: Path = PACKAGE) -> str:
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
+    """The folder or file below `leafe` that a module belongs to."""
+    return [*module.split("."), ""][1]
+
+
+def imports(tree: ast.AST, module: str, is_package: bool = False) -> Iterator[str]:
+    """Every module that a file names in an import, those inside functions and `if TYPE_CHECKING` included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".") if is_package else module.split(".")[:-1]
+            base = (
+                ".".join([*above[: len(above) - node.level + 1], *filter(None, [node.module])]) if node.level else str(node.module)
+            )
+            # `from leafe import x` and `from leafe.methods import x` may name modules.
+            yield from (f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names)
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return name.startswith("leafe.") and (path.is_dir() or path.with_suffix(".py").is_file())
+
+
+def objection(module: str, imported: str) -> str | None:
+    """Why `module` may not import `imported`, or None."""
+    mine, theirs = FLOORS.get(room(module)), FLOORS.get(room(imported))
+    if mine is None or theirs is None:
+        return f"{module} or {imported} has no floor; give it one in tests/test_layers.py"
+    if theirs > mine:
+        return f"{module} (floor {mine}) imports {imported} (floor {theirs})"
+    if theirs == mine and mine in APART and room(module) != room(imported):
+        return f"{module} and {imported} are siblings on floor {mine}"
+    if room(module) == room(imported) == "methods" and module not in ("leafe.methods", imported) and imported != "leafe.methods":
+        return f"{module} and {imported} are methods, each of which is read alone"
+    return None
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_each_module_imports_from_lower_floors_only(path: Path) -> None:
+    module = module_name(path)
+    named = imports(ast.parse(path.read_text(encoding="utf-8")), module, path.name == "__init__.py")
+    objections = [objection(module, imported) for imported in named if imported.split(".")[0] == "leafe"]
+    assert [reason for reason in objections if reason] == []
+
+
+def test_torch_is_imported_where_models_are_and_nowhere_else() -> None:
+    for path in FILES:
+        module = module_name(path)
+        named = {name.split(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")), module)}
+        allowed = any(module == place or module.startswith(place + ".") for place in TORCH)
+        assert allowed or "torch" not in named, f"{module} imports torch"
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    assert [folder for folder in {path.parent for path in FILES} if not (folder / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "expected"),
+    [
+        ("leafe.forest.play", "from leafe.records import Task", ["leafe.records"]),
+        ("leafe.forest.play", "from . import tree", ["leafe.forest"]),
+        ("leafe.forest.play", "from .tree import Tree", ["leafe.forest.tree"]),
+        ("leafe.forest.play", "from ..train import sft", ["leafe.train"]),
+        ("leafe.forest.play", "def f():\n    from leafe.cli import main", ["leafe.cli"]),
+        ("leafe.forest.play", "if TYPE_CHECKING:\n    import leafe.cli", ["leafe.cli"]),
+        ("leafe.forest.play", "from leafe import train", ["leafe.train"]),
+    ],
+)
+def test_an_import_is_seen_however_it_is_written(module: str, source: str, expected: list[str]) -> None:
+    assert list(imports(ast.parse(source), module)) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "imported", "refused"),
+    [
+        ("leafe.config", "leafe.records", False),
+        ("leafe.run", "leafe.config", False),
+        ("leafe.records", "leafe.config", True),
+        ("leafe.envs.world", "leafe.envs.base", False),
+        ("leafe.envs.world", "leafe.engines.base", True),
+        ("leafe.forest.play", "leafe.train", True),
+        ("leafe.nano.build", "leafe.distill.pack", False),
+        ("leafe.nano.build", "leafe.train.sft", True),
+        ("leafe.methods.leafe", "leafe.train.sft", False),
+        ("leafe.methods.leafe", "leafe.methods.grpo", True),
+        ("leafe.methods", "leafe.methods.grpo", False),
+        ("leafe.methods.leafe", "leafe.viewer", True),
+        ("leafe.somewhere", "leafe.records", True),
+    ],
+)
+def test_the_rule_refuses_what_it_should(module: str, imported: str, refused: bool) -> None:
+    assert (objection(module, imported) is not None) == refused

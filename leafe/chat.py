@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from leafe.errors import UserError
@@ -71,37 +71,47 @@ def turn_text(prompts: Prompts, task: Task, turn: int, observation: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What is told beside the history: `advice` for the turn about to be taken, `feedback` from earlier tries for the whole episode."""
+    """What is told beside the history: `advice` for the turn about to be taken, `feedback` from earlier tries for all of them."""
 
     advice: str | None = None
     feedback: tuple[str, ...] = ()
 
 
-def act_messages(prompts: Prompts, task: Task, root: Observation, walk: Sequence[Turn], notes: Notes = Notes()) -> tuple[Message, ...]:
+NOTHING = Notes()
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What stays the same through all attempts at a task: how prompts look, the task, and what its reset shows."""
+
+    prompts: Prompts
+    task: Task
+    root: Observation
+
+
+def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING) -> tuple[Message, ...]:
     """The prompt for the turn after `walk`, every experience of the walk in its place."""
-    messages = _history(prompts, task, root, walk, notes.feedback)
+    messages = _history(scene, walk, notes.feedback)
     if notes.advice is not None:
-        messages[-1] = _extended(messages[-1], fill(prompts.experience, experience=notes.advice))
+        messages[-1] = _extended(messages[-1], fill(scene.prompts.experience, experience=notes.advice))
     return tuple(messages)
 
 
-def reflect_messages(prompts: Prompts, task: Task, root: Observation, walk: Sequence[Turn], *, ended: bool) -> tuple[Message, ...]:
+def reflect_messages(scene: Scene, walk: Sequence[Turn], *, ended: bool) -> tuple[Message, ...]:
     """The prompt that asks where the walk went wrong; `ended` says whether the attempt is over."""
-    messages = _history(prompts, task, root, walk, ())
-    messages[-1] = _extended(messages[-1], fill(prompts.reflect_end if ended else prompts.reflect, turn=len(walk)))
+    messages = _history(scene, walk, ())
+    question = scene.prompts.reflect_end if ended else scene.prompts.reflect
+    messages[-1] = _extended(messages[-1], fill(question, turn=len(walk)))
     return tuple(messages)
 
 
-def bare_messages(prompts: Prompts, task: Task, root: Observation, walk: Sequence[Turn]) -> tuple[Message, ...]:
+def bare_messages(scene: Scene, walk: Sequence[Turn]) -> tuple[Message, ...]:
     """The experience-free prompt for the turn after `walk`: what a model without any advice would have read there."""
-    return tuple(_history(prompts, task, root, [_without_experience(turn) for turn in walk], ()))
+    return tuple(_history(scene, [replace(turn, experience=None) for turn in walk], ()))
 
 
-def _without_experience(turn: Turn) -> Turn:
-    return Turn(turn.id, turn.parent, turn.index, turn.attempt, turn.action, turn.parsed, turn.completion, turn.observation, None)
-
-
-def _history(prompts: Prompts, task: Task, root: Observation, walk: Sequence[Turn], feedback: tuple[str, ...]) -> list[Message]:
+def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...]) -> list[Message]:
+    prompts, task, root = scene.prompts, scene.task, scene.root
     messages = [Message("system", fill(prompts.system))] if prompts.system else []
     observation = root
     for number in range(1, len(walk) + 2):

@@ -130,7 +130,7 @@ class LoraSettings(Settings):
     """A low-rank adapter in place of full training; no `targets` means every linear layer."""
 
     rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
+    alpha: int = Field(32, ge=1)
     targets: tuple[str, ...] = Field((), strict=False)
 
 

@@ -16,7 +16,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL = ["<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-WORDS = ["go left", "go right", "go up", "go down", "you see a box and a wall", "the door is closed", "nothing happens", "what now?"]
+WORDS = [
+    "go left",
+    "go right",
+    "go up",
+    "go down",
+    "you see a box and a wall",
+    "the door is closed",
+    "nothing happens",
+    "what now?",
+]
 
 
 def tiny_tokenizer(*, vocabulary: int = 300, template: str = TEMPLATE, corpus: Iterable[str] = ()) -> PreTrainedTokenizerFast:
@@ -33,7 +42,9 @@ def tiny_tokenizer(*, vocabulary: int = 300, template: str = TEMPLATE, corpus: I
     return tokenizer
 
 
-def tiny_model(kind: str = "qwen2", *, vocabulary: int = 300, seed: int = 0, heads: int = 4, shared_heads: int = 2) -> PreTrainedModel:
+def tiny_model(
+    kind: str = "qwen2", *, vocabulary: int = 300, seed: int = 0, heads: int = 4, shared_heads: int = 2
+) -> PreTrainedModel:
     """A two-layer causal model of the family `kind` (`qwen2` or `llama`) with `heads / shared_heads` queries per key head."""
     torch.manual_seed(seed)
     sizes = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from leafe.chat import Prompts, bare_messages
+from leafe.chat import Prompts, Scene, bare_messages
 from leafe.digest import digest, seed_for
 from leafe.records import BROKEN, Attempt, Example, Tree, Turn
 
@@ -25,8 +25,8 @@ Kind = Literal["counterfactual", "rehearsal"]
 class Choice:
     """Which turns become examples.
 
-    A branch qualifies when it succeeded (`success`), when it did better than the attempt it left or led on to a success (`improved`),
-    or always (`any`). `branches_per_task` branches are drawn a task, and `success_share` of all successful attempts. `beta` is the
+    A branch qualifies when it succeeded (`success`), when it did better than the attempt it left or led on to a success
+    (`improved`), or always (`any`). `branches_per_task` branches are drawn a task, and `success_share` of all successful attempts. `beta` is the
     weight of a rehearsal example; a counterfactual one weighs 1.
     """
 
@@ -50,7 +50,10 @@ def counterfactual(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> I
         events = [turn for attempt, turn in tree.branch_turns() if attempt.stop not in BROKEN and turn.parsed and fits(attempt)]
         draw = random.Random(seed_for(choice.seed, "counterfactual", tree.task.id))
         chosen = draw.sample(events, min(choice.branches_per_task, len(events)))
-        yield from _examples(tree, sorted(chosen, key=lambda turn: turn.attempt), prompts, "counterfactual", 1.0)
+        scene = Scene(prompts, tree.task, tree.root)
+        yield from (
+            _example("counterfactual", 1.0, scene, tree, turn=turn) for turn in sorted(chosen, key=lambda turn: turn.attempt)
+        )
 
 
 def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterator[Example]:
@@ -65,7 +68,8 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterat
         by_tree[tree.task.id].append(attempt)
     for tree in {tree.task.id: tree for tree, _ in successes}.values():
         turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.walk(attempt.leaf) if turn.parsed}
-        yield from _examples(tree, turns.values(), prompts, "rehearsal", choice.beta)
+        scene = Scene(prompts, tree.task, tree.root)
+        yield from (_example("rehearsal", choice.beta, scene, tree, turn=turn) for turn in turns.values())
 
 
 def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt], bool]:
@@ -75,7 +79,9 @@ def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt], bool]:
             children[attempt.parent].append(attempt)
 
     def leads_on(attempt: Attempt) -> bool:
-        return attempt.success or any(leads_on(child) for child in children[attempt.index] if (child.turn or 0) > (attempt.turn or 0))
+        return attempt.success or any(
+            leads_on(child) for child in children[attempt.index] if (child.turn or 0) > (attempt.turn or 0)
+        )
 
     def improved(attempt: Attempt) -> bool:
         before = tree.attempts[attempt.parent].reward if attempt.parent is not None else 0.0
@@ -84,17 +90,15 @@ def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt], bool]:
     return {"success": lambda attempt: attempt.success, "improved": improved, "any": lambda attempt: True}[qualify]
 
 
-def _examples(tree: Tree, turns: Iterable[Turn], prompts: Prompts, kind: Kind, weight: float) -> Iterator[Example]:
-    for turn in turns:
-        before = tree.walk(turn.parent)
-        yield Example(
-            id=digest(kind, turn.id),
-            kind=kind,
-            task=tree.task.id,
-            attempt=turn.attempt,
-            origin=turn.id,
-            messages=bare_messages(prompts, tree.task, tree.root, before),
-            target=turn.completion.text,
-            target_ids=turn.completion.token_ids,
-            weight=weight,
-        )
+def _example(kind: Kind, weight: float, scene: Scene, tree: Tree, *, turn: Turn) -> Example:
+    return Example(
+        id=digest(kind, turn.id),
+        kind=kind,
+        task=tree.task.id,
+        attempt=turn.attempt,
+        origin=turn.id,
+        messages=bare_messages(scene, tree.walk(turn.parent)),
+        target=turn.completion.text,
+        target_ids=turn.completion.token_ids,
+        weight=weight,
+    )

@@ -1,15 +1,16 @@
 """Examples of one tree in one row: every shared prefix stands once, and each token sees its own ancestors only.
 
 A `Trie` grows token by token; `row` lays it out in depth-first order. Query `i` may attend to key `k` exactly when
-`k <= i < end[k]`, where `end[k]` is where the subtree of `k` ends. The loss is a list of terms, each the position of a predecessor, a
-target id and a weight, so several children of one node all get their loss from the same hidden state. Positions are depths, so a
-packed row computes what the unpacked samples would, to rounding.
+`k <= i < end[k]`, where `end[k]` is where the subtree of `k` ends. The loss is a list of terms, each the position of a
+predecessor, a target id and a weight, so several children of one node all get their loss from the same hidden state. Positions
+are depths, so a packed row computes what the unpacked samples would, to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,8 +77,8 @@ class Trie:
 
     def row(self) -> PackedRow:
         """The trie in depth-first pre-order."""
-        ids, depth, end = [], [], []
-        term_at, term_target, term_weight = [], [], []
+        row = PackedRow([], [], [], [], [], [])
+        ids, depth, end = row.ids, row.depth, row.end
         stack = [(child, 0) for child in reversed(self._children[0].values())]
         closing: list[tuple[int, int]] = []  # (position, depth) of nodes whose subtree is open
         while stack:
@@ -90,13 +91,13 @@ class Trie:
             end.append(0)
             closing.append((here, level))
             for token, weight in self._targets[node].items():
-                term_at.append(here)
-                term_target.append(token)
-                term_weight.append(weight)
+                row.term_at.append(here)
+                row.term_target.append(token)
+                row.term_weight.append(weight)
             stack.extend((child, level + 1) for child in reversed(self._children[node].values()))
         for position, _ in closing:
             end[position] = len(ids)
-        return PackedRow(ids, depth, end, term_at, term_target, term_weight)
+        return row
 
 
 def pack(samples: Iterable[tuple[Sequence[int], Sequence[int], float]]) -> PackedRow:
@@ -138,10 +139,13 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
     return PackedBatch(ids, depth, mask[:, None], torch.tensor(at), torch.tensor(targets), torch.tensor(weights))
 
 
-def term_losses(model: torch.nn.Module, batch: PackedBatch) -> Tensor:
+def term_losses(model: Any, batch: PackedBatch) -> Tensor:
     """Minus log-probability of each term's target, `(terms,)`, unweighted, in float32. Works on any Hugging Face causal decoder."""
-    # A mask under each layer type's name is taken as it is by transformers, which would otherwise build a causal one.
-    hidden = model.get_decoder()(input_ids=batch.ids, position_ids=batch.depth, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    # A four-dimensional mask is taken as it is by transformers, which would otherwise build a causal one.
+    hidden = model.get_decoder()(
+        input_ids=batch.ids, position_ids=batch.depth, attention_mask=batch.mask, use_cache=False
+    ).last_hidden_state
     chosen = hidden.reshape(-1, hidden.shape[-1])[batch.term_at]
     logits = model.get_output_embeddings()(chosen)
-    return torch.nn.functional.cross_entropy(logits.float(), batch.term_target, reduction="none")
+    losses: Tensor = torch.nn.functional.cross_entropy(logits.float(), batch.term_target, reduction="none")
+    return losses

@@ -40,7 +40,12 @@ def _messages(example: Example) -> list[dict[str, str]]:
 
 def _trl(example: Example) -> dict[str, Any]:
     completion = [{"role": "assistant", "content": example.target}]
-    return {"prompt": _messages(example), "completion": completion, "weight": example.weight, "completion_ids": list(example.target_ids)}
+    return {
+        "prompt": _messages(example),
+        "completion": completion,
+        "weight": example.weight,
+        "completion_ids": list(example.target_ids),
+    }
 
 
 def _verl(example: Example) -> dict[str, Any]:

@@ -91,17 +91,12 @@ class PrefixTree:
                     break
         return Match(node, depth, best, extra)
 
-    def lease(self, match: Match, total: int) -> Lease | None:
-        """Blocks for a request that starts at `match` and grows to `total` tokens; None while too many others are held."""
+    def lease(self, match: Match, total: int) -> Lease:
+        """Blocks for a request that starts at `match` and grows to `total` tokens. The tree must be large enough for its leases."""
         self._hold(match.node)
         if match.tail is not None:
             self._hold(match.tail)
         own = self._take(-(-total // self.size) - match.depth)
-        if own is None:
-            self._drop(match.node)
-            if match.tail is not None:
-                self._drop(match.tail)
-            return None
         path: list[int] = []
         node = match.node
         while node.parent is not None:
@@ -198,9 +193,7 @@ class PrefixTree:
         if node.users == 0:
             self._idle[node] = None
 
-    def _take(self, count: int) -> list[int] | None:
+    def _take(self, count: int) -> list[int]:
         while len(self._free) < count:
-            if not self._idle:
-                return None
             self._evict(next(iter(self._idle)))
         return [self._free.pop() for _ in range(count)]

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from leafe.errors import EngineError
+from leafe.errors import EngineError, UserError
 
 ATTENTION = "leafe_blocks"
 QUERY_MULTIPLE = 4
@@ -145,6 +145,8 @@ def plan(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Ba
             places += range(here + start, here + end)
             span = _Span(first + start - piece.start, start, end - start, piece.blocks[: depth + 1])
             spans.setdefault((depth, end - start <= QUERY_MULTIPLE), []).append(span)
+    for group in spans.values():
+        group.sort(key=lambda span: span.count)  # tiles of like rows need less padding
     padding = TOKEN_MULTIPLE - len(ids) % TOKEN_MULTIPLE  # at least one, for the padded queries of a tile
     nowhere = len(ids)
     for padded in (ids, positions, places):
@@ -174,20 +176,19 @@ def _tile(spans: Sequence[_Span], nowhere: int, size: int, device: torch.device)
     return Tile(len(spans), queries, len(spans[0].blocks) * size, flat[0], flat[1], blocks)
 
 
-def attend(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
-) -> tuple[torch.Tensor, None]:
+def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, None]:
     """Attention over the blocks of `options["batch"]`, a `Batch`; without one, transformers' own scaled-dot-product attention.
 
-    `query`, `key` and `value` are (1, heads, tokens, width); the result is (1, tokens, heads, width).
+    `states` are query, key and value, (1, heads, tokens, width) each, and a mask; the result is (1, tokens, heads, width).
     """
     batch: Batch | None = options.pop("batch", None)
     if batch is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        output, _ = sdpa_attention_forward(module, *states, **options)
         return output, None
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     if unknown:
-        raise EngineError(f"the model's attention needs {unknown[0]!r}, which the in-process engine lacks; serve it over HTTP instead")
+        raise EngineError(f"its attention needs {unknown[0]}")
+    query, key, value, _ = states
     heads, tokens, width = query.shape[1:]
     layer: int = module.layer_idx
     batch.cache.store(layer, key, value, batch.places)
@@ -205,6 +206,43 @@ def attend(
         )
         output.index_copy_(0, tile.take, part.transpose(1, 2).reshape(tile.rows * tile.queries, -1))
     return output.view(1, tokens, heads, -1), None
+
+
+def forward(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits (at least as many rows as pieces, vocabulary) after the last token of each piece, by a model set to `ATTENTION`."""
+    output = model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        attention_mask=batch.ids.new_ones(1, 1, 1, 1),  # of four dimensions: transformers hands it on, and `attend` ignores it
+        use_cache=False,
+        logits_to_keep=batch.last,
+        batch=batch,
+    )
+    logits: torch.Tensor = output.logits[0]
+    return logits
+
+
+@torch.inference_mode()
+def take_over(model: Any) -> None:
+    """Sets the model's attention to `ATTENTION`, after a trial that shows that the model computes the same with it.
+
+    Raises `UserError` for a model that keeps state of another kind or whose attention cannot be replaced, and leaves it as it was.
+    """
+    usual = model.config._attn_implementation
+    ids = [(7 * index + 3) % model.config.vocab_size for index in range(24)]
+    wanted = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
+    model.set_attn_implementation(ATTENTION)
+    cache = BlockCache(2, 32)
+    try:
+        for start, stop in ((0, 13), (13, 23), (23, 24)):
+            found = forward(model, plan([Piece(ids[start:stop], start, [1])], cache, model.device))[0].float()
+        allowed = (1e-3 if model.dtype == torch.float32 else 0.1) * float(wanted.max() - wanted.min())
+        reason = "" if float((found - wanted).abs().max()) <= allowed else "its layers keep more than keys and values"
+    except Exception as error:  # whatever a foreign forward pass raises
+        reason = str(error)
+    if reason:
+        model.set_attn_implementation(usual)
+        raise UserError(f"the in-process engine cannot run a {type(model).__name__} ({reason}); serve it over HTTP instead.")
 
 
 def _lazy_zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

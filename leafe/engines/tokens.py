@@ -20,7 +20,15 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 # Contents that show whether a template trims, rewrites or looks into messages, and whether tokens merge across their borders.
-SAMPLE_TEXTS = ("go left", " two\n lines \n", "<think>\nwhy\n</think>\n\ntake it", "é\u0301 \u4e2d 12345", "", "\n\n  ", "x</think>y")
+SAMPLE_TEXTS = (
+    "go left",
+    " two\n lines \n",
+    "<think>\nwhy\n</think>\n\ntake it",
+    "é\u0301 \u4e2d 12345",
+    "",
+    "\n\n  ",
+    "x</think>y",
+)
 SPOT_CHECKS = 64
 
 
@@ -122,7 +130,9 @@ class ChatTokenizer:
             closing = self._render(bare, prompt=True)[len(self._render(bare)) :]
             self._closing = self._tokenise(closing)
             return self._borders_are_fixed(closing) and all(self._joins(chat, closing) for chat in _sample_chats())
-        except Exception:  # a template raises what it likes (`raise_exception`, jinja errors) on a conversation that it does not accept
+        except (
+            Exception
+        ):  # a template raises what it likes (`raise_exception`, jinja errors) on a conversation that it does not accept
             return False
 
     def _borders_are_fixed(self, closing: str) -> bool:

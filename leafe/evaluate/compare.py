@@ -65,8 +65,8 @@ def compare(
     """Pass@k of every arm at `ks` (by default the powers of two up to its own number of samples), and its difference to `base`.
 
     An arm named `RUN:arm` is compared with `base` where an arm has exactly that name, and with `RUN:base` of its own run otherwise.
-    With `base` None nothing is subtracted. Raises `UserError` for an unfinished evaluation, an arm that stands there twice, a base that
-    is not there, a `k` in `ks` beyond an arm's samples, and arms that were not measured on their base's tasks.
+    With `base` None nothing is subtracted. Raises `UserError` for an unfinished evaluation, an arm that stands there twice, a base
+    that is not there, a `k` in `ks` beyond an arm's samples, and arms that were not measured on their base's tasks.
     """
     names = [arm.name for arm in arms]
     for name in names:
@@ -74,7 +74,7 @@ def compare(
             raise UserError(f"the arm {name!r} stands there twice; give each run once")
     counts = {arm.name: arm.counts() for arm in arms}
     bases = {name: None if base is None else counts[_base_of(name, names, base)] for name in names}
-    return Comparison(tuple(_result(arm, counts[arm.name], bases[arm.name], ks, how) for arm in arms), how.confidence)
+    return Comparison(tuple(_result(arm, counts[arm.name], bases[arm.name], ks=ks, how=how) for arm in arms), how.confidence)
 
 
 def _base_of(name: str, names: Sequence[str], base: str) -> str:
@@ -85,7 +85,7 @@ def _base_of(name: str, names: Sequence[str], base: str) -> str:
     raise UnknownName("arm", f"{run}{colon}{base}", names)
 
 
-def _result(arm: ArmOutcomes, counts: Counts, base: Counts | None, ks: Sequence[int], how: Resampling) -> ArmResult:
+def _result(arm: ArmOutcomes, counts: Counts, base: Counts | None, *, ks: Sequence[int], how: Resampling) -> ArmResult:
     own = tuple(ks) or powers_of_two_up_to(counts.samples)
     shared = [] if base is None or base is counts else [k for k in own if k <= base.samples]
     return ArmResult(

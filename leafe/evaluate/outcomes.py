@@ -36,15 +36,9 @@ class Outcome:
     error: str | None = None
 
     def __post_init__(self) -> None:
-        counted = {
-            "sample": self.sample,
-            "turns": self.turns,
-            "prompt_tokens": self.prompt_tokens,
-            "sampled_tokens": self.sampled_tokens,
-        }
-        for name, value in counted.items():
-            if value < 0:
-                raise ValueError(f"{name} is {value}")
+        for name in ("sample", "turns", "prompt_tokens", "sampled_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}")
         if not math.isfinite(self.reward):
             raise ValueError(f"reward is {self.reward}")
         if self.success != (self.stop is StopReason.SUCCESS):
@@ -83,8 +77,8 @@ def read_outcomes(path: Path) -> tuple[Outcome, ...]:
 class ArmOutcomes:
     """All attempts of one arm. `directory` is its run, for messages.
 
-    `tasks` and `samples` are how many tasks, and attempts at each, were asked for; 0 where nobody knows, and then a file that was cut
-    between two samples of every task cannot be told from a smaller evaluation.
+    `tasks` and `samples` are how many tasks, and attempts at each, were asked for; 0 where nobody knows, and then a file that was
+    cut between two samples of every task cannot be told from a smaller evaluation.
     """
 
     name: str

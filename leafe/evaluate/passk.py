@@ -1,9 +1,10 @@
 """Pass@k from `n` graded attempts a task, and how far it can be trusted.
 
 The estimate is the unbiased closed form, the share of the k-subsets of a task's attempts that hold a success, in exact integers and
-rounded once. It is never resampled with replacement, never asked of fewer attempts than `k`, and never extrapolated. An interval is
-a percentile bootstrap over tasks: it says how another draw of tasks would move the mean, and is of no width where all tasks agree.
-The draws are a function of the tasks alone, so every arm and every k sees the same ones and a difference between two arms is paired.
+rounded once. It is never resampled with replacement, never asked of fewer attempts than `k`, and never extrapolated. An interval
+is a percentile bootstrap over tasks: it says how another draw of tasks would move the mean, and is of no width where all tasks
+agree. The draws are a function of the tasks alone, so every arm and every k sees the same ones and a difference between two arms
+is paired.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def paired_difference(arm: Counts, base: Counts, k: int, how: Resampling = Resam
     if arm.successes.keys() != base.successes.keys():
         only = len(arm.successes.keys() - base.successes.keys()), len(base.successes.keys() - arm.successes.keys())
         raise UserError(
-            f"{arm.name} and {base.name} were not measured on the same tasks ({only[0]} only by the first, {only[1]} only by the second), "
-            "so they have no paired difference; evaluate both on one split, with one tasks.seed and one tasks.test"
+            f"{arm.name} and {base.name} were not measured on the same tasks ({only[0]} only by the first, {only[1]} only by the "
+            "second), so they have no paired difference; evaluate both with the same tasks.test_split, tasks.test and tasks.seed"
         )
     return _interval(arm, pass_per_task(arm, k) - pass_per_task(base, k), how)
 
@@ -113,7 +114,8 @@ def _require_enough(n: int, k: int, name: str) -> None:
         raise UserError(f"Pass@k wants k >= 1; found k={k}")
     if k > n:
         raise UserError(
-            f"Pass@k wants n >= k samples a task; {name} has n={n}, k={k}; ask for k up to {n}, or evaluate with evaluate.samples={k}"
+            f"Pass@k wants n >= k samples a task; {name} has n={n}, k={k}; "
+            f"ask for k up to {n}, or evaluate with evaluate.samples={k}"
         )
 
 

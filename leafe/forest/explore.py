@@ -25,43 +25,43 @@ def explore(growth: Growth) -> Play[Tree]:
     """Grows the tree of one task until its budget is used up."""
     queue: deque[Start] = deque()
     while growth.may_start():
-        start = queue.popleft() if queue else Start()
-        played = yield from play(growth, start, _Pause(growth, queue, start))
-        if _worth_reflecting(growth, played):
-            yield from _branch(growth, queue, start, played.attempt.index, played.walk, ended=True)
+        looking_back = _LookingBack(growth, queue, queue.popleft() if queue else Start())
+        played = yield from play(growth, looking_back.start, looking_back.on_the_way)
+        yield from looking_back.at_the_end(played)
     return growth.tree("tree")
 
 
-def _worth_reflecting(growth: Growth, played: Played) -> bool:
-    attempt, rules = played.attempt, growth.rules
-    wanted = rules.reflect_on_failure and attempt.stop not in UNREFLECTED and bool(played.walk)
-    return wanted and attempt.depth < rules.max_depth and growth.may_start()
-
-
 @dataclass(frozen=True)
-class _Pause:
-    """Reflection under way, every K turns of the attempt's walk."""
+class _LookingBack:
+    """When an attempt is reflected on, and the request that comes of it."""
 
     growth: Growth
     queue: deque[Start]
     start: Start
 
-    def __call__(self, attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
-        rules = self.growth.rules
-        due = rules.reflect_every and len(walk) % rules.reflect_every == 0 and len(walk) < self.growth.task.horizon
-        if due and self.start.depth < rules.max_depth and not self.growth.exhausted():
-            yield from _branch(self.growth, self.queue, self.start, attempt, walk, ended=False)
+    def on_the_way(self, attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
+        """Every K turns, unless the turns are used up anyway."""
+        every = self.growth.rules.reflect_every
+        if every and len(walk) % every == 0 and len(walk) < self.growth.task.horizon and not self.growth.exhausted():
+            yield from self._reflect(attempt, walk, ended=False)
 
+    def at_the_end(self, played: Played) -> Play[None]:
+        """When the attempt failed, and another one may still start."""
+        failed = played.attempt.stop not in UNREFLECTED and bool(played.walk)
+        if failed and self.growth.rules.reflect_on_failure and self.growth.may_start():
+            yield from self._reflect(played.attempt.index, played.walk, ended=True)
 
-def _branch(growth: Growth, queue: deque[Start], start: Start, attempt: int, walk: tuple[Turn, ...], *, ended: bool) -> Play[None]:
-    """Reflects on a walk and queues what follows from it."""
-    experience = yield from reflect(growth, attempt, walk, ended=ended)
-    if experience is None:
-        return
-    if growth.rules.can_roll_back:
-        queue.append(Start(walk[: experience.turn - 1], start.depth + 1, attempt, advice=experience.text))
-    else:
-        queue.append(Start((), start.depth + 1, attempt, feedback=(*start.feedback, experience.text)))
+    def _reflect(self, attempt: int, walk: tuple[Turn, ...], *, ended: bool) -> Play[None]:
+        if self.start.depth >= self.growth.rules.max_depth:
+            return
+        experience = yield from reflect(self.growth, attempt, walk, ended=ended)
+        if experience is None:
+            return
+        depth = self.start.depth + 1
+        if self.growth.rules.can_roll_back:
+            self.queue.append(Start(walk[: experience.turn - 1], depth, attempt, advice=experience.text))
+        else:
+            self.queue.append(Start((), depth, attempt, feedback=(*self.start.feedback, experience.text)))
 
 
 def refine(growth: Growth) -> Play[Tree]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from leafe.chat import Prompts
+from leafe.chat import Prompts, Scene
 from leafe.digest import digest, seed_for
 from leafe.records import Ask, Attempt, Completion, Message, Observation, Reflection, Sampling, Spend, Task, Tree, Turn
 
@@ -48,6 +48,11 @@ class Growth:
     attempts: list[Attempt] = field(default_factory=list)
     reflections: list[Reflection] = field(default_factory=list)
     _asks: int = 0
+
+    @property
+    def scene(self) -> Scene:
+        """What prompts are rendered from, once the task was reset."""
+        return Scene(self.rules.prompts, self.task, self.root or Observation(""))
 
     def exhausted(self) -> bool:
         """Whether the task's budget leaves no further turn."""

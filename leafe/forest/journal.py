@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from leafe.digest import digest
@@ -49,7 +48,9 @@ class Journal:
             for line in read_lines(path, SCHEMA):
                 past = self._past[line.get("key", "")]
                 if line.get("n") != len(past):
-                    raise CorruptFile(f"{path} holds step {line.get('n')} of {line.get('key')!r} where step {len(past)} should come; delete it to explore anew")
+                    raise CorruptFile(
+                        f"{path} holds step {line.get('n')} of {line.get('key')!r} where step {len(past)} should come; delete it to explore anew"
+                    )
                 past.append(line)
         self._appender = Appender(path, SCHEMA)
 
@@ -64,7 +65,9 @@ class Journal:
             return None
         line = past[number]
         if line.get("effect") != mark_of(effect):
-            raise RunConflict(f"{self._path} answers {line.get('effect')!r} where {mark_of(effect)!r} is asked; it belongs to other rules: delete it")
+            raise RunConflict(
+                f"{self._path} answers {line.get('effect')!r} where {mark_of(effect)!r} is asked; it belongs to other rules: delete it"
+            )
         if "error" in line:
             return FAILURES.get(line["error"], EnvironmentFailure)(line.get("message", ""))
         try:
@@ -81,8 +84,6 @@ class Journal:
             line["result"] = encode(result)
         self._appender.append(line)
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Forces everything to the disk and closes the file."""
         self._appender.close()

@@ -38,7 +38,7 @@ def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
     stop, error = StopReason.CANCELLED, None
     try:
         observation = yield from _begin(growth, start)
-        stop = yield from _turns(growth, start, observation, walk, pause)
+        stop = yield from _turns(growth, start, observation, walk=walk, pause=pause)
     except EpisodeError as failure:
         stop = StopReason.REPLAY_DIVERGED if isinstance(failure, ReplayDiverged) else StopReason.ENVIRONMENT_ERROR
         error = f"{type(failure).__name__}: {failure}"
@@ -76,19 +76,18 @@ def _begin(growth: Growth, start: Start) -> Play[Observation]:
     return observation
 
 
-def _turns(growth: Growth, start: Start, observation: Observation, walk: list[Turn], pause: Pause) -> Play[StopReason]:
+def _turns(growth: Growth, start: Start, observation: Observation, *, walk: list[Turn], pause: Pause) -> Play[StopReason]:
     """Takes turns until something ends the attempt; appends them to `walk`."""
     number, misread = len(growth.attempts), 0
     if observation.done:
         return StopReason.SUCCESS if observation.success else StopReason.FAILURE
-    root = growth.root or observation
     while True:
         if len(walk) >= growth.task.horizon:
             return StopReason.TURN_LIMIT
         if growth.exhausted():
             return StopReason.BUDGET
         advice = start.advice if len(walk) == len(start.walk) else None
-        messages = act_messages(growth.rules.prompts, growth.task, root, walk, Notes(advice, start.feedback))
+        messages = act_messages(growth.scene, walk, Notes(advice, start.feedback))
         completion: Completion = yield growth.ask_to_act(number, messages)
         if completion.finish == "context":
             return StopReason.TOKEN_LIMIT

@@ -8,22 +8,21 @@ from __future__ import annotations
 from leafe.chat import Unreadable, parse_reflection, reflect_messages
 from leafe.forest.effects import Play
 from leafe.forest.growth import Growth
-from leafe.records import Completion, Experience, Observation, Reflection, Turn
+from leafe.records import Completion, Experience, Reflection, Turn
 
 TRIES = 2
 
 
 def reflect(growth: Growth, attempt: int, walk: tuple[Turn, ...], *, ended: bool) -> Play[Experience | None]:
     """The experience that the policy draws from a walk, or None when it names none or cannot be read."""
-    prompts, root = growth.rules.prompts, growth.root or Observation("")
-    messages = reflect_messages(prompts, growth.task, root, walk, ended=ended)
+    messages = reflect_messages(growth.scene, walk, ended=ended)
     replies: list[Completion] = []
     experience, error = None, None
     for _ in range(TRIES):
         reply: Completion = yield growth.ask_to_reflect(attempt, messages)
         replies.append(reply)
         try:
-            experience, error = parse_reflection(prompts, reply.text, len(walk)), None
+            experience, error = parse_reflection(growth.rules.prompts, reply.text, len(walk)), None
             break
         except Unreadable as failure:
             error = str(failure)

@@ -29,4 +29,6 @@ def read_forest(path: Path) -> Iterator[Tree]:
         try:
             yield decode(Tree, line)
         except ValueError as error:
-            raise CorruptFile(f"{path} line {number} is no tree ({error}); remove that line and explore again to have it anew") from None
+            raise CorruptFile(
+                f"{path} line {number} is no tree ({error}); remove that line and explore again to have it anew"
+            ) from None

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config,
 from leafe.digest import seed_for
 from leafe.distill.pack import PackedRow, collate, term_losses
 from leafe.nano.curriculum import Teacher, Weights, Writer, batches
+from leafe.nano.sokoban_teacher import SokobanTeacher
 from leafe.nano.tokenizer import build_tokenizer
 from leafe.prompts import load_prompts
 
@@ -73,16 +74,27 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausa
         bos_token_id=None,
     )
     model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
     return model
 
 
-def build(teacher_for: Callable[[int], Teacher], out: Path, plan: Plan, shape: Shape = Shape(), log: Callable[[str], None] = lambda _: None) -> None:
+def build(
+    teacher_for: Callable[[int], Teacher],
+    out: Path,
+    plan: Plan,
+    *,
+    shape: Shape = Shape(),
+    log: Callable[[str], None] = lambda _: None,
+) -> None:
     """Trains a checkpoint into `out`. `teacher_for(longest)` gives the teacher of a stage; `log` is told the loss now and then."""
     torch.manual_seed(plan.seed)
     torch.set_num_threads(plan.threads)
     prompts = load_prompts("terse", "sokoban")
-    tokenizer = build_tokenizer(Writer.corpus(prompts, islice(teacher_for(plan.stages[-1].longest).lessons(plan.seed), 400)), shape.vocabulary)
+    tokenizer = build_tokenizer(
+        Writer.corpus(prompts, islice(teacher_for(plan.stages[-1].longest).lessons(plan.seed), 400)), shape.vocabulary
+    )
     writer = Writer(tokenizer, prompts, plan.weights)
     model = new_model(shape, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -132,9 +144,14 @@ def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, group: list
 
 def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, about: dict[str, object]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    copy = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
+    copy = Qwen2ForCausalLM(model.config).bfloat16()
     copy.load_state_dict(model.state_dict())
     copy.generation_config = model.generation_config
     copy.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "build.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def build_sokoban(out: Path, plan: Plan, log: Callable[[str], None]) -> None:
+    """The bundled Sokoban checkpoint."""
+    build(lambda longest: SokobanTeacher(longest=longest), out, plan, log=log)

@@ -72,7 +72,7 @@ class Writer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, weights: Weights = Weights()) -> None:
         self._tokenizer, self._prompts, self._weights = tokenizer, prompts, weights
         self._cache: dict[str, list[int]] = {}
-        self._end = tokenizer.convert_tokens_to_ids("<|end|>")
+        self._end: int = tokenizer.encode("<|end|>", add_special_tokens=False)[0]
 
     def row(self, lesson: Lesson) -> PackedRow:
         """The lesson as one row."""
@@ -105,7 +105,9 @@ class Writer:
             raise ValueError("the bundled model's prompts have no system message")
         node, observation, opened = 0, lesson.start, []
         for number in range(len(lesson.moves) + 1):
-            node = trie.extend(node, self._ids("<|user|>") + self._ids(turn_text(self._prompts, lesson.task, number + 1, observation)))
+            node = trie.extend(
+                node, self._ids("<|user|>") + self._ids(turn_text(self._prompts, lesson.task, number + 1, observation))
+            )
             opened.append(node)
             if number < len(lesson.moves):
                 move = lesson.moves[number]

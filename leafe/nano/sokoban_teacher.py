@@ -59,7 +59,9 @@ def eager_moves(level: Level, state: State) -> list[str]:
             pushed = (state.boxes - {ahead}) | {ahead + step}
             scores[action] = 2 if gap(pushed) < gap(state.boxes) else -1
         else:
-            scores[action] = int(bool(loose) and min(apart(ahead, box) for box in loose) < min(apart(state.player, box) for box in loose))
+            scores[action] = int(
+                bool(loose) and min(apart(ahead, box) for box in loose) < min(apart(state.player, box) for box in loose)
+            )
     most = max(scores.values())
     return [action for action in ACTIONS if scores[action] == most]
 
@@ -161,7 +163,11 @@ class SokobanTeacher:
 
 def _faults(table: Distances, played: Sequence[_Played], horizon: int) -> list[int]:
     """Indices of moves that were not among the best, where the level could be solved: in time if there are such, else at all."""
-    faults = [index for index, one in enumerate(played) if table.moves.get(one.before, FAR) < FAR and one.action not in table.best(one.before)]
+    faults = [
+        index
+        for index, one in enumerate(played)
+        if table.moves.get(one.before, FAR) < FAR and one.action not in table.best(one.before)
+    ]
     in_time = [index for index in faults if table.moves[played[index].before] <= horizon - index]
     return in_time or faults
 

@@ -30,7 +30,9 @@ def load_prompts(profile: str, environment: str) -> Prompts:
         candidates = [folder / environment / f"{purpose}.txt", folder / f"{purpose}.txt"]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
-            raise UserError(f"{folder} wants a file {purpose}.txt and has none; copy it from one of the profiles {', '.join(PROFILES)}")
+            raise UserError(
+                f"{folder} wants a file {purpose}.txt and has none; copy it from one of the profiles {', '.join(PROFILES)}"
+            )
         texts[purpose] = path.read_text(encoding="utf-8")
     form_file = folder / "form.txt"
     form = form_file.read_text(encoding="utf-8").strip() if form_file.is_file() else "tags"

@@ -1,0 +1,1 @@
+"""Supervised training on weighted examples, through `transformers.Trainer`."""

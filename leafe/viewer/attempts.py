@@ -32,17 +32,29 @@ def task_section(tree: Tree, prefix: str) -> Markup:
     """Everything about one task."""
     shown = _Shown(tree, prefix, _are_boards(tree), blamed(tree))
     won = sum(attempt.success for attempt in tree.attempts)
-    facts = f"{plural(len(tree.attempts), 'attempt')}, {won} solved · {plural(tree.spend.turns, 'turn')} taken, at most {tree.task.horizon} each"
+    facts = (
+        f"{plural(len(tree.attempts), 'attempt')}, {won} solved · {plural(tree.spend.turns, 'turn')} taken, "
+        f"at most {tree.task.horizon} in an attempt · explored by {tree.method}"
+    )
     first = next((attempt for attempt in _branches(tree) if attempt.success), next(_branches(tree), None))
     return tag(
         "section",
         tag("h3", tree.task.id),
-        tag("p", facts, f" · explored by {tree.method}", class_="soft"),
-        tag("p", _cut(tree.task.instruction), class_="said"),
+        tag("p", facts, class_="soft"),
+        _start(shown),
         tree_map(tree, prefix),
         *(_attempt(shown, attempt, attempt is first) for attempt in tree.attempts),
         class_="task",
     )
+
+
+def _start(shown: _Shown) -> Markup:
+    """What the policy was asked, and the first thing that it saw."""
+    asked = tag("p", _cut(shown.tree.task.instruction), class_="asked said")
+    seen = preformatted(_cut(shown.tree.root.text))
+    if shown.strip:
+        return tag("div", tag("figure", seen, class_="board"), asked, class_="branch")
+    return tag("div", asked, tag("details", tag("summary", "What it saw at the start"), seen, class_="turns"), class_="start")
 
 
 def _branches(tree: Tree) -> Iterator[Attempt]:

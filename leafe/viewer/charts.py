@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from leafe.evaluate.compare import ArmResult, Comparison, with_bounds
 from leafe.viewer.markup import Markup, join, number, plural, shortened, tag
 
-WIDTH, HEIGHT = 720, 380
-LEFT, RIGHT, TOP, BOTTOM = 46, 128, 26, 46
+WIDTH, HEIGHT = 720, 400
+LEFT, RIGHT, TOP, BOTTOM = 46, 128, 36, 56
 SERIES = 8  # styles in the stylesheet; more arms than that begin again
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -68,8 +68,8 @@ def _axes(scale: Scale, ks: Sequence[int]) -> Iterator[Markup]:
         yield tag("text", f"{100 * line * scale.step:.0f}", x=LEFT - 10, y=y + 4, class_="tick end")
     for k in ks:
         yield tag("path", d=f"M{number(scale.x(k))} {bottom}v5", class_="axis")
-        yield tag("text", str(k), x=scale.x(k), y=bottom + 20, class_="tick middle")
-    yield tag("text", "Pass@k, %", x=0, y=12, class_="tick")
+        yield tag("text", str(k), x=scale.x(k), y=bottom + 22, class_="tick middle")
+    yield tag("text", "Pass@k, %", x=0, y=16, class_="tick")
     yield tag("text", "k, attempts a task (logarithmic)", x=(LEFT + right) / 2, y=HEIGHT - 6, class_="tick middle")
 
 
@@ -79,7 +79,7 @@ def _style(index: int) -> str:
 
 def _band(scale: Scale, index: int, arm: ArmResult) -> Markup:
     there = [f"{number(scale.x(k))} {number(scale.y(interval.high))}" for k, interval in arm.pass_at_k.items()]
-    back = [f"{number(scale.x(k))} {number(scale.y(interval.low))}" for k, interval in reversed(arm.pass_at_k.items())]
+    back = [f"{number(scale.x(k))} {number(scale.y(interval.low))}" for k, interval in reversed(list(arm.pass_at_k.items()))]
     return tag("path", d=f"M{'L'.join(there + back)}Z", class_=f"band {_style(index)}")
 
 
@@ -127,7 +127,7 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
-    limit = HEIGHT - BOTTOM
+    limit = float(HEIGHT - BOTTOM)
     for position in reversed(range(len(placed))):
         placed[position] = min(placed[position], limit)
         limit = placed[position] - gap

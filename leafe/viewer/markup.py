@@ -1,7 +1,7 @@
 """HTML that is escaped by construction: a text becomes markup only through `tag`, which escapes every child and attribute.
 
-A `Markup` is markup already and is put in as it is; nothing outside this file makes one out of a text. Nothing here knows what a page
-looks like.
+A `Markup` is put in as it is; outside this file only the package's own stylesheet is made one. Nothing here knows what a page looks
+like.
 """
 
 from __future__ import annotations

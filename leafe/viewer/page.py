@@ -1,13 +1,13 @@
 """The first page: one HTML file that shows a run, opens from the disk and asks the network for nothing.
 
-It holds no script, and a policy in its head that forbids any. Every text of a model or an environment is escaped by `tag`. Numbers are
-those of the comparison and of the trees, formatted and not computed. Nothing is read or written here but the stylesheet.
+It holds no script, and a policy in its head that forbids any. Every text of a model or an environment is escaped by `tag`. Numbers
+are those of the comparison and of the trees, formatted and not computed. Nothing is read here but the stylesheet, nothing written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, fields
 from importlib.resources import files
 
 from leafe.evaluate.compare import ArmResult, Comparison, percent, points
@@ -18,6 +18,8 @@ from leafe.viewer.charts import pass_at_k_chart
 from leafe.viewer.markup import Markup, join, plural, tag
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+NOT_MEASURED = Comparison(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,11 @@ class PageContent:
 
     run: str
     config: Mapping[str, str]
-    comparison: Comparison = Comparison(())
+    comparison: Comparison = NOT_MEASURED
     exploration: tuple[ExplorationRow, ...] = ()
     trees: tuple[Tree, ...] = ()
     tree_count: int = 0
-    notes: tuple[tuple[str, str], ...] = field(default=())
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
@@ -95,11 +97,12 @@ def _lede(comparison: Comparison) -> Iterator[Markup]:
     arm = next((arm for arm in comparison.arms if arm.minus_base), None)
     if arm is None:
         return
-    sentences = [
-        f"Pass@{k} of {arm.name} is {percent(arm.pass_at_k[k].value)} %, {_minus(points(arm.minus_base[k].value))} points against its base "
-        f"({100 * comparison.confidence:g} % interval {_minus(points(arm.minus_base[k].low))} to {_minus(points(arm.minus_base[k].high))})."
-        for k in dict.fromkeys((min(arm.minus_base), max(arm.minus_base)))
-    ]
+    mass = f"{100 * comparison.confidence:g} %"
+    sentences = []
+    for k in dict.fromkeys((min(arm.minus_base), max(arm.minus_base))):
+        gain, low, high = (_minus(points(bound)) for bound in astuple(arm.minus_base[k]))
+        reached = f"Pass@{k} of {arm.name} is {percent(arm.pass_at_k[k].value)} %"
+        sentences.append(f"{reached}, {gain} points against its base ({mass} interval {low} to {high}).")
     yield tag("p", " ".join(sentences), class_="lede")
 
 
@@ -127,8 +130,8 @@ def _measured(comparison: Comparison) -> Iterator[Markup]:
     mass = f"{100 * comparison.confidence:g} %"
     heading = ("Arm", *(f"Pass@{k}" for k in comparison.ks))
     note = (
-        f"Pass@k is the unbiased estimate, in percent; below it the {mass} interval (bootstrap over tasks). Differences are paired, task "
-        "by task, in percentage points; ● marks an interval that leaves out zero. No rollback and no advice at test time."
+        f"Pass@k is the unbiased estimate, in percent; below it the {mass} interval (bootstrap over tasks). Differences are paired "
+        "task by task, in percentage points; ● marks an interval that leaves out zero. No rollback and no advice at test time."
     )
     yield tag(
         "section",
@@ -179,8 +182,8 @@ def _explored(rows: Sequence[ExplorationRow]) -> Iterator[Markup]:
     heading = ("Explorer", *(name.replace("_", " ").capitalize() for name in counted))
     body = tag("tbody", *(_count_row(row.name, *(f"{getattr(row, name):,}" for name in counted)) for row in rows))
     note = (
-        "The budget is counted in turns that the policy takes, the same for every explorer. Replayed steps are the environment's only and "
-        "cost the policy nothing. Solved counts tasks, successes counts attempts; unparsed are reflections that could not be read."
+        "The budget is counted in turns that the policy takes, the same for every explorer. Replayed steps are taken by the "
+        "environment alone. Solved counts tasks, successes counts attempts; unparsed are reflections that could not be read."
     )
     title = tag("h2", "Exploration at equal budget")
     yield tag("section", title, _table(heading, body, caption="Exploration"), tag("p", note, class_="soft fine"), id="exploration")
@@ -189,10 +192,11 @@ def _explored(rows: Sequence[ExplorationRow]) -> Iterator[Markup]:
 def _trees(content: PageContent) -> Iterator[Markup]:
     if not content.trees:
         return
-    count = f"{len(content.trees)} of {plural(max(content.tree_count, len(content.trees)), 'task')}, as they were explored for training."
+    of_all = plural(max(content.tree_count, len(content.trees)), "task")
+    count = f"{len(content.trees)} of {of_all}, as explored for training."
     key = (
-        "Each line is an attempt and each point a turn. A ring is a turn that the policy later blamed: a branch goes on from there, its "
-        "revised turn right below. The thick line is the way to a success. A line's name leads to its account below the drawing."
+        "Each line is an attempt, each point a turn. A ring is a turn that the policy later blamed: a branch goes on from there, "
+        "its revised turn below in the same column. The thick line is the way to a success. A line's name leads to its account."
     )
     shown = (task_section(tree, f"task-{number}") for number, tree in enumerate(content.trees, start=1))
     yield tag("section", tag("h2", "Trees of attempts"), tag("p", count), tag("p", key, class_="soft fine"), *shown, id="trees")

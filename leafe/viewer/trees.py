@@ -7,11 +7,11 @@ nothing is judged here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from leafe.records import BROKEN, Attempt, StopReason, Tree, Turn
-from leafe.viewer.markup import Markup, escape, plural, shortened, tag
+from leafe.viewer.markup import Markup, plural, shortened, tag
 
 LEFT, RIGHT, TOP, ROW = 92, 150, 40, 44
 ENDINGS = {
@@ -128,14 +128,20 @@ def tree_map(tree: Tree, prefix: str) -> Markup:
     longest = max([lane.end for lane in drawn], default=0) or 1
     rows: dict[int | None, int] = {lane.attempt.index: row for row, lane in enumerate(drawn)}
     grid = _Grid(min(40.0, max(14.0, 600 / longest)), {None: 0, **rows})
-    width, height = LEFT + longest * grid.step + RIGHT, TOP + len(drawn) * ROW - 12
+    changes = [(lane, words) for lane in drawn if (words := _revision(lane, tree))]
+    reach = [grid.x(lane.start) + 20 + 7 * len(words) for lane, words in changes]
+    width, height = max(LEFT + longest * grid.step + RIGHT, *reach, 0), TOP + len(drawn) * ROW - 12
     won, judged = won_turns(tree), blamed(tree)
     picture = tag(
         "svg",
         *_columns(grid, longest, height),
         *(_line(grid, lane, lane.end, "way") for lane in drawn),
         *(_line(grid, lane, _won_until(lane, won), "way won") for lane in drawn if _won_until(lane, won) > lane.start),
-        *(_lane(grid, lane, tree, judged, prefix) for lane in drawn),
+        *(_lane(grid, lane, judged, prefix) for lane in drawn),
+        *(
+            tag("text", words, x=grid.x(one.start) + 12, y=grid.y(one.attempt.index) - 12, class_="change")
+            for one, words in changes
+        ),
         tag("circle", cx=grid.x(0), cy=grid.y(None), r=5.5, class_="root"),
         viewBox=f"0 0 {width:.0f} {height:.0f}",
         width=round(width),
@@ -167,7 +173,7 @@ def _line(grid: _Grid, lane: Lane, end: int, class_: str) -> Markup:
     return tag("path", d=f"M{x:.1f} {above:.1f}{down}H{max(grid.x(end), x + bend):.1f}", class_=class_)
 
 
-def _lane(grid: _Grid, lane: Lane, tree: Tree, judged: dict[str, Attempt], prefix: str) -> Markup:
+def _lane(grid: _Grid, lane: Lane, judged: dict[str, Attempt], prefix: str) -> Markup:
     attempt, y = lane.attempt, grid.y(lane.attempt.index)
     after = grid.x(lane.end) + max(grid.step / 2, 14)
     return tag(
@@ -175,7 +181,6 @@ def _lane(grid: _Grid, lane: Lane, tree: Tree, judged: dict[str, Attempt], prefi
         tag("rect", x=2, y=y - 14, width=74, height=28, rx=4, class_="focus"),
         tag("text", f"attempt {attempt.index}", x=8, y=y + 4, class_="label"),
         *(_point(grid, turn, y, judged.get(turn.id)) for turn in lane.turns),
-        *_revision(grid, lane, tree),
         _sign(attempt, after, y),
         tag("text", ENDINGS[attempt.stop], x=after + 13, y=y + 4, class_=f"label {_kind(attempt)}"),
         href=f"#{prefix}-{attempt.index}",
@@ -191,10 +196,9 @@ def _point(grid: _Grid, turn: Turn, y: float, judge: Attempt | None) -> Markup:
     return tag("g", tag("title", told), tag("circle", cx=grid.x(turn.index), cy=y, r=6.5 if judge else 4.5, class_=classes))
 
 
-def _revision(grid: _Grid, lane: Lane, tree: Tree) -> Sequence[Markup]:
-    """Over a branch's first turn, what was done there before and what is done now."""
+def _revision(lane: Lane, tree: Tree) -> str:
+    """What was done before and what is done now, to stand over a branch's first turn."""
     before = replaced_turn(tree, lane.attempt)
     if before is None or not lane.turns:
-        return ()
-    words = f"{shortened(before.action, 16)} → {shortened(lane.turns[0].action, 16)}"
-    return (tag("text", escape(words), x=grid.x(lane.start) + 12, y=grid.y(lane.attempt.index) - 12, class_="change"),)
+        return ""
+    return f"{shortened(before.action, 16)} → {shortened(lane.turns[0].action, 16)}"

@@ -120,7 +120,9 @@ def parse(text: str) -> Level:
     walls, players = where(WALL), where(PLAYER + PLAYER_ON_TARGET)
     targets, boxes = where(TARGET + BOX_ON_TARGET + PLAYER_ON_TARGET), where(BOX + BOX_ON_TARGET)
     if len(players) != 1 or len(boxes) != len(targets) or not boxes:
-        raise ValueError(f"a board wants one player and as many boxes as targets; found {len(players)}, {len(boxes)}, {len(targets)}")
+        raise ValueError(
+            f"a board wants one player and as many boxes as targets; found {len(players)}, {len(boxes)}, {len(targets)}"
+        )
     if any(cell not in walls for cell in _rim(len(lines), columns)):
         raise ValueError("a board wants walls all around")
     return Level(len(lines), columns, walls, targets, State(next(iter(players)), boxes))

@@ -143,7 +143,9 @@ class _PushBound:
         if boxes not in self._known:
             rows = [[pushes.get(box, FAR) for pushes in self._pushes] for box in boxes]
             if len(rows) <= 4:
-                cost = min(sum(row[column] for row, column in zip(rows, order, strict=True)) for order in permutations(range(len(rows))))
+                cost = min(
+                    sum(row[column] for row, column in zip(rows, order, strict=True)) for order in permutations(range(len(rows)))
+                )
             else:
                 cost = sum(min(row) for row in rows)
             self._known[boxes] = min(cost, FAR)

@@ -1,0 +1,205 @@
+"""What any method works with: a configuration, a way to make engines and worlds, and someone who watches.
+
+The stages that every method shares stand here too: growing a forest, training an arm, measuring one. Each writes one file of a run
+directory, is skipped when it is finished, and goes on where it was when it was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from leafe.chat import Prompts
+from leafe.config import RunConfig
+from leafe.digest import seed_for
+from leafe.distill.examples import Choice
+from leafe.engines.base import Engine
+from leafe.envs.base import Environment, Fidelity
+from leafe.errors import UserError
+from leafe.evaluate.evaluate import evaluate
+from leafe.evaluate.outcomes import Outcome
+from leafe.forest.driver import Job, Means, drive
+from leafe.forest.explore import EXPLORERS
+from leafe.forest.growth import Growth, Rules
+from leafe.forest.journal import Journal
+from leafe.forest.store import ForestWriter, read_forest
+from leafe.progress import Progress
+from leafe.prompts import load_prompts
+from leafe.records import Ask, Completion, Example, Task, Tree
+from leafe.run import RunDirectory, whole_folder
+from leafe.train.sft import fine_tune
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything but the place where results go. `base` is the folder of the model that the run starts from."""
+
+    config: RunConfig
+    base: Path
+    load_engine: Callable[[Path], Engine]
+    make_environment: Callable[[], Environment]
+    progress: Progress
+    threads: int = 1
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The run's prompts for its environment."""
+        return load_prompts(self.config.prompts, self.config.environment.name)
+
+    @cached_property
+    def _can_roll_back(self) -> bool:
+        environment = self.make_environment()
+        environment.close()
+        return environment.fidelity is not Fidelity.NONE
+
+    def tasks(self, part: str) -> Sequence[Task]:
+        """The tasks that are explored (`train`) or measured on (`test`)."""
+        wanted = self.config.tasks
+        split, count = (wanted.train_split, wanted.train) if part == "train" else (wanted.test_split, wanted.test)
+        environment = self.make_environment()
+        try:
+            return environment.tasks(split, count, wanted.seed)
+        finally:
+            environment.close()
+
+    def rules(self, seed: int) -> Rules:
+        """The rules of exploration and play."""
+        settings, sampling = self.config.explore, self.config.sampling
+        return Rules(
+            prompts=self.prompts,
+            seed=seed,
+            turns=settings.turns,
+            act=sampling.act.sampling(),
+            look_back=sampling.reflect.sampling(),
+            max_attempts=settings.max_attempts,
+            max_depth=settings.max_depth,
+            reflect_every=settings.reflect_every,
+            reflect_on_failure=settings.reflect_on_failure,
+            can_roll_back=self._can_roll_back,
+        )
+
+    def explore_seed(self, number: int) -> int:
+        """The seed of a round's exploration; controls share the first round's."""
+        return seed_for(self.config.seed, "explore", number)
+
+    def choice(self) -> Choice:
+        """Which turns are learned from."""
+        wanted = self.config.distill
+        seed = seed_for(self.config.seed, "distill")
+        return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed)
+
+    def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]]) -> Result:
+        """Runs work with an engine on a model, and lets go of the engine whatever happens."""
+        engine = self.load_engine(model)
+
+        async def lifetime() -> Result:
+            try:
+                return await work(engine)
+            finally:
+                await engine.close()
+
+        return asyncio.run(lifetime())
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Where a forest goes and what it grows from. Without a path nothing is kept but the answer."""
+
+    method: str
+    seed: int
+    model: Path
+    path: Path | None = None
+    journal: Path | None = None
+
+
+def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
+    """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on."""
+    rules, tasks = bench.rules(plot.seed), bench.tasks("train")
+    done = {tree.task.id: tree for tree in read_forest(plot.path)} if plot.path and plot.path.exists() else {}
+    jobs = [Job(task.id, task, EXPLORERS[plot.method](Growth(task, rules))) for task in tasks if task.id not in done]
+    journal = Journal(plot.journal) if plot.journal else None
+    writer = ForestWriter(plot.path) if plot.path else None
+
+    async def work(engine: Engine) -> None:
+        with bench.progress.stage(stage, len(jobs) * rules.turns, "turns") as gauge:
+
+            def noticed(ask: Ask, completion: Completion) -> None:
+                gauge.advance(ask.purpose == "act")
+
+            async for job, tree in drive(
+                jobs, Means(engine, bench.make_environment, journal, noticed), concurrency=engine.concurrency
+            ):
+                done[job.task.id] = tree
+                if writer:
+                    writer.add(tree)
+
+    try:
+        if jobs:
+            bench.with_engine(plot.model, work)
+    finally:
+        for file in (journal, writer):
+            if file is not None:
+                file.close()
+    return [done[task.id] for task in tasks]
+
+
+def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
+    """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
+    if stage in run.stages:
+        return
+    trees = grow(bench, stage, plot)
+    solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
+    run.finish_stage(stage, {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)})
+    if plot.journal:
+        plot.journal.unlink(missing_ok=True)
+    bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
+
+
+def train_stage(bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example]) -> None:
+    """Fine-tunes a model into the checkpoint of an arm."""
+    stage = f"train {arm}"
+    if stage in run.stages:
+        return
+    with bench.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
+
+        def told(done: int, total: int) -> None:
+            gauge.advance(1 / total)
+
+        seed = seed_for(bench.config.seed, "train", arm)
+        report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told)
+    run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, "loss": round(report.loss, 4)})
+
+
+def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> None:
+    """Measures a model on the held-out tasks as an arm."""
+    stage = f"evaluate {arm}"
+    if stage in run.stages:
+        return
+    tasks, samples = bench.tasks("test"), bench.config.evaluate.samples
+    rules = bench.rules(seed_for(bench.config.seed, "evaluate"))
+
+    async def work(engine: Engine) -> list[Outcome]:
+        with bench.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
+            means = Means(engine, bench.make_environment)
+            return await evaluate(tasks, rules, means, run.evaluation(arm), samples=samples, told=lambda one: gauge.advance())
+
+    outcomes = bench.with_engine(model, work)
+    run.finish_stage(stage, {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)})
+
+
+def made(path: Path, command: str, run: RunDirectory) -> Path:
+    """A path that an earlier stage should have made. Raises `UserError` with the command that makes it."""
+    if not path.exists():
+        raise UserError(f"{path} is not there yet; type: {command} {run.path}")
+    return path
+
+
+def forest_of(path: Path, run: RunDirectory) -> Iterator[Tree]:
+    """The trees of a forest that an earlier stage should have grown."""
+    return read_forest(made(path, "leafe explore", run))

@@ -1,0 +1,310 @@
+"""The command line: one verb a stage, and the only place that prints.
+
+Bad input is one sentence on standard error and exit status 2. A failed engine is one sentence and status 1; what was done is
+kept, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from leafe.bench import Bench
+from leafe.config import EngineSettings, RunConfig, load_recipe
+from leafe.distill.store import export, read_examples
+from leafe.doctor import examine
+from leafe.engines.base import Engine
+from leafe.engines.openai import OpenAIEngine
+from leafe.engines.transformers import TransformersEngine
+from leafe.envs import registry
+from leafe.envs.check import check_environment
+from leafe.envs.person import person_plays
+from leafe.errors import LeafeError, RunConflict, UserError
+from leafe.evaluate.compare import compare as compare_arms
+from leafe.evaluate.outcomes import ArmOutcomes, of_run
+from leafe.evaluate.passk import Resampling
+from leafe.methods import leafe as method
+from leafe.methods.diagnose import diagnose as diagnose_model
+from leafe.nano import CHECKPOINT
+from leafe.nano.build import Plan, build_sokoban
+from leafe.progress import Progress, Silent
+from leafe.records import encode
+from leafe.run import RunDirectory, next_free
+from leafe.terminal import Bars, check_table, diagnosis_table, exploration_table, findings_table, pass_table
+from leafe.train.checkpoint import locate
+from leafe.viewer.report import arms_of, comparison_of, exploration_of, rows_of, write_report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train agents to recover from their own mistakes.",
+)
+nano_app = typer.Typer(no_args_is_help=True, help="The bundled model.")
+app.add_typer(nano_app, name="nano")
+console = Console()
+
+RunPath = Annotated[Path, typer.Argument(help="a run directory", show_default=False)]
+Recipe = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as a.b=value", show_default=False)]
+Arguments = Annotated[list[str] | None, typer.Argument(help="the environment's arguments as name=value", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+def _emit(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _values(texts: list[str] | None) -> dict[str, Any]:
+    """`name=value` texts, each value read as YAML."""
+    values = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"wanted name=value, as boxes=2, found {text!r}")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"cannot read the value in {text!r}; quote it") from None
+    return values
+
+
+def _threads(settings: EngineSettings) -> int:
+    return settings.threads or len(os.sched_getaffinity(0))
+
+
+def _engine(settings: EngineSettings, folder: Path) -> Engine:
+    if settings.kind == "openai":
+        return OpenAIEngine(settings.base_url, settings.served_model or str(folder))
+    return TransformersEngine.load(
+        folder,
+        dtype=settings.dtype,
+        slots=min(settings.slots, settings.concurrency),
+        max_context=settings.max_context,
+        threads=_threads(settings),
+    )
+
+
+def _bench(config: RunConfig, progress: Progress) -> Bench:
+    return Bench(
+        config=config,
+        base=locate(config.model, CHECKPOINT),
+        load_engine=partial(_engine, config.engine),
+        make_environment=partial(registry.make, config.environment.name, config.environment.args),
+        progress=progress,
+        threads=_threads(config.engine),
+    )
+
+
+def _show(run: RunDirectory) -> None:
+    """The tables of a run and the path of its page."""
+    forests = exploration_of(run)
+    if forests:
+        console.print(exploration_table(rows_of(forests)))
+    if arms_of(run):
+        console.print(pass_table(comparison_of(run)))
+    console.print(f"The page: {write_report(run)}", soft_wrap=True, highlight=False)
+
+
+def _stage(path: Path, work: Callable[[Bench, RunDirectory], None]) -> None:
+    """One stage on a run directory, then the tables."""
+    with RunDirectory.existing(path) as run:
+        work(_bench(run.config, Bars(console)), run)
+        _show(run)
+
+
+@app.command()
+def run(
+    recipe: Recipe, overrides: Overrides = None, *, out: Annotated[Path | None, typer.Option(help="the run directory")] = None
+) -> None:
+    """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
+    config = load_recipe(recipe, overrides or [])
+    bench = _bench(config, Bars(console))
+    bench.make_environment().close()
+    with RunDirectory.open(out or next_free(Path("runs"), config.name), config) as directory:
+        if not directory.done:
+            console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)
+            method.run_recipe(bench, directory)
+            directory.finish()
+        _show(directory)
+
+
+@app.command()
+def explore(path: RunPath) -> None:
+    """Stage 1 on a run directory: the first round and the controls; those that are finished are left alone."""
+    _stage(path, method.explore)
+
+
+@app.command()
+def distill(path: RunPath) -> None:
+    """Draws the training examples out of the first round's forest."""
+    _stage(path, lambda bench, run: method.distil_round(bench, run, 1))
+
+
+@app.command()
+def train(path: RunPath) -> None:
+    """Trains on the distilled examples, further rounds and comparison arms included."""
+    _stage(path, method.train)
+
+
+@app.command()
+def evaluate(path: RunPath) -> None:
+    """Measures base and trained arms on the held-out tasks."""
+
+    def work(bench: Bench, run: RunDirectory) -> None:
+        for arm in ("base", *bench.config.arms):
+            method.measure(bench, run, arm)
+
+    _stage(path, work)
+
+
+@app.command()
+def report(path: RunPath) -> None:
+    """Writes the page of a run anew, from what is there."""
+    with RunDirectory.existing(path) as directory:
+        _show(directory)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run directories", show_default=False)], *, as_json: AsJson = False, k: int = 0
+) -> None:
+    """Pass@k of the arms of one run or several, side by side, each minus its run's base. `--k` asks for one more k."""
+    arms: list[ArmOutcomes] = []
+    settings = None
+    for path in runs:
+        with RunDirectory.existing(path, read_only=True) as directory:
+            settings = settings or directory.config.evaluate
+            found = arms_of(directory)
+            if not found:
+                raise UserError(f"{path} has measured nothing yet; type: leafe evaluate {path}")
+            arms += found if len(runs) == 1 else of_run(path.name, found)
+    if settings is None:
+        raise UserError("wanted at least one run directory; type: leafe compare runs/quickstart-001")
+    comparison = compare_arms(arms, ks=(*settings.ks, k) if k else (), how=Resampling(settings.resamples, settings.confidence))
+    if as_json:
+        _emit(comparison.as_json())
+    else:
+        console.print(pass_table(comparison))
+
+
+@app.command()
+def diagnose(recipe: Recipe, overrides: Overrides = None, *, as_json: AsJson = False, turns: int = 400) -> None:
+    """Whether LEAFE can help: readable reflections, branches against fresh attempts, the reflection gap. Trains nothing.
+
+    Takes the model, environment, tasks and budget of a recipe; `--turns` is how many branching turns the gap is measured at.
+    """
+    config = load_recipe(recipe, overrides or [])
+    progress: Progress = Silent() if as_json else Bars(console)
+    found = diagnose_model(_bench(config, progress), points=turns)
+    if as_json:
+        _emit(encode(found))
+    else:
+        console.print(diagnosis_table(found))
+
+
+@app.command()
+def envs() -> None:
+    """Lists the environments that are known by name."""
+    for name, line in sorted(registry.known().items()):
+        console.print(f"[bold]{name}[/]  {line}", highlight=False)
+
+
+@app.command("check-env")
+def check_env(
+    spec: Annotated[str, typer.Argument(help="a name or module:Class")],
+    arguments: Arguments = None,
+    *,
+    as_json: AsJson = False,
+    rollbacks: int = 200,
+) -> None:
+    """Proves what an environment declares; exit status 1 when it does not hold."""
+    args = _values(arguments)
+    result = check_environment(partial(registry.make, spec, args), name=spec, rollbacks=rollbacks, spec=spec, arguments=args)
+    if as_json:
+        _emit(encode(result) | {"passed": result.passed})
+    else:
+        console.print(check_table(result))
+    raise SystemExit(0 if result.passed else 1)
+
+
+@app.command()
+def play(
+    spec: Annotated[str, typer.Argument(help="a name or module:Class")],
+    arguments: Arguments = None,
+    *,
+    split: str = "train",
+    number: int = 1,
+) -> None:
+    """A person plays. `back N` rolls back to turn N, an empty line or end of input leaves."""
+    environment = registry.make(spec, _values(arguments))
+    task = environment.tasks(split, number)[-1]
+    for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
+        print(line, flush=True)
+
+
+@app.command("export")
+def export_examples(
+    path: RunPath,
+    kind: Annotated[str, typer.Argument(help="trl, verl or llama-factory")],
+    out: Annotated[Path, typer.Argument(help="the file to write")],
+) -> None:
+    """Writes the first round's examples for another trainer."""
+    with RunDirectory.existing(path, read_only=True) as directory:
+        source = directory.examples(1)
+        if not source.exists():
+            raise UserError(f"{path} has no examples yet; type: leafe distill {path}")
+        if out.exists():
+            raise RunConflict(f"{out} is there already; give another file")
+        console.print(f"{export(read_examples(source), kind, out)} examples in {out}", highlight=False)
+
+
+@app.command()
+def doctor(*, as_json: AsJson = False) -> None:
+    """Says what is installed, what is missing, and the command that mends it."""
+    findings = examine(Path("runs"))
+    if as_json:
+        _emit([encode(finding) for finding in findings])
+    else:
+        console.print(findings_table(findings))
+    raise SystemExit(int(any(finding.verdict == "missing" for finding in findings)))
+
+
+@nano_app.command("build")
+def nano_build(
+    *,
+    out: Annotated[Path, typer.Option(help="where the checkpoint goes")] = CHECKPOINT,
+    steps: int = 4600,
+    threads: int = 1,
+    seed: int = 0,
+) -> None:
+    """Trains the bundled checkpoint anew, which takes hours."""
+    build_sokoban(out, Plan(steps=steps, threads=threads, seed=seed), log=partial(print, flush=True))
+
+
+def main() -> None:
+    """Runs the command line; the entry point of the `leafe` command."""
+    try:
+        app()
+    except UserError as error:
+        print(f"leafe: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except LeafeError as error:
+        print(f"leafe: {type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("leafe: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Continuous batching: which tokens of which requests the next forward pass computes, and what is drawn after it.
+
+Each pass computes one token for every request that is being sampled and as many prompt tokens of the others as it has room for. Prompt
+tokens that any request has computed before are not computed again, and of two requests that are about to compute the same tokens the
+second waits a pass and reuses the first's. The invariant is the one of `slots.py` and `sampling.py`: what a request draws does not
+depend on the company it has.
+
+It runs in one thread and knows nothing of event loops.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from leafe.engines.base import EngineStats
+from leafe.engines.prefixes import Lease, Match, PrefixTree
+from leafe.engines.sampling import draw, uniform
+from leafe.engines.slots import BlockCache, Piece, forward, plan
+from leafe.records import Ask
+
+BLOCK = 64
+# Requests whose next tokens are alike for this long are computed one after the other.
+SHARED = 16
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One ask on its way: `ids` are the prompt and what was drawn so far, of which the first `computed` are in the cache."""
+
+    ask: Ask
+    ids: list[int]
+    prompt: int
+    cancelled: bool = False
+    lease: Lease | None = None
+    computed: int = 0
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Tokens to compute before the next one can be drawn."""
+        return len(self.ids) - self.computed
+
+    @property
+    def sampling(self) -> bool:
+        """Whether the prompt is done."""
+        return bool(self.logprobs)
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+class Batcher(Generic[AnyRequest]):
+    """The requests that wait, the at most `slots` that are being computed, and the cache that they share."""
+
+    def __init__(self, model: Any, stop_ids: Iterable[int], *, slots: int, max_context: int, tokens_per_pass: int) -> None:
+        self.stats = EngineStats()
+        self.waiting: deque[AnyRequest] = deque()
+        self.active: list[AnyRequest] = []
+        self._model, self._stop_ids = model, frozenset(stop_ids)
+        self._slots, self._tokens_per_pass = slots, tokens_per_pass
+        # Room for `slots` requests of any length, each with a block that it is still to copy from, and for the block of nobody.
+        blocks = slots * (-(-max_context // BLOCK) + 1) + 1
+        self._tree, self._cache = PrefixTree(blocks, BLOCK), BlockCache(blocks, BLOCK)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not (self.waiting or self.active)
+
+    def clear(self) -> list[AnyRequest]:
+        """Forgets every request and the whole cache; returns the requests."""
+        left = [*self.active, *self.waiting]
+        self.active, self.waiting = [], deque()
+        self._tree.clear()
+        return left
+
+    def step(self) -> list[AnyRequest]:
+        """One forward pass; returns the requests that it finished."""
+        for request in [request for request in self.active if request.cancelled]:
+            self._leave(request)
+        room = self._tokens_per_pass - sum(request.sampling for request in self.active)
+        self._admit(room - sum(request.left for request in self.active if not request.sampling))
+        pieces = self._pieces(room)
+        if not pieces:
+            return []
+        self._copy_blocks()
+        logits = forward(self._model, plan([piece for _, piece in pieces], self._cache, self._model.device))
+        for request, piece in pieces:
+            request.computed += len(piece.ids)
+            if not request.sampling:
+                self._register(request)
+        ready = [index for index, (request, _) in enumerate(pieces) if request.left == 0]
+        return self._draw([pieces[index][0] for index in ready], logits[ready])
+
+    def _admit(self, room: int) -> None:
+        """Gives slots to waiting requests while there is room to compute their prompts."""
+        computing = {self._next_tokens(request) for request in self.active if not request.sampling}
+        postponed: list[AnyRequest] = []
+        while self.waiting and room > 0 and len(self.active) < self._slots:
+            request = self.waiting.popleft()
+            if request.cancelled:
+                continue
+            ids = tuple(request.ids)
+            match = self._tree.match(ids, len(ids) - 1)
+            known = match.length(BLOCK)
+            upcoming = (id(match.node), ids[match.depth * BLOCK : known + SHARED])
+            if len(ids) - known > SHARED and upcoming in computing:
+                postponed.append(request)
+                continue
+            self._seat(request, match)
+            computing.add(upcoming)
+            room -= request.left
+        self.waiting.extendleft(reversed(postponed))
+
+    def _next_tokens(self, request: AnyRequest) -> tuple[int, tuple[int, ...]]:
+        assert request.lease is not None
+        return id(request.lease.node), tuple(request.ids[request.lease.depth * BLOCK : request.computed + SHARED])
+
+    def _seat(self, request: AnyRequest, match: Match) -> None:
+        request.lease = self._tree.lease(match, request.prompt + request.ask.sampling.max_tokens)
+        request.computed = match.length(BLOCK)
+        self.stats.prompt_tokens += request.prompt
+        self.stats.reused_tokens += request.computed
+        self.active.append(request)
+
+    def _pieces(self, room: int) -> list[tuple[AnyRequest, Piece]]:
+        """What to compute in this pass: a token per request that samples, and `room` prompt tokens."""
+        pieces: list[tuple[AnyRequest, Piece]] = []
+        for request in self.active:
+            count = request.left if request.sampling else min(request.left, room)
+            if count > 0 and request.lease is not None:
+                room -= 0 if request.sampling else count
+                ids = request.ids[request.computed : request.computed + count]
+                pieces.append((request, Piece(ids, request.computed, request.lease.blocks)))
+        return pieces
+
+    def _copy_blocks(self) -> None:
+        leases = [request.lease for request in self.active if request.lease is not None]
+        self._cache.copy([lease.copy for lease in leases if lease.copy is not None])
+        for lease in leases:
+            self._tree.copied(lease)
+
+    def _draw(self, requests: Sequence[AnyRequest], logits: Any) -> list[AnyRequest]:
+        if not requests:
+            return []
+        numbers = [uniform(request.ask.seed, len(request.logprobs)) for request in requests]
+        chosen, logprobs = draw(logits, [request.ask.sampling for request in requests], numbers)
+        self.stats.sampled_tokens += len(requests)
+        done: list[AnyRequest] = []
+        for request, token, logprob in zip(requests, chosen, logprobs, strict=True):
+            request.ids.append(token)
+            request.logprobs.append(logprob)
+            if token in self._stop_ids or len(request.logprobs) >= request.ask.sampling.max_tokens:
+                done.append(request)
+                self._register(request)
+                self._leave(request)
+        return done
+
+    def _register(self, request: AnyRequest) -> None:
+        assert request.lease is not None
+        self._tree.register(request.lease, request.ids, request.computed)
+
+    def _leave(self, request: AnyRequest) -> None:
+        assert request.lease is not None
+        self.active.remove(request)
+        self._tree.release(request.lease)

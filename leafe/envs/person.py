@@ -1,0 +1,50 @@
+"""A person at an environment: lines in, lines out, so that a terminal, a test or a chat window can sit in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from leafe.envs.base import Environment, Fidelity
+from leafe.envs.world import World
+from leafe.errors import EpisodeError
+from leafe.records import Task
+
+
+def person_plays(environment: Environment, task: Task, lines: Iterable[str]) -> Iterator[str]:
+    """Plays one task with the actions in `lines`; `back N` rolls back to turn N, an empty line leaves.
+
+    Yields what is to be shown after each line.
+    """
+    world = World(environment)
+    help_text = f"{environment.actions_help} " if environment.actions_help else ""
+    back = "" if world.fidelity is Fidelity.NONE else "`back N` goes back to turn N, "
+    yield f"{task.instruction} {task.horizon} turns. {help_text}{back}an empty line leaves."
+    yield f"\n1. {world.reset(task).text}"
+    for line in lines:
+        typed = line.strip()
+        if not typed:
+            return
+        if world.turn > task.horizon and _turn_named(typed) is None:
+            yield "No turns are left."
+            continue
+        try:
+            shown = _answer(world, typed)
+            yield f"\n{world.turn}. {shown}"
+        except (EpisodeError, ValueError) as error:
+            yield str(error)
+            continue
+        if world.observation.success:
+            yield f"Solved in {world.turn - 1} turns."
+            return
+        if world.observation.done:
+            yield "That is the end, without success."
+
+
+def _turn_named(typed: str) -> int | None:
+    word, _, number = typed.partition(" ")
+    return int(number) if word == "back" and number.isdecimal() else None
+
+
+def _answer(world: World, typed: str) -> str:
+    turn = _turn_named(typed)
+    return (world.step(typed) if turn is None else world.rollback(turn)).text

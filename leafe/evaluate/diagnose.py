@@ -1,0 +1,168 @@
+"""What decides whether LEAFE can help a model in an environment, measured without training anything.
+
+From one tree exploration and one of independent samples at the same budget: how many reflections can be read, which turns they name,
+whether branches succeed more often than fresh attempts, how many tasks each way solves, and the reflection gap: at the turns that
+reflections named, how often the first action is one of the best with the advice in the prompt and without it. Where no expert is at
+hand the gap in actions cannot be measured, and the gap in success stands alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from leafe.chat import Scene, Unreadable, bare_messages, parse_action
+from leafe.digest import seed_for
+from leafe.engines.base import Engine
+from leafe.envs.base import Environment
+from leafe.errors import EpisodeError
+from leafe.evaluate.passk import Interval
+from leafe.forest.growth import Rules
+from leafe.records import BROKEN, Ask, Attempt, Tree, Turn
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class BranchPoint:
+    """One turn that a reflection named: what was done there with its advice, and what the best actions were."""
+
+    tree: Tree
+    attempt: Attempt
+    turn: Turn
+    best: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The figures, as shares from 0 to 1 with intervals over tasks. None where there was nothing to measure."""
+
+    reflections: int
+    parsed: Interval | None
+    named_turns: dict[str, int]
+    branch_success: Interval | None
+    fresh_success: Interval | None
+    success_gap: Interval | None
+    tasks_solved_by_tree: int
+    tasks_solved_by_independent: int
+    tasks: int
+    branch_points: int
+    advised_optimal: Interval | None
+    unadvised_optimal: Interval | None
+    reflection_gap: Interval | None
+
+
+def shares(values: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
+    """The mean of all values, with a 95 % bootstrap interval over groups (one group a task)."""
+    groups = [group for group in values if len(group)]
+    if not groups:
+        return None
+    sums = np.array([sum(group) for group in groups])
+    sizes = np.array([len(group) for group in groups])
+    draws = np.random.default_rng(seed).integers(0, len(groups), (RESAMPLES, len(groups)))
+    means = sums[draws].sum(1) / sizes[draws].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
+
+
+def best_actions(environment: Environment, tree: Tree, turn: Turn) -> tuple[str, ...]:
+    """The actions after which the expert needs the fewest further ones, in the state before `turn`; empty without an expert.
+
+    The environment is reset and walked there; each candidate is tried from there.
+    """
+    before = [one.action for one in tree.walk(turn.parent)]
+
+    def left_after(actions: Sequence[str]) -> int | None:
+        observation = environment.reset(tree.task)
+        for action in actions:
+            observation = environment.step(action)
+        if observation.success:
+            return 0
+        return len(environment.expert()) or None
+
+    left_after(before)
+    candidates = list(environment.example_actions())
+    here = left_after(before)
+    if not here:
+        return ()
+    return tuple(action for action in candidates if left_after([*before, action]) == here - 1)
+
+
+def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environment], limit: int) -> list[BranchPoint]:
+    """Up to `limit` branching turns with at least one best action, spread evenly over the forest."""
+    events = [(tree, attempt, turn) for tree in trees for attempt, turn in tree.branch_turns() if attempt.stop not in BROKEN]
+    chosen = events[:: max(1, len(events) // limit)][:limit]
+    environment = make_environment()
+    points = []
+    try:
+        for tree, attempt, turn in chosen:
+            try:
+                best = best_actions(environment, tree, turn)
+            except EpisodeError:
+                continue
+            if best:
+                points.append(BranchPoint(tree, attempt, turn, best))
+    finally:
+        environment.close()
+    return points
+
+
+async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws: int) -> float:
+    """The share of `draws` actions that are best when the policy stands at the same turn and is told nothing."""
+    messages = bare_messages(Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent))
+    right = 0
+    for number in range(draws):
+        seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
+        completion = await engine.generate(Ask(messages, rules.act, seed))
+        try:
+            right += parse_action(rules.prompts, completion.text) in point.best
+        except Unreadable:
+            continue
+    return right / draws
+
+
+def diagnosis(
+    trees: Sequence[Tree], independent: Sequence[Tree], points: Sequence[BranchPoint], unadvised: Sequence[float]
+) -> Diagnosis:
+    """The figures from two forests, the branch points and, for each point, its share of best actions without advice."""
+    reflections = [[float(one.error is None) for one in tree.reflections] for tree in trees]
+    named = Counter(str(one.experience.turn) for tree in trees for one in tree.reflections if one.experience)
+    branches = [[float(one.success) for one in tree.attempts if one.turn is not None and one.stop not in BROKEN] for tree in trees]
+    fresh = [[float(one.success) for one in tree.attempts if one.turn is None and one.stop not in BROKEN] for tree in independent]
+    advised = [float(point.turn.action in point.best) for point in points]
+    by_task: dict[str, list[int]] = {}
+    for index, point in enumerate(points):
+        by_task.setdefault(point.tree.task.id, []).append(index)
+
+    def grouped(values: Sequence[float]) -> list[list[float]]:
+        return [[values[index] for index in indices] for indices in by_task.values()]
+
+    differences = [one - other for one, other in zip(advised, unadvised, strict=True)]
+    return Diagnosis(
+        reflections=sum(map(len, reflections)),
+        parsed=shares(reflections),
+        named_turns={turn: named[turn] for turn in sorted(named, key=int)},
+        branch_success=shares(branches),
+        fresh_success=shares(fresh),
+        success_gap=_paired(branches, fresh),
+        tasks_solved_by_tree=_solved(trees),
+        tasks_solved_by_independent=_solved(independent),
+        tasks=len(trees),
+        branch_points=len(points),
+        advised_optimal=shares(grouped(advised)),
+        unadvised_optimal=shares(grouped(unadvised)),
+        reflection_gap=shares(grouped(differences)),
+    )
+
+
+def _solved(trees: Sequence[Tree]) -> int:
+    return sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
+
+
+def _paired(branches: Sequence[Sequence[float]], fresh: Sequence[Sequence[float]]) -> Interval | None:
+    """The mean over tasks of the difference in success, where a task has both kinds of attempt."""
+    both = [[float(np.mean(one) - np.mean(other))] for one, other in zip(branches, fresh, strict=True) if len(one) and len(other)]
+    return shares(both)

@@ -1,0 +1,71 @@
+"""Measuring a model: n independent attempts a task, without reflection and without rollback, each a line that survives a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from leafe.digest import seed_for
+from leafe.evaluate.outcomes import SCHEMA, Outcome, read_outcomes
+from leafe.forest.driver import Job, Means, drive
+from leafe.forest.effects import Play
+from leafe.forest.growth import Growth, Rules
+from leafe.forest.play import once
+from leafe.jsonl import Appender
+from leafe.records import Task, Tree, encode
+
+
+def attempt(task: Task, sample: int, rules: Rules) -> Play[Tree]:
+    """One attempt at a task, with the seed of its sample."""
+    own = replace(rules, seed=seed_for(rules.seed, "evaluate", sample))
+    return once(Growth(task, own))
+
+
+def outcome_of(tree: Tree, sample: int) -> Outcome:
+    """What an attempt came to."""
+    played = tree.attempts[0]
+    return Outcome(
+        task=tree.task.id,
+        sample=sample,
+        stop=played.stop,
+        success=played.success,
+        reward=played.reward,
+        turns=tree.spend.turns,
+        prompt_tokens=tree.spend.prompt_tokens,
+        sampled_tokens=tree.spend.sampled_tokens,
+        error=played.error,
+    )
+
+
+async def evaluate(
+    tasks: Sequence[Task],
+    rules: Rules,
+    means: Means,
+    path: Path,
+    *,
+    samples: int,
+    told: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """`samples` attempts a task, appended to `path` as they end; those already there are kept and not repeated.
+
+    Outcomes come back in the order of tasks and samples.
+    """
+    wanted = {task.id for task in tasks}
+    done = {(one.task, one.sample): one for one in read_outcomes(path)} if path.exists() else {}
+    done = {key: one for key, one in done.items() if key[0] in wanted and key[1] < samples}
+
+    def missing() -> Iterator[Job[Tree]]:
+        for sample in range(samples):
+            for task in tasks:
+                if (task.id, sample) not in done:
+                    yield Job(f"{task.id}/{sample}", task, attempt(task, sample, rules))
+
+    with Appender(path, SCHEMA) as lines:
+        jobs = missing()
+        async for job, tree in drive(jobs, means, concurrency=means.engine.concurrency):
+            outcome = outcome_of(tree, int(job.key.rpartition("/")[2]))
+            lines.append(encode(outcome))
+            done[outcome.task, outcome.sample] = outcome
+            told(outcome)
+    return [done[task.id, sample] for task in tasks for sample in range(samples)]

@@ -1,0 +1,52 @@
+"""How a long stage tells how far it is: a protocol for whoever shows it, and the fake that shows nothing."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol
+
+
+class Gauge(Protocol):
+    """One stage under way; a context manager."""
+
+    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+        """`amount` more of the total is done; `note` is a short text to show beside it."""
+        ...
+
+    def __enter__(self) -> Gauge: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class Progress(Protocol):
+    """Whoever shows gauges."""
+
+    def stage(self, name: str, total: float, unit: str) -> Gauge:
+        """A new gauge that runs to `total`, counted in `unit` (a plural noun)."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        ...
+
+
+class _Still:
+    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+        """Shows nothing."""
+
+    def __enter__(self) -> Gauge:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+
+class Silent:
+    """Shows nothing; for tests and for programs that have no screen."""
+
+    def stage(self, name: str, total: float, unit: str) -> Gauge:
+        """A gauge that shows nothing."""
+        return _Still()
+
+    def say(self, text: str) -> None:
+        """Says nothing."""

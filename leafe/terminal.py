@@ -1,0 +1,155 @@
+"""What the command line shows: progress bars with rates and time left, tables, and a person's game. Words only; no decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from leafe.doctor import Finding
+from leafe.envs.check import CheckReport
+from leafe.evaluate.compare import Comparison, table_rows
+from leafe.evaluate.diagnose import Diagnosis
+from leafe.evaluate.passk import Interval
+from leafe.viewer.page import ExplorationRow
+
+SIGNS = {"pass": "[green]✓[/]", "ok": "[green]✓[/]", "fail": "[red]✗[/]", "missing": "[red]✗[/]", "skipped": "–", "optional": "–"}
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+        """Moves the bar."""
+        self._progress.advance(self._task, amount)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+
+class _Rate(TextColumn):
+    """How many a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__("")
+        self._unit = unit
+
+    def render(self, task: Any) -> Any:
+        """The rate as text, empty before there is one and for shares."""
+        speed = task.finished_speed or task.speed
+        self.text_format = "" if not speed or self._unit == "share" else f"{speed:,.0f} {self._unit}/s"
+        return super().render(task)
+
+
+class Bars:
+    """Shows gauges as bars on a terminal, and as nothing where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def stage(self, name: str, total: float, unit: str) -> _Bar:
+        """A bar that runs to `total`."""
+        columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            _Rate(unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        if not self._console.is_terminal:
+            self._console.print(f"{name} ...", highlight=False)
+        return _Bar(progress, progress.add_task(name, total=total))
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self._console.print(f"  {escape(text)}", highlight=False)
+
+
+def pass_table(comparison: Comparison) -> Table:
+    """Pass@k of every arm with intervals, and what it spent."""
+    heading, *rows = table_rows(comparison)
+    table = Table(title="Pass@k on held-out tasks, % [95 % interval]", title_justify="left")
+    for number, text in enumerate(heading):
+        table.add_column(escape(text), justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
+    """What each explorer found for the same budget."""
+    table = Table(title="Exploration at equal budget", title_justify="left")
+    for number, text in enumerate(
+        ("explorer", "tasks", "solved", "successes", "turns", "replayed", "reflections", "unreadable", "diverged")
+    ):
+        table.add_column(text, justify="left" if number == 0 else "right")
+    for row in rows:
+        counts = (row.tasks, row.solved, row.successes, row.turns, row.replayed_steps, row.reflections, row.unparsed, row.diverged)
+        table.add_row(escape(row.name), *(f"{count:,}" for count in counts))
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What `doctor` found."""
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        table.add_row(SIGNS[finding.verdict], escape(finding.what), escape(finding.found), escape(finding.mend))
+    return table
+
+
+def check_table(report: CheckReport) -> Table:
+    """What `check-env` found, a sentence a check."""
+    table = Table(
+        show_header=False,
+        box=None,
+        title=f"{escape(report.name)}: declares {report.declared}, holds {report.measured}",
+        title_justify="left",
+    )
+    for finding in report.findings:
+        table.add_row(SIGNS[finding.verdict], escape(finding.name), escape(finding.sentence))
+    for name, figure in report.figures.items():
+        table.add_row("", escape(name), f"{figure:.4g}")
+    return table
+
+
+def _shown(interval: Interval | None) -> str:
+    return (
+        "nothing to measure"
+        if interval is None
+        else f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    )
+
+
+def diagnosis_table(found: Diagnosis) -> Table:
+    """What `diagnose` measured."""
+    table = Table(show_header=False, box=None)
+    named = " ".join(f"{turn}:{count}" for turn, count in found.named_turns.items())
+    rows: Mapping[str, str] = {
+        "reflections that can be read": f"{_shown(found.parsed)} of {found.reflections}",
+        "turns they name": named or "none",
+        "branches that succeed": _shown(found.branch_success),
+        "fresh attempts that succeed": _shown(found.fresh_success),
+        "difference, per task": _shown(found.success_gap),
+        "tasks solved, tree": f"{found.tasks_solved_by_tree} of {found.tasks}",
+        "tasks solved, independent": f"{found.tasks_solved_by_independent} of {found.tasks}",
+        "best first action, advised": f"{_shown(found.advised_optimal)} at {found.branch_points} turns",
+        "best first action, unadvised": _shown(found.unadvised_optimal),
+        "reflection gap": _shown(found.reflection_gap),
+    }
+    for label, text in rows.items():
+        table.add_row(label, escape(text))
+    return table

@@ -1,0 +1,40 @@
+"""Where a model lies: the bundled one, a folder, or a name on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from leafe.errors import UserError
+
+BUNDLED = "nano"
+
+
+def locate(model: str, bundled: Path) -> Path:
+    """The folder of a checkpoint; `bundled` is where `nano` lies. A Hub name (`owner/name`) is downloaded into the Hub's own cache.
+
+    Raises `UserError` when there is no such model.
+    """
+    if model == BUNDLED:
+        return _checked(bundled, "the bundled model is missing from this installation; type: leafe nano build")
+    folder = Path(model).expanduser()
+    looks_local = folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
+    if folder.exists() or looks_local:
+        return _checked(
+            folder, f"no checkpoint in {model!r}: wanted nano, a folder with config.json and safetensors, or a Hub name"
+        )
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"no checkpoint in {model!r}: there is no such folder, and the Hub did not give it ({reason:.160})"
+        ) from None
+
+
+def _checked(folder: Path, sentence: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise UserError(sentence)
+    return folder

@@ -1,0 +1,89 @@
+"""From a run directory to its page: reads what is there, leaves out what is not measured yet, and writes one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from leafe.config import RunConfig
+from leafe.evaluate.compare import Comparison, compare
+from leafe.evaluate.outcomes import ArmOutcomes, read_outcomes
+from leafe.evaluate.passk import Resampling
+from leafe.forest.store import read_forest
+from leafe.jsonl import write_text_atomically
+from leafe.records import Tree
+from leafe.run import RunDirectory
+from leafe.viewer.page import ExplorationRow, PageContent, exploration_row, render_page
+
+SHOWN_TREES = 6
+
+
+def arms_of(run: RunDirectory) -> list[ArmOutcomes]:
+    """The arms that a run has measured completely, base first."""
+    config, found = run.config, []
+    for arm in ("base", *config.arms):
+        path = run.evaluation(arm)
+        if path.exists() and f"evaluate {arm}" in run.stages:
+            found.append(
+                ArmOutcomes(arm, read_outcomes(path), str(run.path), tasks=config.tasks.test, samples=config.evaluate.samples)
+            )
+    return found
+
+
+def comparison_of(run: RunDirectory) -> Comparison:
+    """The arms of a run side by side, each beside its base."""
+    settings = run.config.evaluate
+    return compare(arms_of(run), how=Resampling(settings.resamples, settings.confidence))
+
+
+def exploration_of(run: RunDirectory) -> list[tuple[str, Sequence[Tree]]]:
+    """The forests of a run, by name: the rounds of the tree explorer, then the controls."""
+    named = [(f"tree, round {number}", run.forest(number)) for number in range(1, run.config.rounds + 1)]
+    named += [(method, run.control(method)) for method in run.config.controls]
+    return [(name, list(read_forest(path))) for name, path in named if path.exists()]
+
+
+def rows_of(forests: Sequence[tuple[str, Sequence[Tree]]]) -> list[ExplorationRow]:
+    """One row of counts an explorer."""
+    return [exploration_row(name, trees) for name, trees in forests]
+
+
+def write_report(run: RunDirectory) -> Path:
+    """Writes `report.html` of a run and returns where it is."""
+    forests = exploration_of(run)
+    trees = forests[0][1] if forests else []
+    content = PageContent(
+        run=run.config.name,
+        config=dict(_settings(run.config)),
+        comparison=comparison_of(run) if arms_of(run) else Comparison(()),
+        exploration=tuple(rows_of(forests)),
+        trees=tuple(telling(trees)),
+        tree_count=len(trees),
+        notes=tuple((stage, str(result)) for stage, result in run.stages.items() if result is not None),
+    )
+    write_text_atomically(run.report, render_page(content))
+    return run.report
+
+
+def telling(trees: Sequence[Tree]) -> list[Tree]:
+    """A few trees that show the method: first those where a failed first attempt was mended by a branch, then any with a branch."""
+
+    def rank(tree: Tree) -> tuple[int, str]:
+        branched = [attempt for attempt in tree.attempts if attempt.turn is not None]
+        mended = not tree.attempts[0].success and any(attempt.success for attempt in branched)
+        return (0 if mended else 1 if branched else 2, tree.task.id)
+
+    return sorted((tree for tree in trees if tree.attempts), key=rank)[:SHOWN_TREES]
+
+
+def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """The configuration as dotted names and texts."""
+
+    def walk(value: object, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                yield from walk(item, f"{path}.{key}" if path else str(key))
+        else:
+            yield path, str(value)
+
+    yield from walk(config.model_dump(mode="json"), "")

@@ -1,0 +1,291 @@
+"""The in-process engine: what it draws, that company and reuse change nothing, and that nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokenizer
+
+from leafe.engines.slots import take_over
+from leafe.engines.transformers import TransformersEngine
+from leafe.errors import CorruptFile, EngineError, UserError
+from leafe.records import Ask, Completion, Message, Sampling
+
+Result = TypeVar("Result")
+WORDS = "you see a box and wall the door is closed nothing happens go left right up down".split()
+
+
+@cache
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+def engine(kind: str = "qwen2", *, model: Any = None, **options: Any) -> TransformersEngine:
+    return TransformersEngine(tiny_model(kind) if model is None else model, tokenizer(), **{"slots": 8, "max_context": 512, **options})
+
+
+def run(use: Callable[[TransformersEngine], Awaitable[Result]], served: TransformersEngine) -> Result:
+    async def main() -> Result:
+        try:
+            return await use(served)
+        finally:
+            await served.close()
+
+    return asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def text(source: random.Random, words: int) -> str:
+    return " ".join(source.choices(WORDS, k=words))
+
+
+def episodes(tasks: int, samples: int, turns: int) -> list[list[tuple[Message, ...]]]:
+    """Per episode, its prompts turn by turn; the samples of a task share the first one."""
+    found: list[list[tuple[Message, ...]]] = []
+    for task in range(tasks):
+        first = text(random.Random(task), 20 + task)
+        for sample in range(samples):
+            source = random.Random(100 * task + sample)
+            history = [Message("system", "you are a robot in a house"), Message("user", first)]
+            prompts = []
+            for _ in range(turns):
+                prompts.append(tuple(history))
+                history += [Message("assistant", text(source, 2), True), Message("user", text(source, source.randint(1, 12)))]
+            found.append(prompts)
+    return found
+
+
+def asks(sampling: Sampling, *, tasks: int = 4, samples: int = 3, turns: int = 5) -> list[list[Ask]]:
+    plays = episodes(tasks, samples, turns)
+    return [[Ask(prompt, sampling, 1000 * i + t) for t, prompt in enumerate(play)] for i, play in enumerate(plays)]
+
+
+async def play(served: TransformersEngine, episode: Sequence[Ask]) -> list[Completion]:
+    return [await served.generate(ask) for ask in episode]
+
+
+async def together(served: TransformersEngine, plays: Sequence[Sequence[Ask]]) -> list[list[Completion]]:
+    return list(await asyncio.gather(*(play(served, episode) for episode in plays)))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_greedy_completions_equal_those_of_generate_token_for_token(kind: str) -> None:
+    plays = asks(Sampling(0.0, 1.0, 9))
+    found = run(lambda served: together(served, plays), engine(kind))
+    model = tiny_model(kind)
+    for episode, completions in zip(plays, found, strict=True):
+        for ask, completion in zip(episode, completions, strict=True):
+            chat = [{"role": message.role, "content": message.content} for message in ask.messages]
+            prompt = tokenizer().apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            whole = model.generate(**prompt, do_sample=False, max_new_tokens=9)[0]
+            start = prompt["input_ids"].shape[1]
+            assert completion.token_ids == tuple(whole[start:].tolist())
+            assert completion.prompt_tokens == start
+            logprobs = torch.log_softmax(model(whole[None]).logits[0, start - 1 : -1], -1).gather(1, whole[start:, None])[:, 0]
+            assert logprobs.tolist() == pytest.approx(completion.logprobs, abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_completion_depends_on_neither_its_neighbours_nor_what_was_reused(kind: str, dtype: torch.dtype) -> None:
+    plays = asks(Sampling(0.9, 0.95, 7))
+    mixed = engine(kind, dtype=dtype, tokens_per_pass=100)
+    crowd = run(lambda served: together(served, plays), mixed)
+    assert mixed.stats.reused_tokens > 0.5 * mixed.stats.prompt_tokens
+    for index in (0, 4, 7, 11):
+        for ask, completion in list(zip(plays[index], crowd[index], strict=True))[::2]:
+            fresh = engine(kind, dtype=dtype, slots=1)
+            assert run(lambda served, ask=ask: served.generate(ask), fresh) == completion  # type: ignore[misc]
+            assert fresh.stats.reused_tokens == 0
+
+
+def test_the_seed_alone_decides_the_draw() -> None:
+    [[ask]] = asks(Sampling(1.0, 1.0, 8), tasks=1, samples=1, turns=1)
+    seeds = [3, 4, 3, 5, 3]
+    draws = [[Ask(ask.messages, ask.sampling, seed)] for seed in seeds]
+    found = [completions[0] for completions in run(lambda served: together(served, draws), engine())]
+    assert found[0] == found[2] == found[4]
+    assert len({completion.token_ids for completion in found}) == 3
+
+
+def test_turns_branches_and_samples_of_a_task_reuse_their_common_prefix() -> None:
+    plays = asks(Sampling(1.0, 1.0, 2), tasks=1, samples=1, turns=8)
+    served = engine()
+
+    async def use(served: TransformersEngine) -> list[float]:
+        shares = []
+        for replayed in (plays[0], plays[0][3:5] * 2, [Ask(plays[0][5].messages[:-1] + (Message("user", "no"),), Sampling(), 1)]):
+            prompts, reused = served.stats.prompt_tokens, served.stats.reused_tokens
+            await play(served, replayed)
+            shares.append((served.stats.reused_tokens - reused) / (served.stats.prompt_tokens - prompts))
+        return shares
+
+    growing, rolled_back, branched = run(use, served)
+    assert growing > 0.6
+    assert rolled_back > 0.95
+    assert branched > 0.9
+
+
+def test_a_prefix_that_arrives_many_times_at_once_is_computed_once() -> None:
+    [[ask]] = asks(Sampling(1.0, 1.0, 2), tasks=1, samples=1, turns=1)
+    served = engine()
+    run(lambda served: together(served, [[Ask(ask.messages, ask.sampling, seed)] for seed in range(8)]), served)
+    prompt = served.stats.prompt_tokens // 8
+    assert served.stats.prompt_tokens - served.stats.reused_tokens == prompt + 7  # each still computes the last token of its prompt
+
+
+def test_more_requests_than_slots_and_blocks_are_all_answered_alike() -> None:
+    plays = asks(Sampling(1.0, 1.0, 5), tasks=9, samples=2, turns=4)
+    narrow = run(lambda served: together(served, plays), engine(slots=2, max_context=300, tokens_per_pass=48))
+    assert narrow == run(lambda served: together(served, plays), engine(slots=64, max_context=300))
+
+
+def test_sampling_ends_at_an_end_token_of_the_generation_config_too() -> None:
+    [[ask]] = asks(Sampling(0.0, 1.0, 6), tasks=1, samples=1, turns=1)
+    whole = run(lambda served: served.generate(ask), engine())
+    assert whole.finish == "length" and len(whole.token_ids) == 6
+    model = tiny_model()
+    model.generation_config.eos_token_id = [4, whole.token_ids[2]]
+    ended = run(lambda served: served.generate(ask), engine(model=model))
+    assert (ended.finish, ended.token_ids) == ("stop", whole.token_ids[:3])
+
+
+def test_a_conversation_without_room_for_the_answer_draws_nothing() -> None:
+    long = Ask((Message("user", "go left " * 40),), Sampling(1.0, 1.0, 30), 0)
+    served = engine(max_context=64)
+    found = run(lambda served: served.generate(long), served)
+    assert (found.finish, found.text, found.token_ids) == ("context", "", ()) and found.prompt_tokens > 34
+
+
+class Broken(torch.nn.Module):
+    """An output layer that works until it is told not to."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer, self.broken = layer, False
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.broken:
+            raise RuntimeError("out of memory")
+        return self.layer(hidden)
+
+
+def test_a_failed_forward_pass_fails_every_request_and_the_next_ones_are_served() -> None:
+    model = tiny_model()
+    model.lm_head = Broken(model.lm_head)
+    plays = asks(Sampling(1.0, 1.0, 4))
+
+    async def use(served: TransformersEngine) -> list[Any]:
+        model.lm_head.broken = True
+        failed = await asyncio.gather(*(served.generate(episode[0]) for episode in plays), return_exceptions=True)
+        model.lm_head.broken = False
+        return [failed, await together(served, plays)]
+
+    failed, found = run(use, engine(model=model))
+    assert all(isinstance(error, EngineError) and "out of memory" in str(error) for error in failed)
+    assert found == run(lambda served: together(served, plays), engine())
+
+
+def test_cancelled_requests_make_room_for_others() -> None:
+    plays = asks(Sampling(1.0, 1.0, 200), tasks=8, samples=1, turns=1)
+
+    async def use(served: TransformersEngine) -> Completion:
+        tasks = [asyncio.create_task(served.generate(episode[0])) for episode in plays]
+        await asyncio.sleep(0.01)
+        for task in tasks[:-1]:
+            task.cancel()
+        assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks[:-1], return_exceptions=True))
+        return await tasks[-1]
+
+    found = run(use, engine(slots=2))
+    assert found == run(lambda served: served.generate(plays[-1][0]), engine())
+
+
+def test_closing_cancels_what_is_in_flight_and_refuses_what_comes_later() -> None:
+    plays = asks(Sampling(1.0, 1.0, 300), tasks=4, samples=1, turns=1)
+
+    async def use(served: TransformersEngine) -> list[Any]:
+        tasks = [asyncio.create_task(served.generate(episode[0])) for episode in plays]
+        await asyncio.sleep(0.02)
+        await served.close()
+        with pytest.raises(EngineError, match="closed"):
+            await served.generate(plays[0][0])
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert all(isinstance(end, asyncio.CancelledError) for end in run(use, engine(slots=2)))
+
+
+def test_an_event_loop_that_ends_with_requests_in_flight_does_not_stop_the_engine() -> None:
+    served = engine(slots=2)
+    [[long]] = asks(Sampling(1.0, 1.0, 400), tasks=1, samples=1, turns=1)
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(served.generate(long), 0.02))
+    loop = asyncio.new_event_loop()
+    forgotten = loop.create_task(served.generate(long))
+    loop.run_until_complete(asyncio.sleep(0.02))
+    forgotten._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    short = Ask(long.messages, Sampling(1.0, 1.0, 3), 7)
+    assert run(lambda served: served.generate(short), served) == run(lambda served: served.generate(short), engine())
+
+
+def test_a_closed_engine_leaves_the_model_as_it_was() -> None:
+    model = tiny_model()
+    ids = torch.arange(20)[None]
+    before, attention = model(ids).logits, model.config._attn_implementation
+    run(lambda served: together(served, asks(Sampling())), engine(model=model))
+    assert model.config._attn_implementation == attention
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_a_saved_checkpoint_is_loaded_and_answers_alike(tmp_path: Path) -> None:
+    [[ask]] = asks(Sampling(1.0, 1.0, 6), tasks=1, samples=1, turns=1)
+    tiny_model().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    loaded = TransformersEngine.load(tmp_path, slots=4, max_context=512)
+    assert run(lambda served: served.generate(ask), loaded) == run(lambda served: served.generate(ask), engine())
+
+
+def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint in") as caught:
+        TransformersEngine.load(tmp_path / "nowhere")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["cut weights", "no weights", "pickled weights", "other shape", "no tokenizer"])
+def test_a_broken_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "other shape":
+        config = copy.deepcopy(model.config)
+        config.num_hidden_layers = 3
+        config.layer_types = None
+        config.save_pretrained(tmp_path)
+    elif damage == "no tokenizer":
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / name).unlink()
+    else:
+        weights.unlink()
+        if damage == "pickled weights":
+            torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CorruptFile, match="the checkpoint in") as caught:
+        TransformersEngine.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_the_cache_cannot_serve_is_refused() -> None:
+    model = tiny_model()
+    model.model.forward = lambda **_: None
+    with pytest.raises(UserError, match="cannot run a Qwen2ForCausalLM"):
+        take_over(model)

@@ -7,6 +7,7 @@ directory, is skipped when it is finished, and goes on where it was when it was 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,7 @@ from leafe.run import RunDirectory, whole_folder
 from leafe.train.sft import fine_tune
 
 Result = TypeVar("Result")
+UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ class Bench:
     def prompts(self) -> Prompts:
         """The run's prompts for its environment."""
         return load_prompts(self.config.prompts, self.config.environment.name)
+
+    def check(self) -> None:
+        """Raises `UserError` for an environment, tasks or prompts that cannot be had, before anything is begun."""
+        self.rules(0)
+        for part in ("train", "test"):
+            self.tasks(part)
 
     @cached_property
     def _can_roll_back(self) -> bool:
@@ -161,10 +169,21 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
 
 
-def train_stage(bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example]) -> None:
-    """Fine-tunes a model into the checkpoint of an arm."""
+def train_stage(
+    bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], needed: bool = True
+) -> None:
+    """Fine-tunes a model into the checkpoint of an arm.
+
+    Where there are no examples and none are `needed`, the arm is a copy of the model and its stage says so; else it is a `UserError`.
+    """
     stage = f"train {arm}"
     if stage in run.stages:
+        return
+    if not examples and not needed:
+        with whole_folder(run.checkpoint(arm)) as folder:
+            shutil.copytree(model, folder, dirs_exist_ok=True)
+        run.finish_stage(stage, {"examples": 0, "steps": 0, "note": UNTRAINED})
+        bench.progress.say(f"{stage}: {UNTRAINED}")
         return
     with bench.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
 
@@ -193,6 +212,12 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
     run.finish_stage(stage, {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)})
 
 
+def finished(run: RunDirectory, stage: str, command: str) -> None:
+    """Raises `UserError` with the command to type when an earlier stage is not finished."""
+    if stage not in run.stages:
+        raise UserError(f"the stage {stage!r} of {run.path} is not finished yet; type: {command} {run.path}")
+
+
 def made(path: Path, command: str, run: RunDirectory) -> Path:
     """A path that an earlier stage should have made. Raises `UserError` with the command that makes it."""
     if not path.exists():
@@ -200,6 +225,7 @@ def made(path: Path, command: str, run: RunDirectory) -> Path:
     return path
 
 
-def forest_of(path: Path, run: RunDirectory) -> Iterator[Tree]:
-    """The trees of a forest that an earlier stage should have grown."""
+def forest_of(path: Path, run: RunDirectory, stage: str) -> Iterator[Tree]:
+    """The trees of a forest that an earlier stage should have grown to its end."""
+    finished(run, stage, "leafe explore")
     return read_forest(made(path, "leafe explore", run))

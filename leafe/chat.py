@@ -15,8 +15,8 @@ from typing import Literal
 from leafe.errors import UserError
 from leafe.records import Experience, Message, Observation, Task, Turn
 
-# What each template may name; anything else in braces is a mistake that is reported when the prompts are loaded.
-PLACES = {
+# What each template may name, and what it has to; anything else in braces is a mistake that is reported when the prompts are loaded.
+PLACES: dict[str, set[str]] = {
     "system": set(),
     "first": {"instruction", "observation", "horizon"},
     "turn": {"turn", "observation", "horizon", "instruction"},
@@ -25,10 +25,11 @@ PLACES = {
     "reflect_end": {"turn"},
     "feedback": {"experiences"},
 }
+NEEDED = {"first": "observation", "turn": "observation", "experience": "experience", "feedback": "experiences"}
 _PLACE = re.compile(r"\{([a-z_]+)\}")
-_TAGGED_ACTION = re.compile(r"<action>([^<>]*)</action>\s*\Z")
-_TAGGED_REFLECTION = re.compile(r"<turn>\s*(\d{1,6}|none)\s*</turn>\s*(?:<experience>(.*?)</experience>)?\s*\Z", re.DOTALL)
-_BARE_REFLECTION = re.compile(r"\s*turn (\d{1,6}|none)(?:: (.+))?\s*\Z", re.DOTALL)
+_TAGGED_ACTION = re.compile(r"<action>(.*)</action>\s*\Z", re.DOTALL)
+_TAGGED_REFLECTION = re.compile(r"<turn>\s*([0-9]{1,6}|none)\s*</turn>\s*(?:<experience>(.*)</experience>)?\s*\Z", re.DOTALL)
+_BARE_REFLECTION = re.compile(r"\s*turn ([0-9]{1,6}|none)(?:: (.+))?\s*\Z")
 
 
 class Unreadable(ValueError):
@@ -50,12 +51,14 @@ class Prompts:
 
 
 def check_prompts(prompts: Prompts) -> None:
-    """Raises `UserError` when a template names a value that it cannot have."""
+    """Raises `UserError` when a template names a value that it cannot have, or leaves out the one that it is there for."""
     for purpose, allowed in PLACES.items():
-        unknown = set(_PLACE.findall(getattr(prompts, purpose))) - allowed
-        if unknown:
+        named = set(_PLACE.findall(getattr(prompts, purpose)))
+        if named - allowed:
             wanted = ", ".join(f"{{{name}}}" for name in sorted(allowed)) or "no value"
-            raise UserError(f"the prompt {purpose!r} may name {wanted} and names {{{sorted(unknown)[0]}}}")
+            raise UserError(f"the prompt {purpose!r} may name {wanted} and names {{{min(named - allowed)}}}")
+        if purpose in NEEDED and NEEDED[purpose] not in named:
+            raise UserError(f"the prompt {purpose!r} wants {{{NEEDED[purpose]}}} and does not name it; add it to {purpose}.txt")
 
 
 def fill(template: str, **values: str | int) -> str:
@@ -97,9 +100,12 @@ def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING) -> 
     return tuple(messages)
 
 
-def reflect_messages(scene: Scene, walk: Sequence[Turn], *, ended: bool) -> tuple[Message, ...]:
-    """The prompt that asks where the walk went wrong; `ended` says whether the attempt is over."""
-    messages = _history(scene, walk, ())
+def reflect_messages(scene: Scene, walk: Sequence[Turn], *, ended: bool, feedback: tuple[str, ...] = ()) -> tuple[Message, ...]:
+    """The prompt that asks where the walk went wrong, below the history and `feedback` that the policy acted on.
+
+    `ended` says whether the attempt is over.
+    """
+    messages = _history(scene, walk, feedback)
     question = scene.prompts.reflect_end if ended else scene.prompts.reflect
     messages[-1] = _extended(messages[-1], fill(question, turn=len(walk)))
     return tuple(messages)
@@ -132,20 +138,27 @@ def _extended(message: Message, text: str) -> Message:
     return Message(message.role, message.content + text, message.sampled)
 
 
+def _once(reply: str, tag: str) -> bool:
+    return reply.count(f"<{tag}>") == reply.count(f"</{tag}>") == 1
+
+
 def render_action(prompts: Prompts, action: str) -> str:
     """A reply that takes an action."""
     return action if prompts.form == "bare" else f"<action>{action}</action>"
 
 
 def parse_action(prompts: Prompts, reply: str) -> str:
-    """The action that a reply takes. Raises `Unreadable` when there is not exactly one, at the end of the reply."""
+    """The action that a reply takes. Raises `Unreadable` when there is not exactly one, at the end of the reply.
+
+    A bare action is one line; one in tags may be any text, such as a program.
+    """
     if prompts.form == "bare":
         action = reply.strip()
         if not action or "\n" in action:
             raise Unreadable("wanted one line with an action")
         return action
     found = _TAGGED_ACTION.search(reply)
-    if found is None or reply.count("<action>") != 1 or not found.group(1).strip():
+    if found is None or not _once(reply, "action") or not found.group(1).strip():
         raise Unreadable("wanted one <action>...</action> at the end")
     return found.group(1).strip()
 
@@ -166,7 +179,8 @@ def parse_reflection(prompts: Prompts, reply: str, turns: int) -> Experience | N
     """
     pattern = _BARE_REFLECTION if prompts.form == "bare" else _TAGGED_REFLECTION
     found = pattern.match(reply) if prompts.form == "bare" else pattern.search(reply)
-    if found is None or (prompts.form == "tags" and (reply.count("<turn>") != 1 or reply.count("<experience>") > 1)):
+    tagged = prompts.form == "tags"
+    if found is None or (tagged and not (_once(reply, "turn") and (found.group(2) is None or _once(reply, "experience")))):
         raise Unreadable("wanted one turn and one experience")
     number, text = found.group(1), (found.group(2) or "").strip()
     if number == "none":

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from leafe.bench import Bench
-from leafe.config import EngineSettings, RunConfig, load_recipe
+from leafe.config import EngineSettings, EvaluateSettings, RunConfig, load_recipe
 from leafe.distill.store import export, read_examples
 from leafe.doctor import examine
 from leafe.engines.base import Engine
@@ -40,7 +41,7 @@ from leafe.progress import Progress, Silent
 from leafe.records import encode
 from leafe.run import RunDirectory, next_free
 from leafe.terminal import Bars, check_table, diagnosis_table, exploration_table, findings_table, pass_table
-from leafe.train.checkpoint import locate
+from leafe.train.checkpoint import dtype_of, locate
 from leafe.viewer.report import arms_of, comparison_of, exploration_of, rows_of, write_report
 
 app = typer.Typer(
@@ -52,6 +53,7 @@ app = typer.Typer(
 nano_app = typer.Typer(no_args_is_help=True, help="The bundled model.")
 app.add_typer(nano_app, name="nano")
 console = Console()
+INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 RunPath = Annotated[Path, typer.Argument(help="a run directory", show_default=False)]
 Recipe = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file", show_default=False)]
@@ -82,12 +84,13 @@ def _threads(settings: EngineSettings) -> int:
     return settings.threads or len(os.sched_getaffinity(0))
 
 
-def _engine(settings: EngineSettings, folder: Path) -> Engine:
-    if settings.kind == "openai":
-        return OpenAIEngine(settings.base_url, settings.served_model or str(folder))
+def _engine(settings: EngineSettings, base: Path, folder: Path) -> Engine:
+    """An engine on a model. A server serves the base and nothing else: what is trained from it is loaded here."""
+    if settings.kind == "openai" and folder == base:
+        return OpenAIEngine(settings.base_url, settings.served_model or str(folder), concurrency=settings.concurrency)
     return TransformersEngine.load(
         folder,
-        dtype=settings.dtype,
+        dtype=dtype_of(settings.dtype),
         slots=min(settings.slots, settings.concurrency),
         max_context=settings.max_context,
         threads=_threads(settings),
@@ -95,10 +98,11 @@ def _engine(settings: EngineSettings, folder: Path) -> Engine:
 
 
 def _bench(config: RunConfig, progress: Progress) -> Bench:
+    base = locate(config.model, CHECKPOINT)
     return Bench(
         config=config,
-        base=locate(config.model, CHECKPOINT),
-        load_engine=partial(_engine, config.engine),
+        base=base,
+        load_engine=partial(_engine, config.engine, base),
         make_environment=partial(registry.make, config.environment.name, config.environment.args),
         progress=progress,
         threads=_threads(config.engine),
@@ -129,7 +133,7 @@ def run(
     """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
     config = load_recipe(recipe, overrides or [])
     bench = _bench(config, Bars(console))
-    bench.make_environment().close()
+    bench.check()
     with RunDirectory.open(out or next_free(Path("runs"), config.name), config) as directory:
         if not directory.done:
             console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)
@@ -176,21 +180,24 @@ def report(path: RunPath) -> None:
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="run directories", show_default=False)], *, as_json: AsJson = False, k: int = 0
+    runs: Annotated[list[Path], typer.Argument(help="run directories", show_default=False)],
+    *,
+    as_json: AsJson = False,
+    k: Annotated[int | None, typer.Option(help="one more k")] = None,
 ) -> None:
-    """Pass@k of the arms of one run or several, side by side, each minus its run's base. `--k` asks for one more k."""
+    """Pass@k of the arms of one run or several, side by side, each minus its run's base. Intervals are as in the first run."""
     arms: list[ArmOutcomes] = []
-    settings = None
+    settings: list[EvaluateSettings] = []
     for path in runs:
         with RunDirectory.existing(path, read_only=True) as directory:
-            settings = settings or directory.config.evaluate
+            settings.append(directory.config.evaluate)
             found = arms_of(directory)
             if not found:
                 raise UserError(f"{path} has measured nothing yet; type: leafe evaluate {path}")
-            arms += found if len(runs) == 1 else of_run(path.name, found)
-    if settings is None:
-        raise UserError("wanted at least one run directory; type: leafe compare runs/quickstart-001")
-    comparison = compare_arms(arms, ks=(*settings.ks, k) if k else (), how=Resampling(settings.resamples, settings.confidence))
+            arms += found if len(runs) == 1 else of_run(path.resolve().name, found)
+    shared = min(settings, key=lambda one: one.samples).ks
+    ks = () if k is None else tuple(sorted({*shared, k}))
+    comparison = compare_arms(arms, ks=ks, how=Resampling(settings[0].resamples, settings[0].confidence))
     if as_json:
         _emit(comparison.as_json())
     else:
@@ -198,14 +205,22 @@ def compare(
 
 
 @app.command()
-def diagnose(recipe: Recipe, overrides: Overrides = None, *, as_json: AsJson = False, turns: int = 400) -> None:
+def diagnose(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    *,
+    as_json: AsJson = False,
+    turns: Annotated[int, typer.Option(min=1)] = 400,
+) -> None:
     """Whether LEAFE can help: readable reflections, branches against fresh attempts, the reflection gap. Trains nothing.
 
     Takes the model, environment, tasks and budget of a recipe; `--turns` is how many branching turns the gap is measured at.
     """
     config = load_recipe(recipe, overrides or [])
     progress: Progress = Silent() if as_json else Bars(console)
-    found = diagnose_model(_bench(config, progress), points=turns)
+    bench = _bench(config, progress)
+    bench.check()
+    found = diagnose_model(bench, points=turns)
     if as_json:
         _emit(encode(found))
     else:
@@ -225,7 +240,7 @@ def check_env(
     arguments: Arguments = None,
     *,
     as_json: AsJson = False,
-    rollbacks: int = 200,
+    rollbacks: Annotated[int, typer.Option(min=1)] = 200,
 ) -> None:
     """Proves what an environment declares; exit status 1 when it does not hold."""
     args = _values(arguments)
@@ -243,7 +258,7 @@ def play(
     arguments: Arguments = None,
     *,
     split: str = "train",
-    number: int = 1,
+    number: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """A person plays. `back N` rolls back to turn N, an empty line or end of input leaves."""
     environment = registry.make(spec, _values(arguments))
@@ -283,8 +298,8 @@ def doctor(*, as_json: AsJson = False) -> None:
 def nano_build(
     *,
     out: Annotated[Path, typer.Option(help="where the checkpoint goes")] = CHECKPOINT,
-    steps: int = 4600,
-    threads: int = 1,
+    steps: Annotated[int, typer.Option(min=1)] = 4600,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
     seed: int = 0,
 ) -> None:
     """Trains the bundled checkpoint anew, which takes hours."""
@@ -293,6 +308,7 @@ def nano_build(
 
 def main() -> None:
     """Runs the command line; the entry point of the `leafe` command."""
+    disable_progress_bar()  # ours stand alone
     try:
         app()
     except UserError as error:
@@ -301,9 +317,10 @@ def main() -> None:
     except LeafeError as error:
         print(f"leafe: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("leafe: interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("leafe: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ class Bars:
 def pass_table(comparison: Comparison) -> Table:
     """Pass@k of every arm with intervals, and what it spent."""
     heading, *rows = table_rows(comparison)
-    table = Table(title="Pass@k on held-out tasks, % [95 % interval]", title_justify="left")
+    title = f"Pass@k on held-out tasks, % [{100 * comparison.confidence:g} % interval]"
+    table = Table(title=escape(title), title_justify="left")
     for number, text in enumerate(heading):
         table.add_column(escape(text), justify="left" if number == 0 else "right")
     for row in rows:

@@ -31,15 +31,14 @@ def holds(lease: Lease, ids: list[int], content: dict[tuple[int, int], tuple[int
 
 @given(sequences, st.integers(1, 4), st.data())
 def test_a_matched_prefix_always_holds_what_was_computed_for_it(
-    conversations: list[list[int]], blocks: int, data: st.DataObject
+    conversations: list[list[int]], slots: int, data: st.DataObject
 ) -> None:
-    tree = PrefixTree(blocks + 5, SIZE)
+    tree = PrefixTree(slots * 4 + 2, SIZE)  # one block for nobody, one to copy from
     content: dict[tuple[int, int], tuple[int, ...]] = {}
     active: list[tuple[Lease, list[int]]] = []
     for ids in conversations:
         while active and (len(active) == slots or data.draw(st.booleans())):
-            lease, held = active.pop(data.draw(st.integers(0, len(active) - 1)))
-            tree.release(lease)
+            tree.release(active.pop(data.draw(st.integers(0, len(active) - 1)))[0])
         lease, _ = compute(tree, ids, content)
         tree.register(lease, ids, data.draw(st.integers(1, len(ids))))
         tree.register(lease, ids, len(ids))

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from leafe.engines.slots import take_over
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, EngineError, UserError
 from leafe.records import Ask, Completion, Message, Sampling
 
 Result = TypeVar("Result")
-WORDS = "you see a box and wall the door is closed nothing happens go left right up down".split()
+WORDS = ["you", "see", "a box", "and", "wall", "the door", "is closed", "nothing happens", "go", "left", "right", "up", "down"]
 
 
 @cache
@@ -29,7 +29,9 @@ def tokenizer() -> Any:
 
 
 def engine(kind: str = "qwen2", *, model: Any = None, **options: Any) -> TransformersEngine:
-    return TransformersEngine(tiny_model(kind) if model is None else model, tokenizer(), **{"slots": 8, "max_context": 512, **options})
+    return TransformersEngine(
+        tiny_model(kind) if model is None else model, tokenizer(), **{"slots": 8, "max_context": 512, **options}
+    )
 
 
 def run(use: Callable[[TransformersEngine], Awaitable[Result]], served: TransformersEngine) -> Result:
@@ -121,7 +123,7 @@ def test_turns_branches_and_samples_of_a_task_reuse_their_common_prefix() -> Non
 
     async def use(served: TransformersEngine) -> list[float]:
         shares = []
-        for replayed in (plays[0], plays[0][3:5] * 2, [Ask(plays[0][5].messages[:-1] + (Message("user", "no"),), Sampling(), 1)]):
+        for replayed in (plays[0], plays[0][3:5] * 2, [Ask((*plays[0][5].messages[:-1], Message("user", "no")), Sampling(), 1)]):
             prompts, reused = served.stats.prompt_tokens, served.stats.reused_tokens
             await play(served, replayed)
             shares.append((served.stats.reused_tokens - reused) / (served.stats.prompt_tokens - prompts))
@@ -164,8 +166,8 @@ def test_a_conversation_without_room_for_the_answer_draws_nothing() -> None:
     assert (found.finish, found.text, found.token_ids) == ("context", "", ()) and found.prompt_tokens > 34
 
 
-class Broken(torch.nn.Module):
-    """An output layer that works until it is told not to."""
+class Last(torch.nn.Module):
+    """An output layer that never ends a message, and that fails when it is told to."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
@@ -174,12 +176,17 @@ class Broken(torch.nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.broken:
             raise RuntimeError("out of memory")
-        return self.layer(hidden)
+        return self.layer(hidden).index_fill(-1, torch.tensor([tokenizer().eos_token_id]), -100.0)
+
+
+def endless() -> Any:
+    model = tiny_model()
+    model.lm_head = Last(model.lm_head)
+    return model
 
 
 def test_a_failed_forward_pass_fails_every_request_and_the_next_ones_are_served() -> None:
-    model = tiny_model()
-    model.lm_head = Broken(model.lm_head)
+    model = endless()
     plays = asks(Sampling(1.0, 1.0, 4))
 
     async def use(served: TransformersEngine) -> list[Any]:
@@ -190,26 +197,28 @@ def test_a_failed_forward_pass_fails_every_request_and_the_next_ones_are_served(
 
     failed, found = run(use, engine(model=model))
     assert all(isinstance(error, EngineError) and "out of memory" in str(error) for error in failed)
-    assert found == run(lambda served: together(served, plays), engine())
+    assert found == run(lambda served: together(served, plays), engine(model=endless()))
 
 
 def test_cancelled_requests_make_room_for_others() -> None:
-    plays = asks(Sampling(1.0, 1.0, 200), tasks=8, samples=1, turns=1)
+    plays = asks(Sampling(1.0, 1.0, 1900), tasks=8, samples=1, turns=1)
+    last = Ask(plays[-1][0].messages, Sampling(1.0, 1.0, 9), 1)
 
     async def use(served: TransformersEngine) -> Completion:
-        tasks = [asyncio.create_task(served.generate(episode[0])) for episode in plays]
+        tasks = [asyncio.create_task(served.generate(ask)) for ask in [*(episode[0] for episode in plays), last]]
         await asyncio.sleep(0.01)
         for task in tasks[:-1]:
             task.cancel()
-        assert all(isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks[:-1], return_exceptions=True))
+        ends = await asyncio.gather(*tasks[:-1], return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends)
         return await tasks[-1]
 
-    found = run(use, engine(slots=2))
-    assert found == run(lambda served: served.generate(plays[-1][0]), engine())
+    found = run(use, engine(model=endless(), slots=2, max_context=2048))
+    assert found == run(lambda served: served.generate(last), engine(model=endless()))
 
 
 def test_closing_cancels_what_is_in_flight_and_refuses_what_comes_later() -> None:
-    plays = asks(Sampling(1.0, 1.0, 300), tasks=4, samples=1, turns=1)
+    plays = asks(Sampling(1.0, 1.0, 1900), tasks=4, samples=1, turns=1)
 
     async def use(served: TransformersEngine) -> list[Any]:
         tasks = [asyncio.create_task(served.generate(episode[0])) for episode in plays]
@@ -219,12 +228,12 @@ def test_closing_cancels_what_is_in_flight_and_refuses_what_comes_later() -> Non
             await served.generate(plays[0][0])
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert all(isinstance(end, asyncio.CancelledError) for end in run(use, engine(slots=2)))
+    assert all(isinstance(end, asyncio.CancelledError) for end in run(use, engine(model=endless(), slots=2, max_context=2048)))
 
 
 def test_an_event_loop_that_ends_with_requests_in_flight_does_not_stop_the_engine() -> None:
-    served = engine(slots=2)
-    [[long]] = asks(Sampling(1.0, 1.0, 400), tasks=1, samples=1, turns=1)
+    served = engine(model=endless(), slots=2, max_context=2048)
+    [[long]] = asks(Sampling(1.0, 1.0, 1900), tasks=1, samples=1, turns=1)
     with pytest.raises(TimeoutError):
         asyncio.run(asyncio.wait_for(served.generate(long), 0.02))
     loop = asyncio.new_event_loop()
@@ -233,7 +242,7 @@ def test_an_event_loop_that_ends_with_requests_in_flight_does_not_stop_the_engin
     forgotten._log_destroy_pending = False  # type: ignore[attr-defined]
     loop.close()
     short = Ask(long.messages, Sampling(1.0, 1.0, 3), 7)
-    assert run(lambda served: served.generate(short), served) == run(lambda served: served.generate(short), engine())
+    assert run(lambda served: served.generate(short), served) == run(lambda served: served.generate(short), engine(model=endless()))
 
 
 def test_a_closed_engine_leaves_the_model_as_it_was() -> None:
@@ -284,8 +293,10 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_the_cache_cannot_serve_is_refused() -> None:
-    model = tiny_model()
-    model.model.forward = lambda **_: None
-    with pytest.raises(UserError, match="cannot run a Qwen2ForCausalLM"):
-        take_over(model)
+def test_a_model_whose_attention_is_of_another_kind_is_refused_and_left_as_it_was() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=300, head_dim=16, **sizes)).eval()
+    usual = model.config._attn_implementation
+    with pytest.raises(UserError, match=r"cannot run a Gemma2ForCausalLM.*softcap.*over HTTP"):
+        engine(model=model)
+    assert model.config._attn_implementation == usual

@@ -2,7 +2,8 @@
 
 Counterfactual examples take a branch's revised action as target under the prompt that the policy would have read there without any
 advice. Rehearsal examples take the turns of successful attempts. Prompts are rendered anew from the records without a single
-experience; targets are the ids that were sampled, never re-tokenised. Attempts that our plumbing broke give nothing.
+experience; targets are the ids that were sampled, never re-tokenised. Attempts that our plumbing broke give nothing, and neither do
+turns whose reply, or an earlier one in their prompt, quotes an experience word for word beside its action; paraphrases are not seen.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Choice:
     """Which turns become examples.
 
     A branch qualifies when it succeeded (`success`), when it did better than the attempt it left or led on to a success
-    (`improved`), or always (`any`). `branches_per_task` branches are drawn a task, and `success_share` of all successful attempts. `beta` is the
-    weight of a rehearsal example; a counterfactual one weighs 1.
+    (`improved`), or always (`any`). `branches_per_task` branches are drawn a task, and `success_share` of all successful attempts.
+    `beta` is the weight of a rehearsal example; a counterfactual one weighs 1.
     """
 
     qualify: Literal["success", "improved", "any"] = "improved"
@@ -47,7 +48,12 @@ def counterfactual(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> I
     """`branches_per_task` qualifying branch turns of each tree."""
     for tree in trees:
         fits = _qualifier(tree, choice.qualify)
-        events = [turn for attempt, turn in tree.branch_turns() if attempt.stop not in BROKEN and turn.parsed and fits(attempt)]
+        usable = _usable(tree)
+        events = [
+            turn
+            for attempt, turn in tree.branch_turns()
+            if attempt.stop not in BROKEN and turn.id in usable and fits(attempt, turn)
+        ]
         draw = random.Random(seed_for(choice.seed, "counterfactual", tree.task.id))
         chosen = draw.sample(events, min(choice.branches_per_task, len(events)))
         scene = Scene(prompts, tree.task, tree.root)
@@ -60,34 +66,41 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterat
     """The turns of `success_share` of the successful attempts, each turn once; branched attempts count like any other."""
     successes = [(tree, attempt) for tree in trees for attempt in tree.attempts if attempt.success]
     draw = random.Random(seed_for(choice.seed, "rehearsal"))
-    count = ceil(choice.success_share * len(successes))
+    count = ceil(round(choice.success_share * len(successes), 9))  # 0.2 * 35 is a little more than 7
     chosen = sorted(draw.sample(range(len(successes)), count))
     by_tree: defaultdict[str, list[Attempt]] = defaultdict(list)
     for index in chosen:
         tree, attempt = successes[index]
         by_tree[tree.task.id].append(attempt)
     for tree in {tree.task.id: tree for tree, _ in successes}.values():
-        turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.walk(attempt.leaf) if turn.parsed}
+        usable = _usable(tree)
+        turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.walk(attempt.leaf) if turn.id in usable}
         scene = Scene(prompts, tree.task, tree.root)
         yield from (_example("rehearsal", choice.beta, scene, tree, turn=turn) for turn in turns.values())
 
 
-def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt], bool]:
-    children: defaultdict[int, list[Attempt]] = defaultdict(list)
-    for attempt in tree.attempts:
-        if attempt.parent is not None:
-            children[attempt.parent].append(attempt)
+def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
+    """Whether a branch, given as the attempt and its revised turn, is learned from."""
+    reward = {attempt.index: attempt.reward for attempt in tree.attempts}
+    # A later branch may leave this one after its revised turn, at whatever depth; the success is then owed to that turn as well.
+    won = {turn.id for attempt in tree.attempts if attempt.success for turn in tree.walk(attempt.leaf)}
 
-    def leads_on(attempt: Attempt) -> bool:
-        return attempt.success or any(
-            leads_on(child) for child in children[attempt.index] if (child.turn or 0) > (attempt.turn or 0)
-        )
+    def improved(attempt: Attempt, turn: Turn) -> bool:
+        return turn.id in won or (attempt.parent is not None and attempt.reward > reward[attempt.parent])
 
-    def improved(attempt: Attempt) -> bool:
-        before = tree.attempts[attempt.parent].reward if attempt.parent is not None else 0.0
-        return attempt.reward > before or leads_on(attempt)
+    return {"success": lambda attempt, turn: attempt.success, "improved": improved, "any": lambda attempt, turn: True}[qualify]
 
-    return {"success": lambda attempt: attempt.success, "improved": improved, "any": lambda attempt: True}[qualify]
+
+def _usable(tree: Tree) -> set[str]:
+    """The ids of the turns that hold an action and whose prompt and reply quote no experience."""
+    told = {text for attempt in tree.attempts for text in (attempt.experience or "").split("\n") if text.strip()}
+    told |= {turn.experience for turn in tree.turns if turn.experience}
+    quoting: set[str | None] = set()
+    for turn in tree.turns:  # a turn comes after its parent
+        before, _, after = turn.completion.text.rpartition(turn.action or turn.completion.text)
+        if turn.parent in quoting or any(text in before or text in after for text in told):
+            quoting.add(turn.id)
+    return {turn.id for turn in tree.turns if turn.parsed and turn.id not in quoting}
 
 
 def _example(kind: Kind, weight: float, scene: Scene, tree: Tree, *, turn: Turn) -> Example:

@@ -9,7 +9,7 @@ are depths, so a packed row computes what the unpacked samples would, to roundin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -119,6 +119,10 @@ class PackedBatch:
     term_target: Tensor
     term_weight: Tensor
 
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same on another device."""
+        return PackedBatch(*(getattr(self, item.name).to(device) for item in fields(self)))
+
 
 def collate(rows: Sequence[PackedRow]) -> PackedBatch:
     """Pads rows on the right. A padding token sees only itself, so that no softmax is empty."""
@@ -140,12 +144,13 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
 
 
 def term_losses(model: Any, batch: PackedBatch) -> Tensor:
-    """Minus log-probability of each term's target, `(terms,)`, unweighted, in float32. Works on any Hugging Face causal decoder."""
+    """Minus log-probability of each term's target, `(terms,)`, unweighted, at least in float32. Works on any Hugging Face causal decoder."""
     # A four-dimensional mask is taken as it is by transformers, which would otherwise build a causal one.
     hidden = model.get_decoder()(
         input_ids=batch.ids, position_ids=batch.depth, attention_mask=batch.mask, use_cache=False
     ).last_hidden_state
     chosen = hidden.reshape(-1, hidden.shape[-1])[batch.term_at]
     logits = model.get_output_embeddings()(chosen)
-    losses: Tensor = torch.nn.functional.cross_entropy(logits.float(), batch.term_target, reduction="none")
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses: Tensor = torch.nn.functional.cross_entropy(precise, batch.term_target, reduction="none")
     return losses

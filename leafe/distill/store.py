@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.digest import canonical
-from leafe.errors import CorruptFile, UnknownName
+from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.jsonl import read_lines, write_text_atomically
 from leafe.records import Example, decode, encode
 
@@ -72,5 +72,8 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     if kind not in FORMATS:
         raise UnknownName("export format", kind, FORMATS)
     lines = [json.dumps(FORMATS[kind](example), ensure_ascii=False) for example in examples]
-    write_text_atomically(path, "".join(line + "\n" for line in lines))
+    try:
+        write_text_atomically(path, "".join(line + "\n" for line in lines))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give a file in a folder that is there") from None
     return len(lines)

@@ -65,7 +65,8 @@ class ChatTokenizer:
         self._pieces: Recent[tuple[str, str, bool], list[int]] = Recent(remembered)
         self._texts: Recent[tuple[int, ...], str] = Recent(remembered)
         self._closing: list[int] = []
-        self._calls = 0
+        self._unchecked = SPOT_CHECKS
+        self._shapes: set[tuple[str, ...]] = set()
         self.piecewise = self._is_piecewise()
 
     @property
@@ -84,7 +85,8 @@ class ChatTokenizer:
             piece = self._pieces.get(key)
             ids += self._pieces.put(key, self._piece(*key)) if piece is None else piece
         ids += self._closing
-        return self._checked(ids, messages) if self._calls < SPOT_CHECKS else ids
+        shape = tuple(message.role for message in messages)
+        return ids if shape in self._shapes and self._unchecked <= 0 else self._checked(ids, messages, shape)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, special tokens dropped."""
@@ -95,9 +97,11 @@ class ChatTokenizer:
             self._texts.put(key, str(text))
         return str(text)
 
-    def _checked(self, ids: list[int], messages: Sequence[Message]) -> list[int]:
-        # A template can depend on something that no sample conversation showed, so the first real ones are compared as well.
-        self._calls += 1
+    def _checked(self, ids: list[int], messages: Sequence[Message], shape: tuple[str, ...]) -> list[int]:
+        # A template can depend on something that no sample conversation showed, such as their number of messages, so the first
+        # real ones, and the first of each sequence of roles, are compared as well.
+        self._unchecked -= 1
+        self._shapes.add(shape)
         whole = self._whole(messages)
         self.piecewise = self.piecewise and whole == ids
         return whole

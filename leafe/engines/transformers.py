@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leafe.engines.base import EngineStats
 from leafe.engines.batching import Batcher, Request
-from leafe.engines.slots import take_over
+from leafe.engines.slots import give_back, take_over
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import CorruptFile, EngineError, UserError
 from leafe.records import Ask, Completion
@@ -58,8 +58,7 @@ class TransformersEngine:
         self.max_context = min(max_context, getattr(model.config, "max_position_embeddings", max_context))
         self.stop_ids = self.tokens.stop_ids | _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
         self._model = model.eval() if dtype is None else model.eval().to(dtype)
-        self._usual_attention = model.config._attn_implementation
-        take_over(self._model)
+        self._usual_attention = take_over(self._model)
         self._threads = threads
         # `_arrived` and `_flushing` belong to the event loop, `_queue` to who holds `_changed`, `_batcher` to the worker.
         self._arrived: list[_Call] = []
@@ -109,7 +108,7 @@ class TransformersEngine:
         for call in self._queue:
             _notify(call.loop, call.future.cancel)
         self._queue = []
-        self._model.set_attn_implementation(self._usual_attention)
+        give_back(self._model, self._usual_attention)
 
     def _completion(self, call: _Call) -> Completion:
         ids = tuple(call.ids[call.prompt :])
@@ -177,6 +176,9 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     except Exception as error:  # the errors of json, safetensors and of the library's own code all come through
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CorruptFile(f"the checkpoint in {str(path)!r} cannot be loaded: {reason}") from error
+    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+    if "a" not in letter:  # without its files a tokenizer is loaded all the same, and knows no words
+        raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
     model, found = loaded
     absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found[kind])
     if absent:

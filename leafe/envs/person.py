@@ -24,15 +24,19 @@ def person_plays(environment: Environment, task: Task, lines: Iterable[str]) -> 
         typed = line.strip()
         if not typed:
             return
-        if world.turn > task.horizon and _turn_named(typed) is None:
-            yield "No turns are left."
+        over = "That is the end, without success." if world.observation.done else "No turns are left."
+        if _turn_named(typed) is None and (world.observation.done or world.turn > task.horizon):
+            yield over
             continue
         try:
             shown = _answer(world, typed)
             yield f"\n{world.turn}. {shown}"
-        except (EpisodeError, ValueError) as error:
+        except ValueError as error:
             yield str(error)
             continue
+        except EpisodeError as error:  # nobody knows what state the world is in
+            yield f"The game is over: {error}"
+            return
         if world.observation.success:
             yield f"Solved in {world.turn - 1} turns."
             return
@@ -47,4 +51,6 @@ def _turn_named(typed: str) -> int | None:
 
 def _answer(world: World, typed: str) -> str:
     turn = _turn_named(typed)
+    if turn is not None and world.fidelity is Fidelity.NONE:
+        raise ValueError(f"{world.environment.name} cannot go back.")
     return (world.step(typed) if turn is None else world.rollback(turn)).text

@@ -18,6 +18,7 @@ from leafe.chat import Scene, Unreadable, bare_messages, parse_action
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment
+from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluate.passk import Interval
 from leafe.forest.growth import Rules
@@ -71,30 +72,30 @@ def shares(values: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
 def best_actions(environment: Environment, tree: Tree, turn: Turn) -> tuple[str, ...]:
     """The actions after which the expert needs the fewest further ones, in the state before `turn`; empty without an expert.
 
-    The environment is reset and walked there; each candidate is tried from there.
+    The state is reached by a verified replay, once for each candidate. Raises `EpisodeError` when it is not reached.
     """
-    before = [one.action for one in tree.walk(turn.parent)]
+    world, walk = World(environment), tree.walk(turn.parent)
+    actions = [one.action for one in walk]
+    digests = [observation_digest(tree.root), *(observation_digest(one.observation) for one in walk)]
 
-    def left_after(actions: Sequence[str]) -> int | None:
-        observation = environment.reset(tree.task)
-        for action in actions:
-            observation = environment.step(action)
-        if observation.success:
-            return 0
+    def left_after(candidate: str | None) -> int | None:
+        observation = world.replay(actions, digests, task=tree.task)
+        if candidate is not None:
+            observation = world.step(candidate)
+        if observation.done:
+            return 0 if observation.success else None
         return len(environment.expert()) or None
 
-    left_after(before)
+    here = left_after(None)
     candidates = list(environment.example_actions())
-    here = left_after(before)
-    if not here:
-        return ()
-    return tuple(action for action in candidates if left_after([*before, action]) == here - 1)
+    return tuple(action for action in candidates if left_after(action) == here - 1) if here else ()
 
 
 def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environment], limit: int) -> list[BranchPoint]:
     """Up to `limit` branching turns with at least one best action, spread evenly over the forest."""
     events = [(tree, attempt, turn) for tree in trees for attempt, turn in tree.branch_turns() if attempt.stop not in BROKEN]
-    chosen = events[:: max(1, len(events) // limit)][:limit]
+    count = min(limit, len(events))
+    chosen = [events[index * len(events) // count] for index in range(count)]
     environment = make_environment()
     points = []
     try:

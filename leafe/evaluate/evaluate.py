@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from leafe.digest import seed_for
+from leafe.errors import RunConflict
 from leafe.evaluate.outcomes import SCHEMA, Outcome, read_outcomes
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.effects import Play
@@ -49,11 +50,13 @@ async def evaluate(
 ) -> list[Outcome]:
     """`samples` attempts a task, appended to `path` as they end; those already there are kept and not repeated.
 
-    Outcomes come back in the order of tasks and samples.
+    Outcomes come back in the order of tasks and samples; further samples that the file holds stay in it. Raises `RunConflict` for a
+    file with attempts at other tasks.
     """
-    wanted = {task.id for task in tasks}
     done = {(one.task, one.sample): one for one in read_outcomes(path)} if path.exists() else {}
-    done = {key: one for key, one in done.items() if key[0] in wanted and key[1] < samples}
+    foreign = {task for task, _ in done} - {task.id for task in tasks}
+    if foreign:
+        raise RunConflict(f"{path} holds attempts at {min(foreign)!r}, which is not among the {len(tasks)} tasks; delete the file")
 
     def missing() -> Iterator[Job[Tree]]:
         for sample in range(samples):

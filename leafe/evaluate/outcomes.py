@@ -78,7 +78,8 @@ class ArmOutcomes:
     """All attempts of one arm. `directory` is its run, for messages.
 
     `tasks` and `samples` are how many tasks, and attempts at each, were asked for; 0 where nobody knows, and then a file that was
-    cut between two samples of every task cannot be told from a smaller evaluation.
+    cut between two samples of every task cannot be told from a smaller evaluation. Samples beyond those asked for, left by an
+    evaluation that wanted more, are in `outcomes` and count nowhere.
     """
 
     name: str
@@ -87,9 +88,14 @@ class ArmOutcomes:
     tasks: int = 0
     samples: int = 0
 
+    @property
+    def counted(self) -> tuple[Outcome, ...]:
+        """The attempts that were asked for."""
+        return tuple(outcome for outcome in self.outcomes if not self.samples or outcome.sample < self.samples)
+
     def counts(self) -> Counts:
         """The successes of every task. Raises `UserError` when the evaluation is not finished."""
-        attempts = Counter(outcome.task for outcome in self.outcomes)
+        attempts = Counter(outcome.task for outcome in self.counted)
         wanted_samples = self.samples or max(attempts.values(), default=1)
         wanted_tasks = self.tasks or max(len(attempts), 1)
         complete = sum(count == wanted_samples for count in attempts.values())
@@ -98,23 +104,23 @@ class ArmOutcomes:
                 f"the evaluation of {self.name} is not finished: {complete} of {max(wanted_tasks, len(attempts))} tasks have "
                 f"{wanted_samples} samples; type: leafe evaluate {self.directory}"
             )
-        successes = Counter(outcome.task for outcome in self.outcomes if outcome.success)
+        successes = Counter(outcome.task for outcome in self.counted if outcome.success)
         return Counts(self.name, wanted_samples, {task: successes[task] for task in sorted(attempts)})
 
     @property
     def errors(self) -> dict[str, int]:
         """How many attempts broke, by class."""
-        return dict(sorted(Counter(outcome.error_class for outcome in self.outcomes if outcome.error_class is not None).items()))
+        return dict(sorted(Counter(outcome.error_class for outcome in self.counted if outcome.error_class is not None).items()))
 
     @property
     def turns(self) -> int:
         """Turns that the policy took, over all attempts."""
-        return sum(outcome.turns for outcome in self.outcomes)
+        return sum(outcome.turns for outcome in self.counted)
 
     @property
     def tokens(self) -> int:
         """Prompt and sampled tokens, over all attempts."""
-        return sum(outcome.prompt_tokens + outcome.sampled_tokens for outcome in self.outcomes)
+        return sum(outcome.prompt_tokens + outcome.sampled_tokens for outcome in self.counted)
 
 
 def of_run(run: str, arms: Iterable[ArmOutcomes]) -> tuple[ArmOutcomes, ...]:

@@ -7,6 +7,7 @@ only when it asks for something new is its world brought to where it was, verifi
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -15,7 +16,7 @@ from leafe.digest import canonical
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment
 from leafe.envs.world import World, observation_digest
-from leafe.errors import EnvironmentFailure, EpisodeError
+from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.journal import Journal
 from leafe.records import Ask, Completion, Observation, Task, decode, encode
@@ -57,8 +58,12 @@ async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) 
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for finished in done:
+            # A dead engine breaks many at once: each is asked for its error, or asyncio complains; what ended well is not lost.
+            broken = [finished for finished in done if finished.exception() is not None]
+            for finished in done.difference(broken):
                 yield finished.result()
+            if broken:
+                broken[0].result()
     finally:
         for task in running:
             task.cancel()
@@ -120,7 +125,7 @@ class _Hand:
         try:
             return self._in_world(effect)
         except EpisodeError as failure:
-            return failure
+            return _plain_failure(failure)
 
     def _in_world(self, effect: Reset | Step | Rollback) -> Observation | Restored:
         world = self._ready(effect)
@@ -174,8 +179,14 @@ class _Hand:
 def _plain(observation: Observation) -> Observation:
     """The observation as a file would give it back, so that a resumed run and an uninterrupted one hold equal bytes."""
     try:
-        canonical(dict(observation.info))
-        plain: Observation = decode(Observation, encode(observation))
+        plain: Observation = decode(Observation, json.loads(canonical(encode(observation))))
     except (TypeError, ValueError) as error:
         raise EnvironmentFailure(f"the observation is not made of plain data: {error}") from error
     return plain
+
+
+def _plain_failure(failure: EpisodeError) -> EpisodeError:
+    """The failure as the journal would give it back: of one of the two classes that it knows, with text that a file can hold."""
+    kind = ReplayDiverged if isinstance(failure, ReplayDiverged) else EnvironmentFailure
+    name = "" if type(failure) is kind else f"{type(failure).__name__}: "
+    return kind((name + str(failure)).encode(errors="replace").decode())

@@ -42,19 +42,22 @@ class _LookingBack:
     def on_the_way(self, attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
         """Every K turns, unless the turns are used up anyway."""
         every = self.growth.rules.reflect_every
-        if every and len(walk) % every == 0 and len(walk) < self.growth.task.horizon and not self.growth.exhausted():
+        if every and len(walk) % every == 0 and len(walk) < self.growth.task.horizon and self._of_use(underway=1):
             yield from self._reflect(attempt, walk, ended=False)
 
     def at_the_end(self, played: Played) -> Play[None]:
-        """When the attempt failed, and another one may still start."""
+        """When the attempt failed."""
         failed = played.attempt.stop not in UNREFLECTED and bool(played.walk)
-        if failed and self.growth.rules.reflect_on_failure and self.growth.may_start():
+        if failed and self.growth.rules.reflect_on_failure and self._of_use(underway=0):
             yield from self._reflect(played.attempt.index, played.walk, ended=True)
 
+    def _of_use(self, *, underway: int) -> bool:
+        """Whether a request made now could still be taken up: after those under way and in the queue, and not too deep."""
+        rules, ahead = self.growth.rules, len(self.growth.attempts) + underway + len(self.queue)
+        return self.start.depth < rules.max_depth and ahead < rules.max_attempts and not self.growth.exhausted()
+
     def _reflect(self, attempt: int, walk: tuple[Turn, ...], *, ended: bool) -> Play[None]:
-        if self.start.depth >= self.growth.rules.max_depth:
-            return
-        experience = yield from reflect(self.growth, attempt, walk, ended=ended)
+        experience = yield from reflect(self.growth, attempt, walk, ended=ended, feedback=self.start.feedback)
         if experience is None:
             return
         depth = self.start.depth + 1
@@ -72,8 +75,8 @@ def refine(growth: Growth) -> Play[Tree]:
         played = yield from play(growth, start)
         if played.attempt.stop is StopReason.SUCCESS:
             feedback = ()
-        elif played.attempt.stop not in UNREFLECTED and growth.may_start():
-            experience = yield from reflect(growth, played.attempt.index, played.walk, ended=True)
+        elif played.attempt.stop not in UNREFLECTED and played.walk and growth.may_start():
+            experience = yield from reflect(growth, played.attempt.index, played.walk, ended=True, feedback=feedback)
             feedback += (experience.text,) if experience is not None else ()
     return growth.tree("refine")
 

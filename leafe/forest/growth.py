@@ -75,19 +75,27 @@ class Growth:
         self._asks += 1
         return seed_for(self.rules.seed, self.task.id, attempt, self._asks)
 
+    def add_completion(self, completion: Completion) -> None:
+        """Pays for an action's tokens, which are spent even when the environment then breaks and no turn comes of them."""
+        self._pay(prompt_tokens=completion.prompt_tokens, sampled_tokens=len(completion.token_ids))
+
     def add_turn(self, turn: Turn) -> None:
-        """Keeps a turn that the policy took and pays for it."""
+        """Keeps a turn that the policy took and counts it."""
         self.turns.append(turn)
-        self._pay(turns=1, prompt_tokens=turn.completion.prompt_tokens, sampled_tokens=len(turn.completion.token_ids))
+        self._pay(turns=1)
 
     def add_reflection(self, reflection: Reflection) -> None:
         """Keeps a reflection and pays for all its replies."""
         self.reflections.append(reflection)
         self._pay(reflections=1, reflection_tokens=sum(len(reply.token_ids) for reply in reflection.replies))
 
-    def add_rollback(self, replayed_steps: int) -> None:
-        """Counts a rollback."""
-        self._pay(rollbacks=1, replayed_steps=replayed_steps)
+    def add_rollback(self) -> None:
+        """Counts a rollback that is asked for, whether it will succeed or not."""
+        self._pay(rollbacks=1)
+
+    def add_replayed(self, steps: int) -> None:
+        """Counts the environment steps that a rollback replayed."""
+        self._pay(replayed_steps=steps)
 
     def _pay(self, **amounts: int) -> None:
         self.spend = replace(self.spend, **{name: getattr(self.spend, name) + amount for name, amount in amounts.items()})

@@ -8,6 +8,7 @@ version, and the journal says so instead of mixing two runs.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ FAILURES: dict[str, type[EpisodeError]] = {kind.__name__: kind for kind in (Envi
 def mark_of(effect: Effect) -> str:
     """A short text that two effects share exactly when they ask for the same thing."""
     if isinstance(effect, Ask):
-        return f"{effect.purpose} {effect.seed}"
+        said = [message.content for message in effect.messages]
+        return f"{effect.purpose} {effect.seed} {digest(said, astuple(effect.sampling))}"
     if isinstance(effect, Reset):
         return "reset"
     if isinstance(effect, Step):
@@ -48,9 +50,8 @@ class Journal:
             for line in read_lines(path, SCHEMA):
                 past = self._past[line.get("key", "")]
                 if line.get("n") != len(past):
-                    raise CorruptFile(
-                        f"{path} holds step {line.get('n')} of {line.get('key')!r} where step {len(past)} should come; delete it to explore anew"
-                    )
+                    found = f"step {line.get('n')} of {line.get('key')!r} where step {len(past)} should come"
+                    raise CorruptFile(f"{path} holds {found}; delete it to explore anew")
                 past.append(line)
         self._appender = Appender(path, SCHEMA)
 

@@ -35,7 +35,7 @@ def no_pause(attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
 def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
     """Plays one attempt to its end and keeps it. `pause` runs after each turn that did not end the attempt."""
     number, walk = len(growth.attempts), list(start.walk)
-    stop, error = StopReason.CANCELLED, None
+    stop, error, observation = StopReason.CANCELLED, None, Observation("")
     try:
         observation = yield from _begin(growth, start)
         stop = yield from _turns(growth, start, observation, walk=walk, pause=pause)
@@ -48,7 +48,7 @@ def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
         depth=start.depth,
         stop=stop,
         success=stop is StopReason.SUCCESS,
-        reward=taken[-1].observation.reward if taken else 0.0,
+        reward=(taken[-1].observation if taken else observation).reward,
         leaf=last_id(walk),
         parent=start.parent,
         turn=len(start.walk) + 1 if start.advice is not None else None,
@@ -61,9 +61,11 @@ def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
 
 def _begin(growth: Growth, start: Start) -> Play[Observation]:
     """Brings the world to where the attempt begins."""
+    if start.advice is not None:
+        growth.add_rollback()
     if start.walk:
         restored = yield Rollback(growth.task, start.walk)
-        growth.add_rollback(restored.replayed_steps)
+        growth.add_replayed(restored.replayed_steps)
         observation: Observation = restored.observation
         return observation
     observation = yield Reset(growth.task)
@@ -71,17 +73,13 @@ def _begin(growth: Growth, start: Start) -> Play[Observation]:
         growth.root = observation
     elif observation.text != growth.root.text:
         raise ReplayDiverged(f"a fresh reset shows {observation.text!r:.80} where the first one showed {growth.root.text!r:.80}")
-    if start.advice is not None:
-        growth.add_rollback(0)
     return observation
 
 
 def _turns(growth: Growth, start: Start, observation: Observation, *, walk: list[Turn], pause: Pause) -> Play[StopReason]:
     """Takes turns until something ends the attempt; appends them to `walk`."""
-    number, misread = len(growth.attempts), 0
-    if observation.done:
-        return StopReason.SUCCESS if observation.success else StopReason.FAILURE
-    while True:
+    number, misread, over = len(growth.attempts), 0, _verdict(observation)
+    while over is None:
         if len(walk) >= growth.task.horizon:
             return StopReason.TURN_LIMIT
         if growth.exhausted():
@@ -91,15 +89,24 @@ def _turns(growth: Growth, start: Start, observation: Observation, *, walk: list
         completion: Completion = yield growth.ask_to_act(number, messages)
         if completion.finish == "context":
             return StopReason.TOKEN_LIMIT
+        growth.add_completion(completion)
         turn = yield from _take(growth, completion, walk, advice)
         growth.add_turn(turn)
         walk.append(turn)
         misread = 0 if turn.parsed else misread + 1
-        if turn.observation.success or turn.observation.done:
-            return StopReason.SUCCESS if turn.observation.success else StopReason.FAILURE
-        if misread >= growth.rules.patience:
-            return StopReason.PARSE_ERROR
-        yield from pause(number, tuple(walk))
+        over = _verdict(turn.observation)
+        if over is None and misread >= growth.rules.patience:
+            over = StopReason.PARSE_ERROR
+        if over is None:
+            yield from pause(number, tuple(walk))
+    return over
+
+
+def _verdict(observation: Observation) -> StopReason | None:
+    """How the environment ended the episode, if it did. Done is not success."""
+    if observation.success:
+        return StopReason.SUCCESS
+    return StopReason.FAILURE if observation.done else None
 
 
 def _take(growth: Growth, completion: Completion, walk: list[Turn], advice: str | None) -> Play[Turn]:

@@ -13,14 +13,22 @@ from leafe.records import Completion, Experience, Reflection, Turn
 TRIES = 2
 
 
-def reflect(growth: Growth, attempt: int, walk: tuple[Turn, ...], *, ended: bool) -> Play[Experience | None]:
-    """The experience that the policy draws from a walk, or None when it names none or cannot be read."""
-    messages = reflect_messages(growth.scene, walk, ended=ended)
+def reflect(
+    growth: Growth, attempt: int, walk: tuple[Turn, ...], *, ended: bool, feedback: tuple[str, ...] = ()
+) -> Play[Experience | None]:
+    """The experience that the policy draws from a walk, or None when it names none or cannot be read.
+
+    `feedback` is what the attempt was told beside its history.
+    """
+    messages = reflect_messages(growth.scene, walk, ended=ended, feedback=feedback)
     replies: list[Completion] = []
     experience, error = None, None
     for _ in range(TRIES):
         reply: Completion = yield growth.ask_to_reflect(attempt, messages)
         replies.append(reply)
+        if reply.finish == "context":
+            error = "the model's context leaves no room to reflect"
+            break
         try:
             experience, error = parse_reflection(growth.rules.prompts, reply.text, len(walk)), None
             break

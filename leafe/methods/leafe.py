@@ -46,7 +46,9 @@ def train(bench: Bench, run: RunDirectory) -> None:
         explore_round(bench, run, number)
         distil_round(bench, run, number)
         examples = list(read_examples(made(run.examples(number), "leafe distill", run)))
-        train_stage(bench, run, _round_arm(bench, number), _round_start(bench, run, number), examples=examples)
+        # A first round that gives nothing is the end of the run; a later one leaves what the rounds before it have learned.
+        start, arm = _round_start(bench, run, number), _round_arm(bench, number)
+        train_stage(bench, run, arm, start, examples=examples, needed=number == 1)
     for arm in bench.config.arms:
         if arm != "leafe":
             train_control_arm(bench, run, arm)
@@ -69,7 +71,8 @@ def distil_round(bench: Bench, run: RunDirectory, number: int) -> None:
     stage = f"distil round {number}"
     if stage in run.stages:
         return
-    examples = distill(list(forest_of(run.forest(number), run)), bench.prompts, bench.choice())
+    trees = list(forest_of(run.forest(number), run, f"explore round {number}"))
+    examples = distill(trees, bench.prompts, bench.choice())
     write_examples(run.examples(number), examples)
     kinds = {kind: sum(example.kind == kind for example in examples) for kind in ("counterfactual", "rehearsal")}
     run.finish_stage(stage, kinds)
@@ -77,16 +80,20 @@ def distil_round(bench: Bench, run: RunDirectory, number: int) -> None:
 
 
 def train_control_arm(bench: Bench, run: RunDirectory, arm: str) -> None:
-    """`rehearsal`: the first round's examples without the counterfactual ones. `independent`: the successes of independent samples."""
+    """`rehearsal`: the first round's examples without the counterfactual ones. `independent`: the successes of independent samples.
+
+    A control that finds nothing to learn from stays the base.
+    """
     if arm == "rehearsal":
         examples = [
             example for example in read_examples(made(run.examples(1), "leafe distill", run)) if example.kind == "rehearsal"
         ]
     else:
-        trees = sorted(forest_of(run.control("independent"), run), key=lambda tree: tree.task.id)
+        forest = forest_of(run.control("independent"), run, "explore independent")
+        trees = sorted(forest, key=lambda tree: tree.task.id)
         examples = list(rehearsal(trees, bench.prompts, bench.choice()))
         write_examples(run.control_examples("independent"), examples)
-    train_stage(bench, run, arm, bench.base, examples=examples)
+    train_stage(bench, run, arm, bench.base, examples=examples, needed=False)
 
 
 def checkpoint_of(run: RunDirectory, arm: str) -> Path:

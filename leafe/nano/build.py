@@ -11,11 +11,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from leafe.digest import seed_for
 from leafe.distill.pack import PackedRow, collate, term_losses
@@ -47,7 +47,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and on what. `tokens` is the padded size of a batch."""
+    """How long and on what. `tokens` is the padded size of a batch; `start` is a checkpoint to go on from, empty for fresh weights."""
 
     steps: int
     stages: tuple[Stage, ...] = (Stage(0.4, 3), Stage(0.25, 8), Stage(0.35, 16))
@@ -56,6 +56,8 @@ class Plan:
     seed: int = 0
     threads: int = 1
     weights: Weights = Weights()
+    shape: Shape = Shape()
+    start: str = ""
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
@@ -80,23 +82,19 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausa
     return model
 
 
-def build(
-    teacher_for: Callable[[int], Teacher],
-    out: Path,
-    plan: Plan,
-    *,
-    shape: Shape = Shape(),
-    log: Callable[[str], None] = lambda _: None,
-) -> None:
+def build(teacher_for: Callable[[int], Teacher], out: Path, plan: Plan, *, log: Callable[[str], None] = lambda _: None) -> None:
     """Trains a checkpoint into `out`. `teacher_for(longest)` gives the teacher of a stage; `log` is told the loss now and then."""
     torch.manual_seed(plan.seed)
     torch.set_num_threads(plan.threads)
     prompts = load_prompts("terse", "sokoban")
-    tokenizer = build_tokenizer(
-        Writer.corpus(prompts, islice(teacher_for(plan.stages[-1].longest).lessons(plan.seed), 400)), shape.vocabulary
-    )
+    if plan.start:
+        tokenizer = AutoTokenizer.from_pretrained(plan.start)
+        model = Qwen2ForCausalLM.from_pretrained(plan.start, dtype=torch.float32)
+    else:
+        lessons = islice(teacher_for(plan.stages[-1].longest).lessons(plan.seed), 400)
+        tokenizer = build_tokenizer(Writer.corpus(prompts, lessons), plan.shape.vocabulary)
+        model = new_model(plan.shape, tokenizer)
     writer = Writer(tokenizer, prompts, plan.weights)
-    model = new_model(shape, tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     began, smooth, rows = time.monotonic(), 0.0, 0
     for step, group in enumerate(_groups(teacher_for, writer, plan)):
@@ -108,17 +106,19 @@ def build(
         smooth = loss if not smooth else 0.98 * smooth + 0.02 * loss
         if step % 100 == 0:
             log(f"step {step}/{plan.steps} loss {smooth:.4f} lessons {rows} seconds {time.monotonic() - began:.0f}")
-        if step % 1000 == 999:
-            _save(model, tokenizer, out, {"plan": asdict(plan), "shape": asdict(shape), "steps_done": step + 1})
-    _save(model, tokenizer, out, {"plan": asdict(plan), "shape": asdict(shape), "steps_done": plan.steps})
+        if step % 500 == 499:
+            _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": step + 1})
+    _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": plan.steps})
 
 
 def _groups(teacher_for: Callable[[int], Teacher], writer: Writer, plan: Plan) -> Iterator[list[PackedRow]]:
     """`plan.steps` batches of rows of about the same length."""
-    for number, stage in enumerate(plan.stages):
-        count = round(plan.steps * stage.share)
+    ends = [round(plan.steps * share) for share in accumulate(stage.share for stage in plan.stages)]
+    for number, (stage, start, end) in enumerate(zip(plan.stages, [0, *ends], ends, strict=False)):
+        if start == end:
+            continue
         rows = (writer.row(lesson) for lesson in teacher_for(stage.longest).lessons(seed_for("nano", plan.seed, number)))
-        yield from islice(_by_length(rows, plan.tokens), count)
+        yield from islice(_by_length(rows, plan.tokens), end - start)
 
 
 def _by_length(rows: Iterator[PackedRow], tokens: int) -> Iterator[list[PackedRow]]:

@@ -22,6 +22,7 @@ from leafe.records import Experience, Task
 
 INSTRUCTION = "Push every box X onto a target O."
 PLAN = 4
+FOLLOWED = 0.3  # share of advice that is followed in a lesson: easy to learn, and long
 OBEDIENCE = 0.97  # how surely advice is followed; the rest is spread over all moves
 
 
@@ -132,7 +133,8 @@ class SokobanTeacher:
             named = [faults[0], *draw.sample(faults, min(len(faults), 3 if ended else 1))]
             for number, index in enumerate(named):
                 experience = self._experience(table, played, index, draw)
-                followed = self._follow(table, played[index].before, experience[1], draw) if number == 0 and ended else ()
+                shown = number == 0 and ended and draw.random() < FOLLOWED
+                followed = self._follow(table, played[index].before, experience[1], draw) if shown else ()
                 yield Lookback(after_turn, ended, Experience(index + 1, experience[0]), followed)
 
     def _experience(self, table: Distances, played: Sequence[_Played], index: int, draw: random.Random) -> tuple[str, list[str]]:

@@ -6,39 +6,49 @@ stands at the same distance; a word of the curriculum is one token; the seams of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 END, PAD = "<|end|>", "<|pad|>"
+WHOLE = ("#\n#", "######\n#", "#\n######", "√")  # seams of boards, and the one cell that is more than a byte
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-PIECES = r"#{6}\n#|#\n#{6}|#\n#| ?[A-Z]?[a-z]+| ?[0-9]+|\n|[^\S\n]|\S"
+# What merges are learned within. Cells and digits stand alone here, so no merge ever joins them, however text is split later.
+PIECES = r" ?[A-Z]?[a-z]+|\n|[^\S\n]|\S"
 
 
-def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Learns merges from the curriculum's texts up to `vocabulary` tokens, special ones included."""
-    tokenizer = Tokenizer(models.BPE())
+def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2Tokenizer:
+    """Learns merges from the curriculum's texts up to `vocabulary` tokens, special ones included.
+
+    `AutoTokenizer` gives every Qwen2 checkpoint a `Qwen2Tokenizer`, which brings its own way of splitting text and takes only the
+    vocabulary, the merges and the added tokens of a checkpoint. So it is one from the start, and the texts of `WHOLE` are added tokens.
+    """
+    learner = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    tokenizer.decoder = decoders.ByteLevel()
+    learner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocabulary - len(WHOLE),
         special_tokens=[PAD, END, *ROLES],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
+    learner.train_from_iterator(texts, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        unk_token=PAD,
         eos_token=END,
-        additional_special_tokens=list(ROLES),
+        pad_token=PAD,
+        extra_special_tokens=list(ROLES),
         clean_up_tokenization_spaces=False,
     )
-    wrapped.chat_template = TEMPLATE
-    return wrapped
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in WHOLE])
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer

@@ -18,9 +18,10 @@ PURPOSES = tuple(item.name for item in fields(Prompts) if item.name != "form")
 
 
 def load_prompts(profile: str, environment: str) -> Prompts:
-    """The prompts of a profile (`terse`, `full`) or of a folder with the files of `PURPOSES` and a name ending in the form, for an environment.
+    """The prompts of a profile (`terse`, `full`), or of a folder with a file `PURPOSE.txt` for each of `PURPOSES`, for an environment.
 
-    A folder of one's own is read as tagged replies unless it holds a file `form.txt` with the word `bare`.
+    Replies to a folder's prompts are read as tagged ones unless it holds a file `form.txt` with the word `bare`. The newline that an
+    editor leaves at the end of a file is no part of a prompt. Raises `UserError` for a file that is missing or cannot be used.
     """
     folder = _HERE / profile if profile in PROFILES else Path(profile)
     if not folder.is_dir():
@@ -33,11 +34,18 @@ def load_prompts(profile: str, environment: str) -> Prompts:
             raise UserError(
                 f"{folder} wants a file {purpose}.txt and has none; copy it from one of the profiles {', '.join(PROFILES)}"
             )
-        texts[purpose] = path.read_text(encoding="utf-8")
+        texts[purpose] = _read(path).removesuffix("\n")
     form_file = folder / "form.txt"
-    form = form_file.read_text(encoding="utf-8").strip() if form_file.is_file() else "tags"
+    form = _read(form_file).strip() if form_file.is_file() else "tags"
     if form not in ("bare", "tags"):
         raise UserError(f"{form_file} wants the word bare or tags and holds {form!r}")
     prompts = Prompts(form="bare" if form == "bare" else "tags", **texts)
     check_prompts(prompts)
     return prompts
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the prompt {path} as UTF-8 text: {error}") from None

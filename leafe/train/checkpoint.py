@@ -1,15 +1,19 @@
-"""Where a model lies: the bundled one, a folder, or a name on the Hugging Face Hub."""
+"""Where a model lies (the bundled one, a folder, or a name on the Hugging Face Hub) and the precision that it is loaded in."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from leafe.doctor import bfloat16_finding
 from leafe.errors import UserError
 
 BUNDLED = "nano"
+PROCESSOR = Path("/proc/cpuinfo")
 
 
 def locate(model: str, bundled: Path) -> Path:
@@ -38,3 +42,11 @@ def _checked(folder: Path, sentence: str) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(sentence)
     return folder
+
+
+def dtype_of(name: Literal["float32", "bfloat16", "auto"], processor: Path = PROCESSOR) -> torch.dtype:
+    """The precision of a name; `auto` is bfloat16 where the processor multiplies it itself, as `leafe doctor` tells, else float32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    told = processor.read_text(encoding="utf-8", errors="replace") if processor.is_file() else None
+    return torch.bfloat16 if bfloat16_finding(told).verdict == "ok" else torch.float32

@@ -1,0 +1,268 @@
+"""Prompts and replies: rendering and parsing are inverses, nothing is clamped, and no value is ever read as a template."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from players import FULL, TERSE, completion, key_in, turns_in
+
+from leafe.chat import (
+    Notes,
+    Prompts,
+    Scene,
+    Unreadable,
+    act_messages,
+    bare_messages,
+    check_prompts,
+    fill,
+    parse_action,
+    parse_reflection,
+    reflect_messages,
+    render_action,
+    render_reflection,
+)
+from leafe.errors import UnknownName, UserError
+from leafe.prompts import PROFILES, load_prompts
+from leafe.records import Ask, Experience, Message, Observation, Sampling, Turn
+
+BOTH = pytest.mark.parametrize("prompts", [TERSE, FULL], ids=["bare", "tags"])
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).map(str.strip).filter(bool)
+TAGS = ("<action>", "</action>", "<turn>", "</turn>", "<experience>", "</experience>")
+
+
+def sayable(prompts: Prompts, text: str) -> bool:
+    """Whether a reply of this form can hold the text: one line where replies are bare, no tag where they are tagged."""
+    return "\n" not in text if prompts.form == "bare" else not any(tag in text for tag in TAGS)
+
+
+def turn(index: int, action: str, shows: str = "Empty.", advice: str | None = None) -> Turn:
+    said = completion(action, Ask((), Sampling(), 0))
+    parent = f"t{index - 1}" if index > 1 else None
+    return Turn(f"t{index}", parent, index, 0, action, True, said, Observation(shows), advice)
+
+
+def scene(prompts: Prompts = TERSE, shows: str = "Places.") -> Scene:
+    return Scene(prompts, key_in(1), Observation(shows))
+
+
+@BOTH
+@given(text=WORDS)
+def test_a_rendered_action_is_read_back_as_it_was(prompts: Prompts, text: str) -> None:
+    assume(sayable(prompts, text))
+    assert parse_action(prompts, render_action(prompts, text)) == text
+
+
+@BOTH
+@given(text=WORDS, number=st.integers(1, 99), beyond=st.integers(0, 5))
+def test_a_rendered_reflection_is_read_back_as_it_was(prompts: Prompts, text: str, number: int, beyond: int) -> None:
+    assume(sayable(prompts, text))
+    experience = Experience(number, text)
+    assert parse_reflection(prompts, render_reflection(prompts, experience), number + beyond) == experience
+
+
+@BOTH
+def test_a_reflection_that_finds_no_mistake_is_read_back_as_none(prompts: Prompts) -> None:
+    assert parse_reflection(prompts, render_reflection(prompts, None), 3) is None
+
+
+@BOTH
+@given(reply=st.text(max_size=30) | st.text("turnone 0123:<>/action", max_size=40))
+def test_any_reply_is_either_read_or_unreadable(prompts: Prompts, reply: str) -> None:
+    for read in (lambda: parse_action(prompts, reply), lambda: parse_reflection(prompts, reply, 3)):
+        try:
+            read()
+        except Unreadable:
+            continue
+
+
+def test_a_tagged_action_may_be_a_program_and_may_follow_thoughts() -> None:
+    program = "while a < b and b > c:\n    print({a})"
+    assert parse_action(FULL, f"<think>hm < {{}}</think>\n<action>\n{program}\n</action>\n") == program
+
+
+@pytest.mark.parametrize(
+    ("prompts", "reply"),
+    [
+        (TERSE, ""),
+        (TERSE, " \n "),
+        (TERSE, "up\ndown"),
+        (FULL, "up"),
+        (FULL, "<action></action>"),
+        (FULL, "<action> \n</action>"),
+        (FULL, "<action>up"),
+        (FULL, "<action>up</action> and so on"),
+        (FULL, "<action>up</action><action>down</action>"),
+        (FULL, "<action>up</action></action>"),
+        (FULL, "<think>not <action>up</action></think><action>down</action>"),
+    ],
+)
+def test_a_reply_without_exactly_one_action_at_its_end_is_unreadable(prompts: Prompts, reply: str) -> None:
+    with pytest.raises(Unreadable):
+        parse_action(prompts, reply)
+
+
+@pytest.mark.parametrize("number", ["0", "4", "-1", "999999", "1000000", "1.5", "two", "٣", ""])
+@BOTH
+def test_a_turn_out_of_range_is_unreadable_and_never_clamped(prompts: Prompts, number: str) -> None:
+    reply = f"turn {number}: go" if prompts.form == "bare" else f"<turn>{number}</turn><experience>go</experience>"
+    with pytest.raises(Unreadable):
+        parse_reflection(prompts, reply, 3)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "reply"),
+    [
+        (TERSE, ""),
+        (TERSE, "turn 1"),
+        (TERSE, "turn 1: "),
+        (TERSE, "turn 1: go left\nturn 2: go right"),
+        (TERSE, "turn none\nturn 1: go left"),
+        (TERSE, "I think turn 1: go left"),
+        (FULL, ""),
+        (FULL, "<turn>1</turn>"),
+        (FULL, "<turn>1</turn><experience> \n</experience>"),
+        (FULL, "<turn>1</turn><experience>go left"),
+        (FULL, "<turn>1</turn><experience>go left</experience> That is all."),
+        (FULL, "<turn>1</turn> so: <experience>go left</experience>"),
+        (FULL, "<turn>1</turn><turn>2</turn><experience>go left</experience>"),
+        (FULL, "<turn>1</turn><experience>go left</experience><experience>go right</experience>"),
+        (FULL, "<turn>1</turn><experience>go left</experience></experience>"),
+        (FULL, "<experience>go left</experience><turn>1</turn>"),
+        (FULL, "<experience>go left</experience>"),
+    ],
+)
+def test_a_reflection_in_another_form_is_unreadable(prompts: Prompts, reply: str) -> None:
+    with pytest.raises(Unreadable):
+        parse_reflection(prompts, reply, 3)
+
+
+def test_a_tagged_reflection_may_follow_thoughts_and_hold_several_lines() -> None:
+    reply = "Turn 2 was bad.\n<turn> 2 </turn>\n<experience>\ngo left,\nthen {up}\n</experience>\n"
+    assert parse_reflection(FULL, reply, 3) == Experience(2, "go left,\nthen {up}")
+
+
+@given(value=st.text(max_size=30) | st.sampled_from(["{turn}", "{observation}{instruction}", "{{x}}", "{experience}", "\\1"]))
+def test_braces_in_what_is_told_are_never_read_as_templates(value: str) -> None:
+    def told(text: str, prompts: Prompts) -> list[str]:
+        told = Scene(prompts, replace(key_in(1), instruction=text), Observation(text))
+        walk = [turn(1, text, text, text)]
+        acting = act_messages(told, walk, Notes(text, (text, text)))
+        return [message.content for message in (*acting, *reflect_messages(told, walk, ended=True))]
+
+    for prompts in (TERSE, FULL):
+        assert told(value, prompts) == [text.replace("§", value) for text in told("§", prompts)]
+
+
+def test_values_are_put_in_once() -> None:
+    assert fill("{turn} {observation}", turn=1, observation="{turn}") == "1 {turn}"
+    with pytest.raises(KeyError):
+        fill("{turn}")
+
+
+@BOTH
+def test_the_advice_stands_in_the_prompt_of_its_turn_and_stays_in_later_ones(prompts: Prompts) -> None:
+    before = [turn(1, "open place1")]
+    told = act_messages(scene(prompts), before, Notes("look elsewhere"))
+    untold = act_messages(scene(prompts), before)
+    assert told[:-1] == untold[:-1]
+    assert told[-1].content == untold[-1].content + fill(prompts.experience, experience="look elsewhere")
+    later = act_messages(scene(prompts), [*before, turn(2, "open place2", advice="look elsewhere")])
+    assert later[: len(told)] == told
+
+
+@BOTH
+def test_the_bare_prompt_is_the_acting_prompt_without_any_advice(prompts: Prompts) -> None:
+    plain = [turn(1, "open place1"), turn(2, "open place2")]
+    advised = [turn(1, "open place1", advice="one"), turn(2, "open place2", advice="two")]
+    assert bare_messages(scene(prompts), advised) == act_messages(scene(prompts), plain)
+
+
+@BOTH
+def test_feedback_stands_in_the_first_message_of_acting_and_of_reflecting(prompts: Prompts) -> None:
+    walk = [turn(1, "open place1")]
+    for messages in (
+        act_messages(scene(prompts), walk, Notes(feedback=("not 1", "not 2"))),
+        reflect_messages(scene(prompts), walk, ended=True, feedback=("not 1", "not 2")),
+    ):
+        first = next(message for message in messages if message.role == "user")
+        assert first.content.endswith(fill(prompts.feedback, experiences="- not 1\n- not 2"))
+
+
+@BOTH
+def test_only_what_the_policy_wrote_is_marked_as_sampled_and_sides_take_turns(prompts: Prompts) -> None:
+    walk = [turn(1, "open place1"), turn(2, "open place2", advice="not 1")]
+    messages = reflect_messages(scene(prompts), walk, ended=False)
+    assert [message.sampled for message in messages] == [message.role == "assistant" for message in messages]
+    assert all(one.role != other.role for one, other in pairwise(messages))
+    assert turns_in(Ask(messages, Sampling(), 0, "reflect")) == 2
+    assert messages[-1].role == "user"
+
+
+def test_an_empty_system_prompt_makes_no_message() -> None:
+    assert act_messages(scene(TERSE), []) == (Message("user", "Find the key. 3 turns.\n1: Places."),)
+    assert act_messages(scene(FULL), [])[0] == Message("system", FULL.system)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_both_shipped_profiles_load_for_any_environment(profile: str) -> None:
+    assert load_prompts(profile, "sokoban") == load_prompts(profile, "my_package.worlds:Maze")
+    assert load_prompts("terse", "lookup").form == "bare" and load_prompts("full", "lookup").form == "tags"
+
+
+def own_folder(path: Path, profile: str = "full") -> Path:
+    return Path(shutil.copytree(Path(load_prompts.__code__.co_filename).parent / profile, path / "mine"))
+
+
+def test_a_folder_of_the_users_own_works_and_may_differ_for_one_environment(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path)
+    assert load_prompts(str(folder), "lookup") == FULL
+    (folder / "lookup").mkdir()
+    (folder / "lookup" / "turn.txt").write_text("Now turn {turn}:\n{observation}\n")
+    assert load_prompts(str(folder), "lookup") == replace(FULL, turn="Now turn {turn}:\n{observation}")
+    assert load_prompts(str(folder), "sokoban") == FULL
+    (folder / "form.txt").write_text("bare\n")
+    assert load_prompts(str(folder), "lookup").form == "bare"
+
+
+def test_a_folder_that_lacks_a_file_or_holds_another_form_is_refused(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path)
+    (folder / "form.txt").write_text("json")
+    with pytest.raises(UserError, match="wants the word bare or tags and holds 'json'"):
+        load_prompts(str(folder), "lookup")
+    (folder / "form.txt").unlink()
+    (folder / "turn.txt").write_bytes(b"\xff\xfe{turn}")
+    with pytest.raises(UserError, match=r"turn\.txt as UTF-8"):
+        load_prompts(str(folder), "lookup")
+    (folder / "turn.txt").unlink()
+    with pytest.raises(UserError, match=r"wants a file turn\.txt"):
+        load_prompts(str(folder), "lookup")
+    with pytest.raises(UnknownName, match="did you mean 'terse'"):
+        load_prompts("ters", "lookup")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"turn": "{turn} {observatoin} {observation}"}, r"'turn' may name .*\{turn\} and names \{observatoin\}"),
+        ({"system": "You play {game}."}, r"'system' may name no value and names \{game\}"),
+        ({"first": "Turn {turn}. {observation}"}, r"'first' may name .* names \{turn\}"),
+        ({"turn": "Turn {turn}."}, r"'turn' wants \{observation\}"),
+        ({"experience": "Beware."}, r"'experience' wants \{experience\}"),
+        ({"feedback": "Beware of {experience}."}, r"'feedback' may name \{experiences\} and names \{experience\}"),
+    ],
+)
+def test_a_template_with_a_wrong_or_a_missing_place_is_refused(change: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_prompts(replace(FULL, **change))
+
+
+def test_braces_that_name_no_value_are_plain_text() -> None:
+    prompts = replace(FULL, system='Answer as JSON, {"action": 1}, {} or {Name}.')
+    check_prompts(prompts)
+    assert act_messages(scene(prompts), [])[0].content == prompts.system

@@ -1,0 +1,138 @@
+"""A packed row computes what its samples would compute apart: the loss and the gradient of every weight."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tiny import tiny_model
+from transformers import PreTrainedModel
+
+from leafe.distill.pack import PackedRow, Trie, collate, pack, term_losses
+
+Sample = tuple[list[int], list[int], float]
+WEIGHTS = (0.25, 0.5, 1.0, 2.0)
+
+tokens = st.integers(1, 5)  # few, so that samples share much
+samples = st.lists(
+    st.tuples(st.lists(tokens, min_size=1, max_size=6), st.lists(tokens, min_size=1, max_size=4), st.sampled_from(WEIGHTS)),
+    min_size=1,
+    max_size=6,
+)
+ANYTHING = [
+    [([1], [2], 1.0)],  # one token after one token
+    [([1, 2], [3, 4], 1.0), ([1, 2, 3], [4], 0.5)],  # the same text, cut elsewhere
+    [([1, 2], [3], 1.0), ([1, 2, 3, 4], [5, 5], 2.0)],  # a sample that is a prefix of another
+    [([1, 2], [3, 4], 0.5), ([1, 2], [3, 4], 0.25)],  # twice the same
+    [([1], [2, 3], 1.0), ([4], [2, 3], 1.0), ([5, 5], [1], 2.0)],  # nothing shared: branches at the root
+    [([1, 2], [3], 1.0), ([1, 2], [4], 1.0), ([1, 2], [5], 1.0)],  # several children of one token
+]
+
+
+@cache
+def model(kind: str, dtype: torch.dtype) -> PreTrainedModel:
+    network = tiny_model(kind, vocabulary=12).to(dtype)
+    if dtype is torch.float64:  # the library's own norms go through float32
+        for name, module in list(network.named_modules()):
+            if name.endswith("norm"):
+                network.set_submodule(name, torch.nn.RMSNorm(64, eps=1e-6, dtype=dtype))
+    return network
+
+
+def gradients(network: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    network.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: weight.grad.clone() for name, weight in network.named_parameters() if weight.grad is not None}
+
+
+def loss_apart(network: PreTrainedModel, given: list[Sample]) -> torch.Tensor:
+    """The plain way: each sample alone, no mask and no positions of ours."""
+    losses = []
+    for prompt, target, weight in given:
+        logits = network(input_ids=torch.tensor([[*prompt, *target]])).logits[0]
+        chosen = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        losses.append(-weight * chosen[torch.arange(len(target)), torch.tensor(target)].sum())
+    return torch.stack(losses).sum()
+
+
+def loss_packed(network: PreTrainedModel, rows: list[PackedRow]) -> torch.Tensor:
+    batch = collate(rows)
+    return (term_losses(network, batch) * batch.term_weight).sum()
+
+
+def assert_same(kind: str, dtype: torch.dtype, given: list[Sample], rows: list[PackedRow], tolerance: float) -> None:
+    network = model(kind, dtype)
+    apart, packed = loss_apart(network, given), loss_packed(network, rows)
+    assert packed.item() == pytest.approx(apart.item(), rel=tolerance)
+    wanted, found = gradients(network, apart), gradients(network, packed)
+    assert wanted.keys() == found.keys()
+    largest = max(float(grad.abs().max()) for grad in wanted.values())
+    for name, grad in wanted.items():
+        assert float((found[name] - grad).abs().max()) <= tolerance * largest, name
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("given", ANYTHING)
+def test_a_packed_row_has_the_loss_and_gradients_of_its_samples(kind: str, given: list[Sample]) -> None:
+    assert_same(kind, torch.float64, given, [pack(given)], 1e-11)
+    assert_same(kind, torch.float32, given, [pack(given)], 2e-5)
+
+
+@given(samples, st.sampled_from(["qwen2", "llama"]))
+@settings(max_examples=60)
+def test_any_samples_pack_without_changing_loss_or_gradients(given: list[Sample], kind: str) -> None:
+    assert_same(kind, torch.float64, given, [pack(given)], 1e-11)
+
+
+@given(st.lists(samples, min_size=1, max_size=3), st.sampled_from(["qwen2", "llama"]))
+@example(
+    [[([1], [2], 1.0)], [([1, 2, 3, 4, 5, 5], [1, 2, 3, 4], 1.0), ([2], [5, 5, 5], 0.5)]], "qwen2"
+)  # a short row beside a long one
+@settings(max_examples=25)
+def test_padding_in_a_batch_changes_nothing(groups: list[list[Sample]], kind: str) -> None:
+    every = [sample for group in groups for sample in group]
+    assert_same(kind, torch.float64, every, [pack(group) for group in groups], 1e-11)
+    network, rows = model(kind, torch.float64), [pack(group) for group in groups]
+    alone = torch.cat([term_losses(network, collate([row])) for row in rows])
+    assert torch.allclose(term_losses(network, collate(rows)), alone, rtol=1e-12, atol=1e-11)
+
+
+def ancestors(row: PackedRow, place: int) -> list[int]:
+    """The ids that a place may attend to, by the rule in the module's docstring."""
+    return [row.ids[key] for key in range(place + 1) if place < row.end[key]]
+
+
+@given(samples)
+@settings(max_examples=300)
+def test_a_row_is_its_samples_and_nothing_else(given: list[Sample]) -> None:
+    row = pack(given)
+    wanted: dict[tuple[tuple[int, ...], int], float] = {}
+    for prompt, target, weight in given:
+        for place, token in enumerate(target):
+            key = ((*prompt, *target[:place]), token)
+            wanted[key] = wanted.get(key, 0.0) + weight
+    terms = zip(row.term_at, row.term_target, row.term_weight, strict=True)
+    assert {(tuple(ancestors(row, at)), target): weight for at, target, weight in terms} == wanted
+    paths = {tuple(ancestors(row, place)) for place in range(len(row.ids))}
+    read = [[*prompt, *target[:-1]] for prompt, target, _ in given]
+    assert paths == {tuple(ids[: end + 1]) for ids in read for end in range(len(ids))}
+    assert len(paths) == len(row.ids)
+    assert [len(ancestors(row, place)) - 1 for place in range(len(row.ids))] == row.depth
+
+
+@given(samples)
+@settings(max_examples=100)
+def test_the_length_with_another_path_is_foretold(given: list[Sample]) -> None:
+    trie = Trie()
+    for prompt, target, weight in given:
+        expected = trie.length_with([*prompt, *target[:-1]])
+        trie.sample(prompt, target, weight)
+        assert len(trie) == expected == len(trie.row().ids)
+
+
+def test_a_target_with_nothing_before_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one token before"):
+        pack([([], [1], 1.0)])

@@ -81,7 +81,8 @@ def _values(texts: list[str] | None) -> dict[str, Any]:
 
 
 def _threads(settings: EngineSettings) -> int:
-    return settings.threads or len(os.sched_getaffinity(0))
+    # Not every system can say which cores are this process's own.
+    return settings.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _engine(settings: EngineSettings, base: Path, folder: Path) -> Engine:
@@ -231,7 +232,7 @@ def diagnose(
 def envs() -> None:
     """Lists the environments that are known by name."""
     for name, line in sorted(registry.known().items()):
-        console.print(f"[bold]{name}[/]  {line}", highlight=False)
+        console.print(f"[bold]{name}[/]  {line}", highlight=False, soft_wrap=True)
 
 
 @app.command("check-env")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -79,13 +80,19 @@ class Bars:
         self._console.print(f"  {escape(text)}", highlight=False)
 
 
+def _table(title: str, heading: Sequence[str]) -> Table:
+    """A table of figures beside names; in a narrow terminal figures go over several lines and nothing is cut off."""
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for number, text in enumerate(heading):
+        table.add_column(text, justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
+    return table
+
+
 def pass_table(comparison: Comparison) -> Table:
     """Pass@k of every arm with intervals, and what it spent."""
     heading, *rows = table_rows(comparison)
     title = f"Pass@k on held-out tasks, % [{100 * comparison.confidence:g} % interval]"
-    table = Table(title=escape(title), title_justify="left")
-    for number, text in enumerate(heading):
-        table.add_column(escape(text), justify="left" if number == 0 else "right")
+    table = _table(title, [escape(text) for text in heading])
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
@@ -93,11 +100,9 @@ def pass_table(comparison: Comparison) -> Table:
 
 def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
     """What each explorer found for the same budget."""
-    table = Table(title="Exploration at equal budget", title_justify="left")
-    for number, text in enumerate(
-        ("explorer", "tasks", "solved", "successes", "turns", "replayed", "reflections", "unreadable", "diverged")
-    ):
-        table.add_column(text, justify="left" if number == 0 else "right")
+    # Two lines, so that nine columns fit into eighty characters.
+    words = "explorer|tasks|tasks\nsolved|tries\nsolved|turns|re-\nplayed|reflec-\ntions|unread-\nable|di-\nverged"
+    table = _table("Exploration at equal budget", words.split("|"))
     for row in rows:
         counts = (row.tasks, row.solved, row.successes, row.turns, row.replayed_steps, row.reflections, row.unparsed, row.diverged)
         table.add_row(escape(row.name), *(f"{count:,}" for count in counts))

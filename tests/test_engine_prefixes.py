@@ -17,8 +17,8 @@ def compute(tree: PrefixTree, ids: list[int], content: dict[tuple[int, int], tup
     known = match.length(SIZE)
     lease = tree.lease(match, len(ids))
     if lease.copy is not None:
-        source, target = lease.copy
-        content.update({(target, offset): content[source, offset] for offset in range(SIZE) if (source, offset) in content})
+        made = lease.copy
+        content.update({(made.target, offset): content[made.source, offset] for offset in range(made.count)})
     tree.copied(lease)
     for index in range(known, len(ids)):
         content[lease.blocks[index // SIZE], index % SIZE] = tuple(ids[: index + 1])

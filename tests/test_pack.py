@@ -36,7 +36,7 @@ ANYTHING = [
 def model(kind: str, dtype: torch.dtype) -> PreTrainedModel:
     network = tiny_model(kind, vocabulary=12).to(dtype)
     if dtype is torch.float64:  # the library's own norms go through float32
-        for name, module in list(network.named_modules()):
+        for name, _ in list(network.named_modules()):
             if name.endswith("norm"):
                 network.set_submodule(name, torch.nn.RMSNorm(64, eps=1e-6, dtype=dtype))
     return network

@@ -27,7 +27,9 @@ PLAN = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=64, micro_tokens=8
 ANSWERS = ("go left", "go right", "go up", "go down")
 
 
-def lesson(asked: str, answer: str, *, task: str = "t", number: int = 0, weight: float = 1.0, before: Sequence[str] = ()) -> Example:
+def lesson(
+    asked: str, answer: str, *, task: str = "t", number: int = 0, weight: float = 1.0, before: Sequence[str] = ()
+) -> Example:
     history = [Message("assistant" if index % 2 else "user", text, bool(index % 2)) for index, text in enumerate(before)]
     ids = (*TOKENIZER.encode(answer, add_special_tokens=False), TOKENIZER.eos_token_id)
     messages = (*history, Message("user", asked))
@@ -97,7 +99,9 @@ def test_the_loss_falls_on_a_small_set(base: Path, tmp_path: Path) -> None:
 
 
 def test_an_example_is_learned_by_heart_and_the_engine_says_it(base: Path, tmp_path: Path) -> None:
-    trained(base, tmp_path / "out", [lesson("what now?", "go left")], PLAN.model_copy(update={"epochs": 30.0, "learning_rate": 5e-3}))
+    trained(
+        base, tmp_path / "out", [lesson("what now?", "go left")], PLAN.model_copy(update={"epochs": 30.0, "learning_rate": 5e-3})
+    )
     said = answer(tmp_path / "out", "what now?")
     assert (said.text, said.finish) == ("go left", "stop")
     assert said.token_ids == lesson("what now?", "go left").target_ids

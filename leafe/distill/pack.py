@@ -144,7 +144,7 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
 
 
 def term_losses(model: Any, batch: PackedBatch) -> Tensor:
-    """Minus log-probability of each term's target, `(terms,)`, unweighted, at least in float32. Works on any Hugging Face causal decoder."""
+    """Minus log-probability of each term's target, `(terms,)`, unweighted, float32 or better. Works on any Hugging Face causal decoder."""
     # A four-dimensional mask is taken as it is by transformers, which would otherwise build a causal one.
     hidden = model.get_decoder()(
         input_ids=batch.ids, position_ids=batch.depth, attention_mask=batch.mask, use_cache=False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 class Node:
@@ -42,16 +42,25 @@ class Match:
         return self.depth * size + self.extra
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The first `count` tokens of the block `source` are needed in the block `target`."""
+
+    source: int
+    target: int
+    count: int
+
+
 @dataclass(slots=True)
 class Lease:
-    """The blocks of one request: the first `depth` belong to the tree, the next may be its own tail, the rest are its own."""
+    """The blocks of one request: the first `depth` belong to the tree, the next may be its tail, which it extends, the rest are its own."""
 
     node: Node
     depth: int
     blocks: list[int]
     source: Node | None = None  # held until the copy of its block is made
     tail: Node | None = None
-    copy: tuple[int, int] | None = field(default=None)
+    copy: Copy | None = None
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
@@ -93,18 +102,22 @@ class PrefixTree:
 
     def lease(self, match: Match, total: int) -> Lease:
         """Blocks for a request that starts at `match` and grows to `total` tokens. The tree must be large enough for its leases."""
+        tail = match.tail
+        adopted = tail is not None and tail.users == 0 and match.extra == len(tail.tokens) < self.size
         self._hold(match.node)
-        if match.tail is not None:
-            self._hold(match.tail)
-        own = self._take(-(-total // self.size) - match.depth)
+        if tail is not None:
+            self._hold(tail)
+        own = self._take(-(-total // self.size) - match.depth - adopted)
         path: list[int] = []
         node = match.node
         while node.parent is not None:
             path.append(node.block)
             node = node.parent
+        if tail is not None and adopted:  # the usual next turn: nobody else is at this block, so it is continued where it is
+            return Lease(match.node, match.depth, [*reversed(path), tail.block, *own], tail=tail)
         lease = Lease(match.node, match.depth, [*reversed(path), *own])
-        if match.tail is not None:
-            lease.source, lease.copy = match.tail, (match.tail.block, own[0])
+        if tail is not None:
+            lease.source, lease.copy = tail, Copy(tail.block, own[0], match.extra)
         return lease
 
     def copied(self, lease: Lease) -> None:

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from leafe.engines.prefixes import Copy
 from leafe.errors import EngineError, UserError
 
 ATTENTION = "leafe_blocks"
@@ -91,19 +92,25 @@ class BlockCache:
         """Keys and values (rows, heads, keys, width) of a tile; `width` is that of a key."""
         data = self.layers[layer]
         count = tile.blocks.shape[0]
-        if self._gathered is None or self._gathered.shape[0] < count:
+        fits = self._gathered is not None and self._gathered.shape[1:] == data.shape[1:] and self._gathered.shape[0] >= count
+        if self._gathered is None or not fits:
             self._gathered = data.new_empty(max(count, TILE_BYTES // data[0].nbytes), *data.shape[1:])
         torch.index_select(data, 0, tile.blocks, out=self._gathered[:count])
         both = self._gathered[:count].view(tile.rows, tile.keys, *data.shape[2:]).transpose(1, 2)
         return both[..., :width], both[..., width:]
 
-    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies whole blocks, `(source, target)` each, in every layer."""
-        if pairs and self.layers:
-            some = next(iter(self.layers.values()))
-            source, target = torch.tensor(pairs, device=some.device).unbind(1)
-            for data in self.layers.values():
-                data.index_copy_(0, target, data.index_select(0, source))
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copies the beginnings of blocks, in every layer."""
+        if not copies or not self.layers:
+            return
+        some = next(iter(self.layers.values()))
+        counts = torch.tensor([copy.count for copy in copies])
+        starts = torch.tensor([[copy.source, copy.target] for copy in copies]) * self.size
+        offsets = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        source, target = (starts.repeat_interleave(counts, 0) + offsets[:, None]).to(some.device).unbind(1)
+        for data in self.layers.values():
+            rows = data.view(-1, *data.shape[2:])
+            rows.index_copy_(0, target, rows.index_select(0, source))
 
 
 @dataclass(slots=True)

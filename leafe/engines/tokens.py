@@ -57,7 +57,7 @@ class Recent(Generic[Key, Value]):
 class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template, made fast for conversations that grow by a message at a time."""
 
-    def __init__(self, tokenizer: Any, *, remembered: int = 65536) -> None:
+    def __init__(self, tokenizer: Any, *, remembered: int = 16384) -> None:
         """Raises `UserError` when the tokenizer has no chat template."""
         if not getattr(tokenizer, "chat_template", None):
             raise UserError("the tokenizer has no chat template; add one with `tokenizer.chat_template = ...` and save it again.")

@@ -1,7 +1,8 @@
 """The in-process engine: a Hugging Face causal model, sampled by continuous batching with reuse of computed prefixes.
 
 Requests from the event loop queue up for one worker thread, which batches them (`batching.py`). The invariant: a completion depends on
-the ask and on the weights, not on its neighbours in the batch nor on what was reused. On a CPU that is exact, bit by bit.
+the ask and on the weights, not on its neighbours in the batch nor on what was reused. On the CPUs where it was measured that is exact,
+bit by bit, in float32 and bfloat16, with one thread or two (`benchmarks/engine.py` counts).
 
 It does not train and does not follow changes of the weights: load another engine after a training step.
 """

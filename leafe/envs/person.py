@@ -38,7 +38,8 @@ def person_plays(environment: Environment, task: Task, lines: Iterable[str]) -> 
             yield f"The game is over: {error}"
             return
         if world.observation.success:
-            yield f"Solved in {world.turn - 1} turns."
+            taken = world.turn - 1
+            yield f"Solved in {taken} turn{'s' if taken > 1 else ''}."
             return
         if world.observation.done:
             yield "That is the end, without success."

@@ -84,6 +84,8 @@ def train_control_arm(bench: Bench, run: RunDirectory, arm: str) -> None:
 
     A control that finds nothing to learn from stays the base.
     """
+    if f"train {arm}" in run.stages:
+        return
     if arm == "rehearsal":
         examples = [
             example for example in read_examples(made(run.examples(1), "leafe distill", run)) if example.kind == "rehearsal"

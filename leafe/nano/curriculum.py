@@ -21,11 +21,15 @@ from leafe.records import Experience, Task
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One turn of a lesson: the habits of the player (action to probability), the action taken, the observation after it."""
+    """One turn of a lesson: the player's habits (action to probability), the action taken, the observation after it.
+
+    `plan` is what would have been best from there, in the words of an experience; empty where nothing helps any more.
+    """
 
     habits: Mapping[str, float]
     action: str
     observation: str
+    plan: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,12 @@ class Weights:
     act: float = 1.0
     reflect: float = 2.0
     follow: float = 1.0
+    drill: float = 2.0
     end: float = 0.1
+
+
+# A question that only lessons ask, at every turn: it teaches what is best on a board for a few tokens, where a reflection takes an episode.
+DRILL = "\nBest?"
 
 
 class Writer:
@@ -81,6 +90,8 @@ class Writer:
         for number, move in enumerate(lesson.moves):
             node = trie.extend(opened[number], self._ids("<|end|><|assistant|>"))
             self._act(trie, node, move, self._weights.act)
+            if move.plan:
+                self._answer(trie, opened[number], DRILL, move.plan, weight=self._weights.drill)
         for lookback in lesson.lookbacks:
             self._reflect(trie, opened[lookback.after_turn], lookback)
             if lookback.experience is not None and lookback.followed:
@@ -125,11 +136,14 @@ class Writer:
         trie.target(trie.extend(node, self._ids(move.action)), self._end, self._weights.end)
 
     def _reflect(self, trie: Trie, node: int, lookback: Lookback) -> None:
-        question = self._prompts.reflect_end if lookback.ended else self._prompts.reflect
-        node = trie.extend(node, self._ids(fill(question, turn=lookback.after_turn)) + self._ids("<|end|><|assistant|>"))
-        answer = [*self._ids(render_reflection(self._prompts, lookback.experience)), self._end]
+        question = fill(self._prompts.reflect_end if lookback.ended else self._prompts.reflect, turn=lookback.after_turn)
+        self._answer(trie, node, question, render_reflection(self._prompts, lookback.experience), weight=self._weights.reflect)
+
+    def _answer(self, trie: Trie, node: int, question: str, text: str, *, weight: float) -> None:
+        node = trie.extend(node, self._ids(question) + self._ids("<|end|><|assistant|>"))
+        answer = [*self._ids(text), self._end]
         for place, token in enumerate(answer):
-            trie.target(node, token, self._weights.reflect)
+            trie.target(node, token, weight)
             node = trie.extend(node, [token]) if place + 1 < len(answer) else node
 
     def _follow(self, trie: Trie, node: int, lesson: Lesson, lookback: Lookback) -> None:

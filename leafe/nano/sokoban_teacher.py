@@ -103,7 +103,10 @@ class SokobanTeacher:
         played = self._play(table, start, turns, draw)
         ended = len(played) == turns and not level.solved(played[-1].after)
         task = Task("lesson", "sokoban", INSTRUCTION, turns if ended else self._longest)
-        moves = tuple(Move(self.habits(table, one.before), one.action, _text(level, one)) for one in played)
+        moves = tuple(
+            Move(self.habits(table, one.before), one.action, _text(level, one), self._words(self._plan(table, one.before, draw)))
+            for one in played
+        )
         lookbacks = self._lookbacks(table, task, played, draw)
         return Lesson(task, level.render(start), moves, tuple(lookbacks))
 
@@ -139,12 +142,21 @@ class SokobanTeacher:
 
     def _experience(self, table: Distances, played: Sequence[_Played], index: int, draw: random.Random) -> tuple[str, list[str]]:
         """The words, and the moves that they advise."""
-        one, plan = played[index], list[str]()
-        state = one.before
+        one = played[index]
+        plan = self._plan(table, one.before, draw)
+        return f"{one.action} was wrong: {_diagnosis(table, one)}{self._words(plan)}", plan
+
+    def _plan(self, table: Distances, state: State, draw: random.Random) -> list[str]:
+        """The first `PLAN` moves of a shortest solution, none where there is no solution."""
+        plan: list[str] = []
         while len(plan) < PLAN and table.best(state):
             plan.append(draw.choice(table.best(state)))
             state, _ = table.level.move(state, plan[-1])
-        return f"{one.action} was wrong: {_diagnosis(table, one)} Go {' '.join(plan)}.", plan
+        return plan
+
+    @staticmethod
+    def _words(plan: Sequence[str]) -> str:
+        return f" Go {' '.join(plan)}." if plan else ""
 
     def _follow(self, table: Distances, state: State, plan: Sequence[str], draw: random.Random) -> tuple[Move, ...]:
         """Play along the plan, and one careless move after it."""

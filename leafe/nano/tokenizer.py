@@ -1,6 +1,6 @@
 """The bundled model's tokenizer: byte-level BPE that keeps board cells apart, with a lean chat template.
 
-Any text can be encoded and comes back as it was. A cell of a board is one token whatever its neighbours, so that the same place always
+Any text can be encoded and comes back as it was, in Unicode's composed form (NFC). A cell of a board is one token whatever its neighbours, so that the same place always
 stands at the same distance; a word of the curriculum is one token; the seams of a board (`#`, line end, `#`) are one token each.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
@@ -40,9 +41,10 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Qwen2Tokenizer:
     )
     learner.train_from_iterator(texts, trainer)
     learned = json.loads(learner.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
+        merges=merges,
         unk_token=PAD,
         eos_token=END,
         pad_token=PAD,

@@ -1,0 +1,338 @@
+"""The command line: every bad input is one sentence and status 2, and the whole of a small run, on somebody else's model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import QUICK, WORLD, Said, leafe, teach
+
+from leafe.distill.store import FORMATS
+from leafe.envs.fakes import Lookup
+from leafe.records import Observation, Task
+from leafe.run import RunDirectory
+
+
+class Interrupted(Lookup):
+    """Somebody presses Ctrl-C while it is set up."""
+
+    def reset(self, task: Task) -> Observation:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of another family than the bundled one, which plays `lookup` a little."""
+    folder = tmp_path_factory.mktemp("model")
+    teach(folder)
+    return folder
+
+
+def smoke(model: Path, out: Path, *overrides: str) -> Said:
+    return leafe("run", "smoke", f"model={model}", *WORLD, *QUICK, *overrides, "--out", out)
+
+
+@pytest.fixture(scope="module")
+def first(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
+    """The smoke recipe, run to its end, and what it said."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    return out, smoke(model, out)
+
+
+@pytest.fixture
+def finished(first: tuple[Path, Said], tmp_path: Path) -> Path:
+    """A finished run of one's own to spoil."""
+    return Path(shutil.copytree(first[0], tmp_path / "finished"))
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file was last written, what every command writes anew left out."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("lock", "report.html")]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+def assert_one_sentence(said: Said, expected: str) -> None:
+    assert said.status == 2, said
+    assert said.err.count("\n") == 1 and said.err.startswith("leafe: "), said.err
+    assert "Traceback" not in said.out + said.err
+    assert expected in said.err
+
+
+def test_the_smoke_recipe_goes_through_every_stage_on_a_model_of_another_family(first: tuple[Path, Said]) -> None:
+    out, said = first
+    assert said.status == 0 and said.err == "", said.err
+    stages = json.loads((out / "stages.json").read_text())
+    arms = ("leafe", "rehearsal", "independent")
+    assert list(stages) == [
+        "evaluate base",
+        "explore round 1",
+        "explore independent",
+        "distil round 1",
+        *(f"train {arm}" for arm in arms),
+        *(f"evaluate {arm}" for arm in arms),
+    ]
+    assert all(stages[f"train {arm}"]["examples"] > 0 for arm in arms)
+    assert stages["distil round 1"]["counterfactual"] > 0
+    assert (out / "DONE").exists() and (out / "report.html").exists()
+    assert {path.name for path in (out / "checkpoints").iterdir()} == set(arms)
+    assert json.loads((out / "checkpoints" / "leafe" / "config.json").read_text())["model_type"] == "llama"
+    assert "Exploration at equal budget" in said.out and "independent" in said.out and "report.html" in said.out
+
+
+def test_tables_fit_into_eighty_characters_and_cut_no_word_off(first: tuple[Path, Said]) -> None:
+    tables = first[1].out.partition("Exploration at")[2].rpartition("The page:")[0]
+    assert max(map(len, tables.splitlines())) <= 80
+    assert "…" not in tables
+
+
+def test_a_finished_run_is_left_as_it_is(first: tuple[Path, Said], model: Path) -> None:
+    before = stamps(first[0])
+    again = smoke(model, first[0])
+    assert again.status == 0 and stamps(first[0]) == before
+    assert "evaluate base ..." not in again.out and "Pass@k" in again.out
+
+
+@pytest.mark.parametrize("verb", ["explore", "distill", "train", "evaluate", "report"])
+def test_a_finished_stage_is_left_as_it_is(first: tuple[Path, Said], verb: str) -> None:
+    before = stamps(first[0])
+    said = leafe(verb, first[0])
+    assert (said.status, said.err) == (0, "") and stamps(first[0]) == before
+
+
+def test_the_same_run_twice_gives_the_same_files(first: tuple[Path, Said], model: Path, tmp_path: Path) -> None:
+    assert smoke(model, tmp_path / "other").status == 0
+    for name in ("round-1/examples.jsonl", "controls/independent.examples.jsonl", "checkpoints/leafe/model.safetensors"):
+        assert (tmp_path / "other" / name).read_bytes() == (first[0] / name).read_bytes()
+    lines = [sorted((folder / "eval" / "leafe.jsonl").read_text().splitlines()) for folder in (first[0], tmp_path / "other")]
+    assert lines[0] == lines[1]
+
+
+def test_stages_can_be_taken_one_command_at_a_time(model: Path, tmp_path: Path, first: tuple[Path, Said]) -> None:
+    with RunDirectory.existing(first[0], read_only=True) as directory:
+        RunDirectory.open(tmp_path / "run", directory.config).close()
+    run = tmp_path / "run"
+    assert_one_sentence(
+        leafe("distill", run), f"the stage 'explore round 1' of {run} is not finished yet; type: leafe explore {run}"
+    )
+    assert_one_sentence(leafe("evaluate", run), f"is not there yet; type: leafe train {run}")  # the base is measured by then
+    for verb in ("explore", "distill", "train", "evaluate"):
+        assert leafe(verb, run).status == 0
+    for name in ("checkpoints/leafe/model.safetensors", "round-1/examples.jsonl"):
+        assert (run / name).read_bytes() == (first[0] / name).read_bytes()
+
+
+def test_compare_gives_json_of_the_agreed_shape(first: tuple[Path, Said]) -> None:
+    found = json.loads(leafe("compare", first[0], "--json").out)
+    assert [arm["name"] for arm in found["arms"]] == ["base", "leafe", "rehearsal", "independent"]
+    for arm in found["arms"]:
+        assert set(arm) == {"name", "pass_at_k", "minus_base", "turns", "tokens", "errors"}
+        assert set(arm["pass_at_k"]) == {"1", "2", "4"}
+        assert set(arm["minus_base"]) == (set() if arm["name"] == "base" else {"1", "2", "4"})
+        for interval in (*arm["pass_at_k"].values(), *arm["minus_base"].values()):
+            assert set(interval) == {"value", "low", "high"} and interval["low"] <= interval["value"] <= interval["high"]
+        assert arm["errors"] == {} and arm["turns"] > 0 and arm["tokens"] > 0
+
+
+def test_compare_takes_several_runs_and_one_more_k(first: tuple[Path, Said], finished: Path) -> None:
+    found = json.loads(leafe("compare", first[0], finished, "--json", "--k", "3").out)
+    assert [arm["name"] for arm in found["arms"]][::4] == ["smoke:base", "finished:base"]
+    assert all(set(arm["pass_at_k"]) == {"1", "2", "3", "4"} for arm in found["arms"])
+
+
+def test_diagnose_gives_json_of_every_figure(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = leafe("diagnose", "smoke", f"model={model}", *WORLD, *QUICK, "--json", "--turns", "5")
+    found = json.loads(said.out)
+    assert (said.status, said.err) == (0, "") and not list(tmp_path.iterdir())
+    assert found["tasks"] == 4 and 0 < found["branch_points"] <= 5 and found["reflections"] > 0
+    assert set(found["reflection_gap"]) == {"value", "low", "high"}
+
+
+def test_diagnose_shows_a_table(model: Path) -> None:
+    said = leafe("diagnose", "smoke", f"model={model}", *WORLD, *QUICK)
+    assert said.status == 0 and "reflection gap" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["smoek"], "unknown recipe 'smoek'; did you mean 'smoke'? Known: quickstart, smoke"),
+        (["./nowhere.yaml"], "cannot read the recipe ./nowhere.yaml"),
+        (["smoke", "explor.turns=3"], "unknown setting 'explor'; did you mean 'explore'?"),
+        (["smoke", "explore.trns=3"], "unknown setting 'explore.trns'; did you mean 'explore.turns'?"),
+        (["smoke", "train.epochs=many"], "train.epochs: wanted a number, found 'many'"),
+        (["smoke", "train.epochs"], "an override is written key=value"),
+        (["smoke", "engine.dtype=float8"], "engine.dtype: wanted"),
+        (["smoke", "environment.name=lokup"], "unknown environment 'lokup'; did you mean 'lookup'?"),
+        (["smoke", "environment.name=lookup", "environment.args={places: two}"], "lookup wants places as int; found 'two'"),
+        (["smoke", "environment.args={rooms: 2}"], "sokoban takes no argument 'rooms'"),
+        (["smoke", "tasks.test_split=exam"], "unknown split 'exam'"),
+        (["smoke", "prompts=curt"], "unknown prompt profile (or folder) 'curt'"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_anything_is_made(
+    arguments: list[str], sentence: str, model: Path, tmp_path: Path
+) -> None:
+    given = [*arguments, f"model={model}"] if len(arguments) > 1 else arguments
+    assert_one_sentence(leafe("run", *given, "--out", tmp_path / "run"), sentence)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    assert_one_sentence(leafe("run", "smoke", f"model={tmp_path}/gone"), f"no checkpoint in '{tmp_path}/gone'")
+
+
+def test_a_model_without_weights_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "hollow").mkdir()
+    for path in model.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, tmp_path / "hollow")
+    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow' cannot be loaded")
+
+
+def test_another_configuration_on_a_run_is_refused_naming_the_setting(finished: Path, model: Path) -> None:
+    assert_one_sentence(smoke(model, finished, "seed=9"), "was started with other settings (seed: 1 -> 9)")
+
+
+def test_a_second_process_on_a_run_is_refused(finished: Path, model: Path) -> None:
+    with RunDirectory.existing(finished):
+        assert_one_sentence(leafe("train", finished), "is in use by process")
+        assert_one_sentence(smoke(model, finished), "is in use by process")
+        assert leafe("compare", finished).status == 0  # looking on is allowed
+
+
+def test_a_corrupt_line_is_named(finished: Path) -> None:
+    forest = finished / "round-1" / "forest.jsonl"
+    lines = forest.read_text().splitlines()
+    lines[2] = lines[2].replace('"task":', '"tusk":')
+    forest.write_text("\n".join(lines) + "\n")
+    assert_one_sentence(leafe("report", finished), "forest.jsonl line 3 is no tree")
+    lines[1] = lines[1][:40]
+    forest.write_text("\n".join(lines) + "\n")
+    assert_one_sentence(leafe("report", finished), "forest.jsonl line 2 is not a JSON object")
+
+
+@pytest.mark.parametrize("verb", ["explore", "distill", "train", "evaluate", "report", "compare"])
+def test_a_folder_that_is_no_run_is_refused(verb: str, tmp_path: Path) -> None:
+    assert_one_sentence(leafe(verb, tmp_path), "is no run directory: it has no config.yaml")
+
+
+def test_pass_at_a_k_beyond_the_samples_is_refused(first: tuple[Path, Said]) -> None:
+    assert_one_sentence(leafe("compare", first[0], "--k", "5"), "wants n >= k samples a task; base has n=4, k=5")
+    assert_one_sentence(leafe("compare", first[0], "--k", "0"), "wants k >= 1")
+
+
+def test_comparing_what_was_not_measured_is_refused(finished: Path) -> None:
+    (finished / "stages.json").write_text("{}")
+    assert_one_sentence(leafe("compare", finished), "has measured nothing yet; type: leafe evaluate")
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_examples_are_exported_for_other_trainers(first: tuple[Path, Said], tmp_path: Path, kind: str) -> None:
+    said = leafe("export", first[0], kind, tmp_path / "out.jsonl")
+    wanted = json.loads((first[0] / "stages.json").read_text())["train leafe"]["examples"]
+    assert said.status == 0 and f"{wanted} examples in" in said.out
+    assert len((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()) == wanted
+
+
+def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished: Path, tmp_path: Path) -> None:
+    assert_one_sentence(leafe("export", first[0], "json", tmp_path / "out"), "unknown export format 'json'")
+    (tmp_path / "there").touch()
+    assert_one_sentence(leafe("export", first[0], "trl", tmp_path / "there"), "is there already; give another file")
+    assert_one_sentence(leafe("export", first[0], "trl", tmp_path / "no" / "where"), "cannot write")
+    (finished / "round-1" / "examples.jsonl").unlink()
+    assert_one_sentence(leafe("export", finished, "trl", tmp_path / "out"), "has no examples yet; type: leafe distill")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rnu"], "no such command 'rnu'"),
+        (["run"], "missing argument 'recipe'"),
+        (["run", "smoke", "--outt", "x"], "no such option: --outt"),
+        (["compare", "x", "--k", "many"], "'--k': "),
+        (["compare"], "missing argument 'runs"),
+        (["play", "lookup", "--number", "0"], "'--number': "),
+        (["diagnose", "smoke", "--turns", "0"], "'--turns': "),
+        (["nano", "build", "--steps", "0"], "'--steps': "),
+    ],
+)
+def test_a_command_that_is_typed_wrongly_is_told_so(arguments: list[str], words: str) -> None:
+    said = leafe(*arguments)
+    assert said.status == 2 and "Usage:" in said.err and "Traceback" not in said.err
+    assert words in " ".join(said.err.lower().replace("│", " ").split())
+
+
+def test_environments_are_listed_each_with_a_line() -> None:
+    said = leafe("envs")
+    assert said.status == 0
+    assert {"lookup", "slippery-sokoban", "sokoban"} <= {line.partition("  ")[0] for line in said.out.splitlines()}
+
+
+def test_the_doctor_answers_in_words_and_in_json() -> None:
+    found = json.loads(leafe("doctor", "--json").out)
+    assert {"what", "found", "verdict", "mend"} == set(found[0])
+    said = leafe("doctor")
+    missing = any(finding["verdict"] == "missing" for finding in found)
+    assert said.status == int(missing) and "Python" in said.out
+
+
+def test_an_environment_that_keeps_its_promise_passes() -> None:
+    said = leafe("check-env", "lookup", "places=3", "--rollbacks", "20", "--json")
+    found = json.loads(said.out)
+    assert said.status == 0 and found["passed"] and found["declared"] == "replay"
+
+
+def test_an_environment_that_breaks_its_promise_fails_and_is_told_why() -> None:
+    said = leafe("check-env", "slippery-sokoban", "slip=0.9", "--rollbacks", "20")
+    assert said.status == 1
+    words = " ".join(said.out.split())
+    assert "declares replay, holds none" in words and "replays differ" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sokobn"], "unknown environment 'sokobn'; did you mean 'sokoban'?"),
+        (["lookup", "places"], "wanted name=value, as boxes=2, found 'places'"),
+        (["lookup", "places=0"], "lookup wants at least one place"),
+        (["lookup", "places=[1"], "cannot read the value in 'places=[1'"),
+        (["nowhere.at:All"], "cannot import 'nowhere.at'"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    assert_one_sentence(leafe("check-env", *arguments), sentence)
+    assert_one_sentence(leafe("play", *arguments), sentence)
+
+
+def test_a_person_plays_goes_back_and_solves_it() -> None:
+    said = leafe("play", "lookup", "places=2", stdin="fly\nback 1\nopen place1\nback 1\nopen place2\n")
+    assert said.status == 0
+    assert "2. That is no action." in said.out and said.out.rstrip().endswith("Solved in 1 turn.")
+
+
+def test_the_end_of_input_leaves_the_game() -> None:
+    assert leafe("play", "lookup", "--split", "test", "--number", "2").status == 0
+
+
+def test_an_interruption_is_one_line_and_the_status_of_the_shell() -> None:
+    said = leafe("play", "test_cli:Interrupted")
+    assert (said.status, said.err) == (130, "leafe: interrupted; the same command goes on from here\n")
+
+
+def test_the_bundled_model_can_be_built_anew(tmp_path: Path) -> None:
+    said = leafe("nano", "build", "--steps", "1", "--out", tmp_path / "nano")
+    assert said.status == 0 and "step 0/1 loss" in said.out
+    assert sum(path.stat().st_size for path in (tmp_path / "nano").iterdir()) < 5_000_000
+    assert leafe("run", "smoke", f"model={tmp_path}/nano", "engine.threads=1", "--out", tmp_path / "run").status in (0, 2)
+    assert json.loads((tmp_path / "run" / "stages.json").read_text())["evaluate base"]["attempts"] == 16
+
+
+def test_the_entry_point_of_a_shell_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "leafe.cli", "play", "lokup"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("leafe: unknown environment 'lokup'; did you mean 'lookup'?")

@@ -1,0 +1,135 @@
+"""Runs that find less than they hoped for: what is lost, what is kept, and what is said about it. The policies are scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+
+from leafe.bench import UNTRAINED, Bench
+from leafe.config import RunConfig, parse
+from leafe.distill.store import read_examples
+from leafe.engines.base import Engine
+from leafe.engines.scripted import ScriptedEngine
+from leafe.envs.base import Environment
+from leafe.envs.fakes import Lookup
+from leafe.errors import EngineError, UserError
+from leafe.forest.store import read_forest
+from leafe.methods import leafe as method
+from leafe.progress import Silent
+from leafe.records import Ask
+from leafe.run import RunDirectory
+
+RECIPE = """
+name: trial
+environment: {name: lookup, args: {places: 3, horizon: 2}}
+tasks: {train: 6, test: 2}
+explore: {turns: 6, max_attempts: 3}
+evaluate: {samples: 2, resamples: 10}
+train: {epochs: 1, batch_size: 8}
+"""
+Policy = Callable[[Ask], str]
+
+
+def stubborn(ask: Ask) -> str:
+    """Solves nothing without advice."""
+    return "turn 1: open place2" if ask.purpose == "reflect" else ask.messages[-1].content.partition("Advice: ")[2] or "wait"
+
+
+def hopeless(ask: Ask) -> str:
+    """Solves nothing and says nothing that can be read."""
+    return "wait"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def bench(base: Path, policies: dict[str, Policy], *overrides: str) -> Bench:
+    """Engines by the folder's name: what is loaded from `base` is `policies["base"]`."""
+
+    def engine(folder: Path) -> Engine:
+        name = "base" if folder == base else folder.name
+        if name not in policies:
+            raise EngineError(f"nobody plays {name}")
+        return ScriptedEngine(policies[name])
+
+    def environment() -> Environment:
+        return Lookup(places=3, horizon=2)
+
+    config: RunConfig = parse(RECIPE, "trial", [f"model={base}", *overrides])
+    return Bench(config, base, engine, environment, Silent())
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_later_round_without_examples_keeps_what_the_rounds_before_it_learned(base: Path, tmp_path: Path) -> None:
+    here = bench(base, {"base": stubborn, "leafe-round-1": hopeless, "leafe": hopeless}, "rounds=2")
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        method.run_recipe(here, run)
+        assert run.stages["train leafe-round-1"]["examples"] > 0
+        assert run.stages["train leafe"] == {"examples": 0, "steps": 0, "note": UNTRAINED}
+        assert weights(run.checkpoint("leafe")) == weights(run.checkpoint("leafe-round-1")) != weights(base)
+        assert run.stages["evaluate leafe"] == {"successes": 0, "attempts": 4}
+
+
+def test_a_control_without_a_success_stays_the_base_and_says_so(base: Path, tmp_path: Path) -> None:
+    everything = {"base": stubborn, "leafe": hopeless, "rehearsal": hopeless, "independent": hopeless}
+    here = bench(base, everything, "controls=[independent]", "arms=[leafe, independent]", "distill.success_share=0.0")
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        method.run_recipe(here, run)
+        assert run.stages["train independent"]["note"] == UNTRAINED
+        assert weights(run.checkpoint("independent")) == weights(base) != weights(run.checkpoint("leafe"))
+
+
+def test_a_first_round_without_examples_is_one_sentence_and_loses_no_measurement(base: Path, tmp_path: Path) -> None:
+    here = bench(base, {"base": hopeless})
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        for _ in range(2):
+            with pytest.raises(UserError, match="there is no example to train on: explore with a larger budget"):
+                method.run_recipe(here, run)
+        assert list(run.stages) == ["evaluate base", "explore round 1", "distil round 1"]
+        assert not run.checkpoint("leafe").exists()
+
+
+def test_a_forest_that_is_still_growing_is_not_distilled(base: Path, tmp_path: Path) -> None:
+    asked = 0
+
+    def dying(ask: Ask) -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 25:
+            raise EngineError("the power is gone")
+        return stubborn(ask)
+
+    here = bench(base, {"base": dying})
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        with pytest.raises(EngineError):
+            method.explore(here, run)
+        assert run.forest(1).exists()
+        with pytest.raises(UserError, match=r"'explore round 1' of .* is not finished yet; type: leafe explore"):
+            method.distil_round(here, run, 1)
+    well = bench(base, {"base": stubborn})
+    with RunDirectory.open(tmp_path / "run", well.config) as run:
+        method.explore(well, run)
+        method.distil_round(well, run, 1)
+        assert len(list(read_forest(run.forest(1)))) == 6
+        assert list(read_examples(run.examples(1)))
+
+
+def test_every_round_explores_with_the_model_of_the_one_before(base: Path, tmp_path: Path) -> None:
+    here = bench(base, {"base": stubborn, "leafe-round-1": stubborn, "leafe": hopeless}, "rounds=2")
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        method.train(here, run)
+        assert {stage for stage in run.stages if stage.startswith("train")} == {"train leafe-round-1", "train leafe"}
+        assert run.stages["train leafe"]["examples"] > 0
+        models = [weights(folder) for folder in (base, run.checkpoint("leafe-round-1"), run.checkpoint("leafe"))]
+        assert len(set(models)) == 3

@@ -215,13 +215,14 @@ def test_a_bug_of_ours_stops_the_stage_under_its_own_name() -> None:
 
 
 def test_whoever_stops_listening_cancels_the_rest() -> None:
-    watch = Watched(Lookup)
+    watch, engine = Watched(Lookup), ScriptedEngine(erratic(PLACES))
 
     async def main() -> None:
-        trees = drive(jobs(lookups(50)), Means(ScriptedEngine(erratic(PLACES)), watch), concurrency=50)
+        trees = drive(jobs(lookups(50)), Means(engine, watch), concurrency=50)
         await anext(trees)
+        asked = len(engine.asks)
         await trees.aclose()
-        assert watch.open == 0
+        assert watch.open == 0 and len(engine.asks) == asked
 
     asyncio.run(main())
     assert watch.made == 50
@@ -240,6 +241,10 @@ def test_an_environment_that_raises_now_and_then_costs_only_the_attempts_that_it
     assert {attempt.error for attempt in attempts if attempt not in broken} == {None}
     for tree in found.values():
         assert len(tree.attempts) == RULES.max_attempts or tree.spend.turns == RULES.turns
+    examples = distill(list(found.values()), TERSE, Choice(qualify="any", branches_per_task=99))
+    lost = {(tree.task.id, attempt.index) for tree in found.values() for attempt in tree.attempts if attempt.error}
+    learned = {(example.task, example.attempt) for example in examples if example.kind == "counterfactual"}
+    assert learned and not learned & lost
     bare = driven(jobs(tasks), Means(ScriptedEngine(erratic(PLACES)), Lookup))
     unhurt = [key for key, tree in found.items() if not any(attempt.error for attempt in tree.attempts)]
     assert unhurt and all(found[key] == bare[key] for key in unhurt)
@@ -323,17 +328,36 @@ def test_branches_that_diverge_are_counted_named_and_yield_no_example() -> None:
     assert not any("SLIPPERY" in message.content for example in examples for message in example.messages)
 
 
+class Forgetful(Lookup):
+    """Shows something else when it is walked for the second time, and the same from then on."""
+
+    resets = 0
+
+    def reset(self, task: Task) -> Observation:
+        self.resets += 1
+        return super().reset(task)
+
+    def step(self, action: str) -> Observation:
+        return replace(super().step(action), text=f"Empty, {min(self.resets, 2)}.")
+
+
+def test_equal_actions_that_showed_something_else_are_not_the_walk_to_go_back_to() -> None:
+    # Attempt 1 repeats the actions of attempt 0 from the root and sees other things; attempt 2 goes back to attempt 0.
+    def policy(ask: Ask) -> str:
+        turns = sum(message.role == "assistant" for message in ask.messages)
+        return "open place1" if ask.purpose == "act" else f"turn {turns}: hm"
+
+    work = jobs([key_in(5)], reflect_every=1, reflect_on_failure=False, max_depth=1, max_attempts=3)
+    tree = driven(work, Means(ScriptedEngine(policy), Forgetful)).popitem()[1]
+    assert [(attempt.parent, attempt.turn) for attempt in tree.attempts] == [(None, None), (0, 1), (0, 2)]
+    assert [attempt.stop for attempt in tree.attempts] == [
+        StopReason.TURN_LIMIT,
+        StopReason.TURN_LIMIT,
+        StopReason.REPLAY_DIVERGED,
+    ]
+
+
 def test_after_a_divergence_the_world_is_used_again_from_a_reset() -> None:
-    class Forgetful(Lookup):
-        """Shows something else the second time that it is walked."""
-
-        def reset(self, task: Task) -> Observation:
-            self.resets = getattr(self, "resets", 0) + 1
-            return super().reset(task)
-
-        def step(self, action: str) -> Observation:
-            return replace(super().step(action), text=f"Empty, {min(self.resets, 2)}.")
-
     work = jobs([key_in(5)], reflect_every=0, max_attempts=4)
     tree = driven(work, Means(ScriptedEngine(steady("open place1", "turn 2: hm")), Forgetful)).popitem()[1]
     assert [attempt.stop for attempt in tree.attempts] == [

@@ -49,11 +49,10 @@ def test_a_cell_inside_the_walls_is_one_token_whatever_its_neighbours(cells: str
 def test_a_saved_tokenizer_is_loaded_as_it_was_built(tmp_path: Path) -> None:
     TOKENIZER.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    for lesson in LESSONS:
+    chat = ChatTokenizer(loaded)
+    for lesson in LESSONS[:10]:
         for messages in prompts_of(lesson):
-            assert ChatTokenizer(loaded).prompt_ids(messages) == CHAT.prompt_ids(messages)
-            break
-        assert loaded.encode(lesson.start) == TOKENIZER.encode(lesson.start)
+            assert chat.prompt_ids(messages) == CHAT.prompt_ids(messages)
 
 
 def test_the_same_place_of_every_board_stands_at_the_same_distance() -> None:

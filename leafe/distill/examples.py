@@ -97,8 +97,9 @@ def _usable(tree: Tree) -> set[str]:
     told |= {turn.experience for turn in tree.turns if turn.experience}
     quoting: set[str | None] = set()
     for turn in tree.turns:  # a turn comes after its parent
-        before, _, after = turn.completion.text.rpartition(turn.action or turn.completion.text)
-        if turn.parent in quoting or any(text in before or text in after for text in told):
+        text = turn.completion.text
+        before, _, after = text.rpartition(turn.action) if turn.action else ("", "", "")  # only blank replies hold no text at all
+        if turn.parent in quoting or any(advice in before or advice in after for advice in told):
             quoting.add(turn.id)
     return {turn.id for turn in tree.turns if turn.parsed and turn.id not in quoting}
 

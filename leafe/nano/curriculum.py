@@ -176,3 +176,5 @@ def batches(rows: Iterator[PackedRow], tokens: int) -> Iterator[Sequence[PackedR
             group, longest_now = [], len(row.ids)
         group.append(row)
         longest = longest_now
+    if group:
+        yield group

@@ -1,7 +1,8 @@
 """The bundled model's tokenizer: byte-level BPE that keeps board cells apart, with a lean chat template.
 
-Any text can be encoded and comes back as it was, in Unicode's composed form (NFC). A cell of a board is one token whatever its neighbours, so that the same place always
-stands at the same distance; a word of the curriculum is one token; the seams of a board (`#`, line end, `#`) are one token each.
+Any text can be encoded and comes back as it was, in Unicode's composed form (NFC). A cell of a board is one token whatever its
+neighbours, so that the same place always stands at the same distance; a word of the curriculum is one token; the seams of a board
+(`#`, line end, `#`) are one token each.
 """
 
 from __future__ import annotations

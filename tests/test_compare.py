@@ -94,12 +94,17 @@ def test_an_evaluation_that_is_not_finished_gives_no_number() -> None:
         compare([cut], base=None)
 
 
-@pytest.mark.parametrize("wanted", [{"tasks": 4}, {"samples": 8}, {"tasks": 2}, {"samples": 2}])
+@pytest.mark.parametrize("wanted", [{"tasks": 4}, {"samples": 8}, {"tasks": 2}])
 def test_an_evaluation_holds_as_many_tasks_and_samples_as_were_asked_for(wanted: dict[str, int]) -> None:
     whole = arm("leafe", 4, 1, 2, 3)
     assert replace(whole, tasks=3, samples=4).counts().samples == 4
     with pytest.raises(UserError, match="not finished"):
         replace(whole, **wanted).counts()
+
+
+def test_samples_beyond_those_asked_for_count_nowhere() -> None:
+    whole = arm("leafe", 4, 1, 2, 3)
+    assert replace(whole, samples=2).counts().samples == 2
 
 
 def test_an_empty_evaluation_is_not_finished() -> None:

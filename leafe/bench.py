@@ -163,9 +163,9 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
         return
     trees = grow(bench, stage, plot)
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
-    run.finish_stage(stage, {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)})
     if plot.journal:
         plot.journal.unlink(missing_ok=True)
+    run.finish_stage(stage, {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)})
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
 
 

@@ -29,7 +29,9 @@ NEEDED = {"first": "observation", "turn": "observation", "experience": "experien
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 _TAGGED_ACTION = re.compile(r"<action>(.*)</action>\s*\Z", re.DOTALL)
 _TAGGED_REFLECTION = re.compile(r"<turn>\s*([0-9]{1,6}|none)\s*</turn>\s*(?:<experience>(.*)</experience>)?\s*\Z", re.DOTALL)
-_BARE_REFLECTION = re.compile(r"\s*turn ([0-9]{1,6}|none)(?:: (.+))?\s*\Z")
+# A bare reflection is the last line of its reply; the lines before it are the policy's own thoughts, as `<think>` is among tags.
+_BARE_REFLECTION = re.compile(r"(?:\A|\n)\s*turn ([0-9]{1,6}|none)(?:: ([^\n]+))?\s*\Z")
+_BARE_OPENING = re.compile(r"^\s*turn ", re.MULTILINE)
 
 
 class Unreadable(ValueError):
@@ -177,10 +179,10 @@ def parse_reflection(prompts: Prompts, reply: str, turns: int) -> Experience | N
 
     Raises `Unreadable` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped.
     """
-    pattern = _BARE_REFLECTION if prompts.form == "bare" else _TAGGED_REFLECTION
-    found = pattern.match(reply) if prompts.form == "bare" else pattern.search(reply)
     tagged = prompts.form == "tags"
-    if found is None or (tagged and not (_once(reply, "turn") and (found.group(2) is None or _once(reply, "experience")))):
+    found = (_TAGGED_REFLECTION if tagged else _BARE_REFLECTION).search(reply)
+    single = not tagged and len(_BARE_OPENING.findall(reply)) == 1
+    if found is None or not (single or (_once(reply, "turn") and (found.group(2) is None or _once(reply, "experience")))):
         raise Unreadable("wanted one turn and one experience")
     number, text = found.group(1), (found.group(2) or "").strip()
     if number == "none":

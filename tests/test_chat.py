@@ -266,3 +266,11 @@ def test_braces_that_name_no_value_are_plain_text() -> None:
     prompts = replace(FULL, system='Answer as JSON, {"action": 1}, {} or {Name}.')
     check_prompts(prompts)
     assert act_messages(scene(prompts), [])[0].content == prompts.system
+
+
+def test_a_bare_reflection_is_the_last_line_and_may_follow_thoughts_of_the_policy_but_no_second_reflection() -> None:
+    thoughts = "4: You moved.\n######\n#P_XO#\n######\n"
+    assert parse_reflection(TERSE, f"{thoughts}turn 4: up was wrong. Go left.", 9) == Experience(4, "up was wrong. Go left.")
+    for reply in (f"turn 4: go left\n{thoughts}", "turn 4: go left\nturn 5: go up", f"{thoughts}turn 4: go left\nand so on"):
+        with pytest.raises(Unreadable):
+            parse_reflection(TERSE, reply, 9)

@@ -147,6 +147,10 @@ def test_reflecting_is_taught_as_the_reply_that_the_parser_reads_back() -> None:
         for lookback in lesson.lookbacks:
             walk = walk_of(lesson.moves)[: lookback.after_turn]
             reply = render_reflection(PROMPTS, lookback.experience)
+            if lookback.experience is not None:  # the situation is copied before it is judged
+                turn = lookback.experience.turn
+                seen = lesson.start if turn == 1 else lesson.moves[turn - 2].observation
+                reply = f"{turn}: {seen}\n{reply}"
             assert parse_reflection(PROMPTS, reply, lookback.after_turn) == lookback.experience
             prefix = tuple(CHAT.prompt_ids(reflect_messages(scene_of(lesson), walk, ended=lookback.ended)))
             for token in (*ids_of(reply), TOKENIZER.convert_tokens_to_ids(END)):

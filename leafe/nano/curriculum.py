@@ -66,6 +66,7 @@ class Weights:
 
     act: float = 1.0
     reflect: float = 2.0
+    recall: float = 0.5
     follow: float = 1.0
     drill: float = 2.0
     end: float = 0.1
@@ -93,7 +94,7 @@ class Writer:
             if move.plan:
                 self._answer(trie, opened[number], DRILL, move.plan, weight=self._weights.drill)
         for lookback in lesson.lookbacks:
-            self._reflect(trie, opened[lookback.after_turn], lookback)
+            self._reflect(trie, opened[lookback.after_turn], lesson, lookback)
             if lookback.experience is not None and lookback.followed:
                 self._follow(trie, opened[lookback.experience.turn - 1], lesson, lookback)
         return trie.row()
@@ -135,16 +136,30 @@ class Writer:
                 inner = trie.extend(inner, [token]) if place + 1 < len(ids) else inner
         trie.target(trie.extend(node, self._ids(move.action)), self._end, self._weights.end)
 
-    def _reflect(self, trie: Trie, node: int, lookback: Lookback) -> None:
+    def _reflect(self, trie: Trie, node: int, lesson: Lesson, lookback: Lookback) -> None:
         question = fill(self._prompts.reflect_end if lookback.ended else self._prompts.reflect, turn=lookback.after_turn)
-        self._answer(trie, node, question, render_reflection(self._prompts, lookback.experience), weight=self._weights.reflect)
+        node = trie.extend(node, self._ids(question) + self._ids("<|end|><|assistant|>"))
+        if lookback.experience is not None:
+            node = self._say(trie, node, self._ids(self._recalled(lesson, lookback.experience.turn)), self._weights.recall)
+        answer = [*self._ids(render_reflection(self._prompts, lookback.experience)), self._end]
+        self._say(trie, node, answer, self._weights.reflect)
+
+    def _recalled(self, lesson: Lesson, turn: int) -> str:
+        """What stood before the policy at a turn, word for word: it copies that before it judges, and then has the board at hand."""
+        observation = lesson.start if turn == 1 else lesson.moves[turn - 2].observation
+        return fill(self._prompts.turn, turn=turn, observation=observation, horizon=lesson.task.horizon) + "\n"
 
     def _answer(self, trie: Trie, node: int, question: str, text: str, *, weight: float) -> None:
         node = trie.extend(node, self._ids(question) + self._ids("<|end|><|assistant|>"))
-        answer = [*self._ids(text), self._end]
-        for place, token in enumerate(answer):
+        self._say(trie, node, [*self._ids(text), self._end], weight)
+
+    @staticmethod
+    def _say(trie: Trie, node: int, ids: Sequence[int], weight: float) -> int:
+        """Targets along a path of its own; the node at its end."""
+        for token in ids:
             trie.target(node, token, weight)
-            node = trie.extend(node, [token]) if place + 1 < len(answer) else node
+            node = trie.extend(node, [token])
+        return node
 
     def _follow(self, trie: Trie, node: int, lesson: Lesson, lookback: Lookback) -> None:
         assert lookback.experience is not None

@@ -300,11 +300,13 @@ def nano_build(
     *,
     out: Annotated[Path, typer.Option(help="where the checkpoint goes")] = CHECKPOINT,
     steps: Annotated[int, typer.Option(min=1)] = 4600,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="one a free core; each adds a batch to every step")] = 2,
+    start: Annotated[Path | None, typer.Option(help="a checkpoint to go on from")] = None,
     seed: int = 0,
 ) -> None:
     """Trains the bundled checkpoint anew, which takes hours."""
-    build_sokoban(out, Plan(steps=steps, threads=threads, seed=seed), log=partial(print, flush=True))
+    plan = Plan(steps=steps, processes=processes, seed=seed, start=str(locate(str(start), CHECKPOINT)) if start else "")
+    build_sokoban(out, plan, log=partial(print, flush=True))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -20,7 +21,7 @@ from leafe.envs.sokoban.board import ACTIONS, State, parse
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.sokoban.generator import Recipe, levels
 from leafe.envs.sokoban.solver import distances
-from leafe.nano.build import Plan, Shape, Stage, build
+from leafe.nano.build import Plan, Shape, Stage, build, build_sokoban
 from leafe.nano.curriculum import DRILL, Lesson, Lookback, Move, Writer, batches
 from leafe.nano.sokoban_teacher import INSTRUCTION, PLAN, SokobanTeacher
 from leafe.nano.tokenizer import END, ROLES, build_tokenizer
@@ -247,3 +248,10 @@ def test_steps_are_taken_however_few_there_are(tmp_path: Path) -> None:
         build(lambda longest: SokobanTeacher(longest=longest), tmp_path / str(steps), plan)
         found.append((tmp_path / str(steps) / "model.safetensors").read_bytes())
     assert found[0] != found[1]
+
+
+def test_two_processes_build_one_checkpoint(tmp_path: Path) -> None:
+    plan = Plan(steps=2, stages=(Stage(1.0, 2),), tokens=512, processes=2, shape=SMALL)
+    build_sokoban(tmp_path, plan, print)
+    AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert json.loads((tmp_path / "build.json").read_text())["steps_done"] == 2

@@ -1,20 +1,25 @@
 """Trains the bundled checkpoint from nothing: tokenizer, curriculum, model.
 
 Episodes grow with the stages, so that the model first learns boards and moves on short rows, which cost little, and then to look back
-over whole episodes. The result is an ordinary checkpoint folder: config, tokenizer with chat template, safetensors.
+over whole episodes. Several processes share a step: each has lessons of its own, and their gradients are averaged. The result is an
+ordinary checkpoint folder: config, tokenizer with chat template, safetensors.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 
 import torch
+import torch.distributed
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from leafe.digest import seed_for
@@ -47,14 +52,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and on what. `tokens` is the padded size of a batch; `start` is a checkpoint to go on from, empty for fresh weights."""
+    """How long and on what.
+
+    `tokens` is the padded size of a batch of one process; `start` is a checkpoint to go on from, empty for fresh weights.
+    """
 
     steps: int
     stages: tuple[Stage, ...] = (Stage(0.4, 3), Stage(0.25, 8), Stage(0.35, 16))
     tokens: int = 8192
     learning_rate: float = 1.5e-3
     seed: int = 0
-    threads: int = 1
+    processes: int = 1
     weights: Weights = Weights()
     shape: Shape = Shape()
     start: str = ""
@@ -85,7 +93,7 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausa
 def build(teacher_for: Callable[[int], Teacher], out: Path, plan: Plan, *, log: Callable[[str], None] = lambda _: None) -> None:
     """Trains a checkpoint into `out`. `teacher_for(longest)` gives the teacher of a stage; `log` is told the loss now and then."""
     torch.manual_seed(plan.seed)
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(1)  # small matrices: a second process is worth more than a second thread
     prompts = load_prompts("terse", "sokoban")
     if plan.start:
         tokenizer = AutoTokenizer.from_pretrained(plan.start)
@@ -104,11 +112,18 @@ def build(teacher_for: Callable[[int], Teacher], out: Path, plan: Plan, *, log: 
         loss = _step(model, optimizer, group)
         rows += len(group)
         smooth = loss if not smooth else 0.98 * smooth + 0.02 * loss
+        if _rank():
+            continue
         if step % 100 == 0:
             log(f"step {step}/{plan.steps} loss {smooth:.4f} lessons {rows} seconds {time.monotonic() - began:.0f}")
         if step % 500 == 499:
             _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": step + 1})
-    _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": plan.steps})
+    if not _rank():
+        _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": plan.steps})
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def _groups(teacher_for: Callable[[int], Teacher], writer: Writer, plan: Plan) -> Iterator[list[PackedRow]]:
@@ -117,7 +132,7 @@ def _groups(teacher_for: Callable[[int], Teacher], writer: Writer, plan: Plan) -
     for number, (stage, start, end) in enumerate(zip(plan.stages, [0, *ends], ends, strict=False)):
         if start == end:
             continue
-        rows = (writer.row(lesson) for lesson in teacher_for(stage.longest).lessons(seed_for("nano", plan.seed, number)))
+        rows = (writer.row(lesson) for lesson in teacher_for(stage.longest).lessons(seed_for("nano", plan.seed, number, _rank())))
         yield from islice(_by_length(rows, plan.tokens), end - start)
 
 
@@ -136,10 +151,21 @@ def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, group: list
         losses = term_losses(model, batch)
     loss = (losses * batch.term_weight).sum() / batch.term_weight.sum()
     loss.backward()
+    if torch.distributed.is_initialized():
+        _average_gradients(model)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())
+
+
+def _average_gradients(model: Qwen2ForCausalLM) -> None:
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for gradient, averaged in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(averaged.view_as(gradient))
 
 
 def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, about: dict[str, object]) -> None:
@@ -152,6 +178,22 @@ def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path
     (out / "build.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
+def _sokoban_teacher(longest: int) -> Teacher:
+    return SokobanTeacher(longest=longest)
+
+
+def _work(rank: int, meeting: str, processes: int, work: Callable[[], None]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+    work()
+    torch.distributed.destroy_process_group()
+
+
 def build_sokoban(out: Path, plan: Plan, log: Callable[[str], None]) -> None:
-    """The bundled Sokoban checkpoint."""
-    build(lambda longest: SokobanTeacher(longest=longest), out, plan, log=log)
+    """The bundled Sokoban checkpoint, in `plan.processes` processes. `log` can be pickled where they are several."""
+    work = partial(build, _sokoban_teacher, out, plan, log=log)
+    if plan.processes == 1:
+        work()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        spawn(_work, args=(meeting, plan.processes, work), nprocs=plan.processes)

@@ -106,7 +106,7 @@ def test_a_value_that_holds_an_equals_sign_is_kept_whole() -> None:
 def test_an_unknown_setting_is_refused_with_the_closest_one_and_all_of_its_level() -> None:
     message = refusal("train.epoch=3")
     assert "unknown setting 'train.epoch'; did you mean 'train.epochs'?" in message
-    assert "train.batch_size, train.epochs, train.learning_rate" in message
+    assert "train.attention, train.batch_size, train.checkpointing, train.epochs, train.learning_rate" in message
 
 
 def test_a_setting_on_the_wrong_level_is_pointed_to_its_place() -> None:

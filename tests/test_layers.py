@@ -49,6 +49,7 @@ TORCH = (
     "leafe.engines.sampling",
     "leafe.train",
     "leafe.nano",
+    "leafe.distill.attention",
     "leafe.distill.pack",
 )
 

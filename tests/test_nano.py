@@ -233,7 +233,7 @@ SMALL = Shape(hidden=32, layers=2, heads=2, inner=48, vocabulary=400, context=51
 def test_a_build_gives_a_checkpoint_that_any_tool_loads(tmp_path: Path, steps: int, stages: tuple[Stage, ...]) -> None:
     told: list[str] = []
     plan = Plan(steps=steps, stages=stages, tokens=1024, shape=SMALL)
-    build(lambda longest: SokobanTeacher(longest=longest), tmp_path, plan, log=told.append)
+    build(lambda stage: SokobanTeacher(longest=stage.longest), tmp_path, plan, log=told.append)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert model.config.hidden_size == 32 and model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("".join(ROLES))) == list(ROLES)
@@ -245,7 +245,7 @@ def test_steps_are_taken_however_few_there_are(tmp_path: Path) -> None:
     found = []
     for steps in (1, 2):
         plan = Plan(steps=steps, stages=(Stage(0.3, 2), Stage(0.3, 2), Stage(0.4, 2)), tokens=512, shape=SMALL)
-        build(lambda longest: SokobanTeacher(longest=longest), tmp_path / str(steps), plan)
+        build(lambda stage: SokobanTeacher(longest=stage.longest), tmp_path / str(steps), plan)
         found.append((tmp_path / str(steps) / "model.safetensors").read_bytes())
     assert found[0] != found[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from transformers import PreTrainedModel
 
-from leafe.distill.pack import PackedRow, Trie, collate, pack, term_losses
+from leafe.distill.attention import blocks, tree_attention
+from leafe.distill.pack import PackedRow, collate, pack, term_losses
 
 Sample = tuple[list[int], list[int], float]
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)
@@ -58,20 +60,27 @@ def loss_apart(network: PreTrainedModel, given: list[Sample]) -> torch.Tensor:
     return torch.stack(losses).sum()
 
 
-def loss_packed(network: PreTrainedModel, rows: list[PackedRow]) -> torch.Tensor:
+def loss_packed(network: PreTrainedModel, rows: list[PackedRow], *, block: int | None) -> torch.Tensor:
+    """In blocks of so many queries, or with the mask of the reference."""
     batch = collate(rows)
-    return (term_losses(network, batch) * batch.term_weight).sum()
+    if block is None:
+        return (term_losses(network, batch) * batch.term_weight).sum()
+    with tree_attention(network):
+        return (term_losses(network, replace(batch, blocks=blocks(batch.end, block))) * batch.term_weight).sum()
 
 
 def assert_same(kind: str, dtype: torch.dtype, given: list[Sample], rows: list[PackedRow], tolerance: float) -> None:
     network = model(kind, dtype)
-    apart, packed = loss_apart(network, given), loss_packed(network, rows)
-    assert packed.item() == pytest.approx(apart.item(), rel=tolerance)
-    wanted, found = gradients(network, apart), gradients(network, packed)
-    assert wanted.keys() == found.keys()
+    apart = loss_apart(network, given)
+    wanted = gradients(network, apart)
     largest = max(float(grad.abs().max()) for grad in wanted.values())
-    for name, grad in wanted.items():
-        assert float((found[name] - grad).abs().max()) <= tolerance * largest, name
+    for block in (None, 2, 5, 256):
+        packed = loss_packed(network, rows, block=block)
+        assert packed.item() == pytest.approx(apart.item(), rel=tolerance)
+        found = gradients(network, packed)
+        assert wanted.keys() == found.keys()
+        for name, grad in wanted.items():
+            assert float((found[name] - grad).abs().max()) <= tolerance * largest, (block, name)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
@@ -92,7 +101,7 @@ def test_any_samples_pack_without_changing_loss_or_gradients(given: list[Sample]
     [[([1], [2], 1.0)], [([1, 2, 3, 4, 5, 5], [1, 2, 3, 4], 1.0), ([2], [5, 5, 5], 0.5)]], "qwen2"
 )  # a short row beside a long one
 @settings(max_examples=25)
-def test_padding_in_a_batch_changes_nothing(groups: list[list[Sample]], kind: str) -> None:
+def test_rows_of_a_batch_do_not_see_each_other(groups: list[list[Sample]], kind: str) -> None:
     every = [sample for group in groups for sample in group]
     assert_same(kind, torch.float64, every, [pack(group) for group in groups], 1e-11)
     network, rows = model(kind, torch.float64), [pack(group) for group in groups]
@@ -121,16 +130,6 @@ def test_a_row_is_its_samples_and_nothing_else(given: list[Sample]) -> None:
     assert paths == {tuple(ids[: end + 1]) for ids in read for end in range(len(ids))}
     assert len(paths) == len(row.ids)
     assert [len(ancestors(row, place)) - 1 for place in range(len(row.ids))] == row.depth
-
-
-@given(samples)
-@settings(max_examples=100)
-def test_the_length_with_another_path_is_foretold(given: list[Sample]) -> None:
-    trie = Trie()
-    for prompt, target, weight in given:
-        expected = trie.length_with([*prompt, *target[:-1]])
-        trie.sample(prompt, target, weight)
-        assert len(trie) == expected == len(trie.row().ids)
 
 
 def test_a_target_with_nothing_before_it_is_refused() -> None:

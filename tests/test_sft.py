@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_training_says_nothing(base: Path, tmp_path: Path, capfd: pytest.Capture
 @pytest.mark.parametrize("batch_size", [64, 8])
 def test_a_step_is_the_same_however_it_is_cut_into_passes(base: Path, tmp_path: Path, batch_size: int) -> None:
     results = []
-    for micro_tokens in (8192, 256, 16):
+    for micro_tokens in (8192, 64, 16):
         settings = PLAN.model_copy(update={"micro_tokens": micro_tokens, "batch_size": batch_size})
         out = tmp_path / str(micro_tokens)
         results.append((trained(base, out, lessons(), settings), weights(out)))
@@ -208,3 +209,22 @@ def test_bundles_hold_no_more_examples_than_asked_for_and_count_their_target_tok
         assert sum(bundle.target_tokens for bundle in bundles) == sum(len(example.target_ids) for example in lessons())
         weight = sum(sum(row.term_weight) for bundle in bundles for row in bundle.rows)
         assert weight == pytest.approx(sum(example.weight * len(example.target_ids) for example in lessons()))
+
+
+def test_two_processes_take_the_steps_that_one_would_take(base: Path, tmp_path: Path) -> None:
+    settings = PLAN.model_copy(update={"batch_size": 8, "lora": LoraSettings(rank=2, alpha=4), "checkpointing": True})
+    steps: list[tuple[int, int]] = []
+    alone = fine_tune(base, lessons(), tmp_path / "alone", settings, seed=1)
+    two = settings.model_copy(update={"processes": 2})
+    shared = fine_tune(base, lessons(), tmp_path / "shared", two, seed=1, told=lambda done, total: steps.append((done, total)))
+    assert shared.loss == pytest.approx(alone.loss, rel=1e-5)
+    assert replace(shared, loss=alone.loss) == alone
+    assert steps == [(done, alone.steps) for done in range(1, alone.steps + 1)]
+    change = moved(weights(base), weights(tmp_path / "alone"))
+    assert moved(weights(tmp_path / "alone"), weights(tmp_path / "shared")) < 0.02 * change
+
+
+def test_what_a_process_refuses_is_said_as_one_process_would_say_it(base: Path, tmp_path: Path) -> None:
+    settings = PLAN.model_copy(update={"lora": LoraSettings(targets=("nonsense",)), "processes": 2})
+    with pytest.raises(UserError, match=r"^train\.lora\.targets: wanted names"):
+        fine_tune(base, lessons(), tmp_path, settings, seed=1)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-IGNORED = 0  # the id that pads a batch; masked out everywhere
+from leafe.distill.attention import Block, attention_inputs, blocks
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,6 @@ class Trie:
     def __len__(self) -> int:
         return len(self._token) - 1
 
-    def length_with(self, ids: Sequence[int]) -> int:
-        """How long the trie would be with a path for `ids`."""
-        node, shared = 0, 0
-        for token in ids:
-            if token not in self._children[node]:
-                break
-            node, shared = self._children[node][token], shared + 1
-        return len(self) + len(ids) - shared
-
     def row(self) -> PackedRow:
         """The trie in depth-first pre-order."""
         row = PackedRow([], [], [], [], [], [])
@@ -110,47 +102,49 @@ def pack(samples: Iterable[tuple[Sequence[int], Sequence[int], float]]) -> Packe
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows padded to one length: `ids` and `depth` are `(B, T)`, `mask` is `(B, 1, T, T)` bool, terms are flat over the batch."""
+    """Rows one after the other in a single flat row of `T` tokens, without padding: `ids`, `depth` and `end` are `(T,)`."""
 
     ids: Tensor
     depth: Tensor
-    mask: Tensor
-    term_at: Tensor  # into the flattened (B * T) positions
+    end: Tensor
+    term_at: Tensor
     term_target: Tensor
     term_weight: Tensor
+    blocks: tuple[Block, ...]
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same on another device."""
-        return PackedBatch(*(getattr(self, item.name).to(device) for item in fields(self)))
+        moved = {item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "blocks"}
+        return PackedBatch(**moved, blocks=tuple(block.to(device) for block in self.blocks))
 
 
 def collate(rows: Sequence[PackedRow]) -> PackedBatch:
-    """Pads rows on the right. A padding token sees only itself, so that no softmax is empty."""
-    length = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), length), IGNORED, dtype=torch.long)
-    depth = torch.zeros(len(rows), length, dtype=torch.long)
-    end = torch.arange(1, length + 1).repeat(len(rows), 1)
-    for number, row in enumerate(rows):
-        size = len(row.ids)
-        ids[number, :size] = torch.tensor(row.ids)
-        depth[number, :size] = torch.tensor(row.depth)
-        end[number, :size] = torch.tensor(row.end)
-    place = torch.arange(length)
-    mask = (place[:, None] >= place[None, :]) & (place[None, :, None] < end[:, None, :])
-    at = [number * length + position for number, row in enumerate(rows) for position in row.term_at]
-    targets = [token for row in rows for token in row.term_target]
-    weights = [weight for row in rows for weight in row.term_weight]
-    return PackedBatch(ids, depth, mask[:, None], torch.tensor(at), torch.tensor(targets), torch.tensor(weights))
+    """Rows of any lengths as one: no token sees another row, since every subtree ends within its own."""
+    starts = list(accumulate((len(row.ids) for row in rows), initial=0))[:-1]
+    end = torch.tensor([start + stop for start, row in zip(starts, rows, strict=True) for stop in row.end])
+    return PackedBatch(
+        ids=torch.tensor([token for row in rows for token in row.ids]),
+        depth=torch.tensor([depth for row in rows for depth in row.depth]),
+        end=end,
+        term_at=torch.tensor([start + place for start, row in zip(starts, rows, strict=True) for place in row.term_at]),
+        term_target=torch.tensor([token for row in rows for token in row.term_target]),
+        term_weight=torch.tensor([weight for row in rows for weight in row.term_weight]),
+        blocks=blocks(end),
+    )
 
 
 def term_losses(model: Any, batch: PackedBatch) -> Tensor:
-    """Minus log-probability of each term's target, `(terms,)`, unweighted, float32 or better. Works on any Hugging Face causal decoder."""
-    # A four-dimensional mask is taken as it is by transformers, which would otherwise build a causal one.
-    hidden = model.get_decoder()(
-        input_ids=batch.ids, position_ids=batch.depth, attention_mask=batch.mask, use_cache=False
-    ).last_hidden_state
-    chosen = hidden.reshape(-1, hidden.shape[-1])[batch.term_at]
-    logits = model.get_output_embeddings()(chosen)
+    """Minus log-probability of each term's target, `(terms,)`, unweighted, float32 or better. Works on any Hugging Face causal decoder.
+
+    Fast inside `leafe.distill.attention.tree_attention(model)`, with a mask of `T` by `T` outside of it.
+    """
+    logits = model(
+        input_ids=batch.ids[None],
+        position_ids=batch.depth[None],
+        logits_to_keep=batch.term_at,
+        use_cache=False,
+        **attention_inputs(model, batch.end, batch.depth, batch.blocks),
+    ).logits[0]
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses: Tensor = torch.nn.functional.cross_entropy(precise, batch.term_target, reduction="none")
     return losses

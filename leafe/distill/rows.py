@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 
-from leafe.distill.pack import PackedRow, Trie
+from leafe.distill.pack import PackedRow, pack
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
 from leafe.records import Example
@@ -38,8 +39,9 @@ def pack_examples(examples: Iterable[Example], tokenizer: ChatTokenizer, *, row_
                 f"the example {example.id} of task {example.task} holds no sampled ids; explore with a server that returns them"
             )
         by_task[example.task].append((tokenizer.prompt_ids(example.messages), example.target_ids, example.weight))
-    # Sorted, so that what shares a prefix stands together.
-    return [_bundle(part, row_tokens) for task in sorted(by_task) for part in _parts(sorted(by_task[task]), most)]
+    # Sorted as texts, so that what shares a prefix stands together.
+    ordered = (sorted(by_task[task], key=lambda sample: ([*sample[0], *sample[1]], sample[2])) for task in sorted(by_task))
+    return [_bundle(part, row_tokens) for one in ordered for part in _parts(one, most)]
 
 
 def _parts(samples: Sequence[Sample], most: int) -> Iterator[Sequence[Sample]]:
@@ -47,16 +49,58 @@ def _parts(samples: Sequence[Sample], most: int) -> Iterator[Sequence[Sample]]:
 
 
 def _bundle(samples: Sequence[Sample], row_tokens: int) -> Bundle:
-    rows = tuple(trie.row() for trie in _tries(samples, row_tokens))
-    return Bundle(rows, len(samples), sum(len(target) for _, target, _ in samples))
+    return Bundle(tuple(split(samples, row_tokens)), len(samples), sum(len(target) for _, target, _ in samples))
 
 
-def _tries(samples: Sequence[Sample], row_tokens: int) -> Iterator[Trie]:
-    trie = Trie()
-    for prompt, target, weight in samples:
-        if len(trie) and trie.length_with([*prompt, *target[:-1]]) > row_tokens:
-            yield trie
-            trie = Trie()
-        trie.sample(prompt, target, weight)
-    if len(trie):
-        yield trie
+def split(samples: Sequence[Sample], row_tokens: int) -> Iterator[PackedRow]:
+    """Sorted samples as rows of at most `row_tokens` tokens, cut where the least is computed twice; a longer sample is a row by itself.
+
+    A cut between two neighbours costs the prefix that they share. The cheapest cuts follow from the cheapest cuts of every beginning.
+    """
+    read = [[*prompt, *target[:-1]] for prompt, target, _ in samples]
+    shared = [0, *(_common(one, other) for one, other in pairwise(read))]  # with the sample before
+    cost, cut = [0], [0]  # of the cheapest rows for the first n samples, and where the last of these rows begins
+    for stop in range(1, len(samples) + 1):
+        best, tokens = (cost[stop - 1] + shared[stop - 1], stop - 1), len(read[stop - 1])
+        for start in range(stop - 2, -1, -1):
+            tokens += len(read[start]) - shared[start + 1]
+            if tokens > row_tokens:
+                break
+            best = min(best, (cost[start] + shared[start], start))
+        cost.append(best[0])
+        cut.append(best[1])
+    ends = [len(samples)]
+    while ends[-1]:
+        ends.append(cut[ends[-1]])
+    yield from (pack(samples[start:stop]) for stop, start in pairwise(ends))
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two samples share from the start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def shares(rows: Sequence[PackedRow], processes: int, tokens: int) -> list[list[list[PackedRow]]]:
+    """For each process its passes, of at most `tokens` tokens each or a single row. Processes get about the same number of tokens."""
+    loads: list[list[PackedRow]] = [[] for _ in range(processes)]
+    sizes = [0] * processes
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        lightest = sizes.index(min(sizes))
+        loads[lightest].append(row)
+        sizes[lightest] += len(row.ids)
+    return [_passes(load, tokens) for load in loads]
+
+
+def _passes(rows: Sequence[PackedRow], tokens: int) -> list[list[PackedRow]]:
+    """Rows, longest first, each into the first pass that has room."""
+    passes: list[list[PackedRow]] = []
+    room: list[int] = []
+    for row in rows:
+        size = len(row.ids)
+        place = next((number for number, left in enumerate(room) if left >= size), len(passes))
+        if place == len(passes):
+            passes.append([])
+            room.append(tokens)
+        passes[place].append(row)
+        room[place] -= size
+    return passes

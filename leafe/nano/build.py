@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from leafe.digest import seed_for
+from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
 from leafe.nano.curriculum import Teacher, Weights, Writer, batches
 from leafe.nano.sokoban_teacher import SokobanTeacher
@@ -44,10 +45,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: `share` of all steps on episodes of at most `longest` turns."""
+    """A part of the training: `share` of all steps on episodes of at most `longest` turns, a share `jumbled` of them jumbled."""
 
     share: float
     longest: int
+    jumbled: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausa
     return model
 
 
-def build(teacher_for: Callable[[int], Teacher], out: Path, plan: Plan, *, log: Callable[[str], None] = lambda _: None) -> None:
-    """Trains a checkpoint into `out`. `teacher_for(longest)` gives the teacher of a stage; `log` is told the loss now and then."""
+def build(teacher_for: Callable[[Stage], Teacher], out: Path, plan: Plan, *, log: Callable[[str], None] = lambda _: None) -> None:
+    """Trains a checkpoint into `out`. `teacher_for` gives the teacher of a stage; `log` is told the loss now and then."""
     torch.manual_seed(plan.seed)
     torch.set_num_threads(1)  # small matrices: a second process is worth more than a second thread
     prompts = load_prompts("terse", "sokoban")
@@ -99,40 +101,45 @@ def build(teacher_for: Callable[[int], Teacher], out: Path, plan: Plan, *, log: 
         tokenizer = AutoTokenizer.from_pretrained(plan.start)
         model = Qwen2ForCausalLM.from_pretrained(plan.start, dtype=torch.float32)
     else:
-        lessons = islice(teacher_for(plan.stages[-1].longest).lessons(plan.seed), 400)
+        lessons = islice(teacher_for(plan.stages[-1]).lessons(plan.seed), 400)
         tokenizer = build_tokenizer(Writer.corpus(prompts, lessons), plan.shape.vocabulary)
         model = new_model(plan.shape, tokenizer)
     writer = Writer(tokenizer, prompts, plan.weights)
+    with tree_attention(model):
+        for done in _optimise(model, _groups(teacher_for, writer, plan), plan, log):
+            if done % 500 == 0 or done == plan.steps:
+                _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": done})
+
+
+def _optimise(model: Qwen2ForCausalLM, groups: Iterator[list[PackedRow]], plan: Plan, log: Callable[[str], None]) -> Iterator[int]:
+    """Takes a step for each group and yields how many are done, in the first process only."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     began, smooth, rows = time.monotonic(), 0.0, 0
-    for step, group in enumerate(_groups(teacher_for, writer, plan)):
+    for step, group in enumerate(groups):
         rate = plan.learning_rate * min(1.0, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
         for parameters in optimizer.param_groups:
             parameters["lr"] = rate
         loss = _step(model, optimizer, group)
-        rows += len(group)
-        smooth = loss if not smooth else 0.98 * smooth + 0.02 * loss
         if _rank():
             continue
+        rows += len(group)
+        smooth = loss if not smooth else 0.98 * smooth + 0.02 * loss
         if step % 100 == 0:
             log(f"step {step}/{plan.steps} loss {smooth:.4f} lessons {rows} seconds {time.monotonic() - began:.0f}")
-        if step % 500 == 499:
-            _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": step + 1})
-    if not _rank():
-        _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": plan.steps})
+        yield step + 1
 
 
 def _rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def _groups(teacher_for: Callable[[int], Teacher], writer: Writer, plan: Plan) -> Iterator[list[PackedRow]]:
+def _groups(teacher_for: Callable[[Stage], Teacher], writer: Writer, plan: Plan) -> Iterator[list[PackedRow]]:
     """`plan.steps` batches of rows of about the same length."""
     ends = [round(plan.steps * share) for share in accumulate(stage.share for stage in plan.stages)]
     for number, (stage, start, end) in enumerate(zip(plan.stages, [0, *ends], ends, strict=False)):
         if start == end:
             continue
-        rows = (writer.row(lesson) for lesson in teacher_for(stage.longest).lessons(seed_for("nano", plan.seed, number, _rank())))
+        rows = (writer.row(lesson) for lesson in teacher_for(stage).lessons(seed_for("nano", plan.seed, number, _rank())))
         yield from islice(_by_length(rows, plan.tokens), end - start)
 
 
@@ -178,8 +185,8 @@ def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path
     (out / "build.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def _sokoban_teacher(longest: int) -> Teacher:
-    return SokobanTeacher(longest=longest)
+def _sokoban_teacher(stage: Stage) -> Teacher:
+    return SokobanTeacher(longest=stage.longest, jumbled=stage.jumbled)
 
 
 def _work(rank: int, meeting: str, processes: int, work: Callable[[], None]) -> None:

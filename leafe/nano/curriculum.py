@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ class Weights:
 
     act: float = 1.0
     reflect: float = 2.0
-    recall: float = 2.0
+    recall: float = 1.0
     follow: float = 1.0
     drill: float = 2.0
     end: float = 0.1
@@ -93,6 +94,8 @@ class Writer:
             self._act(trie, node, move, self._weights.act)
             if move.plan:
                 self._answer(trie, opened[number], DRILL, move.plan, weight=self._weights.drill)
+        for after_turn, ended in {(lookback.after_turn, lookback.ended): None for lookback in lesson.lookbacks}:
+            self._recall(trie, self._asked(trie, opened[after_turn], after_turn, ended), lesson, after_turn)
         for lookback in lesson.lookbacks:
             self._reflect(trie, opened[lookback.after_turn], lesson, lookback)
             if lookback.experience is not None and lookback.followed:
@@ -136,18 +139,33 @@ class Writer:
                 inner = trie.extend(inner, [token]) if place + 1 < len(ids) else inner
         trie.target(trie.extend(node, self._ids(move.action)), self._end, self._weights.end)
 
+    def _asked(self, trie: Trie, node: int, after_turn: int, ended: bool) -> int:
+        """The node at which the answer to a reflection prompt begins."""
+        question = fill(self._prompts.reflect_end if ended else self._prompts.reflect, turn=after_turn)
+        return trie.extend(node, self._ids(question) + self._ids("<|end|><|assistant|>"))
+
     def _reflect(self, trie: Trie, node: int, lesson: Lesson, lookback: Lookback) -> None:
-        question = fill(self._prompts.reflect_end if lookback.ended else self._prompts.reflect, turn=lookback.after_turn)
-        node = trie.extend(node, self._ids(question) + self._ids("<|end|><|assistant|>"))
+        node = self._asked(trie, node, lookback.after_turn, lookback.ended)
         if lookback.experience is not None:
-            node = self._say(trie, node, self._ids(self._recalled(lesson, lookback.experience.turn)), self._weights.recall)
+            header, observation = self._recalled(lesson, lookback.experience.turn)
+            node = self._say(trie, node, header, self._weights.reflect)
+            node = self._say(trie, node, observation, self._weights.recall)
         answer = [*self._ids(render_reflection(self._prompts, lookback.experience)), self._end]
         self._say(trie, node, answer, self._weights.reflect)
 
-    def _recalled(self, lesson: Lesson, turn: int) -> str:
-        """What stood before the policy at a turn, word for word: it copies that before it judges, and then has the board at hand."""
+    def _recall(self, trie: Trie, node: int, lesson: Lesson, after_turn: int) -> None:
+        """Every turn so far copied, with its number given: to fetch an old turn is the hardest thing to learn here."""
+        for turn in range(1, after_turn + 1):
+            header, observation = self._recalled(lesson, turn)
+            self._say(trie, trie.extend(node, header), observation, self._weights.recall)
+
+    def _recalled(self, lesson: Lesson, turn: int) -> tuple[list[int], list[int]]:
+        """A turn's number and what stood before the policy then, word for word: it copies that before it judges."""
         observation = lesson.start if turn == 1 else lesson.moves[turn - 2].observation
-        return fill(self._prompts.turn, turn=turn, observation=observation, horizon=lesson.task.horizon) + "\n"
+        text = fill(self._prompts.turn, turn=turn, observation=observation, horizon=lesson.task.horizon) + "\n"
+        ids, header = self._ids(text), self._ids(text[: text.index(observation)])
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, header, strict=False)))
+        return ids[:shared], ids[shared:]  # the header's last blank may belong to the first word of the observation
 
     def _answer(self, trie: Trie, node: int, question: str, text: str, *, weight: float) -> None:
         node = trie.extend(node, self._ids(question) + self._ids("<|end|><|assistant|>"))

@@ -9,6 +9,7 @@ be solved and the move was not among the best, says what came of it, and gives u
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from leafe.records import Experience, Task
 INSTRUCTION = "Push every box X onto a target O."
 PLAN = 4
 FOLLOWED = 0.3  # share of advice that is followed in a lesson: easy to learn, and long
+POOL = 64  # levels that a jumbled episode draws from
 OBEDIENCE = 0.97  # how surely advice is followed; the rest is spread over all moves
 
 
@@ -35,8 +37,9 @@ class Habits:
 
 
 class _Played(NamedTuple):
-    """A move of the player with the states around it."""
+    """A move of the player with the level it was made on and the states around it."""
 
+    table: Distances
     before: State
     action: str
     outcome: Outcome
@@ -68,18 +71,29 @@ def eager_moves(level: Level, state: State) -> list[str]:
 
 
 class SokobanTeacher:
-    """Lessons on generated levels of the `pretrain` split. `longest` bounds the turns of an episode; shorter ones come first."""
+    """Lessons on generated levels of the `pretrain` split. `longest` bounds the turns of an episode.
 
-    def __init__(self, recipe: Recipe = Recipe(min_length=3, max_length=24), habits: Habits = Habits(), longest: int = 16) -> None:
-        self._recipe, self._habits, self._longest = recipe, habits, longest
+    A share `jumbled` of the episodes shows an unrelated board at every turn. All that is taught stays true, and to fetch an old turn
+    pays at every cell, where the boards of one level differ in two or three.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe = Recipe(min_length=3, max_length=24),
+        habits: Habits = Habits(),
+        longest: int = 16,
+        jumbled: float = 0.0,
+    ) -> None:
+        self._recipe, self._habits, self._longest, self._jumbled = recipe, habits, longest, jumbled
 
     def lessons(self, seed: int) -> Iterator[Lesson]:
         """An endless stream, a function of the seed; each level is played a few times."""
         draw = random.Random(seed_for("sokoban-teacher", seed))
+        known: deque[Distances] = deque(maxlen=POOL)
         for level, _ in levels(self._recipe, "pretrain", seed):
-            table = distances(level)
+            known.append(distances(level))
             for _ in range(2):
-                yield self.lesson(table, draw)
+                yield self._lesson(list(known) if draw.random() < self._jumbled else [known[-1]], draw)
 
     def habits(self, table: Distances, state: State) -> dict[str, float]:
         """How often the careless player takes each move; sums to 1."""
@@ -94,57 +108,62 @@ class SokobanTeacher:
             shares[action] += self._habits.eager / len(eager)
         return shares
 
-    def lesson(self, table: Distances, draw: random.Random) -> Lesson:
-        """One episode from a random state of the level, and the looks back at it."""
-        level = table.level
-        solvable = [state for state, moves in table.moves.items() if moves]
-        start = level.start if draw.random() < 0.5 else draw.choice(solvable)
+    def _lesson(self, known: Sequence[Distances], draw: random.Random) -> Lesson:
+        """One episode from a random state, and the looks back at it."""
         turns = self._longest if draw.random() < 0.5 else draw.randint(1, self._longest)
-        played = self._play(table, start, turns, draw)
-        ended = len(played) == turns and not level.solved(played[-1].after)
+        played, shown = self._play(known, turns, draw)
+        ended = len(played) == turns and not _solved(played[-1])
         task = Task("lesson", "sokoban", INSTRUCTION, turns if ended else self._longest)
         moves = tuple(
-            Move(self.habits(table, one.before), one.action, _text(level, one), self._words(self._plan(table, one.before, draw)))
-            for one in played
+            Move(self.habits(one.table, one.before), one.action, text, self._words(self._plan(one.table, one.before, draw)))
+            for one, text in zip(played, shown, strict=True)
         )
-        lookbacks = self._lookbacks(table, task, played, draw)
-        return Lesson(task, level.render(start), moves, tuple(lookbacks))
+        first = played[0]
+        return Lesson(task, first.table.level.render(first.before), moves, tuple(self._lookbacks(task, played, draw)))
 
-    def _play(self, table: Distances, state: State, turns: int, draw: random.Random) -> list[_Played]:
-        level, played = table.level, []
+    def _play(self, known: Sequence[Distances], turns: int, draw: random.Random) -> tuple[list[_Played], list[str]]:
+        """The moves, and the observation after each."""
+        table, state = self._situation(known, draw)
+        played: list[_Played] = []
+        shown: list[str] = []
         for _ in range(turns):
             shares = self.habits(table, state)
             action = draw.choices(list(shares), list(shares.values()))[0]
-            after, outcome = level.move(state, action)
-            played.append(_Played(state, action, outcome, after))
-            state = after
-            if level.solved(state):
+            after, outcome = table.level.move(state, action)
+            played.append(_Played(table, state, action, outcome, after))
+            done = _solved(played[-1])
+            table, state = self._situation(known, draw) if len(known) > 1 and not done else (table, after)
+            shown.append(_text(table.level, outcome, state))
+            if done:
                 break
-        return played
+        return played, shown
 
-    def _lookbacks(self, table: Distances, task: Task, played: Sequence[_Played], draw: random.Random) -> Iterator[Lookback]:
-        failed = not table.level.solved(played[-1].after)
+    @staticmethod
+    def _situation(known: Sequence[Distances], draw: random.Random) -> tuple[Distances, State]:
+        table = draw.choice(known)
+        if draw.random() < 0.5:
+            return table, table.level.start
+        return table, draw.choice([state for state, moves in table.moves.items() if moves])
+
+    def _lookbacks(self, task: Task, played: Sequence[_Played], draw: random.Random) -> Iterator[Lookback]:
+        failed = not _solved(played[-1])
         ends = [(len(played), len(played) == task.horizon)] if failed else []
         midway = draw.randint(1, len(played)) if len(played) > 1 else 0
         if midway and midway < len(played):
             ends.append((midway, False))
         for after_turn, ended in ends:
-            faults = _faults(table, played[:after_turn], task.horizon)
+            faults = _faults(played[:after_turn], task.horizon)
             if not faults:
                 yield Lookback(after_turn, ended, None)
                 continue
             named = [faults[0], *draw.sample(faults, min(len(faults), 3 if ended else 1))]
             for number, index in enumerate(named):
-                experience = self._experience(table, played, index, draw)
+                one = played[index]
+                plan = self._plan(one.table, one.before, draw)
+                text = f"{one.action} was wrong: {_diagnosis(one)}{self._words(plan)}"
                 shown = number == 0 and ended and draw.random() < FOLLOWED
-                followed = self._follow(table, played[index].before, experience[1], draw) if shown else ()
-                yield Lookback(after_turn, ended, Experience(index + 1, experience[0]), followed)
-
-    def _experience(self, table: Distances, played: Sequence[_Played], index: int, draw: random.Random) -> tuple[str, list[str]]:
-        """The words, and the moves that they advise."""
-        one = played[index]
-        plan = self._plan(table, one.before, draw)
-        return f"{one.action} was wrong: {_diagnosis(table, one)}{self._words(plan)}", plan
+                followed = self._follow(one.table, one.before, plan, draw) if shown else ()
+                yield Lookback(after_turn, ended, Experience(index + 1, text), followed)
 
     def _plan(self, table: Distances, state: State, draw: random.Random) -> list[str]:
         """The first `PLAN` moves of a shortest solution, none where there is no solution."""
@@ -165,36 +184,37 @@ class SokobanTeacher:
             shares = dict.fromkeys(ACTIONS, (1.0 - OBEDIENCE) / len(ACTIONS))
             shares[advised] += OBEDIENCE
             after, outcome = level.move(state, advised)
-            moves.append(Move(shares, advised, _text(level, _Played(state, advised, outcome, after))))
+            moves.append(Move(shares, advised, _text(level, outcome, after)))
             state = after
         if not level.solved(state):
             shares = self.habits(table, state)
             action = draw.choices(list(shares), list(shares.values()))[0]
             after, outcome = level.move(state, action)
-            moves.append(Move(shares, action, _text(level, _Played(state, action, outcome, after))))
+            moves.append(Move(shares, action, _text(level, outcome, after)))
         return tuple(moves)
 
 
-def _faults(table: Distances, played: Sequence[_Played], horizon: int) -> list[int]:
+def _solved(one: _Played) -> bool:
+    return one.table.level.solved(one.after)
+
+
+def _faults(played: Sequence[_Played], horizon: int) -> list[int]:
     """Indices of moves that were not among the best, where the level could be solved: in time if there are such, else at all."""
-    faults = [
-        index
-        for index, one in enumerate(played)
-        if table.moves.get(one.before, FAR) < FAR and one.action not in table.best(one.before)
-    ]
-    in_time = [index for index in faults if table.moves[played[index].before] <= horizon - index]
+    away = [one.table.moves.get(one.before, FAR) for one in played]
+    faults = [index for index, one in enumerate(played) if away[index] < FAR and one.action not in one.table.best(one.before)]
+    in_time = [index for index in faults if away[index] <= horizon - index]
     return in_time or faults
 
 
-def _diagnosis(table: Distances, one: _Played) -> str:
+def _diagnosis(one: _Played) -> str:
     if one.outcome is Outcome.WALL:
         return "a wall was there."
     if one.outcome is Outcome.BLOCKED:
         return "the box was blocked."
-    if one.after not in table.moves:
+    if one.after not in one.table.moves:
         return "the box got stuck."
     return "it was a detour."
 
 
-def _text(level: Level, one: _Played) -> str:
-    return f"{one.outcome}\n{level.render(one.after)}"
+def _text(level: Level, outcome: Outcome, after: State) -> str:
+    return f"{outcome}\n{level.render(after)}"

@@ -1,15 +1,16 @@
 """Fine-tuning on distilled examples: packed rows in, an ordinary Hugging Face checkpoint out.
 
 The loss is the sum over target tokens of weight times minus log-probability, divided by the number of target tokens of the whole
-optimiser step. What a step holds follows from the examples and the seed alone, so it does not depend on how it is cut into passes.
-Shuffling, schedule, clipping and optimiser are `transformers.Trainer`'s. One process, one device; weights are trained and saved in
-float32, because steps as small as 1e-6 are lost in bfloat16.
+optimiser step. What a step holds follows from the examples and the seed alone, so it depends neither on how it is cut into passes nor
+on how many processes share it. Schedule, clipping, optimiser and processes are `transformers.Trainer`'s: under `torchrun` each process
+takes its share of every step. Weights are trained and saved in float32, because steps as small as 1e-6 are lost in bfloat16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -18,18 +19,20 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from leafe.config import LoraSettings, TrainSettings
-from leafe.distill.pack import PackedBatch, PackedRow, collate, term_losses
-from leafe.distill.rows import Bundle, pack_examples
+from leafe.distill.attention import tree_attention
+from leafe.distill.pack import PackedRow, collate, term_losses
+from leafe.distill.rows import Bundle, pack_examples, shares
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import load_checkpoint
 from leafe.errors import UserError
 from leafe.records import Example
+from leafe.train.launch import Told, in_processes, launched
 
-ROWS_A_PASS = 4  # about so many fit into `micro_tokens`; attention costs the square of a row
+DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,18 @@ class TrainReport:
     tokens: int
     steps: int
     loss: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `fine_tune` was asked for, to be sent to other processes."""
+
+    checkpoint: Path
+    examples: Sequence[Example]
+    out: Path
+    settings: TrainSettings
+    seed: int
+    threads: int
 
 
 class _Bundles(Dataset[Bundle]):
@@ -55,37 +70,50 @@ class _Bundles(Dataset[Bundle]):
 
 
 class _PackedTrainer(Trainer):
-    """A `Trainer` whose batch is one optimiser step, cut into passes."""
+    """A `Trainer` whose batch is one optimiser step, which all processes see and share out among themselves."""
+
+    def __init__(self, *, pass_tokens: int, **options: Any) -> None:
+        super().__init__(data_collator=lambda bundles: {"bundles": bundles}, **options)
+        self._pass_tokens = pass_tokens
+
+    def get_train_dataloader(self) -> DataLoader[Bundle]:
+        """The same steps in the same order in every process."""
+        order = torch.Generator().manual_seed(self.args.data_seed or 0)
+        return DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_size=self.args.per_device_train_batch_size,
+            shuffle=True,
+            generator=order,
+            collate_fn=self.data_collator,
+        )
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward through every pass of a step; the step's loss."""
+        """Forward and backward through this process's passes of a step; the loss of the whole step."""
         model.train()
+        processes = self.accelerator.num_processes
+        rows = [row for bundle in inputs["bundles"] for row in bundle.rows]
+        target_tokens = sum(bundle.target_tokens for bundle in inputs["bundles"])
+        passes = shares(rows, processes, self._pass_tokens)[self.accelerator.process_index]
         total = torch.zeros((), device=self.args.device)
-        for one in inputs["passes"]:
-            packed = one.to(self.args.device)
-            loss = (term_losses(model, packed) * packed.term_weight).sum() / inputs["target_tokens"]
-            self.accelerator.backward(loss)
+        for number, one in enumerate(passes or [[_weightless(rows)]], start=1):
+            packed = collate(one).to(self.args.device)
+            # Gradients are averaged over processes, once, with the last pass.
+            with nullcontext() if number >= len(passes) else self.accelerator.no_sync(model):
+                loss = (term_losses(model, packed) * packed.term_weight).sum() / target_tokens
+                self.accelerator.backward(loss * processes)
             total += loss.detach()
-        return total
+        whole: Tensor = self.accelerator.reduce(total, "sum")
+        return whole
 
 
-def _step(bundles: Sequence[Bundle], *, micro_tokens: int) -> dict[str, Any]:
-    """One optimiser step."""
-    rows = [row for bundle in bundles for row in bundle.rows]
-    return {"passes": list(_passes(rows, micro_tokens)), "target_tokens": sum(bundle.target_tokens for bundle in bundles)}
-
-
-def _passes(rows: Sequence[PackedRow], micro_tokens: int) -> Iterator[PackedBatch]:
-    """Rows of about the same length, in batches that hold at most `micro_tokens` with their padding, or a single row."""
-    left = sorted(rows, key=lambda row: len(row.ids), reverse=True)
-    while left:
-        fitting = max(1, micro_tokens // len(left[0].ids))
-        yield collate(left[:fitting])
-        left = left[fitting:]
+def _weightless(rows: Sequence[PackedRow]) -> PackedRow:
+    """Something to compute for a process that has nothing to do, since the others wait for its gradients."""
+    shortest = min(rows, key=lambda row: len(row.ids))
+    return replace(shortest, term_weight=[0.0] * len(shortest.term_weight))
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, told: Callable[[int, int], None]) -> None:
+    def __init__(self, told: Told) -> None:
         self._told = told
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -101,32 +129,42 @@ def fine_tune(
     *,
     seed: int,
     threads: int = 1,
-    told: Callable[[int, int], None] = lambda done, total: None,
+    told: Told = lambda done, total: None,
 ) -> TrainReport:
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
-    Raises `UserError` when there is nothing to train on, `CorruptFile` when the checkpoint cannot be loaded.
+    With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
+    one saves. Raises `UserError` when there is nothing to train on or the model cannot be trained on packed trees, `CorruptFile` when the
+    checkpoint cannot be loaded.
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
-    torch.set_num_threads(max(1, threads))
-    model, tokenizer = load_checkpoint(checkpoint, dtype=torch.float32)
-    rows = settings.micro_tokens // ROWS_A_PASS
-    bundles = pack_examples(examples, ChatTokenizer(tokenizer), row_tokens=rows, most=settings.batch_size)
-    set_seed(seed % 2**32)  # an adapter starts from random weights
+    work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads))
+    return in_processes(settings.processes, work, told) if settings.processes > 1 and not launched() else work(told)
+
+
+def _fine_tune(job: _Job, told: Told) -> TrainReport:
+    examples, settings, seed = job.examples, job.settings, job.seed % 2**32
+    torch.set_num_threads(max(1, job.threads))
+    model, tokenizer = load_checkpoint(job.checkpoint, dtype=torch.float32)
+    pass_tokens = settings.micro_tokens // (DENSE_SHARE if settings.attention == "dense" else 1)
+    bundles = pack_examples(examples, ChatTokenizer(tokenizer), row_tokens=pass_tokens, most=settings.batch_size)
+    set_seed(seed)  # an adapter starts from random weights
     if settings.lora is not None:
         model = _with_adapter(model, settings.lora)
     trainer = _PackedTrainer(
         model=model,
-        args=_arguments(bundles, settings, out=out, seed=seed % 2**32),
+        args=_arguments(bundles, settings, out=job.out, seed=seed),
         train_dataset=_Bundles(bundles),
-        data_collator=partial(_step, micro_tokens=settings.micro_tokens),
         callbacks=[_Progress(told)],
+        pass_tokens=pass_tokens,
     )
     trainer.remove_callback(PrinterCallback)
-    result = trainer.train()
-    _save(trainer, model, out)
-    tokenizer.save_pretrained(out)
+    with tree_attention(model, settings.attention):
+        result = trainer.train()
+    if trainer.is_world_process_zero():
+        _save(trainer, model, job.out)
+        tokenizer.save_pretrained(job.out)
     lengths = [len(row.ids) for bundle in bundles for row in bundle.rows]
     return TrainReport(len(examples), len(lengths), sum(lengths), result.global_step, float(result.training_loss))
 
@@ -155,6 +193,8 @@ def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, *, out: Path,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         per_device_train_batch_size=bundles_a_step,
+        activation_checkpointing=settings.checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         seed=seed,
         data_seed=seed,
         save_strategy="no",
@@ -163,10 +203,11 @@ def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, *, out: Path,
         disable_tqdm=True,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # Trainer would spread a batch over the devices, which a list of passes is not made for
+        arguments._n_gpu = 1  # Trainer would spread a batch over the devices, which a list of rows is not made for
     return arguments
 
 

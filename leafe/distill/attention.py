@@ -1,0 +1,150 @@
+"""Attention over packed trees, for models as they come from Hugging Face.
+
+Inside `tree_attention(model)` a packed row is attended in blocks of queries: a block gathers the keys that any of its tokens may see,
+which are its own tokens and the path above them, and leaves all other branches out. Time and memory follow the sum of path lengths and
+no mask of row by row is ever built. Outside of it the same loss is computed with such a mask: slower, the reference, and
+possible on every decoder that takes a four-dimensional mask. On a GPU `tree_attention(model, "flex")` uses FlexAttention.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from leafe.errors import UserError
+
+TREE = "leafe_tree"
+FLEX = "flex_attention"
+BLOCK = 256  # queries at a time: larger blocks see more of their neighbours' branches, smaller ones start more kernels
+
+
+class Block(NamedTuple):
+    """Queries `start` to `stop` of a row; `keys` is `(K,)` long, `mask` is `(1, 1, stop - start, K)` bool."""
+
+    start: int
+    stop: int
+    keys: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device | str) -> Block:
+        """The same on another device."""
+        return Block(self.start, self.stop, self.keys.to(device), self.mask.to(device))
+
+
+def blocks(end: Tensor, size: int = BLOCK) -> tuple[Block, ...]:
+    """What each block of queries may see; `end` is `(T,)`, where the subtree of each token ends."""
+    place = torch.arange(len(end))
+    found = []
+    for start in range(0, len(end), size):
+        stop = min(start + size, len(end))
+        keys = torch.nonzero(end[:stop] > start)[:, 0]
+        queries = place[start:stop, None]
+        found.append(Block(start, stop, keys, ((keys <= queries) & (queries < end[keys]))[None, None]))
+    return tuple(found)
+
+
+def dense_mask(end: Tensor) -> Tensor:
+    """`(1, 1, T, T)` bool: query `i` may attend to key `k` when `k <= i < end[k]`."""
+    place = torch.arange(len(end), device=end.device)
+    return ((place[None, :] <= place[:, None]) & (place[:, None] < end[None, :]))[None, None]
+
+
+@contextmanager
+def tree_attention(model: Any, kind: Literal["tree", "flex", "dense"] = "tree") -> Iterator[None]:
+    """While the context is open `model` attends in blocks or with FlexAttention, backward passes included; `dense` leaves it as it is.
+
+    Raises `UserError` for a model that does not take an attention function from outside.
+    """
+    inner = _plain(model)
+    if kind == "dense":
+        yield
+        return
+    if not inner._supports_attention_backend or (kind == "flex" and not inner._supports_flex_attn):
+        name = type(inner).__name__
+        raise UserError(f"{name} takes no attention function from outside, so '{kind}' is not possible; set train.attention=dense")
+    before = inner.config._attn_implementation
+    inner.set_attn_implementation({"tree": TREE, "flex": FLEX}[kind])
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before)
+
+
+def attention_inputs(model: Any, end: Tensor, depth: Tensor, plan: Sequence[Block]) -> dict[str, Any]:
+    """What `model` has to be called with so that each token of one flat row sees its ancestors only. `end` and `depth` are `(T,)`.
+
+    Raises `UserError` for a model that cannot do that: without position ids, with recurrent layers, with a window shorter than a path.
+    """
+    inner = _plain(model)
+    _check(inner, longest=int(depth.max()) + 1)
+    implementation = inner.config._attn_implementation
+    if implementation == TREE:
+        return {"tree": plan}
+    return {"attention_mask": _flex_mask(end) if implementation == FLEX else dense_mask(end)}
+
+
+def _plain(model: Any) -> Any:
+    """The model of transformers inside wrappers for adapters and for several processes."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _check(model: Any, longest: int) -> None:
+    name, config = type(model).__name__, model.config.get_text_config()
+    if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
+        raise UserError(f"{name} takes no position ids, which packed trees need; choose a decoder with rotary positions")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if strange := kinds - {"full_attention", "sliding_attention"}:
+        raise UserError(f"{name} has layers of the kind {', '.join(sorted(strange))}; packed trees need attention over whole paths")
+    window = getattr(config, "sliding_window", None)
+    if window and longest > window and ("sliding_attention" in kinds or not getattr(config, "layer_types", None)):
+        raise UserError(
+            f"{name} sees {window} tokens back, and the longest example has {longest}; choose a model with a longer window"
+        )
+
+
+def _flex_mask(end: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask  # pulls in the compiler
+
+    def ancestor(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < end[key])
+
+    return create_block_mask(ancestor, None, None, len(end), len(end), device=str(end.device))
+
+
+def _attend(
+    module: Any, *inputs: Any, tree: Sequence[Block], scaling: float | None = None, dropout: float = 0.0, **extras: Any
+) -> tuple[Tensor, None]:
+    """The attention function of a layer: queries are `(1, heads, T, size)`, the result `(1, T, heads, size)`."""
+    query, key, value, _ = inputs
+    for extra in ("softcap", "s_aux", "position_bias"):
+        if extras.get(extra) is not None:
+            raise UserError(
+                f"this model's attention needs '{extra}', which attention in blocks does not know; set train.attention=dense"
+            )
+    grouped = query.shape[1] != key.shape[1]
+    parts = [
+        scaled_dot_product_attention(
+            query[:, :, block.start : block.stop],
+            key.index_select(2, block.keys),
+            value.index_select(2, block.keys),
+            attn_mask=block.mask,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+        for block in tree
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(TREE, _attend)
+AttentionMaskInterface.register(TREE, lambda **_: None)

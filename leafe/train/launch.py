@@ -1,0 +1,72 @@
+"""The same work in several processes on this machine, as `torchrun` would start it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from multiprocessing import get_context
+from threading import Thread
+from typing import Any, Protocol, TypeVar
+
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from leafe.errors import UserError
+
+T = TypeVar("T")
+
+
+class Told(Protocol):
+    """Whoever is told how many of how many steps are done."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Called after every step."""
+        ...
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def in_processes(count: int, work: Callable[[Told], T], told: Told) -> T:
+    """Runs `work` in `count` processes and returns what the first one returns. `work` and its result can be pickled.
+
+    A `UserError` of any process is raised here; another failure ends all of them and is raised as torch's `ChildFailedError`.
+    """
+    steps: Any = get_context("spawn").SimpleQueue()
+    listener = Thread(target=_listen, args=(steps, told), daemon=True)
+    listener.start()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=f"leafe-{os.getpid()}",
+        start_method="spawn",
+    )
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    try:
+        results = elastic_launch(config, _first_tells)(work, steps)
+    finally:
+        steps.put(None)
+        listener.join()
+    for result in results.values():
+        if isinstance(result, UserError):
+            raise result
+    first: T = results[0]
+    return first
+
+
+def _first_tells(work: Callable[[Told], T], steps: Any) -> T | UserError:
+    first = os.environ["RANK"] == "0"
+    try:
+        return work(lambda done, total: steps.put((done, total)) if first else None)
+    except UserError as error:
+        return error
+
+
+def _listen(steps: Any, told: Told) -> None:
+    while (step := steps.get()) is not None:
+        told(*step)

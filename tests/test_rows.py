@@ -7,29 +7,39 @@ from itertools import combinations, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.distill.pack import PackedRow, pack
-from leafe.distill.rows import Sample, shares, split
+from leafe.distill.pack import PackedRow, Sample, pack
+from leafe.distill.rows import shares, split
 
 tokens = st.integers(1, 3)
 samples = st.lists(
-    st.tuples(st.lists(tokens, min_size=1, max_size=5), st.lists(tokens, min_size=1, max_size=3).map(tuple), st.just(1.0)),
+    st.builds(
+        Sample,
+        st.lists(tokens, min_size=1, max_size=5),
+        st.lists(tokens, min_size=1, max_size=3),
+        st.sampled_from([0.5, 1.0]),
+        st.sampled_from(["a", "b"]),
+    ),
     min_size=1,
     max_size=7,
-).map(lambda given: sorted(given, key=lambda sample: [*sample[0], *sample[1]]))
+).map(lambda given: sorted(given, key=lambda sample: [*sample.prompt, *sample.target]))
 rows = st.lists(st.lists(tokens, min_size=1, max_size=12).map(lambda ids: pack([(ids, [1], 1.0)])), min_size=1, max_size=12)
 
 
-def terms(row: PackedRow) -> dict[tuple[tuple[int, ...], int], float]:
-    """Target after prefix to weight."""
+Term = tuple[tuple[int, ...], int, str]  # prefix, target, kind
+
+
+def terms(row: PackedRow) -> dict[Term, float]:
+    """Every term of a row with its weight."""
 
     def prefix(place: int) -> tuple[int, ...]:
         return tuple(row.ids[key] for key in range(place + 1) if place < row.end[key])
 
-    return {(prefix(at), target): weight for at, target, weight in zip(row.term_at, row.term_target, row.term_weight, strict=True)}
+    every = zip(row.term_at, row.term_target, row.term_kind, row.term_weight, strict=True)
+    return {(prefix(at), target, kind): weight for at, target, kind, weight in every}
 
 
-def added(parts: list[PackedRow]) -> dict[tuple[tuple[int, ...], int], float]:
-    total: dict[tuple[tuple[int, ...], int], float] = {}
+def added(parts: list[PackedRow]) -> dict[Term, float]:
+    total: dict[Term, float] = {}
     for part in parts:
         for term, weight in terms(part).items():
             total[term] = total.get(term, 0.0) + weight
@@ -41,7 +51,7 @@ def added(parts: list[PackedRow]) -> dict[tuple[tuple[int, ...], int], float]:
 def test_rows_of_a_split_hold_every_sample_and_are_as_short_as_asked(given: list[Sample], limit: int) -> None:
     parts = list(split(given, limit))
     assert added(parts) == terms(pack(given))
-    longest = max(len(prompt) + len(target) - 1 for prompt, target, _ in given)
+    longest = max(len(sample.prompt) + len(sample.target) - 1 for sample in given)
     assert all(len(part.ids) <= max(limit, longest) for part in parts)
 
 
@@ -76,7 +86,7 @@ def test_processes_share_rows_evenly_and_passes_hold_no_more_than_asked(given: l
 
 def test_a_tree_is_cut_between_branches_that_share_least() -> None:
     """Two tasks' worth of branches under one root: the cut falls between them, not where a row happens to be full."""
-    left = [([1, 2, 2, 2], (token,) * 3, 1.0) for token in (1, 2, 3)]
-    right = [([1, 3, 3, 3], (token,) * 3, 1.0) for token in (1, 2, 3)]
+    left = [Sample([1, 2, 2, 2], [token] * 3) for token in (1, 2, 3)]
+    right = [Sample([1, 3, 3, 3], [token] * 3) for token in (1, 2, 3)]
     parts = list(split([*left, *right], 15))
     assert [len(part.ids) for part in parts] == [10, 10]

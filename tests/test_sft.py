@@ -99,6 +99,15 @@ def test_the_loss_falls_on_a_small_set(base: Path, tmp_path: Path) -> None:
     assert loss_on(tmp_path / "out", lessons()) < 0.5 * loss_on(base, lessons())
 
 
+def test_the_loss_is_told_for_each_kind_of_example(base: Path, tmp_path: Path) -> None:
+    mixed = [replace(example, kind="counterfactual") if number % 3 else example for number, example in enumerate(lessons())]
+    report = trained(base, tmp_path / "out", mixed)
+    assert report.by_kind.keys() == {"counterfactual", "rehearsal"}
+    assert sum(report.by_kind.values()) == pytest.approx(report.loss, rel=1e-4)
+    only = trained(base, tmp_path / "only", [example for example in mixed if example.kind == "rehearsal"])
+    assert only.by_kind == pytest.approx({"rehearsal": only.loss}, rel=1e-4)
+
+
 def test_an_example_is_learned_by_heart_and_the_engine_says_it(base: Path, tmp_path: Path) -> None:
     trained(
         base, tmp_path / "out", [lesson("what now?", "go left")], PLAN.model_copy(update={"epochs": 30.0, "learning_rate": 5e-3})
@@ -218,7 +227,8 @@ def test_two_processes_take_the_steps_that_one_would_take(base: Path, tmp_path: 
     two = settings.model_copy(update={"processes": 2})
     shared = fine_tune(base, lessons(), tmp_path / "shared", two, seed=1, told=lambda done, total: steps.append((done, total)))
     assert shared.loss == pytest.approx(alone.loss, rel=1e-5)
-    assert replace(shared, loss=alone.loss) == alone
+    assert shared.by_kind == pytest.approx(alone.by_kind, rel=1e-5)
+    assert replace(shared, loss=alone.loss, by_kind=alone.by_kind) == alone
     assert steps == [(done, alone.steps) for done in range(1, alone.steps + 1)]
     change = moved(weights(base), weights(tmp_path / "alone"))
     assert moved(weights(tmp_path / "alone"), weights(tmp_path / "shared")) < 0.02 * change

@@ -9,9 +9,9 @@ are depths, so a packed row computes what the unpacked samples would, to roundin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,18 @@ from torch import Tensor
 from leafe.distill.attention import Block, attention_inputs, blocks
 
 
+class Sample(NamedTuple):
+    """What one turn teaches: after the ids of `prompt` the ids of `target` were wanted. `kind` names a group that losses are told for."""
+
+    prompt: Sequence[int]
+    target: Sequence[int]
+    weight: float = 1.0
+    kind: str = ""
+
+
 @dataclass(frozen=True)
 class PackedRow:
-    """One trie in depth-first order. `ids`, `depth`, `end` have one entry a token; the three term lists one entry a loss term."""
+    """One trie in depth-first order. `ids`, `depth`, `end` have one entry a token; the four term lists one entry a loss term."""
 
     ids: list[int]
     depth: list[int]
@@ -29,13 +38,14 @@ class PackedRow:
     term_at: list[int]
     term_target: list[int]
     term_weight: list[float]
+    term_kind: list[str]
 
 
 class Trie:
     """A prefix tree over token ids with weighted targets at its nodes. Node 0 is the empty prefix and carries no token."""
 
     def __init__(self) -> None:
-        self._token, self._children, self._targets = [-1], [dict[int, int]()], [dict[int, float]()]
+        self._token, self._children, self._targets = [-1], [dict[int, int]()], [dict[tuple[int, str], float]()]
 
     def extend(self, node: int, ids: Iterable[int]) -> int:
         """The node reached from `node` along `ids`, made where it is not there yet."""
@@ -50,18 +60,19 @@ class Trie:
             node = child
         return node
 
-    def target(self, node: int, token: int, weight: float) -> None:
-        """Adds a loss term: after the prefix of `node`, `token` was wanted. Equal terms add their weights."""
+    def target(self, node: int, token: int, weight: float, *, kind: str = "") -> None:
+        """Adds a loss term: after the prefix of `node`, `token` was wanted. Equal terms of a kind add their weights."""
         if node == 0:
             raise ValueError("a target wants at least one token before it")
-        self._targets[node][token] = self._targets[node].get(token, 0.0) + weight
+        term = (token, kind)
+        self._targets[node][term] = self._targets[node].get(term, 0.0) + weight
 
-    def sample(self, prompt: Sequence[int], target: Sequence[int], weight: float) -> None:
+    def sample(self, sample: Sample) -> None:
         """Adds one sample: a loss term for each target token. The last of them is never read, so it takes no place."""
-        node = self.extend(0, prompt)
-        for position, token in enumerate(target):
-            self.target(node, token, weight)
-            if position + 1 < len(target):
+        node = self.extend(0, sample.prompt)
+        for position, token in enumerate(sample.target):
+            self.target(node, token, sample.weight, kind=sample.kind)
+            if position + 1 < len(sample.target):
                 node = self.extend(node, [token])
 
     def __len__(self) -> int:
@@ -69,7 +80,7 @@ class Trie:
 
     def row(self) -> PackedRow:
         """The trie in depth-first pre-order."""
-        row = PackedRow([], [], [], [], [], [])
+        row = PackedRow([], [], [], [], [], [], [])
         ids, depth, end = row.ids, row.depth, row.end
         stack = [(child, 0) for child in reversed(self._children[0].values())]
         closing: list[tuple[int, int]] = []  # (position, depth) of nodes whose subtree is open
@@ -82,27 +93,31 @@ class Trie:
             depth.append(level)
             end.append(0)
             closing.append((here, level))
-            for token, weight in self._targets[node].items():
+            for (token, kind), weight in self._targets[node].items():
                 row.term_at.append(here)
                 row.term_target.append(token)
                 row.term_weight.append(weight)
+                row.term_kind.append(kind)
             stack.extend((child, level + 1) for child in reversed(self._children[node].values()))
         for position, _ in closing:
             end[position] = len(ids)
         return row
 
 
-def pack(samples: Iterable[tuple[Sequence[int], Sequence[int], float]]) -> PackedRow:
-    """One row for samples of `(prompt ids, target ids, weight)`; a prompt has at least one token."""
+def pack(samples: Iterable[Sample | tuple[Sequence[int], Sequence[int], float]]) -> PackedRow:
+    """One row for samples, or plain tuples of `(prompt ids, target ids, weight)`; a prompt has at least one token."""
     trie = Trie()
-    for prompt, target, weight in samples:
-        trie.sample(prompt, target, weight)
+    for sample in samples:
+        trie.sample(Sample(*sample))
     return trie.row()
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows one after the other in a single flat row of `T` tokens, without padding: `ids`, `depth` and `end` are `(T,)`."""
+    """Rows one after the other in a single flat row of `T` tokens, without padding: `ids`, `depth` and `end` are `(T,)`.
+
+    The four about terms have one entry each; `term_kind` stays where it is.
+    """
 
     ids: Tensor
     depth: Tensor
@@ -110,12 +125,14 @@ class PackedBatch:
     term_at: Tensor
     term_target: Tensor
     term_weight: Tensor
+    term_kind: tuple[str, ...]
     blocks: tuple[Block, ...]
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same on another device."""
-        moved = {item.name: getattr(self, item.name).to(device) for item in fields(self) if item.name != "blocks"}
-        return PackedBatch(**moved, blocks=tuple(block.to(device) for block in self.blocks))
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved, blocks=tuple(block.to(device) for block in self.blocks))
 
 
 def collate(rows: Sequence[PackedRow]) -> PackedBatch:
@@ -129,6 +146,7 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
         term_at=torch.tensor([start + place for start, row in zip(starts, rows, strict=True) for place in row.term_at]),
         term_target=torch.tensor([token for row in rows for token in row.term_target]),
         term_weight=torch.tensor([weight for row in rows for weight in row.term_weight]),
+        term_kind=tuple(kind for row in rows for kind in row.term_kind),
         blocks=blocks(end),
     )
 

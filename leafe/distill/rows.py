@@ -10,12 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 
-from leafe.distill.pack import PackedRow, pack
+from leafe.distill.pack import PackedRow, Sample, pack
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
 from leafe.records import Example
-
-Sample = tuple[list[int], tuple[int, ...], float]  # prompt ids, target ids, weight
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,10 @@ def pack_examples(examples: Iterable[Example], tokenizer: ChatTokenizer, *, row_
             raise UserError(
                 f"the example {example.id} of task {example.task} holds no sampled ids; explore with a server that returns them"
             )
-        by_task[example.task].append((tokenizer.prompt_ids(example.messages), example.target_ids, example.weight))
+        prompt = tokenizer.prompt_ids(example.messages)
+        by_task[example.task].append(Sample(prompt, example.target_ids, example.weight, example.kind))
     # Sorted as texts, so that what shares a prefix stands together.
-    ordered = (sorted(by_task[task], key=lambda sample: ([*sample[0], *sample[1]], sample[2])) for task in sorted(by_task))
+    ordered = (sorted(by_task[task], key=_text) for task in sorted(by_task))
     return [_bundle(part, row_tokens) for one in ordered for part in _parts(one, most)]
 
 
@@ -49,7 +48,7 @@ def _parts(samples: Sequence[Sample], most: int) -> Iterator[Sequence[Sample]]:
 
 
 def _bundle(samples: Sequence[Sample], row_tokens: int) -> Bundle:
-    return Bundle(tuple(split(samples, row_tokens)), len(samples), sum(len(target) for _, target, _ in samples))
+    return Bundle(tuple(split(samples, row_tokens)), len(samples), sum(len(sample.target) for sample in samples))
 
 
 def split(samples: Sequence[Sample], row_tokens: int) -> Iterator[PackedRow]:
@@ -57,7 +56,7 @@ def split(samples: Sequence[Sample], row_tokens: int) -> Iterator[PackedRow]:
 
     A cut between two neighbours costs the prefix that they share. The cheapest cuts follow from the cheapest cuts of every beginning.
     """
-    read = [[*prompt, *target[:-1]] for prompt, target, _ in samples]
+    read = [[*sample.prompt, *sample.target[:-1]] for sample in samples]
     shared = [0, *(_common(one, other) for one, other in pairwise(read))]  # with the sample before
     cost, cut = [0], [0]  # of the cheapest rows for the first n samples, and where the last of these rows begins
     for stop in range(1, len(samples) + 1):
@@ -73,6 +72,10 @@ def split(samples: Sequence[Sample], row_tokens: int) -> Iterator[PackedRow]:
     while ends[-1]:
         ends.append(cut[ends[-1]])
     yield from (pack(samples[start:stop]) for stop, start in pairwise(ends))
+
+
+def _text(sample: Sample) -> tuple[list[int], float, str]:
+    return [*sample.prompt, *sample.target], sample.weight, sample.kind
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

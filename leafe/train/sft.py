@@ -8,7 +8,7 @@ takes its share of every step. Weights are trained and saved in float32, because
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,13 +37,17 @@ DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass ho
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What a training was: how many examples in how many rows of how many tokens, and the mean loss over its steps."""
+    """What a training was: how many examples in how many rows of how many tokens, and the mean loss over its steps.
+
+    `by_kind` is the part of the loss that came from examples of each kind; the parts add up to the loss.
+    """
 
     examples: int
     rows: int
     tokens: int
     steps: int
     loss: float
+    by_kind: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class _PackedTrainer(Trainer):
     def __init__(self, *, pass_tokens: int, **options: Any) -> None:
         super().__init__(data_collator=lambda bundles: {"bundles": bundles}, **options)
         self._pass_tokens = pass_tokens
+        self.by_kind: dict[str, Tensor] = {}  # summed over steps and processes
 
     def get_train_dataloader(self) -> DataLoader[Bundle]:
         """The same steps in the same order in every process."""
@@ -94,16 +99,20 @@ class _PackedTrainer(Trainer):
         rows = [row for bundle in inputs["bundles"] for row in bundle.rows]
         target_tokens = sum(bundle.target_tokens for bundle in inputs["bundles"])
         passes = shares(rows, processes, self._pass_tokens)[self.accelerator.process_index]
-        total = torch.zeros((), device=self.args.device)
+        kinds = sorted({kind for row in rows for kind in row.term_kind})
+        losses = torch.zeros(len(kinds), device=self.args.device)
         for number, one in enumerate(passes or [[_weightless(rows)]], start=1):
             packed = collate(one).to(self.args.device)
             # Gradients are averaged over processes, once, with the last pass.
             with nullcontext() if number >= len(passes) else self.accelerator.no_sync(model):
-                loss = (term_losses(model, packed) * packed.term_weight).sum() / target_tokens
-                self.accelerator.backward(loss * processes)
-            total += loss.detach()
-        whole: Tensor = self.accelerator.reduce(total, "sum")
-        return whole
+                terms = term_losses(model, packed) * packed.term_weight / target_tokens
+                self.accelerator.backward(terms.sum() * processes)
+            places = torch.tensor([kinds.index(kind) for kind in packed.term_kind], device=self.args.device)
+            losses.index_add_(0, places, terms.detach())
+        whole: Tensor = self.accelerator.reduce(losses, "sum")
+        for kind, loss in zip(kinds, whole, strict=True):
+            self.by_kind[kind] = self.by_kind.get(kind, torch.zeros_like(loss)) + loss
+        return whole.sum()
 
 
 def _weightless(rows: Sequence[PackedRow]) -> PackedRow:
@@ -166,7 +175,9 @@ def _fine_tune(job: _Job, told: Told) -> TrainReport:
         _save(trainer, model, job.out)
         tokenizer.save_pretrained(job.out)
     lengths = [len(row.ids) for bundle in bundles for row in bundle.rows]
-    return TrainReport(len(examples), len(lengths), sum(lengths), result.global_step, float(result.training_loss))
+    steps = result.global_step
+    by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}
+    return TrainReport(len(examples), len(lengths), sum(lengths), steps, float(result.training_loss), by_kind)
 
 
 def _with_adapter(model: Any, settings: LoraSettings) -> Any:

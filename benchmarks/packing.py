@@ -1,0 +1,352 @@
+"""Packed trees against other ways to feed the same examples to the same model, in one run.
+
+    python benchmarks/packing.py [--run RUN_DIRECTORY ...] [--shape nano|0.5b|7b] [--device cuda] [--json]
+
+Every way takes the same optimiser steps (AdamW, same order, same sum of losses over the same number of targets) from the same random
+weights, on passes of at most `--tokens` tokens with their padding, and computes logits at targets only:
+
+    tree           one trie a task, attention in blocks (what `leafe train` does)
+    dense          the same rows with a mask of row by row, passes a quarter as long
+    flex           the same rows with FlexAttention (on a GPU only)
+    padded         one sample a turn, sorted by length, padded
+    trl            TRL's `pack_dataset` (best fit) and padding-free collator; wants `pip install trl`
+    conversations  one sequence for each longest history, sorted by length, padded; a turn that several share is trained in one
+
+Ways take turns; passes are prepared beforehand, the step time is the median over steps and repeats and the ratio is taken step by
+step. Peak memory is measured in a process of its own for each way, above what the model, its gradients and its optimiser hold. `--run` adds the examples of a finished run
+as `leafe run` distilled them; its episodes are as long as its recipe says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from leafe.distill.attention import tree_attention  # noqa: E402
+from leafe.distill.pack import Sample, collate, term_losses  # noqa: E402
+from leafe.distill.rows import shares, split  # noqa: E402
+from leafe.distill.store import read_examples  # noqa: E402
+from leafe.engines.tokens import ChatTokenizer  # noqa: E402
+
+Step = list[list[Sample]]  # tasks of one optimiser step
+SHAPES = {  # hidden, layers, heads, key heads, inner, vocabulary
+    "nano": (128, 6, 4, 4, 384, 512),
+    "0.5b": (896, 24, 14, 2, 4864, 151936),
+    "7b": (3584, 28, 28, 4, 18944, 152064),
+}
+
+
+class Pass(NamedTuple):
+    """Tokens that one forward pass computes, and the sum of its losses."""
+
+    tokens: int
+    loss: Callable[[Any], Tensor]
+
+
+def packed(step: Step, tokens: int, device: str) -> Iterator[Pass]:
+    rows = [row for task in step for row in split(sorted(task, key=lambda one: [*one[0], *one[1]]), tokens)]
+    for one in shares(rows, 1, tokens)[0]:
+        batch = collate(one).to(device)
+        yield Pass(len(batch.ids), lambda model, batch=batch: (term_losses(model, batch) * batch.term_weight).sum())
+
+
+def dense(step: Step, tokens: int, device: str) -> Iterator[Pass]:
+    yield from packed(step, tokens // 4, device)
+
+
+def padded(step: Step, tokens: int, device: str) -> Iterator[Pass]:
+    yield from sequences(
+        [([*prompt, *target], [(len(prompt), len(prompt) + len(target))]) for prompt, target, *_ in flat(step)], tokens, device
+    )
+
+
+def conversations(step: Step, tokens: int, device: str) -> Iterator[Pass]:
+    yield from sequences(list(histories(step)), tokens, device)
+
+
+History = tuple[list[int], list[tuple[int, int]]]  # ids, and the spans of them that are targets
+
+
+def flat(step: Step) -> list[Sample]:
+    return [sample for task in step for sample in task]
+
+
+def histories(step: Step) -> Iterator[History]:
+    """The longest histories, each turn as a target in the first one that holds it."""
+    for task in step:
+        found: list[History] = []
+        for prompt, target, *_ in sorted(task, key=lambda one: -len(one[0]) - len(one[1])):
+            ids, span = [*prompt, *target], (len(prompt), len(prompt) + len(target))
+            for known, spans in found:
+                if known[: len(ids)] == ids and span not in spans:
+                    spans.append(span)
+                    break
+            else:
+                found.append((ids, [span]))
+        yield from found
+
+
+def sequences(given: Sequence[History], tokens: int, device: str) -> Iterator[Pass]:
+    left = sorted(given, key=lambda one: len(one[0]), reverse=True)
+    while left:
+        count = max(1, tokens // len(left[0][0]))
+        yield padded_pass(left[:count], device)
+        left = left[count:]
+
+
+def padded_pass(group: Sequence[History], device: str) -> Pass:
+    length = max(len(ids) for ids, _ in group)
+    ids = torch.tensor([[*one, *[0] * (length - len(one))] for one, _ in group], device=device)
+    seen = torch.tensor([[1] * len(one) + [0] * (length - len(one)) for one, _ in group], device=device)
+    places = [(row, place) for row, (_, spans) in enumerate(group) for first, last in spans for place in range(first, last)]
+    rows, columns = torch.tensor(places, device=device).T
+
+    def loss(model: Any) -> Tensor:
+        mask = None if bool(seen.all()) else seen
+        hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return cross_entropy(model, hidden[rows, columns - 1], ids[rows, columns])
+
+    return Pass(ids.numel(), loss)
+
+
+def trl(step: Step, tokens: int, device: str) -> Iterator[Pass]:
+    from datasets import Dataset, disable_progress_bars
+    from trl.data_utils import pack_dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    disable_progress_bars()
+    ids = [[*prompt, *target] for prompt, target, *_ in flat(step)]
+    labels = [[*[-100] * len(prompt), *target] for prompt, target, *_ in flat(step)]
+    rows = pack_dataset(Dataset.from_dict({"input_ids": ids, "labels": labels}), tokens, "bfd")
+    collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    for row in rows:
+        batch = {name: value.to(device) for name, value in collator([row]).items() if isinstance(value, Tensor)}
+        yield Pass(batch["input_ids"].numel(), lambda model, batch=batch: flat_loss(model, batch))
+
+
+def flat_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    hidden = model.get_decoder()(
+        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+    ).last_hidden_state[0, :-1]
+    wanted = batch["labels"][0, 1:]
+    return cross_entropy(model, hidden[wanted != -100], wanted[wanted != -100])
+
+
+def cross_entropy(model: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
+    logits = model.get_output_embeddings()(hidden).float()
+    return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+
+
+WAYS: dict[str, Callable[[Step, int, str], Iterator[Pass]]] = {
+    "tree": packed,
+    "dense": dense,
+    "flex": packed,
+    "padded": padded,
+    "trl": trl,
+    "conversations": conversations,
+}
+
+
+class Learner:
+    """A model that learns in one way."""
+
+    def __init__(self, way: str, model: Any, options: argparse.Namespace) -> None:
+        self.way, self.model, self.options = way, model, options
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(self, step: Step) -> tuple[float, int, float]:
+        """Seconds, tokens computed and the mean loss of one optimiser step."""
+        targets = sum(len(target) for _, target, *_ in flat(step))
+        passes = list(WAYS[self.way](step, self.options.tokens, self.options.device))
+        start, total, tokens = now(self.options.device), 0.0, 0
+        with self.attention():
+            for one in passes:
+                loss = one.loss(self.model) / targets
+                loss.backward()
+                total, tokens = total + float(loss.detach()), tokens + one.tokens
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return now(self.options.device) - start, tokens, total
+
+    def attention(self) -> Any:
+        return tree_attention(self.model, self.way) if self.way in ("tree", "flex") else nullcontext()  # type: ignore[arg-type]
+
+
+def now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def new_model(options: argparse.Namespace) -> Any:
+    hidden, layers, heads, shared, inner, vocabulary = SHAPES[options.shape]
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=shared,
+        max_position_embeddings=32768,
+        tie_word_embeddings=options.shape != "7b",
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.device(options.device):
+        return Qwen2ForCausalLM(config).to(torch.bfloat16 if options.device == "cuda" else torch.float32)
+
+
+def made_up(name: str, steps: int) -> list[Step]:
+    """Chains of so many turns, or stars: 8 branches of 32 tokens on a history of 512."""
+    source = random.Random(name)
+    return [[made_up_task(name, source) for _ in range(4)] for _ in range(steps)]
+
+
+def made_up_task(name: str, source: random.Random) -> list[Sample]:
+    def words(count: int) -> list[int]:
+        return [source.randrange(1, 500) for _ in range(count)]
+
+    if name == "star":
+        history = words(512)
+        return [Sample(history, words(32)) for _ in range(8)]
+    history, found = words(20), []
+    for _ in range(int(name.removeprefix("chain-"))):
+        history = [*history, *words(32)]
+        found.append(Sample(history, words(4)))
+        history = [*history, *found[-1].target]
+    return found
+
+
+def of_run(folder: Path, steps: int, batch: int) -> list[Step]:
+    """The first examples of a run in steps of about `batch`, tasks kept whole; weights are left at one, since not every way has them."""
+    tokenizer = ChatTokenizer(AutoTokenizer.from_pretrained(next((folder / "checkpoints").iterdir())))
+    tasks: dict[str, list[Sample]] = {}
+    for example in read_examples(next(iter(sorted(folder.glob("round-*/examples.jsonl"))))):
+        tasks.setdefault(example.task, []).append(Sample(tokenizer.prompt_ids(example.messages), example.target_ids))
+    found: list[Step] = [[]]
+    for task in tasks.values():
+        if len(flat(found[-1])) >= batch:
+            found.append([])
+        found[-1].append(task)
+    return found[:steps]
+
+
+def peak(way: str, steps: list[Step], options: argparse.Namespace, answer: Any) -> None:
+    """Bytes above what is held before the first forward pass."""
+    torch.set_num_threads(options.threads)
+    learner = Learner(way, new_model(options), options)
+    for weight in learner.model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    learner.optimizer.step()
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        learner.step(steps[0])
+        answer.put(torch.cuda.max_memory_allocated() - before)
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage would tell the parent's
+    before = resident_peak()
+    learner.step(steps[0])
+    answer.put(resident_peak() - before)
+
+
+def resident_peak() -> int:
+    """The most bytes that this process has held (Linux)."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def peak_memory(way: str, steps: list[Step], options: argparse.Namespace) -> int:
+    context = get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=peak, args=(way, steps, options, answer))
+    process.start()
+    found: int = answer.get()
+    process.join()
+    return found
+
+
+def measure(steps: list[Step], ways: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    model = new_model(options)
+    learners = {way: Learner(way, copy.deepcopy(model), options) for way in ways}
+    warm = {way: Learner(way, copy.deepcopy(model), options) for way in ways}
+    for learner in warm.values():
+        learner.step(steps[0])
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    tokens = dict.fromkeys(ways, 0)
+    loss: dict[str, float] = {}
+    for step in steps * options.repeats:
+        for way, learner in learners.items():
+            spent, computed, loss[way] = learner.step(step)
+            seconds[way].append(spent)
+            tokens[way] += computed
+    report: dict[str, Any] = {"examples": sum(len(flat(step)) for step in steps), "steps": len(steps) * options.repeats}
+    for way in ways:
+        ratios = [other / mine for other, mine in zip(seconds["padded"], seconds[way], strict=True)]
+        report[way] = {
+            "tokens": tokens[way],
+            "tokens_saved": round(tokens["padded"] / tokens[way], 2),
+            "step_seconds": round(statistics.median(seconds[way]), 3),
+            "faster": round(statistics.median(ratios), 2),
+            "faster_spread": [round(min(ratios), 2), round(max(ratios), 2)],
+            "last_loss": loss[way],
+            "peak_megabytes": round(peak_memory(way, steps, options) / 2**20),
+        }
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, action="append", default=[], help="a finished run directory, once or more often")
+    parser.add_argument("--made-up", nargs="*", default=["chain-10", "chain-30", "star"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["tree", "dense", "padded", "trl", "conversations"])
+    parser.add_argument("--shape", choices=list(SHAPES), default="nano")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=8192, help="of a forward pass, padding included")
+    parser.add_argument("--batch", type=int, default=64, help="examples of an optimiser step of a run")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    ways = [*dict.fromkeys([*options.ways, "padded"])]
+    workloads = {name: made_up(name, options.steps) for name in options.made_up}
+    workloads |= {str(folder): of_run(folder, options.steps, options.batch) for folder in options.run}
+    report = {name: measure(steps, ways, options) for name, steps in workloads.items()}
+    if options.json:
+        print(json.dumps(report))
+        return
+    for name, found in report.items():
+        print(f"{name}: {found['examples']} examples, {found['steps']} steps")
+        print(f"  {'':14} {'tokens':>9} {'saved':>6} {'s/step':>8} {'faster':>7}  {'spread':13} {'peak MB':>8}  last loss")
+        for way in ways:
+            one = found[way]
+            spread = "-".join(map(str, one["faster_spread"]))
+            print(
+                f"  {way:14} {one['tokens']:9} {one['tokens_saved']:6} {one['step_seconds']:8} {one['faster']:7}  {spread:13}"
+                f" {one['peak_megabytes']:8}  {one['last_loss']:.6f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

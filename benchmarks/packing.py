@@ -13,8 +13,8 @@ weights, on passes of at most `--tokens` tokens with their padding, and computes
     conversations  one sequence for each longest history, sorted by length, padded; a turn that several share is trained in one
 
 Ways take turns; passes are prepared beforehand, the step time is the median over steps and repeats and the ratio is taken step by
-step. Peak memory is measured in a process of its own for each way, above what the model, its gradients and its optimiser hold. `--run` adds the examples of a finished run
-as `leafe run` distilled them; its episodes are as long as its recipe says.
+step. Peak memory is measured in a process of its own for each way, above what the model, its gradients and its optimiser hold (Linux).
+`--run` adds the examples of a run as `leafe run` distilled them; its episodes are as long as its recipe says.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Weights:
 
     act: float = 1.0
     reflect: float = 2.0
-    recall: float = 1.0
+    recall: float = 2.0
     follow: float = 1.0
     drill: float = 2.0
     end: float = 0.1

@@ -159,6 +159,9 @@ def test_reflecting_is_taught_as_the_reply_that_the_parser_reads_back() -> None:
                 prefix += (token,)
 
 
+FLOOR = str.maketrans("XO√PS", "_____")
+
+
 def state_in(text: str) -> State:
     """The state that an observation shows."""
     board = text[text.index("#") :]
@@ -192,6 +195,39 @@ def test_advice_names_a_turn_that_was_not_among_the_best_and_gives_a_shortest_wa
                 state, _ = level.move(state, action)
             checked += 1
     assert checked > 20
+
+
+def seen_at(lesson: Lesson, turn: int) -> str:
+    """What stands before the player at a turn."""
+    return lesson.start if turn == 1 else lesson.moves[turn - 2].observation
+
+
+def test_a_reflection_can_copy_any_turn_that_is_named_to_it() -> None:
+    for lesson in LESSONS[:20]:
+        terms = taught(Writer(TOKENIZER, PROMPTS).row(lesson))
+        for lookback in lesson.lookbacks:
+            walk = walk_of(lesson.moves)[: lookback.after_turn]
+            asked = CHAT.prompt_ids(reflect_messages(scene_of(lesson), walk, ended=lookback.ended))
+            for turn in range(1, lookback.after_turn + 1):
+                header, copy = ids_of(f"{turn}:"), ids_of(f"{turn}: {seen_at(lesson, turn)}\n")
+                for place in range(len(header) + 1, len(copy)):
+                    assert copy[place] in terms[(*asked, *copy[:place])]
+
+
+def test_a_jumbled_episode_shows_other_boards_and_advises_truly_on_each() -> None:
+    lessons, checked = list(islice(SokobanTeacher(longest=8, jumbled=1.0).lessons(3), 30)), 0
+    for lesson in lessons[10:]:
+        for lookback in lesson.lookbacks:
+            if lookback.experience is None:
+                continue
+            board = seen_at(lesson, lookback.experience.turn)
+            level = parse(board[board.index("#") :])
+            (first, *_) = lookback.experience.text.rpartition("Go ")[2].rstrip(".").split()
+            assert first in distances(level).best(level.start)
+            checked += 1
+    assert checked > 20
+    walls = [{seen_at(lesson, turn).translate(FLOOR) for turn in range(1, len(lesson.moves) + 1)} for lesson in lessons[10:]]
+    assert sum(len(rooms) > 1 for rooms in walls) > 10
 
 
 def test_lessons_are_what_the_environment_would_show() -> None:

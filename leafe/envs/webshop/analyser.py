@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import cache, lru_cache
 
 from leafe.envs.webshop.porter import stem
@@ -38,6 +39,7 @@ _JOINS_DIGITS = r",;\u037e\u0589\u060c\u060d\u066c\u07f8\u2044\ufe10\ufe14\ufe50
 _JOINS_BOTH = r"'.\u2018\u2019\u2024\ufe52\uff07\uff0e"
 _CONNECTS = r"_\u202f\u203f\u2040\u2054\ufe33\ufe34\ufe4d-\ufe4f\uff3f"
 
+_FOREIGN = re.compile(r"[^\x00-\x7f]")
 _ASCII_WORD = re.compile(
     r"_*[a-z0-9][a-z0-9_]*(?:(?:(?<=[a-z])[:'.](?=[a-z])|(?<=[0-9])[,;'.](?=[0-9]))[a-z0-9_]+)*",
 )
@@ -49,17 +51,29 @@ def terms(text: str) -> list[str]:
     >>> terms("The Men's 2.5mm cables, ionized; wi-fi A.B.C")
     ['men', '2.5mm', 'cabl', 'ioniz', 'wi', 'fi', 'a.b.c']
     """
-    found = (term(token) for token in tokens(text))
-    return [one for one in found if one]
+    return [one for one in map(term, tokens(text)) if one]
 
 
 def tokens(text: str) -> list[str]:
     """The words of a text in lower case, stop words and endings included."""
     text = text.lower()
-    words = (_ASCII_WORD if text.isascii() else _word()).findall(text)
-    if all(len(word) <= LONGEST for word in words):
+    words = _ASCII_WORD.findall(text) if text.isascii() else list(_mixed(text))
+    if max(map(len, words), default=0) <= LONGEST:
         return words
     return [word[start : start + LONGEST] for word in words for start in range(0, len(word), LONGEST)]
+
+
+def _mixed(text: str) -> Iterator[str]:
+    """The words of a text of which some have characters beyond ASCII; no word goes on behind a space."""
+    at = 0
+    while foreign := _FOREIGN.search(text, at):
+        start = max(at, text.rfind(" ", at, foreign.start()) + 1)
+        end = text.find(" ", foreign.end())
+        end = end if end >= 0 else len(text)
+        yield from _ASCII_WORD.findall(text, at, start)
+        yield from _word().findall(text, start, end)
+        at = end
+    yield from _ASCII_WORD.findall(text, at)
 
 
 @lru_cache(maxsize=1 << 18)

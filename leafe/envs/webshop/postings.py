@@ -77,7 +77,7 @@ class PostingsMaker:
         self._clear()
 
     def _clear(self) -> None:
-        self._terms, self._documents, self._counts = array("i"), array("i"), array("H")
+        self._terms, self._documents, self._counts = array("i"), array("i"), array("i")
 
     def add(self, terms: Iterable[str]) -> None:
         """The next document, as its terms."""
@@ -85,7 +85,7 @@ class PostingsMaker:
         total = counted.total()
         self._terms.extend(map(self._numbers.__getitem__, counted))
         self._documents.extend(repeat(len(self._lengths), len(counted)))
-        self._counts.extend(min(one, MOST_COUNTED) for one in counted.values())
+        self._counts.extend(counted.values())
         self._lengths.append(length_to_byte(total))
         self._tokens += total
         if len(self._terms) >= self._block:
@@ -97,7 +97,9 @@ class PostingsMaker:
         order = np.argsort(terms, kind="stable")
         kept = []
         for name, values in (("terms", terms), ("documents", self._documents), ("counts", self._counts)):
-            plain = np.asarray(values)[order].astype(np.uint8 if name == "counts" else np.int32)
+            plain = np.asarray(values)[order]
+            if name == "counts":
+                plain = np.minimum(plain, MOST_COUNTED).astype(np.uint8)
             store = self._allocate(f"block-{len(self._blocks)}-{name}", plain.dtype.str, len(plain))
             store[:] = plain
             kept.append(store)

@@ -106,7 +106,13 @@ def lucene(catalogue: Catalogue, queries: list[str], jar: str) -> list[list[str]
                 file.write(json.dumps({"id": product.asin, "contents": indexed_text(product)}) + "\n")
         lines = "".join(f"{number}\t{query}\n" for number, query in enumerate(queries))
         (folder / "queries.tsv").write_text(lines, encoding="utf-8")
-        java(jar, "io.anserini.index.IndexCollection", collection="JsonCollection", input=folder / "documents", index=folder / "index")
+        java(
+            jar,
+            "io.anserini.index.IndexCollection",
+            collection="JsonCollection",
+            input=folder / "documents",
+            index=folder / "index",
+        )
         java(
             jar,
             "io.anserini.search.SearchCollection",
@@ -232,7 +238,10 @@ def shown(report: dict[str, Any]) -> str:
     for part, figures in report.items():
         lines.append(f"{part}: {figures}" if not isinstance(figures, dict) else part)
         if isinstance(figures, dict):
-            lines += [f"  {name:28} {value:.4g}" if isinstance(value, float) else f"  {name:28} {value}" for name, value in figures.items()]
+            lines += [
+                f"  {name:28} {value:.4g}" if isinstance(value, float) else f"  {name:28} {value}"
+                for name, value in figures.items()
+            ]
     return "\n".join(lines)
 
 

@@ -25,7 +25,10 @@ from leafe.records import decode
 GROUP = "leafe.environments"
 SHIPPED: dict[str, tuple[type[Environment], str]] = {
     "sokoban": (Sokoban, "push boxes onto targets; generated levels or Boxoban files; exact snapshots"),
-    "webshop": (WebShop, "buy what an instruction asks for in a shop; a small catalogue ships, official files by path; exact snapshots"),
+    "webshop": (
+        WebShop,
+        "buy what an instruction asks for in a shop; a small catalogue ships, official files by path; exact snapshots",
+    ),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
 }

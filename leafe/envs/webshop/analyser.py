@@ -14,10 +14,9 @@ from functools import cache, lru_cache
 
 from leafe.envs.webshop.porter import stem
 
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will"
-    " with".split()
-)
+_STOPPED = "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will"
+    " with"
+STOP_WORDS = frozenset(_STOPPED.split())
 LONGEST = 255  # characters of a token; a longer one is cut into pieces, as Lucene does
 
 # Ranges of code points as hexadecimal words, each `first-last` or a single one.
@@ -29,7 +28,9 @@ _EMOJI = (
     " 1f680-1f6ff 1f774-1f77f 1f7d5-1f7ff 1f80c-1f80f 1f848-1f84f 1f85a-1f85f 1f888-1f88f 1f8ae-1f8ff 1f90c-1f93a 1f93c-1f945"
     " 1f947-1fffd"
 )
-_IDEOGRAPHS = "2e80-2e99 2e9b-2ef3 2f00-2fd5 3007 3021-3029 3038-303a 3041-3096 309d-309f 3400-4db5 4e00-9fd5 f900-fa6d fa70-fad9 1f200"
+_IDEOGRAPHS = (
+    "2e80-2e99 2e9b-2ef3 2f00-2fd5 3007 3021-3029 3038-303a 3041-3096 309d-309f 3400-4db5 4e00-9fd5 f900-fa6d fa70-fad9 1f200"
+)
 _KATAKANA = "3031-3035 309b-309c 30a0-30fa 30fc-30ff 31f0-31ff 32d0-32fe 3300-3357 ff66-ff9d 1b000"
 _UNPARTED = "e01-e3a e40-e4e e81-ecd 1000-103f 1050-108f 109a-109f 1780-17d3 17d7 17dc-17dd 1950-19da 1a20-1a7c aa60-aac2"
 _MORE_LETTERS = "5f3 24b6-24e9 1f130-1f149 1f150-1f169 1f170-1f189"

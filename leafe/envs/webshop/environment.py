@@ -70,26 +70,29 @@ class WebShop(Environment):
         self._nouns = nouns_by(nouns)
         self._choice = Choice(goals, split_by, price_seed, horizon)
         self._catalogue: Catalogue = open_catalogue(files_of(data, attributes, instructions), folder)
-        self._goals: Goals | None = None
+        self._goals = Goals(self._catalogue, self._choice)
         self._now: Snapshot | None = None
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """`count` goals of a split. See `Environment.tasks`."""
-        self._goals = self._goals or Goals(self._catalogue, self._choice)
         found: dict[str, Task] = {}
         for task in self._goals.tasks(split, seed):
             if len(found) == count:
                 break
             found.setdefault(task.id, task)
         if len(found) < count:
-            raise UserError(f"wanted {count} tasks of split {split!r}, found {len(found)} among {len(self._goals)} goals; ask for fewer")
+            raise UserError(
+                f"wanted {count} tasks of split {split!r}, found {len(found)} among {len(self._goals)} goals; ask for fewer"
+            )
         return list(found.values())
 
     def reset(self, task: Task) -> Observation:
         """Shows the search page. Raises `UserError` when the task's product is not in this catalogue."""
         number = self._catalogue.number(str(task.payload.get("asin")))
         if number is None:
-            raise UserError(f"task {task.id!r} wants a product that is not in {self._catalogue.files.products}; give its catalogue: data=PATH")
+            raise UserError(
+                f"task {task.id!r} wants a product that is not in {self._catalogue.files.products}; give its catalogue: data=PATH"
+            )
         self._now = Snapshot(task, goal_of(task, self._catalogue.product(number)), Visit())
         return Observation(self._page(self._now))
 

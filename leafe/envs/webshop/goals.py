@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ class Goals:
         else:
             counts = catalogue.tables.goals
         self._counts = counts
-        self._splits = self._cut()
+        if choice.split_by == "goal" and len(self) <= VALID:
+            wish = f"the published cut wants more than {VALID} goals"
+            raise UserError(f"{wish}, found {len(self)} {choice.kind} ones; split by product: split_by=product")
 
     def __len__(self) -> int:
         return int(self._counts.sum(dtype=np.int64))
@@ -77,7 +80,8 @@ class Goals:
             number = int(products[place])
             yield self._task(number, int(place - first[number]))
 
-    def _cut(self) -> dict[str, Array]:
+    @cached_property
+    def _splits(self) -> dict[str, Array]:
         """The places of each split's goals in the list of all."""
         if self._choice.split_by == "product":
             tenths = np.array([seed_for("webshop product", asin.decode()) % 10 for asin in self._catalogue.tables.asins], np.int8)
@@ -86,8 +90,6 @@ class Goals:
             return {split: np.flatnonzero(chosen) for split, chosen in parts.items()}
         order = list(range(len(self)))
         random.Random(ORDER_SEED).shuffle(order)
-        if len(order) <= VALID:
-            raise UserError(f"the published cut wants more than {VALID} goals, found {len(order)}; split by product: split_by=product")
         shuffled = np.array(order, np.int32)
         return {"test": shuffled[:TESTED], "valid": shuffled[TESTED:VALID], "train": shuffled[VALID:]}
 
@@ -156,7 +158,11 @@ def read_instructions(path: Path) -> dict[str, list[dict[str, Any]]]:
 def _is_written(entries: Any) -> bool:
     def whole(entry: Any) -> bool:
         lists = ("instruction_attributes", "instruction_options")
-        return isinstance(entry, dict) and isinstance(entry.get("instruction"), str) and all(_is_texts(entry.get(name)) for name in lists)
+        return (
+            isinstance(entry, dict)
+            and isinstance(entry.get("instruction"), str)
+            and all(_is_texts(entry.get(name)) for name in lists)
+        )
 
     return isinstance(entries, list) and all(map(whole, entries))
 

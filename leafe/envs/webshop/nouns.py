@@ -16,16 +16,22 @@ from leafe.errors import MissingDependency, UnknownName
 
 Nouns = Callable[[str], Sequence[str]]
 _TOKEN = re.compile(r"[^\W\d_](?:[.'’](?=\w)|\w)*\.?(?<=\.)|[^\W_](?:[.'’](?=\w)|\w)*")
-_FUNCTION_WORDS = frozenset(
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_FUNCTION_WORDS = _words(
     "a about above across after against all also am an and another any are around as at be because been before behind below beneath"
     " beside between both but by can could did do does doing down during each either else ever every few for from had has have having"
     " he her here hers him his how i if in inside into is it its just least less many may me might mine more most much must my near"
     " neither never no none nor not of off on once one only onto or other our ours out outside over own per plus same shall she should"
     " since so some such than that the their them then there these they this those though through to too toward towards two three four"
     " five six seven eight nine ten twelve under until up upon us via very was we were what when where which while who whom whose why"
-    " will with within without would yet you your yours".split()
+    " will with within without would yet you your yours"
 )
-_ADJECTIVES = frozenset(
+_ADJECTIVES = _words(
     "able active adjustable adorable antique artificial automatic available basic beautiful best better big black blue bold brand brave"
     " breathable bright brown casual cheap classic clean clear cold comfortable comfy compact complete convenient cool cordless cosy cozy"
     " creative cruelty custom cute daily dark deep delicious delicate different digital dry durable easy eco elastic electric electronic"
@@ -36,12 +42,14 @@ _ADJECTIVES = frozenset(
     " optical orange organic original outdoor oval perfect personal pink plain plastic plush polished popular portable powerful practical"
     " premium pretty professional pure purple quick quiet raw real rechargeable red regular removable replaceable retro reusable rich round"
     " rustic safe sensitive sexy sharp shiny short shorter silent simple single skinny sleek sleeveless slim slimmer slippery small smart"
-    " smooth soft solid soluble special spicy square stable steady sticky straight strong stylish super sweet swift tall textured thick thin"
-    " tight tiny traditional transparent tropical ultimate unique universal useful vegan versatile vibrant vintage warm washable waterproof"
-    " wearable wet white whole wide wild wireless wonderful wooden yellow young".split()
+    " smooth soft solid soluble special spicy square stable steady sticky straight strong stylish super sweet swift tall textured thick"
+    " thin tight tiny traditional transparent tropical ultimate unique universal useful vegan versatile vibrant vintage warm washable waterproof"
+    " wearable wet white whole wide wild wireless wonderful wooden yellow young"
 )
-_VERBS = frozenset("add build buy carry fit fits get give gives keep keeps make makes need put provide provides reduce see shop use wear".split())
-_NOUNS = frozenset("assembly belly butterfly family finish jelly lily ply polish radish reply relish supply varnish vegetable".split())
+_VERBS = _words(
+    "add build buy carry fit fits get give gives keep keeps make makes need put provide provides reduce see shop use wear"
+)
+_NOUNS = _words("assembly belly butterfly family finish jelly lily ply polish radish reply relish supply varnish vegetable")
 _ENDINGS = re.compile(r"[a-z]{2,}(?:ly|able|ible|less|ful|ous|ish|proof|[b-df-hj-np-tv-z]ed|ated|ized|ised)")
 
 

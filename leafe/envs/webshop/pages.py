@@ -102,6 +102,8 @@ def labels(visit: Visit, found: Sequence[Product]) -> dict[str, tuple[str, str]]
     if visit.kind == "results":
         clickable |= {product.asin.lower(): ("product", product.asin) for product in found}
     if visit.kind == "item":
-        options = {printable(value).strip().lower(): ("option " + name, value) for name, values in found[0].options for value in values}
+        options = {
+            printable(value).strip().lower(): ("option " + name, value) for name, values in found[0].options for value in values
+        }
         clickable = {**options, **clickable}  # a button hides an option of its name, as in the original
     return clickable

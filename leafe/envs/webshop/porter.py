@@ -6,6 +6,8 @@ a consonant, digits and letters of other scripts included, because the original'
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 STEP_2 = {
     "ational": "ate",
     "tional": "tion",
@@ -30,7 +32,26 @@ STEP_2 = {
     "logi": "log",
 }
 STEP_3 = {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ful": "", "ness": ""}
-STEP_4 = {"al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ou", "ism", "ate", "iti", "ous", "ive", "ize"}
+STEP_4 = {
+    "al",
+    "ance",
+    "ence",
+    "er",
+    "ic",
+    "able",
+    "ible",
+    "ant",
+    "ement",
+    "ment",
+    "ent",
+    "ou",
+    "ism",
+    "ate",
+    "iti",
+    "ous",
+    "ive",
+    "ize",
+}
 
 
 def stem(word: str) -> str:
@@ -59,7 +80,7 @@ def _consonants(word: str) -> list[bool]:
 def _measure(word: str) -> int:
     """How many times a consonant follows a vowel."""
     marks = _consonants(word)
-    return sum(after and not before for before, after in zip(marks, marks[1:], strict=False))
+    return sum(after and not before for before, after in pairwise(marks))
 
 
 def _has_vowel(word: str) -> bool:

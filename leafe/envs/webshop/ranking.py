@@ -1,9 +1,9 @@
 """BM25 over postings, with the numbers of the original's search engine, so that its rankings come out in the same order.
 
-Lucene 8 with k1 = 0.9 and b = 0.4, which the original's search takes from Anserini: score = sum over the query's terms of w - w / (1 + f n),
-with w = (how often the query has the term) * ln(1 + (N - d + 0.5) / (d + 0.5)) and n = 1 / (k1 (1 - b + b L / mean L)); N documents with
-any term, d with this one, f times in this document, L its length as one byte holds it. Arithmetic is in 32 bits, sums in 64, as there.
-Documents of one score stand in the order of their names.
+Lucene 8 with k1 = 0.9 and b = 0.4, which the original's search takes from Anserini. A document's score is the sum over the query's terms
+of w - w / (1 + f n): w is the term's number in the query times ln(1 + (N - d + 0.5) / (d + 0.5)), with N documents that have any term and
+d that have this one; f is its number in the document; n is 1 / (k1 (1 - b + b L / M)), with the document's length L as one byte holds it
+and the mean length M. Arithmetic is in 32 bits and sums in 64, as there. Documents of one score stand in the order of their names.
 """
 
 from __future__ import annotations

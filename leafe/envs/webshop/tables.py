@@ -73,7 +73,9 @@ def make_tables(products: Path, attributes: Path, allocate: Allocate = in_memory
                 continue
             one = product(placed.value, None)
         except (ValueError, TypeError, AttributeError) as error:
-            raise CorruptFile(f"{products} holds no product at byte {placed.start}: {error}; give WebShop's items_shuffle file") from None
+            raise CorruptFile(
+                f"{products} holds no product at byte {placed.start}: {error}; give WebShop's items_shuffle file"
+            ) from None
         asins[asin] = len(asins)
         maker.add(terms(indexed_text(one)))
         combinations = min(MOST_COMBINATIONS, prod(len(values) for _, values in one.options))
@@ -174,7 +176,12 @@ def _mapped(place: Path) -> Tables:
 
     tokens = int(json.loads((place / "tables.json").read_text(encoding="utf-8"))["tokens"])
     arrays = {item.name: load(item.name) for item in fields(Postings) if item.name != "tokens"}
-    names = ("asins", "product-starts", "product-lengths", "attribute-starts", "attribute-lengths", "goals")
-    return Tables(*map(load, names), postings=Postings(**arrays, tokens=tokens))
-
-
+    return Tables(
+        asins=load("asins"),
+        starts=load("product-starts"),
+        lengths=load("product-lengths"),
+        attribute_starts=load("attribute-starts"),
+        attribute_lengths=load("attribute-lengths"),
+        goals=load("goals"),
+        postings=Postings(**arrays, tokens=tokens),
+    )

@@ -14,8 +14,10 @@ from functools import cache, lru_cache
 
 from leafe.envs.webshop.porter import stem
 
-_STOPPED = "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will"
-    " with"
+_STOPPED = (
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these"
+    " they this to was will with"
+)
 STOP_WORDS = frozenset(_STOPPED.split())
 LONGEST = 255  # characters of a token; a longer one is cut into pieces, as Lucene does
 

@@ -16,6 +16,7 @@ from leafe.errors import MissingDependency, UnknownName
 
 Nouns = Callable[[str], Sequence[str]]
 _TOKEN = re.compile(r"[^\W\d_](?:[.'’](?=\w)|\w)*\.?(?<=\.)|[^\W_](?:[.'’](?=\w)|\w)*")
+_POSSESSIVE = re.compile("['’]s$")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -40,7 +41,7 @@ _ADJECTIVES = _words(
     " flexible foldable formal free fresh friendly full functional funny furry fuzzy gentle genuine giant good gorgeous"
     " gray great green grey handmade handy happy hard healthy heavy high hot huge hypoallergenic ideal indoor instant"
     " invisible keto kosher large larger light lightweight little long loose lovely low luxurious magnetic manual matte"
-    " mechanical medical medium mens mini minimalist modern multi multifunctional multiple musical narrow natural new"
+    " mechanical medical medium mini minimalist modern multi multifunctional multiple musical narrow natural new"
     " nice nordic old optical orange organic original outdoor oval perfect personal pink plain plastic plush polished"
     " popular portable powerful practical premium pretty professional pure purple quick quiet raw real rechargeable red"
     " regular removable replaceable retro reusable rich round rustic safe sensitive sexy sharp shiny short shorter silent"
@@ -72,7 +73,7 @@ def by_rules(title: str) -> tuple[str, ...]:
     >>> by_rules("Set of 3 Adjustable Bar Stools for the Kitchen, Padded")
     ('set', 'bar', 'stools', 'kitchen')
     """
-    words = (word.lower() for word in _TOKEN.findall(title) if not word[0].isdigit())
+    words = (_POSSESSIVE.sub("", word.lower()) for word in _TOKEN.findall(title) if not word[0].isdigit())
     return tuple(word for word in words if not _is_other(word))
 
 

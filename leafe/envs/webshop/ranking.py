@@ -32,10 +32,10 @@ class _Term:
 class Ranking:
     """Answers queries over an index whose documents are called `names`, which ascend or not."""
 
-    def __init__(self, postings: Postings, names: Array) -> None:
+    def __init__(self, postings: Postings, names: Array, *, long: int = LONG) -> None:
         if len(postings.lengths) != len(names):
             raise ValueError(f"wanted a name for each of {len(postings.lengths)} documents, found {len(names)}")
-        self._postings, self._names = postings, names
+        self._postings, self._names, self._long = postings, names, long
         self._filled = int(np.count_nonzero(postings.lengths))
         mean = np.float32(postings.tokens / self._filled) if self._filled else np.float32(1)
         lengths = np.array([byte_to_length(code) for code in range(256)], np.float32)
@@ -50,7 +50,7 @@ class Ranking:
         candidates: Array | None = None
         left = float(sum(term.weight for term in found))
         for term in found:
-            if candidates is None and len(term.documents) >= LONG:
+            if candidates is None and len(term.documents) >= self._long:
                 candidates = _candidates(scores, left, count)
             left -= float(term.weight)
             if candidates is None:

@@ -56,7 +56,10 @@ def main() -> None:
     options = parser.parse_args()
     catalogue = Catalogue(files_of(options.data), None)
     products = [catalogue.product(number) for number in range(len(catalogue))]
-    tagger = with_spacy() if options.against == "spacy" else with_textblob()
+    try:
+        tagger = with_spacy() if options.against == "spacy" else with_textblob()
+    except ImportError as error:
+        parser.error(str(error))
     report = {"against": options.against, "products": len(products), **words(products, tagger)}
     for name, pairs in pairs_of(products, options.pairs).items():
         for way, nouns in (("rules", by_rules), ("every_word", every_word)):

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,12 @@ def test_nouns_by_rules_give_the_title_scores_that_the_original_expects_of_its_t
     ):
         nouns = by_rules(goal)
         assert len(set(nouns) & set(by_rules(bought))) / len(nouns) == pytest.approx(score, abs=1e-3)
+
+
+@pytest.mark.skipif(find_spec("spacy") is not None, reason="spaCy is installed")
+def test_asking_for_spacy_where_it_is_not_is_one_sentence() -> None:
+    said = leafe("check-env", "webshop", "nouns=spacy")
+    assert said.status == 2 and "type: pip install spacy && python -m spacy download en_core_web_sm" in said.err
 
 
 texts = st.text(alphabet="abcde red é,.'-(", max_size=30)

@@ -17,7 +17,7 @@ import numpy as np
 from leafe.envs.webshop.postings import Array, Postings, byte_to_length, term_hash
 
 K1, B = np.float32(0.9), np.float32(0.4)
-LONG = 20_000  # postings from which on it pays to look first whether a term can still change the result
+STRETCH = 1024  # documents of which only the best one is looked at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class _Term:
 class Ranking:
     """Answers queries over an index whose documents are called `names`, which ascend or not."""
 
-    def __init__(self, postings: Postings, names: Array, *, long: int = LONG) -> None:
+    def __init__(self, postings: Postings, names: Array, *, stretch: int = STRETCH) -> None:
         if len(postings.lengths) != len(names):
             raise ValueError(f"wanted a name for each of {len(postings.lengths)} documents, found {len(names)}")
-        self._postings, self._names, self._long = postings, names, long
+        self._postings, self._names, self._stretch = postings, names, stretch
         self._filled = int(np.count_nonzero(postings.lengths))
         mean = np.float32(postings.tokens / self._filled) if self._filled else np.float32(1)
         lengths = np.array([byte_to_length(code) for code in range(256)], np.float32)
@@ -43,21 +43,11 @@ class Ranking:
 
     def search(self, terms: Iterable[str], count: int = 50) -> list[int]:
         """The numbers of the documents with the highest scores, best first; documents without any of the terms are never among them."""
-        found = sorted(filter(None, map(self._term, *_counted(terms))), key=lambda term: len(term.documents))
-        if not found:
-            return []
-        scores = np.zeros(len(self._names))
-        candidates: Array | None = None
-        left = float(sum(term.weight for term in found))
-        for term in found:
-            if candidates is None and len(term.documents) >= self._long:
-                candidates = _candidates(scores, left, count)
-            left -= float(term.weight)
-            if candidates is None:
-                scores[term.documents] += self._parts(term, term.documents, term.counts)
-            else:
-                self._add_to(scores, candidates, term)
-        return self._best(scores, candidates, count)
+        scores = np.zeros(-(-len(self._names) // self._stretch) * self._stretch)
+        for term, times in Counter(terms).items():
+            if (found := self._term(term, times)) is not None:
+                scores[found.documents] += self._parts(found)
+        return self._best(scores.astype(np.float32), count)
 
     def _term(self, term: str, times: int) -> _Term | None:
         """A query's term with its postings, or None when no document has it."""
@@ -69,38 +59,20 @@ class Ranking:
         rarity = np.float32(np.log1p((self._filled - (end - start) + 0.5) / ((end - start) + 0.5)))
         return _Term(np.float32(times) * rarity, kept.documents[start:end], kept.counts[start:end])
 
-    def _parts(self, term: _Term, documents: Array, counts: Array) -> Array:
-        """What a term adds to the score of some of its documents."""
-        inverse = self._inverse[self._postings.lengths[documents]]
-        parts: Array = term.weight - term.weight / (np.float32(1) + counts.astype(np.float32) * inverse)
+    def _parts(self, term: _Term) -> Array:
+        """What a term adds to the scores of its documents."""
+        inverse = self._inverse[self._postings.lengths[term.documents]]
+        parts: Array = term.weight - term.weight / (np.float32(1) + term.counts.astype(np.float32) * inverse)
         return parts
 
-    def _add_to(self, scores: Array, candidates: Array, term: _Term) -> None:
-        """Adds a term to the candidates' scores alone."""
-        places = np.minimum(np.searchsorted(term.documents, candidates), len(term.documents) - 1)
-        has = term.documents[places] == candidates
-        scores[candidates[has]] += self._parts(term, candidates[has], term.counts[places[has]])
-
-    def _best(self, scores: Array, candidates: Array | None, count: int) -> list[int]:
-        among = np.flatnonzero(scores) if candidates is None else candidates
-        exact = scores[among].astype(np.float32)
+    def _best(self, scores: Array, count: int) -> list[int]:
+        """The best documents with a score. At least `count` of them reach the least of the `count` best stretches' best scores."""
+        tops = scores.reshape(-1, self._stretch).max(axis=1, initial=0)
+        least = np.partition(tops, len(tops) - count)[len(tops) - count] if len(tops) > count else 0
+        among = np.flatnonzero(scores >= least) if least > 0 else np.flatnonzero(scores > 0)
+        exact = scores[among]
         if len(among) > count:
             least = np.partition(exact, len(exact) - count)[len(exact) - count]
             among, exact = among[exact >= least], exact[exact >= least]
         order = np.lexsort((self._names[among], -exact))[:count]
         return [int(number) for number in among[order]]
-
-
-def _counted(terms: Iterable[str]) -> tuple[list[str], list[int]]:
-    counted = Counter(terms)
-    return list(counted), list(counted.values())
-
-
-def _candidates(scores: Array, left: float, count: int) -> Array | None:
-    """The documents that can still be among the best when no more than `left` can be added to any; None if any document can."""
-    touched = np.flatnonzero(scores).astype(np.int32)
-    if len(touched) < count:
-        return None
-    values = scores[touched]
-    least = np.partition(values, len(values) - count)[len(values) - count] * (1 - 1e-6)
-    return touched[values + left >= least] if left < least else None

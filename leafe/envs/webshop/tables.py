@@ -171,7 +171,8 @@ def _in_files(folder: Path) -> Allocate:
 def _mapped(place: Path) -> Tables:
     def load(name: str) -> Array:
         file = place / f"{name}.npy"
-        found: Array = np.load(file, mmap_mode="r") if file.stat().st_size > 256 else np.load(file)
+        # A plain array over the mapped file: numpy's own class for such files costs time at every slice.
+        found: Array = np.asarray(np.load(file, mmap_mode="r" if file.stat().st_size > 256 else None))
         return found
 
     tokens = int(json.loads((place / "tables.json").read_text(encoding="utf-8"))["tokens"])

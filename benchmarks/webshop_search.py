@@ -78,8 +78,11 @@ def compare(catalogue: Catalogue, jar: str | None) -> dict[str, Any]:
         return {**timed, "problem": "no comparison: name Anserini's jar with --anserini"}
     try:
         theirs = lucene(catalogue, queries, jar)
-    except (OSError, subprocess.CalledProcessError) as error:
-        return {**timed, "problem": f"no comparison: Anserini cannot be run ({error}); is Java installed, and is {jar} its fatjar?"}
+    except OSError as error:
+        return {**timed, "problem": f"no comparison: Java cannot be run ({error}); install Java 11 or later"}
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[0]
+        return {**timed, "problem": f"no comparison: Anserini cannot be run ({said}); is {jar} its fatjar?"}
     pairs = list(zip(ours, theirs, strict=True))
     return {
         **timed,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -73,6 +74,8 @@ class Catalogue:
         self._ranking = Ranking(self.tables.postings, self.tables.asins)
         self._by_asin = np.argsort(self.tables.asins)
         self._open = {path: os.open(path, os.O_RDONLY) for path in (files.products, files.attributes)}
+        for descriptor in self._open.values():
+            weakref.finalize(self, os.close, descriptor)
         self.product = lru_cache(maxsize=REMEMBERED)(self._product)
         self.search = lru_cache(maxsize=REMEMBERED)(self._search)
 

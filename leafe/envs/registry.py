@@ -18,12 +18,17 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup, SlipperySokoban
 from leafe.envs.sokoban.environment import Sokoban
+from leafe.envs.webshop.environment import WebShop
 from leafe.errors import UnknownName, UserError
 from leafe.records import decode
 
 GROUP = "leafe.environments"
 SHIPPED: dict[str, tuple[type[Environment], str]] = {
     "sokoban": (Sokoban, "push boxes onto targets; generated levels or Boxoban files; exact snapshots"),
+    "webshop": (
+        WebShop,
+        "buy what an instruction asks for in a shop; a small catalogue ships, official files by path; exact snapshots",
+    ),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
 }

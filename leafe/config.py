@@ -214,7 +214,7 @@ class RunConfig(Settings):
 
 
 # How and where a run is done, not what comes out of it.
-MACHINE = {"engine": {"threads", "slots", "concurrency", "base_url"}}
+MACHINE = {"engine": {"threads", "slots", "concurrency", "base_url"}, "train": {"attention", "checkpointing", "processes"}}
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -17,7 +17,6 @@ import resource
 import select
 import sys
 import time
-from typing import Any
 
 TICK = 0.01  # seconds between looks at what all processes use
 TAIL = 4096  # bytes of standard error that are kept
@@ -134,13 +133,12 @@ class Driver:
 
     def end_everything(self, child: int) -> tuple[int, float, int]:
         """Ends and reaps all processes but this one; the program's status, all CPU seconds, and the largest resident size."""
-        status, cpu, memory = 0, 0.0, 0
+        status, cpu, memory, reaped = 0, 0.0, 0, False
         while True:
-            try:
-                # Without a container -1 would be every process of the user, and there the program cannot start any.
-                os.kill(-1 if self.contained else child, 9)
-            except ProcessLookupError:
-                pass
+            if self.contained:
+                send_kill(-1)
+            elif not reaped:  # -1 would be every process of the user; there the program has no processes of its own
+                send_kill(child)
             try:
                 pid, ended, usage = os.wait4(-1, 0)
             except ChildProcessError:
@@ -148,7 +146,7 @@ class Driver:
             cpu += usage.ru_utime + usage.ru_stime
             memory = max(memory, usage.ru_maxrss * 1024)
             if pid == child:
-                status = os.waitstatus_to_exitcode(ended)
+                status, reaped = os.waitstatus_to_exitcode(ended), True
 
 
 class Watch:
@@ -220,6 +218,14 @@ class Watch:
         if memory > self.driver.memory:
             return "memory"
         return "time" if cpu > self.driver.cpu else ""
+
+
+def send_kill(target: int) -> None:
+    """Ends a process, or with -1 all but this one; none there is fine."""
+    try:  # noqa: SIM105 - contextlib costs milliseconds to import
+        os.kill(target, 9)
+    except ProcessLookupError:
+        pass
 
 
 def read_exactly(count: int) -> bytes | None:

@@ -46,7 +46,10 @@ class Sandbox:
                         outcome = session.run(text.encode("utf-8", "replace"))
                         lost = not session.clean
                     except Lost as reason:
-                        outcome, lost = Outcome(Verdict.TIME if reason.late else Verdict.ERROR, stderr=f"the sandbox: {reason}"), True
+                        outcome, lost = (
+                            Outcome(Verdict.TIME if reason.late else Verdict.ERROR, stderr=f"the sandbox: {reason}"),
+                            True,
+                        )
                     if lost:
                         session.close()
                         session = None

@@ -10,7 +10,8 @@ import os
 import select
 import subprocess
 import time
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
 
 from leafe.envs.sandbox.container import Launch
@@ -36,25 +37,14 @@ class Session:
     def __init__(self, launch: AbstractContextManager[Launch], limits: Limits) -> None:
         self.limits = limits
         self.clean = True  # whether the program left nothing behind in its scratch folder
-        with launch as what:
-            self._process = subprocess.Popen(
-                what.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=dict(what.surroundings),
-                pass_fds=what.descriptors,
-                cwd="/",
-                user=what.user,
-                group=what.user,
-                extra_groups=None if what.user is None else [],
-                start_new_session=True,
-            )
-            try:
-                self._await_start()
-            except BaseException:
-                self.close()
-                raise
+        self._held = ExitStack()
+        what = self._held.enter_context(launch)
+        try:
+            self._process = self._held.enter_context(_started(what))
+            self._await_start()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Session:
         return self
@@ -130,10 +120,32 @@ class Session:
         return bytes(parts)
 
     def close(self) -> None:
-        """Ends the sandbox and everything in it. Bubblewrap's death ends its namespace."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        """Ends the sandbox and everything in it."""
+        self._held.close()
+
+
+@contextmanager
+def _started(what: Launch) -> Iterator[subprocess.Popen[bytes]]:
+    """The process outside; when it is killed, bubblewrap takes its namespace along."""
+    process = subprocess.Popen(
+        what.command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(what.surroundings),
+        pass_fds=what.descriptors,
+        cwd="/",
+        user=what.user,
+        group=what.user,
+        extra_groups=None if what.user is None else [],
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
                 with suppress(OSError):
                     stream.close()

@@ -74,7 +74,9 @@ def _unless(number: int, test: bytes) -> bytes:
 
 
 def assemble(*, contained: bool, own_process: int = 0) -> bytes:
-    """The filter for this machine, an array of the kernel's `struct sock_filter`. Without a container it also keeps the program, process `own_process`, to itself.
+    """The filter for this machine, an array of the kernel's `struct sock_filter`.
+
+    Without a container it also keeps the program, process `own_process`, to itself.
 
     Raises `KeyError` on a machine that the tables do not know.
     """

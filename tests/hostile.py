@@ -2,7 +2,8 @@
 
 Each is the body of a function `attack()`. It prints a line with ESCAPED when it got through, or the secret when it could read it. The
 names OUTSIDE (a folder with `secret` and `writable`), VICTIM (a process id), PORT, ABSTRACT (a socket's name), HOME and SECRET_NAME (an
-environment variable) are those of the process that runs the sandbox; RETAL is a word of the next input backwards. `harmless` inputs make every one of them print 42 and nothing else.
+environment variable) are those of the process that runs the sandbox; RETAL is a word of the next input backwards. A `harmless` input
+makes every one of them print 42 and nothing else.
 """
 
 from __future__ import annotations

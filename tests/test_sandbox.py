@@ -155,7 +155,7 @@ def test_inputs_are_run_only_as_they_are_asked_for(sandbox: Sandbox) -> None:
 
     runs = sandbox.run(Program("print(input())"), inputs(), Limits())
     assert next(runs).stdout == "0\n" and given == ["0"]
-    runs.close()  # type: ignore[attr-defined]
+    runs.close()
 
 
 def test_many_programs_run_at_once_and_do_not_mix(sandbox: Sandbox) -> None:
@@ -184,7 +184,7 @@ def test_nothing_is_left_when_a_run_is_given_up_half_way(sandbox: Sandbox) -> No
     runs = sandbox.run(Program("print(1)"), ["", ""], Limits())
     next(runs)
     before = threading.active_count()
-    runs.close()  # type: ignore[attr-defined]
+    runs.close()
     assert threading.active_count() == before and named(token) == []
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from functools import cache
 
 from leafe.envs.sandbox.container import KINDS, interpreter_or_default
@@ -35,8 +35,11 @@ class Sandbox:
         self.kind = kind
         self.interpreter = interpreter_or_default(interpreter)
 
-    def run(self, program: Program, inputs: Iterable[str], limits: Limits) -> Iterator[Outcome]:
-        """The outcome on each input in turn, run only as it is asked for. Raises `EnvironmentFailure` when no sandbox starts."""
+    def run(self, program: Program, inputs: Iterable[str], limits: Limits) -> Generator[Outcome, None, None]:
+        """The outcome on each input in turn, run only as it is asked for; until it is closed it holds a container's place.
+
+        Raises `EnvironmentFailure` when no sandbox starts.
+        """
         session: Session | None = None
         with _slots():
             try:

@@ -19,20 +19,18 @@ from leafe.envs.programs.problem import Case, Excluded, Problem, parted
 
 PYTHON3 = 3  # the number of the language in the published schema
 SPECIAL_JUDGE = re.compile(
-    r"""(?:print|output|find|display|write|choose|give|return|report)\s+(?:\w+\s+){0,3}any\b
-    | any\s+(?:of\s+(?:them|these|those)|valid|suitable|correct|possible\s+(?:answer|solution|order)|such|optimal)\b(?!\s+is)
-    | (?:multiple|several|many|more\s+than\s+one|different)\s+(?:\w+\s+){0,3}(?:answers?|solutions?|ways|sequences|possibilities)\b[^.]*
-      (?:any|arbitrary|accepted|allowed)
-    | (?:in|of)\s+(?:any|arbitrary)\s+order\b
-    | (?:absolute|relative)\s+(?:or\s+(?:absolute|relative)\s+)?error
-    | (?:answer|number|real|value)s?\b[^.]{0,60}(?:within|precision|accuracy|tolerance)""",
+    r"""(?:print|output|display|report|find)\s+(?:\w+\s+){0,2}any\b(?!\s+(?:character|letter|integer|number|case)s?\b)
+    | satisfied\s+(?:by|with)\s+any\b
+    | if\s+there\s+(?:are|is|exist)[^.]*\b(?:any|arbitrary)\s+(?:of|one|such)\b
+    | (?:print|output)\b[^.]{0,80}\bin\s+(?:any|arbitrary)\s+order\b
+    | (?:absolute|relative)\s+(?:or\s+(?:absolute|relative)\s+)?error""",
     re.IGNORECASE | re.VERBOSE,
 )
 INTERACTIVE = re.compile(r"interactive\s+(?:problem|task)|flush\s+(?:the\s+)?(?:output|stdout)", re.IGNORECASE)
 
 
 class CodeContests(Programming):
-    """Competitive programming. A folder's files belong to the split that their names or folders begin with; others are split by problem.
+    """Competitive programming. Files belong to the split that their names begin with or their folders are called; others are split by problem.
 
     With `special_judges` the problems that want a judge of their own are kept and compared word by word like all others.
     """
@@ -40,7 +38,7 @@ class CodeContests(Programming):
     name = "codecontests"
     actions_help = "A whole Python 3 program."
     splits = ("train", "valid", "test")
-    own = "codecontests.jsonl"
+    own = "codecontests"
 
     def __init__(self, *, special_judges: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
@@ -48,10 +46,9 @@ class CodeContests(Programming):
 
     def split_of(self, row: Mapping[str, Any], file: Path) -> str:
         """As published, where the file says so; else eight of ten problems are for training."""
-        for part in (file.name, file.parent.name):
-            for split in self.splits:
-                if part.startswith(split):
-                    return split
+        for split in self.splits:
+            if file.name.startswith(split) or file.parent.name in (split, f"{split}ation"):
+                return split
         draw = seed_for("codecontests-split", row["name"]) % 10
         return "train" if draw < 8 else "valid" if draw == 8 else "test"
 
@@ -65,6 +62,8 @@ class CodeContests(Programming):
         if not self._special_judges and SPECIAL_JUDGE.search(statement):
             raise Excluded("a special judge")
         hidden = [*_cases(row["private_tests"]), *_cases(row.get("generated_tests"))]
+        # Some published examples stand in the statement and among the hidden tests alone.
+        hidden = [case for case in hidden if not _stands_in(statement, case.input)]
         public, hidden_kept = parted(_cases(row["public_tests"]), hidden, self._most)
         return Problem(
             name=str(row["name"]),
@@ -79,10 +78,20 @@ class CodeContests(Programming):
 
 
 def _cases(tests: Any) -> Iterator[Case]:
-    """Tests as lists of inputs and outputs, or as a list of pairs."""
+    """Tests as lists of inputs and outputs, or as a list of pairs.
+
+    Published inputs may lack their last newline, and programs that cut off the last character of each line need it.
+    """
     pairs = zip(tests["input"], tests["output"], strict=True) if isinstance(tests, Mapping) else _fields(tests, "input", "output")
     for text, expected in pairs:
-        yield Case(str(text), str(expected), str(text))
+        text = str(text).rstrip("\n") + "\n"
+        yield Case(text, str(expected), text)
+
+
+def _stands_in(statement: str, text: str) -> bool:
+    """Whether an input is an example of the statement: the same lines in a row, blank ones left out."""
+    whole, part = ("\n".join(line.strip() for line in one.splitlines() if line.strip()) for one in (statement, text))
+    return f"\n{part}\n" in f"\n{whole}\n"
 
 
 def _in_python(programs: Any) -> Iterator[str]:

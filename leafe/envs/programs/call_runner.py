@@ -50,7 +50,7 @@ def main() -> None:
     exec(compile(source, "program.py", "exec"), names)
     exec(compile(asked["setup"], "setup.py", "exec"), names)
     value = eval(compile(asked["call"], "call.py", "eval"), names)
-    print("\n" + canonical(value))
+    sys.stdout.write("\n" + canonical(value) + "\n")
 
 
 if __name__ == "__main__":

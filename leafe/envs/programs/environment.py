@@ -45,7 +45,7 @@ class Episode:
 def program_in(text: str) -> str:
     """The program in a submission: its last fenced block, or all of it where there is none."""
     blocks = _FENCED.findall(text)
-    return (blocks[-1] if blocks else text).strip("\n")
+    return (blocks[-1] if blocks else text).strip("\n").encode("utf-8", "replace").decode()
 
 
 class Programming(Environment):
@@ -56,7 +56,7 @@ class Programming(Environment):
 
     fidelity = Fidelity.SNAPSHOT
     splits: ClassVar[tuple[str, ...]]
-    own: ClassVar[str]  # the file of our own problems
+    own: ClassVar[str]  # where our own problems are
 
     def __init__(
         self,
@@ -171,8 +171,8 @@ class Programming(Environment):
         if now.final is not None:
             return now.final
         source = program_in(action)
-        if not source.strip() or len(source) > LONGEST_PROGRAM:
-            length = f"That is longer than {LONGEST_PROGRAM} characters. " if source.strip() else ""
+        if not source.strip() or "\0" in source or len(source) > LONGEST_PROGRAM:
+            length = f"That is longer than {LONGEST_PROGRAM} characters. " if len(source) > LONGEST_PROGRAM else ""
             return Observation(f"{length}{NO_PROGRAM[now.problem.kind]}", info={"verdict": "none"})
         observation = self._judgement(now.problem, source)
         if observation.info["verdict"] != "none":

@@ -70,7 +70,8 @@ def judge(sandbox: Sandbox, problem: Problem, source: str) -> Failure | None:
 
 def _first_failure(sandbox: Sandbox, problem: Problem, program: Program) -> tuple[Failure | None, list[int]]:
     """The first failure, and the numbers of the cases before it that came to an end too late to be sure."""
-    cases, late = [*problem.public, *problem.hidden], []
+    cases = [*problem.public, *problem.hidden]
+    late: list[int] = []
     outcomes = sandbox.run(program, [case.input for case in cases], limits_of(problem))
     with closing(outcomes):
         for number, outcome in enumerate(outcomes):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import leafe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import FULL, Hand, grown, turns_in
@@ -110,7 +111,7 @@ def test_every_own_problem_is_solved_by_its_solution_and_not_by_its_wrong_progra
         ("print(2)", "Public test 2 of 2: the answer is wrong.\nInput:\n-4\nExpected:\n-8\nGot:\n2"),
         ("pass", "Public test 1 of 2: the answer is wrong.\nInput:\n1\nExpected:\n2\nGot:\n(nothing)"),
         (
-            "\nprint([][1])",
+            "x = 1\nprint([][1])",
             "Public test 1 of 2: the program fails: line 2: IndexError: list index out of range.\nInput:\n1\nExpected:\n2",
         ),
         ("raise SystemExit(3)", "Public test 1 of 2: the program fails: exit status 3.\nInput:\n1\nExpected:\n2"),
@@ -415,13 +416,15 @@ def test_wrong_paths_and_broken_files_are_one_sentence(tmp_path: Path) -> None:
     for name, text, said in (
         ("train-a.jsonl", "{", "is no JSON"),
         ("train-b.jsonl", "[1]\n", "should be a problem"),
-        ("train-c.jsonl", '{"name": "x"}\n', "is no problem of codecontests's schema"),
+        ("train-c.jsonl", '{"name": "x"}\n', "should hold problems with the column 'description' and has name"),
+        ("train-f.jsonl", json.dumps(row()) + "\n{}\n", "is no problem of codecontests's schema"),
+        ("train-g.jsonl", "", "should hold problems with the column 'name' and has nothing"),
         ("train-d.jsonl", json.dumps(row(public_tests=5)) + "\n", "is no problem of codecontests's schema"),
         ("train-e.jsonl", "\udcff\n", "is no JSON"),
     ):
         (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(CorruptFile, match=said):
-            made("codecontests", path=str(tmp_path / name)).tasks("train", 1)
+            made("codecontests", path=str(tmp_path / name)).tasks("train", 2)
     with pytest.raises(UnknownName, match="did you mean 'valid'"):
         made("mbpp").tasks("vald", 1)
     with pytest.raises(UserError, match="time_factor above 0"):
@@ -447,6 +450,32 @@ def test_parquet_holds_the_same_problems_as_json_lines(tmp_path: Path) -> None:
     (tmp_path / "train-bad.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(CorruptFile, match="is no parquet file"):
         made("codecontests", path=str(tmp_path / "train-bad.parquet")).tasks("train", 1)
+
+
+# On the command line
+
+
+@contained
+@pytest.mark.parametrize("command", [("check-env",), ("play",)])
+def test_a_wrong_path_a_broken_file_and_a_missing_sandbox_end_with_status_2(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = f"sandbox={KINDS[0]}"
+    broken = written(tmp_path / "train.jsonl", {"name": "x"})
+    for argument, said in (
+        (f"path={tmp_path}/absent", "no problem file at"),
+        (f"path={broken}", "should hold problems with the column"),
+    ):
+        done = leafe(*command, "codecontests", kind, argument)
+        assert done.status == 2 and said in done.err and done.err.count("\n") == 1
+    monkeypatch.setenv("PATH", "/nowhere")
+    objection.cache_clear()
+    try:
+        done = leafe(*command, "mbpp")
+        assert "sudo apt-get install bubblewrap" in leafe("doctor", "--json").out
+    finally:
+        objection.cache_clear()
+    assert done.status == 2 and "bubblewrap is not installed; to mend it: sudo apt-get install bubblewrap" in done.err
 
 
 # The shared data

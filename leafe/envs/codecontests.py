@@ -30,14 +30,16 @@ INTERACTIVE = re.compile(r"interactive\s+(?:problem|task)|flush\s+(?:the\s+)?(?:
 
 
 class CodeContests(Programming):
-    """Competitive programming. Files belong to the split that their names begin with or their folders are called; others are split by problem.
+    """Competitive programming.
 
-    With `special_judges` the problems that want a judge of their own are kept and compared word by word like all others.
+    Files belong to the split that their names begin with or their folders are called; the problems of others are split by name. With
+    `special_judges` the problems that want a judge of their own are kept and compared word by word like all others.
     """
 
     name = "codecontests"
     actions_help = "A whole Python 3 program."
     splits = ("train", "valid", "test")
+    columns = ("name", "description", "public_tests", "private_tests")
     own = "codecontests"
 
     def __init__(self, *, special_judges: bool = False, **settings: Any) -> None:

@@ -28,6 +28,7 @@ class Mbpp(Programming):
     name = "mbpp"
     actions_help = "Python 3 code that defines the function."
     splits = tuple(RANGES)
+    columns = ("task_id", "test_list", "code")
     own = "mbpp.jsonl"
 
     def __init__(self, *, public_tests: int = 1, **settings: Any) -> None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from leafe.digest import seed_for, text_digest
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.programs.feedback import NO_PROGRAM, feedback, opening
-from leafe.envs.programs.files import places, problem_files, row_at
+from leafe.envs.programs.files import check_files, places, problem_files, row_at
 from leafe.envs.programs.judge import judge
 from leafe.envs.programs.problem import Excluded, Problem
 from leafe.envs.sandbox.probe import require
@@ -56,6 +56,7 @@ class Programming(Environment):
 
     fidelity = Fidelity.SNAPSHOT
     splits: ClassVar[tuple[str, ...]]
+    columns: ClassVar[tuple[str, ...]]  # that the schema must have
     own: ClassVar[str]  # where our own problems are
 
     def __init__(
@@ -76,6 +77,7 @@ class Programming(Environment):
         self._sandbox = Sandbox(sandbox, interpreter=interpreter)
         require(sandbox, interpreter)
         self._root = Path(path).expanduser() if path is not None else OWN / self.own
+        check_files(self._root, self.columns)
         self._horizon, self._most, self._time_factor = horizon, hidden_tests, time_factor
         self._judged: OrderedDict[tuple[str, str], Observation] = OrderedDict()
         self._now: Episode | None = None

@@ -48,6 +48,22 @@ def _places(file: Path, size: int, changed: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def check_files(path: Path, columns: tuple[str, ...]) -> None:
+    """Raises a `UserError` when there are no problem files, or one of them does not begin with a row that has these columns."""
+    for file in problem_files(path):
+        about = file.stat()
+        _check_file(file, about.st_size, about.st_mtime_ns, columns)
+
+
+@lru_cache(maxsize=1024)
+def _check_file(file: Path, size: int, changed: int, columns: tuple[str, ...]) -> None:
+    found = _parquet(file).schema_arrow.names if file.suffix == ".parquet" else row_at(file, 0) if size else ()
+    missing = [column for column in columns if column not in found]
+    if missing:
+        has = ", ".join(list(found)[:12]) or "nothing"
+        raise CorruptFile(f"{file} should hold problems with the column {missing[0]!r} and has {has}; see docs/environments.md")
+
+
 def row_at(file: Path, place: int) -> Mapping[str, Any]:
     """One row. Raises `CorruptFile` when what is there is no row, and `UserError` when the file cannot be read."""
     try:

@@ -6,11 +6,14 @@ import os
 import platform
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hostile import ATTACKS, Attack, source
@@ -75,10 +78,7 @@ def named(name: object) -> list[str]:
 
 def still_there(name: object) -> list[str]:
     """The same, after a little patience: a killed process takes a moment to go."""
-    for _ in range(100):
-        if not named(name):
-            return []
-        time.sleep(0.05)
+    eventually(lambda: not named(name))
     return named(name)
 
 
@@ -186,6 +186,44 @@ def test_nothing_is_left_when_a_run_is_given_up_half_way(sandbox: Sandbox) -> No
     before = threading.active_count()
     runs.close()
     assert threading.active_count() == before and named(token) == []
+
+
+def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox) -> None:
+    spinning = "import time\nprint('up', flush=True)\nwhile True:\n    time.sleep(0.01)"
+    code = (
+        "from leafe.envs.sandbox.limits import Limits, Program\nfrom leafe.envs.sandbox.sandbox import Sandbox\n"
+        f"Sandbox({sandbox.kind!r}).run_once(Program({spinning!r}), limits=Limits(cpu_seconds=50, wall_seconds=100))"
+    )
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", code], env=surroundings) as victim:
+        family = eventually(lambda: len(found := descendants(victim.pid)) >= 2 and found)
+        victim.kill()
+    assert family and eventually(lambda: not [pid for pid in family if alive(pid)])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that this one started, and those that they started."""
+    try:
+        children = {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except OSError:
+        return set()
+    return children.union(*(descendants(child) for child in children))
+
+
+def eventually(look: Callable[[], Any]) -> Any:
+    """What is seen in the end, with patience for what takes a moment."""
+    for _ in range(200):
+        if found := look():
+            return found
+        time.sleep(0.05)
+    return look()
 
 
 def test_an_unknown_kind_and_a_missing_interpreter_are_one_sentence() -> None:

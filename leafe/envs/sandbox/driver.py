@@ -23,7 +23,8 @@ TAIL = 4096  # bytes of standard error that are kept
 HEADROOM = 512 * 2**20  # address space beyond the memory limit, for stacks that are reserved and never used
 STACK = 64 * 2**20
 PAGE = resource.getpagesize()
-NOT_DUMPABLE, NO_ASLR = (4, 0), 0x0040000  # prctl(PR_SET_DUMPABLE, 0); personality(ADDR_NO_RANDOMIZE)
+# prctl(PR_SET_PDEATHSIG, SIGKILL), prctl(PR_SET_DUMPABLE, 0), personality(ADDR_NO_RANDOMIZE)
+DIE_WITH_PARENT, NOT_DUMPABLE, NO_ASLR = (1, 9), (4, 0), 0x0040000
 SIGINT, SIG_IGN, SIG_DFL = 2, 1, 0  # the signal module costs more to import than all else here
 
 
@@ -38,7 +39,9 @@ class Driver:
         self.libc = ctypes.CDLL(None, use_errno=True)
 
     def harden(self) -> None:
-        """Shuts the program out of this process, and makes addresses the same in every run."""
+        """Shuts the program out of this process, makes addresses the same in every run, and ends when the process outside does."""
+        if not self.contained:  # in a container bubblewrap sees to it
+            self.libc.prctl(*DIE_WITH_PARENT, 0, 0, 0)
         self.libc.prctl(*NOT_DUMPABLE, 0, 0, 0)
         self.libc.personality(NO_ASLR)
         self.libc.signal(SIGINT, ctypes.c_void_p(SIG_IGN))
@@ -110,6 +113,8 @@ class Driver:
             for descriptor, target in ((source, 0), (out, 1), (err, 2)):
                 os.dup2(descriptor, target)
             os.closerange(3, 1024)
+            if not self.contained:
+                self.libc.prctl(*DIE_WITH_PARENT, 0, 0, 0)
             self.libc.signal(SIGINT, ctypes.c_void_p(SIG_DFL))
             seconds, kinds = int(self.cpu) + 2, resource
             limits: list[tuple[int, int]] = [

@@ -32,7 +32,7 @@ class Lost(Exception):
 
 
 class Session:
-    """A started sandbox with one program in it. Not to be used by two threads at once."""
+    """A started sandbox with one program in it. To be used by the thread that made it: when that ends, the kernel ends the sandbox."""
 
     def __init__(self, launch: AbstractContextManager[Launch], limits: Limits) -> None:
         self.limits = limits

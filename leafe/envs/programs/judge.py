@@ -1,9 +1,9 @@
 """Judges a program: public tests in their order, then the hidden ones, up to the first that fails, all in one sandbox.
 
-Verdicts are to be the same every time, or a rollback could not be verified. So time is CPU time, not the clock's; a program is ended only
-well beyond its limit; and one that came to an end between the limit and there is run again, its least time counting, for whatever else
-the machine does can only add. What the sandbox cannot make equal, a program that reads the clock, stays as it is. Expected outputs never
-enter the sandbox.
+Verdicts are to be the same every time, or a rollback could not be verified. So time is CPU time, and the clock that ends sleepers stops
+while a program waits for a core. A program is ended only well beyond its limit; one that came to an end between the limit and there is run
+again, its least time counting, for whatever else the machine does can only add. What the sandbox cannot make equal, a program that reads
+the clock, stays as it is. Expected outputs never enter the sandbox.
 """
 
 from __future__ import annotations

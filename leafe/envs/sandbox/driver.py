@@ -19,6 +19,7 @@ import sys
 import time
 
 TICK = 0.01  # seconds between looks at what all processes use
+PATIENCE = 10  # on a machine that is too busy a program may take this many times its wall-clock seconds
 TAIL = 4096  # bytes of standard error that are kept
 HEADROOM = 512 * 2**20  # address space beyond the memory limit, for stacks that are reserved and never used
 STACK = 64 * 2**20
@@ -70,9 +71,9 @@ class Driver:
             os.close(descriptor)
         watch = Watch(self, child, (out[0], err[0]), started)
         reason = watch.until_over()
+        wall = watch.charged()
         status, cpu, memory = self.end_everything(child)
         watch.drain()
-        wall = time.monotonic() - started
         stdout, stderr = bytes(watch.texts[out[0]])[: self.output], bytes(watch.texts[err[0]])
         os.close(out[0])
         os.close(err[0])
@@ -162,6 +163,7 @@ class Watch:
         self.texts = {stream: bytearray() for stream in streams}  # all that is allowed of standard output, the end of the other
         self.written = dict.fromkeys(streams, 0)
         self.errors = streams[1]
+        self.own_wait = waited("self")
 
     def until_over(self) -> str:
         """Returns when the program has ended (empty), or the verdict for which it must be ended."""
@@ -209,20 +211,43 @@ class Watch:
 
     def excess(self) -> str:
         """The verdict for too much time or memory, all processes together."""
-        if time.monotonic() - self.started > self.driver.wall:
+        if time.monotonic() - self.started > self.driver.wall and self.charged() > self.driver.wall:
             return "time"
         cpu, memory = 0.0, 0
-        for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if self.driver.contained else [self.child]:
-            if pid != os.getpid():
-                try:
-                    cpu += time.clock_gettime((~pid << 3) | 2)  # the CPU clock of another process, as clock_getcpuclockid gives it
-                    with open(f"/proc/{pid}/statm", "rb") as file:
-                        memory += int(file.read().split()[1]) * PAGE
-                except OSError:
-                    continue  # it has just ended
+        for pid in self.processes():
+            try:
+                cpu += time.clock_gettime((~pid << 3) | 2)  # the CPU clock of another process, as clock_getcpuclockid gives it
+                with open(f"/proc/{pid}/statm", "rb") as file:
+                    memory += int(file.read().split()[1]) * PAGE
+            except OSError:
+                continue  # it has just ended
         if memory > self.driver.memory:
             return "memory"
         return "time" if cpu > self.driver.cpu else ""
+
+    def processes(self) -> list[int]:
+        """The program's."""
+        if not self.driver.contained:
+            return [self.child]
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if pid != os.getpid()]
+
+    def charged(self) -> float:
+        """Seconds since the start, less those in which the program, or this process, was ready to run and had to wait for a core."""
+        elapsed = time.monotonic() - self.started
+        waits = [waited(str(pid)) for pid in self.processes()]
+        return max(elapsed - max([waited("self") - self.own_wait, *waits]), elapsed / PATIENCE)
+
+
+def waited(pid: str) -> float:
+    """The seconds for which the thread of a process that waited longest for a core has waited."""
+    most = 0.0
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:
+                most = max(most, int(file.read().split()[1]) / 1e9)
+    except (OSError, IndexError):
+        return most  # it has just ended, or the kernel does not count
+    return most
 
 
 def send_kill(target: int) -> None:

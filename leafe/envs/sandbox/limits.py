@@ -43,7 +43,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. `status` is the exit status, negative for a signal; `stderr` is the end of what was written there."""
+    """One run. `status` is the exit status, negative for a signal; `stderr` is the end of what was written there.
+
+    `wall_seconds` leaves out what a program that was ready to run waited for a core, and so does the limit.
+    """
 
     verdict: Verdict
     stdout: str = ""

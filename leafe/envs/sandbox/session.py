@@ -15,11 +15,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from types import TracebackType
 
 from leafe.envs.sandbox.container import Launch
+from leafe.envs.sandbox.driver import PATIENCE
 from leafe.envs.sandbox.limits import Limits, Outcome, Verdict
 from leafe.errors import EnvironmentFailure
 
-START = 30.0  # seconds for a sandbox to come up on a busy machine
-GRACE = 2.0  # seconds beyond the wall-clock limit for the driver to clear up and answer
+START = 120.0  # seconds for a sandbox to come up on a machine that is far too busy
+GRACE = 20.0  # seconds for the driver to clear up and answer there
 TAIL = 4096  # the most bytes of standard error that a driver sends
 
 
@@ -67,7 +68,7 @@ class Session:
 
     def run(self, text: bytes) -> Outcome:
         """Runs the program on an input. Raises `Lost`, after which the session can only be closed."""
-        deadline = time.monotonic() + self.limits.wall_seconds + GRACE
+        deadline = time.monotonic() + PATIENCE * self.limits.wall_seconds + GRACE
         self._write(len(text).to_bytes(4, "little") + text, deadline)
         header = b""
         while not header.endswith(b"\n"):

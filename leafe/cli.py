@@ -22,13 +22,14 @@ from transformers.utils.logging import disable_progress_bar
 from leafe.bench import Bench
 from leafe.config import EngineSettings, EvaluateSettings, RunConfig, load_recipe
 from leafe.distill.store import export, read_examples
-from leafe.doctor import examine
+from leafe.doctor import examine, sandbox_finding
 from leafe.engines.base import Engine
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
 from leafe.envs.check import check_environment
 from leafe.envs.person import person_plays
+from leafe.envs.sandbox.probe import objection
 from leafe.errors import LeafeError, RunConflict, UserError
 from leafe.evaluate.compare import compare as compare_arms
 from leafe.evaluate.outcomes import ArmOutcomes, of_run
@@ -287,7 +288,9 @@ def export_examples(
 @app.command()
 def doctor(*, as_json: AsJson = False) -> None:
     """Says what is installed, what is missing, and the command that mends it."""
-    findings = examine(Path("runs"))
+    refused = objection()
+    contained = sandbox_finding(refused.why, refused.mend) if refused else sandbox_finding(None)
+    findings = [*examine(Path("runs")), contained]
     if as_json:
         _emit([encode(finding) for finding in findings])
     else:

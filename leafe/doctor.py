@@ -144,6 +144,13 @@ def accelerator_finding(devices: Path) -> Finding:
     return Finding("accelerator", "none; the bundled model needs none", "optional")
 
 
+def sandbox_finding(why: str | None, mend: str = "") -> Finding:
+    """Whether programs that a model wrote can be run; `why` says why not. Only the environments of programs want it."""
+    if why is None:
+        return Finding("sandbox for programs", "contains what it was tried with", "ok")
+    return Finding("sandbox for programs", why, "optional", mend)
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace")

@@ -16,7 +16,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from leafe.envs.base import Environment
+from leafe.envs.codecontests import CodeContests
 from leafe.envs.fakes import Lookup, SlipperySokoban
+from leafe.envs.mbpp import Mbpp
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.webshop.environment import WebShop
 from leafe.errors import UnknownName, UserError
@@ -29,6 +31,8 @@ SHIPPED: dict[str, tuple[type[Environment], str]] = {
         WebShop,
         "buy what an instruction asks for in a shop; a small catalogue ships, official files by path; exact snapshots",
     ),
+    "codecontests": (CodeContests, "competitive programming in the published schema, or problems of our own; exact snapshots"),
+    "mbpp": (Mbpp, "short functions in the published schema, or problems of our own; exact snapshots"),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
 }

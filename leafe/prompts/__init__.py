@@ -20,7 +20,8 @@ PURPOSES = tuple(item.name for item in fields(Prompts) if item.name != "form")
 def load_prompts(profile: str, environment: str) -> Prompts:
     """The prompts of a profile (`terse`, `full`), or of a folder with a file `PURPOSE.txt` for each of `PURPOSES`, for an environment.
 
-    Replies to a folder's prompts are read as tagged ones unless it holds a file `form.txt` with the word `bare`. The newline that an
+    Replies to a folder's prompts are read as tagged ones unless it, or its subfolder for the environment, holds a file `form.txt` with
+    the word `bare`. The newline that an
     editor leaves at the end of a file is no part of a prompt. Raises `UserError` for a file that is missing or cannot be used.
     """
     folder = _HERE / profile if profile in PROFILES else Path(profile)
@@ -35,7 +36,8 @@ def load_prompts(profile: str, environment: str) -> Prompts:
                 f"{folder} wants a file {purpose}.txt and has none; copy it from one of the profiles {', '.join(PROFILES)}"
             )
         texts[purpose] = _read(path).removesuffix("\n")
-    form_file = folder / "form.txt"
+    form_files = [folder / environment / "form.txt", folder / "form.txt"]
+    form_file = next((path for path in form_files if path.is_file()), form_files[-1])
     form = _read(form_file).strip() if form_file.is_file() else "tags"
     if form not in ("bare", "tags"):
         raise UserError(f"{form_file} wants the word bare or tags and holds {form!r}")

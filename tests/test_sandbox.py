@@ -1,0 +1,277 @@
+"""The sandbox: what honest programs get, and a battery of hostile ones of which none gets out, harms the next or outstays its limits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile import ATTACKS, Attack, source
+
+from leafe.doctor import sandbox_finding
+from leafe.envs.sandbox import probe
+from leafe.envs.sandbox.container import KINDS
+from leafe.envs.sandbox.limits import MIB, Limits, Program, Verdict
+from leafe.envs.sandbox.sandbox import Sandbox
+from leafe.envs.sandbox.system_calls import assemble
+from leafe.errors import EnvironmentFailure, UnknownName, UserError
+
+SHORT = Limits(cpu_seconds=0.6, wall_seconds=1.5, memory_bytes=128 * MIB, file_bytes=4 * MIB, output_bytes=200_000)
+LATER = "a-word-of-the-next-input"
+
+
+@pytest.fixture(params=sorted(KINDS))
+def sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    """Each kind that this machine can contain with."""
+    missing = probe.objection(request.param)
+    if missing is not None:
+        pytest.skip(missing.why)
+    return Sandbox(request.param)
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
+    """What there is to get at: files, a server, sockets, this process, an environment variable."""
+    for name, mode in (("secret", 0o644), ("writable", 0o666)):
+        (tmp_path / name).write_text(f"{name}-{os.getpid()}-never-seen")
+        (tmp_path / name).chmod(mode)
+    for folder in [tmp_path, *tmp_path.parents[:3]]:  # everybody may come this far, were it not for the sandbox
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    monkeypatch.setenv("LEAFE_TEST_SECRET", "environment-never-seen")
+    name = f"\0leafe-{os.getpid()}"
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind(name)
+        abstract.listen()
+        yield {
+            "OUTSIDE": str(tmp_path),
+            "VICTIM": os.getpid(),
+            "PORT": server.getsockname()[1],
+            "ABSTRACT": name,
+            "HOME": os.path.expanduser("~"),
+            "SECRET_NAME": "LEAFE_TEST_SECRET",
+            "RETAL": LATER[::-1],
+            "TOKEN": f"lf-{os.getpid()}"[:15],
+        }
+
+
+def named(name: object) -> list[str]:
+    """Processes of this machine, namespaces included, that call themselves so."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            found += [comm.parent.name] if comm.read_text().strip() == name else []
+        except OSError:
+            continue
+    return found
+
+
+def still_there(name: object) -> list[str]:
+    """The same, after a little patience: a killed process takes a moment to go."""
+    eventually(lambda: not named(name))
+    return named(name)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the attacks name the system calls of x86_64")
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_a_hostile_program_gets_nowhere_and_harms_nobody(sandbox: Sandbox, outside: dict[str, object], attack: Attack) -> None:
+    caught: list[int] = []
+    handlers = {number: signal.signal(number, lambda seen, _: caught.append(seen)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        outcomes = list(sandbox.run(Program(source(attack, outside)), ["attack\n", f"harmless {LATER}\n"], SHORT))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    hostile, harmless = outcomes
+    assert "ESCAPED" not in hostile.stdout and "never-seen" not in hostile.stdout + hostile.stderr
+    assert not any(slip in hostile.stderr for slip in ("NameError", "SyntaxError", "could not start"))
+    # Where nothing can be forked, what would have run into a limit fails at once.
+    assert hostile.verdict in attack.verdicts or (sandbox.kind == "seccomp" and hostile.verdict is Verdict.ERROR), hostile
+    assert hostile.wall_seconds <= 1.5 * SHORT.wall_seconds and len(hostile.stdout) <= SHORT.output_bytes
+    assert (harmless.verdict, harmless.stdout) == (Verdict.EXITED, "42\n")
+    assert caught == [] and still_there(outside["TOKEN"]) == []
+    folder = Path(str(outside["OUTSIDE"]))
+    assert sorted(path.name for path in folder.iterdir()) == ["secret", "writable"]
+    assert (folder / "writable").read_text().endswith("never-seen") and (folder / "writable").stat().st_mtime > 0
+
+
+def test_an_attack_that_gets_through_would_be_seen(sandbox: Sandbox, outside: dict[str, object]) -> None:
+    through = Attack("tried('nothing', lambda: open(__file__).read(1))")
+    assert "ESCAPED" in sandbox.run_once(Program(source(through, outside)), "attack\n", SHORT).stdout
+
+
+def test_a_battery_has_at_least_forty_programs() -> None:
+    assert len(ATTACKS) >= 40 and len({attack.body for attack in ATTACKS.values()}) == len(ATTACKS)
+
+
+def test_an_honest_program_reads_computes_and_writes(sandbox: Sandbox) -> None:
+    program = Program("import math, collections, heapq\nprint(sum(map(int, input().split())), math.factorial(5), 'é')")
+    first, second = sandbox.run(program, ["1 2 3", "4 5"], Limits())
+    assert (first.verdict, first.stdout, second.stdout) == (Verdict.EXITED, "6 120 é\n", "9 120 é\n")
+    assert 0 < first.cpu_seconds < 2 and first.memory_bytes > MIB
+
+
+def test_threads_with_great_stacks_and_deep_recursion_work(sandbox: Sandbox) -> None:
+    program = (
+        "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(2**27)\n"
+        "def depth(n):\n    return 0 if n == 0 else 1 + depth(n - 1)\n"
+        "thread = threading.Thread(target=lambda: print(depth(20000)))\nthread.start()\nthread.join()"
+    )
+    assert sandbox.run_once(Program(program)).stdout == "20000\n"
+
+
+def test_how_a_program_failed_is_told(sandbox: Sandbox) -> None:
+    failed = sandbox.run_once(Program("def f():\n    return [][1]\nf()"))
+    assert failed.verdict is Verdict.ERROR and failed.status == 1
+    assert "line 2" in failed.stderr and failed.stderr.endswith("IndexError: list index out of range\n")
+    assert sandbox.run_once(Program("import os; os.kill(os.getpid(), 11)")).status == -11
+    assert sandbox.run_once(Program("raise SystemExit(0)")).verdict is Verdict.EXITED
+
+
+def test_a_large_input_arrives_whole_and_output_up_to_the_cap_comes_back(sandbox: Sandbox) -> None:
+    text = "".join(f"{number}\n" for number in range(400_000))
+    program = Program("import sys\ndata = sys.stdin.read()\nprint(len(data), hash(data))\nprint('x' * 900_000)")
+    one, two = (sandbox.run_once(program, text).stdout.split() for _ in range(2))
+    assert one == two and one[0] == str(len(text)) and len(one[2]) == 900_000
+
+
+def test_inputs_are_run_only_as_they_are_asked_for(sandbox: Sandbox) -> None:
+    given: list[str] = []
+
+    def inputs() -> Iterator[str]:
+        for number in range(5):
+            given.append(str(number))
+            yield given[-1]
+
+    runs = sandbox.run(Program("print(input())"), inputs(), Limits())
+    assert next(runs).stdout == "0\n" and given == ["0"]
+    runs.close()
+
+
+def test_many_programs_run_at_once_and_do_not_mix(sandbox: Sandbox) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(lambda number: sandbox.run_once(Program("print(int(input()) ** 2)"), str(number)).stdout, range(24))
+        )
+    assert answers == [f"{number**2}\n" for number in range(24)]
+
+
+def test_a_container_draws_the_same_random_numbers_and_addresses_every_time() -> None:
+    missing = probe.objection()
+    if missing is not None:
+        pytest.skip(missing.why)
+    program = Program("import os, random\nprint(random.random(), object(), os.urandom(8), hash('word'), {'a', 'b', 'c'})")
+    assert len({Sandbox().run_once(program).stdout for _ in range(3)}) == 1
+
+
+def test_a_runner_finds_the_program_beside_it(sandbox: Sandbox) -> None:
+    runner = "import os\nprint(open(os.path.join(os.path.dirname(__file__), 'program.py')).read(), input())"
+    assert sandbox.run_once(Program("the program", runner), "the input").stdout == "the program the input\n"
+
+
+def test_nothing_is_left_when_a_run_is_given_up_half_way(sandbox: Sandbox) -> None:
+    token = f"gone-{os.getpid()}"[:15]
+    runs = sandbox.run(Program("print(1)"), ["", ""], Limits())
+    next(runs)
+    before = threading.active_count()
+    runs.close()
+    assert threading.active_count() == before and named(token) == []
+
+
+def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox) -> None:
+    spinning = "import time\nprint('up', flush=True)\nwhile True:\n    time.sleep(0.01)"
+    code = (
+        "from leafe.envs.sandbox.limits import Limits, Program\nfrom leafe.envs.sandbox.sandbox import Sandbox\n"
+        f"Sandbox({sandbox.kind!r}).run_once(Program({spinning!r}), limits=Limits(cpu_seconds=50, wall_seconds=100))"
+    )
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", code], env=surroundings) as victim:
+        family = eventually(lambda: len(found := descendants(victim.pid)) >= 2 and found)
+        victim.kill()
+    assert family and eventually(lambda: not [pid for pid in family if alive(pid)])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that this one started, and those that they started."""
+    try:
+        children = {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except OSError:
+        return set()
+    return children.union(*(descendants(child) for child in children))
+
+
+def eventually(look: Callable[[], Any]) -> Any:
+    """What is seen in the end, with patience for what takes a moment."""
+    for _ in range(200):
+        if found := look():
+            return found
+        time.sleep(0.05)
+    return look()
+
+
+def test_an_unknown_kind_and_a_missing_interpreter_are_one_sentence() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'seccomp'"):
+        Sandbox("secomp")
+    if probe.objection("seccomp") is None:
+        with pytest.raises((EnvironmentFailure, FileNotFoundError)):
+            Sandbox("seccomp", interpreter="/usr/bin/no-such-python").run_once(Program("print(1)"))
+
+
+def test_a_machine_without_bubblewrap_is_refused_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    probe.objection.cache_clear()
+    try:
+        with pytest.raises(UserError, match="bubblewrap is not installed; to mend it: sudo apt-get install bubblewrap"):
+            probe.require()
+    finally:
+        probe.objection.cache_clear()
+
+
+def test_a_sandbox_that_starts_nothing_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    for folder in [tmp_path, *tmp_path.parents[:3]]:
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    probe.objection.cache_clear()
+    try:
+        found = probe.objection()
+    finally:
+        probe.objection.cache_clear()
+    assert found is not None and found.why.endswith("No permissions to create new namespace; user namespaces may be switched off")
+    assert "sysctl" in found.mend and "sandbox=seccomp" in found.mend
+
+
+def test_the_doctor_says_whether_programs_can_be_contained() -> None:
+    assert sandbox_finding(None).verdict == "ok"
+    refused = sandbox_finding("bubblewrap is not installed", "sudo apt-get install bubblewrap")
+    assert (refused.verdict, refused.mend) == ("optional", "sudo apt-get install bubblewrap")
+
+
+def test_a_filter_is_whole_instructions_with_jumps_that_stay_inside() -> None:
+    for contained in (True, False):
+        code = assemble(contained=contained, own_process=7)
+        count = len(code) // 8
+        assert len(code) % 8 == 0 and count < 4096
+        for number in range(count):
+            jump = max(code[8 * number + 2], code[8 * number + 3])
+            assert number + 1 + jump < count or code[8 * number] == 0x06

@@ -84,7 +84,9 @@ def record(data: Path, out: Path, steps: int, plans: dict[str, list[str]]) -> No
             file.write(json.dumps({"game": name, "episodes": played}) + "\n")
 
 
-def play(answer: Callable[[str | None], dict[str, Any]], commands: list[str] | None, draw: random.Random, steps: int) -> list[dict[str, Any]]:
+def play(
+    answer: Callable[[str | None], dict[str, Any]], commands: list[str] | None, draw: random.Random, steps: int
+) -> list[dict[str, Any]]:
     """One episode from a reset; random commands where none are given."""
     seen = [answer(None)]
     offered: list[str] = []

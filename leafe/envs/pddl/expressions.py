@@ -43,10 +43,10 @@ def as_list(expression: Expression) -> tuple[Expression, ...]:
 
 def as_words(expressions: tuple[Expression, ...]) -> tuple[str, ...]:
     """Expressions that all have to be words."""
-    for expression in expressions:
-        if not isinstance(expression, str):
-            raise ValueError(f"wanted words, found a list that starts with {expression[:1]}")
-    return tuple(expression for expression in expressions if isinstance(expression, str))
+    words = tuple(expression for expression in expressions if isinstance(expression, str))
+    if len(words) < len(expressions):
+        raise ValueError(f"wanted words, found a list in ({' '.join(words)} ...)")
+    return words
 
 
 def typed(words: tuple[str, ...]) -> list[tuple[str, str]]:

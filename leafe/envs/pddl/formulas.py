@@ -51,9 +51,12 @@ Objects = Mapping[str, Sequence[str]]  # the objects of each type
 
 
 class Reader:
-    """Reads conditions and effects. `objects` is what `forall` ranges over; every variable that `exists` brings gets a name of its own."""
+    """Reads conditions and effects. `objects` is what `forall` ranges over; without them, as in a domain, it is refused.
 
-    def __init__(self, objects: Objects) -> None:
+    Every variable that `exists` brings gets a name of its own.
+    """
+
+    def __init__(self, objects: Objects | None = None) -> None:
         self._objects = objects
         self._fresh = count(1)
 
@@ -84,7 +87,10 @@ class Reader:
             fresh = tuple((names[name], kind) for name, kind in variables)
             inner = self.condition(_renamed(parts[2], names), positive)
             return tuple(Alternative(fresh + one.variables, one.literals) for one in inner)
-        choices = product(*(self._objects.get(kind, ()) for _, kind in variables))
+        if self._objects is None:
+            raise ValueError("an action's condition with forall is not supported; a goal's is")
+        kinds = [self._objects.get(kind, ()) for _, kind in variables]
+        choices = product(*kinds)
         names_of = ({name: value for (name, _), value in zip(variables, values, strict=True)} for values in choices)
         return tuple(_all_of([self.condition(_renamed(parts[2], names), positive) for names in names_of]))
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from leafe.envs.pddl.domain import Schema, parse_domain, parse_problem
 from leafe.envs.pddl.facts import Facts
 from leafe.envs.pddl.formulas import Alternative, Effect, Reader
 from leafe.envs.pddl.gamefile import GameFile
-from leafe.envs.pddl.grammar import Wording, parse_grammar
+from leafe.envs.pddl.grammar import Grammar, Wording, parse_grammar
 from leafe.envs.pddl.grounding import Binding, Check, Effects, Join, Operator, ground_condition
 from leafe.envs.pddl.names import shown_names
 from leafe.envs.pddl.symbols import Entity
@@ -34,14 +35,16 @@ class _Read:
 
 
 class _Action:
-    """An action of one game: what makes operators of it. `restless`: it always changes something, if only what nothing reads."""
+    """An action of one game: what makes operators of it."""
 
     def __init__(self, number: int, read: _Read, facts: Facts, used: frozenset[str]) -> None:
-        self.number, self.name, self.parameters = number, read.schema.name, read.schema.parameters
+        self.number, self.parameters = number, read.schema.parameters
         denials = frozenset(name.removeprefix("not_") for name in used if name.startswith("not_"))
         told = [effect for effect in read.effects if effect.literal.predicate in used or effect.literal.predicate in denials]
-        self.restless = len(told) < len(read.effects)
         self.effects = Effects(told, facts, denials)
+        # An effect that nothing reads is left out, and is a change all the same.
+        literals = [literal for one in read.alternatives for literal in one.literals]
+        self.may_idle = len(told) == len(read.effects) and self.effects.may_idle(literals)
         self.joins = [self._join(alternative, facts) for alternative in read.alternatives]
 
     def _join(self, alternative: Alternative, facts: Facts) -> Join:
@@ -58,14 +61,13 @@ class Game:
         """Raises `ValueError` when the texts of the file are no game."""
         domain, grammar = parse_domain(file.domain), parse_grammar(file.grammar)
         problem = parse_problem(file.problem, domain)
-        changed = {effect.literal.predicate for schema in domain.actions for effect in Reader({}).effects(schema.effect)}
+        actions = _understood(domain.actions)
+        changed = {effect.literal.predicate for one in actions for effect in one.effects}
         self.facts = Facts(domain, problem, frozenset(changed | {f"not_{name}" for name in changed}))
-        reader = Reader({kind: sorted(members) for kind, members in self.facts.members.items()})
-        actions = [_Read(one, reader.condition(one.condition), tuple(reader.effects(one.effect))) for one in domain.actions]
-        goal = reader.condition(problem.goal)
+        goal = Reader({kind: sorted(members) for kind, members in self.facts.members.items()}).condition(problem.goal)
         used = grammar.predicates() | _predicates(goal) | {name for one in actions for name in _read_by(one)}
         self._actions = [_Action(number, read, self.facts, used) for number, read in enumerate(actions)]
-        self._wordings = {action.name: _wording(grammar.wordings, action.name) for action in self._actions}
+        self._wordings = [_wording(grammar, one.schema.name) for one in actions]
         named = {name for fact in problem.facts for name in fact[1:]}
         names = shown_names(named)
         entities = {name: Entity(name, problem.objects[name], names.get(name, name)) for name in problem.objects}
@@ -126,13 +128,12 @@ class Game:
         check = join.check(binding)
         if check is None:
             return None
-        need, ban = check
-        change, conditional = action.effects.changes(binding)
-        if not (action.restless or conditional or change.gain & ~need or change.lose & ~ban):
-            return None
         cast = {name[1:]: binding[name] for name, _ in action.parameters}
-        command = self._teller.tell(self._wordings[action.name].template, cast, self.start)
-        return Operator(action.number, action.name, cast, command, need, ban, change, conditional)
+        operator = Operator(action.number, action.effects, binding, cast, check)
+        if action.may_idle and operator.idle():
+            return None
+        operator.command = self._teller.tell(self._wordings[action.number].template, cast, self.start)
+        return operator
 
     def step(self, state: int, command: str) -> tuple[int, str]:
         """The state after a command, and what is said. Anything but an admissible command changes nothing."""
@@ -140,7 +141,7 @@ class Game:
         if operator is None:
             return state, NOTHING
         after = operator.applied(state)
-        return after, self._teller.tell(self._wordings[operator.action].feedback, dict(operator.cast), after)
+        return after, self._teller.tell(self._wordings[operator.number].feedback, dict(operator.cast), after)
 
     def won(self, state: int) -> bool:
         """Whether the goal holds."""
@@ -151,10 +152,16 @@ def _rank(operator: Operator) -> tuple[int, list[str]]:
     return operator.number, list(operator.cast.values())
 
 
-def _wording(wordings: Mapping[str, Wording], action: str) -> Wording:
-    if action not in wordings:
+@lru_cache(maxsize=16)
+def _understood(schemas: tuple[Schema, ...]) -> tuple[_Read, ...]:
+    reader = Reader()
+    return tuple(_Read(one, reader.condition(one.condition), tuple(reader.effects(one.effect))) for one in schemas)
+
+
+def _wording(grammar: Grammar, action: str) -> Wording:
+    if action not in grammar.wordings:
         raise ValueError(f"the grammar has no words for the action {action!r}")
-    return wordings[action]
+    return grammar.wordings[action]
 
 
 def _predicates(alternatives: Sequence[Alternative]) -> frozenset[str]:

@@ -51,8 +51,8 @@ def parse_game(text: str, where: str) -> GameFile:
     if not isinstance(walkthrough, list) or not all(isinstance(command, str) for command in walkthrough):
         raise CorruptFile(f"{where} is no game file: its walkthrough is no list of commands; fetch the game file again")
     solvable = data.get("solvable")
-    texts = [data[key] for key in wanted]
-    return GameFile(*texts, tuple(walkthrough), solvable if isinstance(solvable, bool) else None)
+    domain, problem, grammar = (data[key] for key in wanted)
+    return GameFile(domain, problem, grammar, tuple(walkthrough), solvable if isinstance(solvable, bool) else None)
 
 
 def write_game(game: GameFile) -> str:

@@ -69,9 +69,8 @@ class Join:
     def solutions(self, fact: tuple[str, ...] | None = None) -> Iterator[Binding]:
         """Every choice of the variables for which the constant literals hold, with the key standing for `fact`."""
         binding: Binding = {}
-        if self.key is not None:
-            if fact is None or not self._bind(self.key, fact[1:], binding):
-                return
+        if self.key is not None and (fact is None or not self._bind(self.key, fact[1:], binding)):
+            return
         yield from self._solve(0, binding)
 
     def _bind(self, literal: Literal, values: Sequence[str], binding: Binding) -> bool:
@@ -143,28 +142,6 @@ class Change:
     when: tuple[Check, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """An action with its parameters chosen: when it can be taken, and what it changes."""
-
-    number: int  # its action's place in the domain
-    action: str
-    cast: Mapping[str, str]  # the chosen objects by the parameters' names
-    command: str
-    need: int
-    ban: int
-    change: Change
-    conditional: tuple[Change, ...] = ()
-
-    def applied(self, state: int) -> int:
-        """The state after it. What is both lost and gained holds."""
-        gain, lose = self.change.gain, self.change.lose
-        for change in self.conditional:
-            if any(state & need == need and not state & ban for need, ban in change.when):
-                gain, lose = gain | change.gain, lose | change.lose
-        return (state & ~lose) | gain
-
-
 class Effects:
     """The effects of one action. `denials` are the predicates whose becoming false is a fact of its own, `not_` before its name."""
 
@@ -174,6 +151,14 @@ class Effects:
             if any(one.variables for one in effect.when):
                 raise ValueError("an effect's condition with exists is not supported; name its objects as parameters")
         self._effects = [(effect, [Join(one, facts) for one in effect.when]) for effect in effects]
+
+    def may_idle(self, literals: Sequence[Literal]) -> bool:
+        """Whether some choice of objects may change nothing where these literals hold; a quick look at the predicates only."""
+        gains = {effect.literal.predicate for effect, _ in self._effects if effect.literal.positive}
+        held = {literal.predicate for literal in literals if literal.positive}
+        missing = {literal.predicate for literal in literals if not literal.positive}
+        loses = {effect.literal.predicate for effect, _ in self._effects if not effect.literal.positive}
+        return gains <= held and loses <= missing | gains
 
     def changes(self, binding: Binding) -> tuple[Change, tuple[Change, ...]]:
         """What always happens, and what happens under conditions."""
@@ -200,3 +185,38 @@ def _instance(join: Join, binding: Binding, facts: Facts) -> Check | None:
     if any(holds(literal, binding, facts) != literal.positive for literal in join.fixed):
         return None
     return join.check(binding)
+
+
+class Operator:
+    """An action with its parameters chosen: when it can be taken, and what it changes, worked out when first needed."""
+
+    __slots__ = ("_changes", "ban", "binding", "cast", "command", "effects", "need", "number")
+
+    def __init__(self, number: int, effects: Effects, binding: Binding, cast: Binding, check: Check) -> None:
+        self.number = number  # its action's place in the domain
+        self.effects, self.binding = effects, binding
+        self.cast = cast  # the chosen objects by the parameters' names
+        self.need, self.ban = check
+        self.command = ""
+        self._changes: tuple[Change, tuple[Change, ...]] | None = None
+
+    @property
+    def changes(self) -> tuple[Change, tuple[Change, ...]]:
+        """What always happens, and what happens under conditions."""
+        if self._changes is None:
+            self._changes = self.effects.changes(self.binding)
+        return self._changes
+
+    def applied(self, state: int) -> int:
+        """The state after it. What is both lost and gained holds."""
+        always, conditional = self.changes
+        gain, lose = always.gain, always.lose
+        for change in conditional:
+            if any(state & need == need and not state & ban for need, ban in change.when):
+                gain, lose = gain | change.gain, lose | change.lose
+        return (state & ~lose) | gain
+
+    def idle(self) -> bool:
+        """Whether it changes nothing in any state in which it can be taken."""
+        always, conditional = self.changes
+        return not (conditional or always.gain & ~self.need or always.lose & ~self.ban)

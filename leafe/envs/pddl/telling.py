@@ -69,7 +69,9 @@ class Teller:
             else:
                 yield wider
 
-    def _candidates(self, predicate: str, placeholders: Sequence[tuple[str, str]], cast: Cast) -> Sequence[tuple[tuple[str, ...], int]]:
+    def _candidates(
+        self, predicate: str, placeholders: Sequence[tuple[str, str]], cast: Cast
+    ) -> Sequence[tuple[tuple[str, ...], int]]:
         for at, (name, _) in enumerate(placeholders):
             if name in cast:
                 return self._facts.rows_with(predicate, at, cast[name])

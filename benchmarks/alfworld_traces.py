@@ -78,8 +78,9 @@ def record(data: Path, out: Path, steps: int, plans: dict[str, list[str]]) -> No
         if name in done or (plans and name not in plans):
             continue
         answer, draw = original(path), random.Random(name)
-        episodes = [plans.get(name), json.loads(path.read_text())["walkthrough"], None]
-        played = [play(answer, commands, draw, steps) for commands in (episodes[:1] if plans else episodes[1:]) if commands != []]
+        walkthrough = json.loads(path.read_text()).get("walkthrough") or []
+        episodes = [plans[name]] if plans else [walkthrough, None]
+        played = [play(answer, commands, draw, steps) for commands in episodes if commands != []]
         with out.open("a") as file:
             file.write(json.dumps({"game": name, "episodes": played}) + "\n")
 

@@ -48,11 +48,15 @@ class Facts:
             self._place(fact, mask, sorted_already=False)
         return mask
 
+    def fact(self, mask: int) -> tuple[str, ...]:
+        """The fact of one bit."""
+        return self._spoken[mask.bit_length() - 1]
+
     def holding(self, state: int) -> Iterator[tuple[int, tuple[str, ...]]]:
         """The facts of a state that can change, with their masks, in the order in which they were first spoken of."""
         while state:
             mask = state & -state
-            yield mask, self._spoken[mask.bit_length() - 1]
+            yield mask, self.fact(mask)
             state ^= mask
 
     def _place(self, fact: tuple[str, ...], mask: int, *, sorted_already: bool) -> None:

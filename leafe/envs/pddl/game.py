@@ -109,6 +109,10 @@ class Game:
         for mask, fact in self.facts.holding(state & live):
             yield from self._by_key.get(mask) or self.operators(mask, fact)
 
+    def is_key(self, fact: tuple[str, ...]) -> bool:
+        """Whether operators are made when this fact first holds."""
+        return fact[0] in self._keyed
+
     def operators(self, mask: int, fact: tuple[str, ...] | None) -> Sequence[Operator]:
         """The operators that need this fact first of all; for None those that need none. Made when first asked for."""
         made = self._by_key.get(mask)

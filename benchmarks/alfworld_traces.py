@@ -108,7 +108,7 @@ def ours(path: Path) -> Callable[[str | None], dict[str, Any]]:
 
     def answer(command: str | None) -> dict[str, Any]:
         nonlocal state
-        state, text = (game.start, game.introduction()) if command is None else game.step(state, command)
+        state, text = (game.start, game.tell("intro")) if command is None else game.step(state, command)
         won = game.won(state)
         seen = {"text": text, "admissible": sorted(game.commands(state)), "reward": int(won and command is not None)}
         return {"command": command, **seen, "done": won and command is not None}

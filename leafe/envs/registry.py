@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from leafe.envs.alfworld import ALFWorld
 from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup, SlipperySokoban
 from leafe.envs.sokoban.environment import Sokoban
@@ -24,6 +25,7 @@ from leafe.records import decode
 GROUP = "leafe.environments"
 SHIPPED: dict[str, tuple[type[Environment], str]] = {
     "sokoban": (Sokoban, "push boxes onto targets; generated levels or Boxoban files; exact snapshots"),
+    "alfworld": (ALFWorld, "household tasks from the official game files (data=PATH), in our own engine; exact snapshots"),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
 }

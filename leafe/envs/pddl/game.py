@@ -1,7 +1,7 @@
 """One game: its state is an integer, its commands are operators, its answers are the grammar's words.
 
 Nothing here remembers where a player is: `step` takes a state and gives the next one. What a state offers is kept, because rollback
-comes back to states often. The original engine is answered alike where it was compared, with one difference that no ALFWorld game can
+comes back to states often; a game is not for two threads at once. The original engine is answered alike where it was compared, with one difference that no ALFWorld game can
 show: it tells conditional effects as if they had all happened, and this engine tells what is so.
 """
 
@@ -22,7 +22,7 @@ from leafe.envs.pddl.symbols import Entity
 from leafe.envs.pddl.telling import Teller
 
 NOTHING = "Nothing happens."  # what the original says to whatever is no admissible command
-REMEMBERED = 20_000  # states whose commands are kept
+REMEMBERED = 500  # states whose commands are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,9 @@ class Game:
         self.goals: list[Check] = ground_condition(goal, self.facts)
         self.start = self.facts.start
 
-    def introduction(self) -> str:
-        """What a player reads first."""
-        return self._teller.rule("intro", {}, self.start)
+    def tell(self, rule: str) -> str:
+        """The text of a grammar's rule at the start; a player reads `intro` first, and `task` says what is wanted."""
+        return self._teller.rule(rule, {}, self.start)
 
     def commands(self, state: int) -> Mapping[str, Operator]:
         """The admissible commands of a state."""

@@ -3,6 +3,7 @@
     python benchmarks/alfworld_traces.py record DATA traces.jsonl       # in an environment with `pip install alfworld`
     python benchmarks/alfworld_traces.py compare DATA traces.jsonl      # in one with leafe
     python benchmarks/alfworld_traces.py sample traces.jsonl some.json  # the digests of a few games, for the tests
+    python benchmarks/alfworld_traces.py household GAMES 60             # writes household games, to be recorded and compared likewise
 
 DATA is a folder with games (`.../game.tw-pddl`) at any depth. An episode is the game's walkthrough, where it has one, and one of random
 commands: a verb is drawn first, so that rare ones come up, and one command in ten is not admissible. `--plans FILE` adds an episode of
@@ -137,6 +138,25 @@ def compare(data: Path, traces: Path) -> int:
     return 1 if counts["differences"] or not counts["games"] else 0
 
 
+def write_household(folder: Path, count: int) -> None:
+    """Games of our own with walkthroughs, as files that both engines read."""
+    from dataclasses import replace
+
+    from leafe.envs.household.environment import Household
+    from leafe.envs.household.house import from_payload
+    from leafe.envs.household.texts import game_file
+    from leafe.envs.pddl.gamefile import NAME, write_game
+
+    for rooms, places in ((1, 6), (2, 8), (3, 14)):
+        environment = Household(rooms=rooms, places=places)
+        for task in environment.tasks("train", count // 3):
+            environment.reset(task)
+            game = replace(game_file(from_payload(task.payload)), walkthrough=tuple(environment.expert()))
+            path = folder / f"rooms-{rooms}" / "household" / task.id / NAME
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(write_game(game))
+
+
 def mark(step: dict[str, Any]) -> str:
     """A short digest of what was seen after a command, admissible commands as a set."""
     seen = [step["text"], sorted(set(step["admissible"])), step["reward"], step["done"]]
@@ -157,17 +177,19 @@ def sample(traces: Path, out: Path, every: int) -> None:
 
 
 def main() -> int:
-    """One of the three verbs above."""
+    """One of the verbs above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["record", "compare", "sample"])
-    parser.add_argument("source", type=Path, help="the data folder; for `sample` the traces")
-    parser.add_argument("file", type=Path, help="the traces; for `sample` where to write")
+    parser.add_argument("verb", choices=["record", "compare", "sample", "household"])
+    parser.add_argument("source", type=Path, help="the data folder; for `sample` the traces, for `household` a new folder")
+    parser.add_argument("file", type=Path, help="the traces; for `sample` where to write, for `household` how many")
     parser.add_argument("--steps", type=int, default=60, help="random steps a game")
     parser.add_argument("--plans", type=Path, help="JSON: commands to play for each game, instead of the two episodes")
     parser.add_argument("--every", type=int, default=57, help="keep one game in so many")
     given = parser.parse_args()
     if given.verb == "record":
         record(given.source, given.file, given.steps, json.loads(given.plans.read_text()) if given.plans else {})
+    elif given.verb == "household":
+        write_household(given.source, int(str(given.file)))
     elif given.verb == "sample":
         sample(given.source, given.file, given.every)
     return compare(given.source, given.file) if given.verb == "compare" else 0

@@ -246,8 +246,8 @@ def check_env(
 ) -> None:
     """Proves what an environment declares; exit status 1 when it does not hold."""
     args = _values(arguments)
-    wanted = {"rollbacks": rollbacks, "split": split, "arguments": args}
-    result = check_environment(partial(registry.make, spec, args), name=spec, spec=spec, **wanted)
+    made = partial(registry.make, spec, args)
+    result = check_environment(made, name=spec, rollbacks=rollbacks, split=split, spec=spec, arguments=args)
     if as_json:
         _emit(encode(result) | {"passed": result.passed})
     else:

@@ -47,7 +47,7 @@ class ALFWorld(GameEnvironment):
     )
 
     def __init__(
-        self, *, data: str | None = None, types: str | None = None, admissible: bool = False, horizon: int = 50
+        self, *, data: str | None = None, types: str | int | None = None, admissible: bool = False, horizon: int = 50
     ) -> None:
         super().__init__(horizon=horizon, admissible=admissible)
         if horizon < 1:
@@ -88,7 +88,7 @@ class ALFWorld(GameEnvironment):
         yield from (path for path in draw.sample(paths, len(paths)) if _type_of(path) in self._types)
 
     def _task(self, path: Path, file: GameFile) -> Task:
-        sentence = _playable(path, file).tell("task")
+        sentence = _task_of(path, file)
         mark = digest(file.domain, file.problem, file.grammar)
         payload = {"game": path.parent.relative_to(self._root).as_posix(), "type": _type_of(path), "digest": mark}
         return Task(f"alfworld-{mark}", self.name, sentence.removeprefix(TASK_SENTENCE), self._horizon, payload)
@@ -109,13 +109,23 @@ def _playable(path: Path, file: GameFile) -> Game:
         raise CorruptFile(f"{path} cannot be played: {error}; fetch the game file again") from None
 
 
+def _task_of(path: Path, file: GameFile) -> str:
+    """What is wanted, in the game's words."""
+    try:
+        return _playable(path, file).tell("task")
+    except CorruptFile:
+        raise
+    except (ValueError, KeyError) as error:
+        raise CorruptFile(f"{path} does not say what is wanted ({error}); fetch the game file again") from None
+
+
 def _type_of(path: Path) -> str | None:
     """The short name of the task type, which the folder of the task starts with."""
     folder = path.parent.parent.name
     return next((short for short, official in TYPES.items() if folder.startswith(f"{official}-")), None)
 
 
-def _chosen(types: str | None) -> tuple[str, ...]:
+def _chosen(types: str | int | None) -> tuple[str, ...]:
     if types is None:
         return tuple(TYPES)
     numbered = dict(zip("123456", ("pick", "look", "clean", "heat", "cool", "two"), strict=True))

@@ -87,7 +87,10 @@ def _checked(recipe: Recipe, horizon: int) -> Recipe:
     for ok, wish in (
         (bool(recipe.goals), f"at least one goal out of {', '.join(GOALS)}"),
         (1 <= recipe.rooms <= len(ROOMS), f"1 to {len(ROOMS)} rooms"),
-        (max(2, recipe.rooms) <= recipe.places <= 5 * len(PLACES), f"at least two places, one for each room, and at most {5 * len(PLACES)}"),
+        (
+            max(2, recipe.rooms) <= recipe.places <= 5 * len(PLACES),
+            f"at least two places, one for each room, and at most {5 * len(PLACES)}",
+        ),
         (2 <= recipe.items <= 200, "2 to 200 items"),
         (0 <= recipe.skew <= 1, "a skew from 0 to 1"),
         (horizon >= 1, "a horizon of at least 1"),

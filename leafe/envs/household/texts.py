@@ -26,7 +26,7 @@ def _text(name: str) -> str:
 
 def game_file(house: House, walkthrough: tuple[str, ...] = ()) -> GameFile:
     """The game of a house."""
-    problem, grammar = _problem(house), _text("grammar.txt").replace("TASK\"", f"{house.sentence}\"")
+    problem, grammar = _problem(house), _text("grammar.txt").replace('TASK"', f'{house.sentence}"')
     return GameFile(_text("domain.pddl"), problem, grammar, walkthrough, solvable=True)
 
 
@@ -37,7 +37,7 @@ def _problem(house: House) -> str:
     kinds = sorted({kind_of(name) for name in house.places} | {kind_of(name) for name, _ in things} | {house.item, house.place})
     objects = {"you": "person"} | {f"kind_{kind}": "sort" for kind in kinds}
     objects |= {ids[room]: "room" for room, _ in house.rooms} | {ids[place]: "place" for place in house.places}
-    objects |= {f"at_{one}": "spot" for one in ids.values()} | {one: "item" for one in item_ids.values()}
+    objects |= {f"at_{one}": "spot" for one in ids.values()} | dict.fromkeys(item_ids.values(), "item")
     facts = [f"(standing you at_{ids[house.start]})", *_walls(house, ids)]
     for name, place in things:
         kind, one = kind_of(name), item_ids[name]

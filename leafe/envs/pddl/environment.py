@@ -23,7 +23,10 @@ KEPT = 32  # games, the latest used
 @lru_cache(maxsize=KEPT)
 def game_of(file: GameFile) -> Game:
     """The game of a file's texts, made once while it is in use. Raises `ValueError` when they are no game."""
-    return Game(file)
+    try:
+        return Game(file)
+    except (IndexError, KeyError, TypeError, RecursionError) as error:  # texts that are cut short in one of countless ways
+        raise ValueError(f"its texts do not fit together ({type(error).__name__}: {error})") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """One game: its state is an integer, its commands are operators, its answers are the grammar's words.
 
 Nothing here remembers where a player is: `step` takes a state and gives the next one. What a state offers is kept, because rollback
-comes back to states often; a game is not for two threads at once. The original engine is answered alike where it was compared, with one difference that no ALFWorld game can
-show: it tells conditional effects as if they had all happened, and this engine tells what is so.
+comes back to states often; a game is not for two threads at once. It answers as the original engine does, with one difference that no
+ALFWorld game can show: the original tells conditional effects as if they had all happened, and this engine tells what is so.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python benchmarks/environments.py                                            # the worlds that need no data
     python benchmarks/environments.py --alfworld DATA --alfworld-python PYTHON   # ALFWorld, and the original in that interpreter
 
-Each row is measured in a process of its own, one after another, so memory is that process's peak and nothing shares the processor.
+Each row is measured in a process of its own, one after another, so memory is that process's peak. Times are the process's own, not the
+clock's, so that what else a machine does changes little; every world here runs in one thread and waits for nothing.
 PYTHON is an interpreter with `pip install alfworld`; the original plays the same games with the same commands. A step's time holds what
 an agent's loop needs: the command taken and the admissible commands of the new state listed.
 """
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,75 +30,109 @@ TURNS = (5, 10, 25, 50)
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
+    """Processor seconds that a call takes."""
+    start = time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.process_time() - start
+
+
+@dataclass
+class Figures:
+    """What was measured over the tasks of a row, in seconds."""
+
+    loads: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    saves: list[float] = field(default_factory=list)
+    restores: list[float] = field(default_factory=list)
+    replays: dict[int, list[float]] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """The row."""
+        shots = {"snapshot_us": {"save": 1e6 * median(self.saves), "restore": 1e6 * median(self.restores)}} if self.saves else {}
+        return shots | {
+            "load_ms": {"median": 1e3 * median(self.loads), "most": 1e3 * max(self.loads)},
+            "steps_per_second": len(self.steps) / sum(self.steps),
+            "replay_ms": {str(turn): 1e3 * median(values) for turn, values in self.replays.items()},
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
 
 
 def environment_row(request: dict[str, Any]) -> dict[str, Any]:
     """An environment of leafe's: tasks reset for the first time, random play, snapshots, and replay from the reset."""
+    from leafe.envs.pddl.environment import game_of
     from leafe.envs.registry import make
 
     environment = make(request["spec"], request["arguments"])
-    tasks = environment.tasks(request["split"], request["tasks"] + 1)
-    environment.reset(tasks[0])  # imports, and what all tasks share
-    # Tasks may have been set up while they were drawn, so each is loaded by an instance that has not seen it.
-    forget = getattr(sys.modules.get("leafe.envs.pddl.environment"), "game_of", None)
-    loads, seconds, taken = [], 0.0, 0
-    replays: dict[int, list[float]] = {turn: [] for turn in TURNS}
-    saves, restores = [], []
-    for task in tasks[1:]:
-        if forget is not None:
-            forget.cache_clear()
-        loads.append(timed(lambda task=task: environment.reset(task)))
-        draw, actions = random.Random(task.id), []
-        for _ in range(request["steps"]):
-            actions.append(draw.choice(list(environment.example_actions())))
-            seconds += timed(lambda: (environment.step(actions[-1]), environment.example_actions()))
-        taken += len(actions)
-        kept = environment.snapshot()
-        saves.append(timed(environment.snapshot))
-        restores.append(timed(lambda kept=kept: environment.restore(kept)))
-        for turn in TURNS:
-            replays[turn].append(timed(lambda task=task, turn=turn: (environment.reset(task), *map(environment.step, actions[:turn]))))
-    micro = {"save": 1e6 * median(saves), "restore": 1e6 * median(restores)}
-    return summary(loads, taken / seconds, replays) | {"snapshot_us": micro}
+    first, *tasks = environment.tasks(request["split"], request["tasks"] + 1)
+    environment.reset(first)  # imports, and what all tasks share
+    figures = Figures()
+    for task in tasks:
+        game_of.cache_clear()  # drawing a task may have set it up already
+        figures.loads.append(timed(partial(environment.reset, task)))
+        play(environment, task, request["steps"], figures)
+    return figures.summary()
+
+
+def play(environment: Any, task: Any, steps: int, figures: Figures) -> None:
+    """Random play in a task that was reset, and the ways back."""
+    draw, actions = random.Random(task.id), []
+
+    def step(action: str) -> None:
+        environment.step(action)
+        environment.example_actions()
+
+    def replay(turn: int) -> None:
+        environment.reset(task)
+        for action in actions[:turn]:
+            environment.step(action)
+
+    for _ in range(steps):
+        actions.append(draw.choice(list(environment.example_actions())))
+        figures.steps.append(timed(partial(step, actions[-1])))
+    kept = environment.snapshot()
+    figures.saves.append(timed(environment.snapshot))
+    figures.restores.append(timed(partial(environment.restore, kept)))
+    for turn in TURNS:
+        figures.replays.setdefault(turn, []).append(timed(partial(replay, turn)))
 
 
 def original_row(request: dict[str, Any]) -> dict[str, Any]:
     """The original ALFWorld as its users run it: its own loop, with nothing remembered."""
+    figures = Figures()
+    original_play(request["games"][0], 1, Figures())
+    for path in request["games"][1:]:
+        original_play(path, request["steps"], figures)
+    return figures.summary()
+
+
+def original_play(path: str, steps: int, figures: Figures) -> None:
+    """One game loaded, played at random and replayed."""
     sys.path.insert(0, str(Path(__file__).parent))
     from alfworld_traces import original
 
-    loads, seconds, taken = [], 0.0, 0
-    replays: dict[int, list[float]] = {turn: [] for turn in TURNS}
-    original(Path(request["games"][0]))(None)
-    for path in request["games"][1:]:
-        started = time.perf_counter()
+    draw, actions, seen = random.Random(path), [], {}
+    answer: Callable[[str | None], dict[str, Any]] = dict
+
+    def load() -> None:
+        nonlocal answer, seen
         answer = original(Path(path))
         seen = answer(None)
-        loads.append(time.perf_counter() - started)
-        draw, actions = random.Random(path), []
-        for _ in range(request["steps"]):
-            actions.append(draw.choice(seen["admissible"]))
-            started = time.perf_counter()
-            seen = answer(actions[-1])
-            seconds += time.perf_counter() - started
-        taken += len(actions)
-        for turn in TURNS[:2]:
-            replays[turn].append(timed(lambda turn=turn: (answer(None), *map(answer, actions[:turn]))))
-    return summary(loads, taken / seconds, replays)
 
+    def step(command: str) -> None:
+        nonlocal seen
+        seen = answer(command)
 
-def summary(loads: list[float], rate: float, replays: dict[int, list[float]]) -> dict[str, Any]:
-    """The figures of a row."""
-    return {
-        "load_ms": {"median": 1e3 * median(loads), "most": 1e3 * max(loads)},
-        "steps_per_second": rate,
-        "replay_ms": {str(turn): 1e3 * median(values) for turn, values in replays.items() if values},
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    def replay(turn: int) -> None:
+        answer(None)
+        for action in actions[:turn]:
+            answer(action)
+
+    figures.loads.append(timed(load))
+    for _ in range(steps):
+        actions.append(draw.choice(seen["admissible"]))
+        figures.steps.append(timed(partial(step, actions[-1])))
+    for turn in TURNS[:2]:
+        figures.replays.setdefault(turn, []).append(timed(partial(replay, turn)))
 
 
 def measured(kind: str, request: dict[str, Any], python: str = sys.executable) -> dict[str, Any]:

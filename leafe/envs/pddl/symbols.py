@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from typing import TypeAlias
 
 
@@ -45,9 +46,9 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An expression over the objects at hand, such as `o.indefinite + ' ' + o.name`; `evaluate` wants to be told who is at hand."""
+    """An expression over placeholders, such as `o.indefinite + ' ' + o.name`. `evaluate` is told who plays which, and who they are."""
 
-    evaluate: Callable[[Mapping[str, Entity]], str]
+    evaluate: Evaluator
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Listing:
     each: Each
 
 
+Evaluator: TypeAlias = Callable[[Mapping[str, str], Mapping[str, Entity]], str | Entity]
 Symbol: TypeAlias = Text | Use | Each | Listing
 # Predicates with their placeholders, each a name and a type.
 Query: TypeAlias = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
@@ -103,31 +105,33 @@ def _each(rule: str | None, expression: str | None, query: str | None) -> Each:
     return Each(inner, parse_query(query) if query is not None else None)
 
 
-def parse_value(text: str) -> Callable[[Mapping[str, Entity]], str]:
-    """An expression that may name objects, their attributes and quoted words, joined by `+` and `or`; anything else is refused."""
+def parse_value(text: str) -> Evaluator:
+    """An expression that may name placeholders, their attributes and quoted words, joined by `+` and `or`; anything else is refused."""
     try:
-        evaluate = _evaluator(ast.parse(text.strip(), mode="eval").body)
+        return _evaluator(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError:
         raise ValueError(f"the expression {text.strip()!r} cannot be read") from None
-    return lambda entities: str(evaluate(entities))
 
 
-def _evaluator(node: ast.expr) -> Callable[[Mapping[str, Entity]], str | Entity]:
+def _evaluator(node: ast.expr) -> Evaluator:
     match node:
         case ast.Constant(value=str(value)):
-            return lambda entities: value
+            return lambda cast, entities: value
         case ast.Name(id=name):
-            return lambda entities: entities[name]
+            return lambda cast, entities: entities[cast[name]]
         case ast.Attribute(value=ast.Name(id=name), attr=attribute) if attribute in Entity.__dataclass_fields__:
-            return lambda entities: str(getattr(entities[name], attribute))
+            attribute_of = attrgetter(attribute)
+            return lambda cast, entities: str(attribute_of(entities[cast[name]]))
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             first, second = _evaluator(left), _evaluator(right)
-            return lambda entities: f"{first(entities)}{second(entities)}"
-        case ast.BoolOp(op=ast.Or(), values=[left, *others]):
-            choices = [_evaluator(choice) for choice in (left, *others)]
-            return lambda entities: next((value for choice in choices if (value := choice(entities))), "")
+            return lambda cast, entities: f"{first(cast, entities)}{second(cast, entities)}"
+        case ast.BoolOp(op=ast.Or(), values=[*values]):
+            choices = [_evaluator(choice) for choice in values]
+            return lambda cast, entities: next((found for choice in choices if (found := choice(cast, entities))), "")
     fields = ", ".join(Entity.__dataclass_fields__)
-    raise ValueError(f"the expression {ast.unparse(node)!r} may name objects, their {fields}, and quoted words, joined by + and or")
+    raise ValueError(
+        f"the expression {ast.unparse(node)!r} may name placeholders, their {fields}, and quoted words, joined by + and or"
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -44,7 +44,7 @@ class Teller:
     def _parts(self, each: Each, cast: Cast, state: int) -> Iterator[str]:
         for chosen in [cast] if each.query is None else self.answers(each.query, cast, state):
             if isinstance(each.inner, Value):
-                yield each.inner.evaluate({name: self._entities[value] for name, value in chosen.items()})
+                yield str(each.inner.evaluate(chosen, self._entities))
             else:
                 yield self.rule(each.inner.rule, chosen, state)
 

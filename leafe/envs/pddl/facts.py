@@ -21,7 +21,7 @@ class Facts:
     def __init__(self, domain: Domain, problem: Problem, fluent: frozenset[str]) -> None:
         self.fluent = fluent
         self.kind_of = problem.objects
-        self.members = _members(domain.types, problem.objects)
+        self.members = members_of(domain.types, problem.objects)
         self.start = 0
         self.counts: dict[str, int] = {}  # how many facts of a predicate hold at the start
         self._always = frozenset(fact for fact in problem.facts if fact[0] not in fluent)
@@ -86,7 +86,8 @@ class Facts:
         return self.members.get(kind, frozenset())
 
 
-def _members(types: Mapping[str, str], objects: Mapping[str, str]) -> dict[str, frozenset[str]]:
+def members_of(types: Mapping[str, str], objects: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """The objects of each type and of the types below it."""
     members: dict[str, set[str]] = {kind: set() for kind in (*types, ROOT)}
     for name, kind in objects.items():
         for above in _above(kind, types):

@@ -50,8 +50,12 @@ ALWAYS = (Alternative((), ()),)
 Objects = Mapping[str, Sequence[str]]  # the objects of each type
 
 
+class ObjectsNeeded(ValueError):
+    """A condition that can only be understood in a game, because it speaks of all its objects."""
+
+
 class Reader:
-    """Reads conditions and effects. `objects` is what `forall` ranges over; without them, as in a domain, it is refused.
+    """Reads conditions and effects. `objects` is what `forall` ranges over; without them it raises `ObjectsNeeded`.
 
     Every variable that `exists` brings gets a name of its own.
     """
@@ -88,7 +92,7 @@ class Reader:
             inner = self.condition(_renamed(parts[2], names), positive)
             return tuple(Alternative(fresh + one.variables, one.literals) for one in inner)
         if self._objects is None:
-            raise ValueError("an action's condition with forall is not supported; a goal's is")
+            raise ObjectsNeeded("forall wants to know the objects")
         kinds = [self._objects.get(kind, ()) for _, kind in variables]
         choices = product(*kinds)
         names_of = ({name: value for (name, _), value in zip(variables, values, strict=True)} for values in choices)

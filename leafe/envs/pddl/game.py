@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from leafe.envs.pddl.domain import Schema, parse_domain, parse_problem
-from leafe.envs.pddl.facts import Facts
-from leafe.envs.pddl.formulas import Alternative, Effect, Reader
+from leafe.envs.pddl.facts import Facts, members_of
+from leafe.envs.pddl.formulas import Alternative, Effect, ObjectsNeeded, Reader
 from leafe.envs.pddl.gamefile import GameFile
 from leafe.envs.pddl.grammar import Grammar, Wording, parse_grammar
 from leafe.envs.pddl.grounding import Binding, Check, Effects, Join, Operator, ground_condition
@@ -61,10 +61,11 @@ class Game:
         """Raises `ValueError` when the texts of the file are no game."""
         domain, grammar = parse_domain(file.domain), parse_grammar(file.grammar)
         problem = parse_problem(file.problem, domain)
-        actions = _understood(domain.actions)
+        reader = Reader({kind: sorted(names) for kind, names in members_of(domain.types, problem.objects).items()})
+        actions = _understood(domain.actions, reader)
         changed = {effect.literal.predicate for one in actions for effect in one.effects}
         self.facts = Facts(domain, problem, frozenset(changed | {f"not_{name}" for name in changed}))
-        goal = Reader({kind: sorted(members) for kind, members in self.facts.members.items()}).condition(problem.goal)
+        goal = reader.condition(problem.goal)
         used = grammar.predicates() | _predicates(goal) | {name for one in actions for name in _read_by(one)}
         self._actions = [_Action(number, read, self.facts, used) for number, read in enumerate(actions)]
         self._wordings = [_wording(grammar, one.schema.name) for one in actions]
@@ -156,9 +157,20 @@ def _rank(operator: Operator) -> tuple[int, list[str]]:
     return operator.number, list(operator.cast.values())
 
 
+def _understood(schemas: tuple[Schema, ...], reader: Reader) -> tuple[_Read, ...]:
+    try:
+        return _understood_anywhere(schemas)
+    except ObjectsNeeded:
+        return _read(schemas, reader)
+
+
 @lru_cache(maxsize=16)
-def _understood(schemas: tuple[Schema, ...]) -> tuple[_Read, ...]:
-    reader = Reader()
+def _understood_anywhere(schemas: tuple[Schema, ...]) -> tuple[_Read, ...]:
+    """What games of one domain share."""
+    return _read(schemas, Reader())
+
+
+def _read(schemas: tuple[Schema, ...], reader: Reader) -> tuple[_Read, ...]:
     return tuple(_Read(one, reader.condition(one.condition), tuple(reader.effects(one.effect))) for one in schemas)
 
 

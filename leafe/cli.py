@@ -243,10 +243,12 @@ def check_env(
     *,
     as_json: AsJson = False,
     rollbacks: Annotated[int, typer.Option(min=1)] = 200,
+    split: str = "train",
 ) -> None:
     """Proves what an environment declares; exit status 1 when it does not hold."""
     args = _values(arguments)
-    result = check_environment(partial(registry.make, spec, args), name=spec, rollbacks=rollbacks, spec=spec, arguments=args)
+    made = partial(registry.make, spec, args)
+    result = check_environment(made, name=spec, rollbacks=rollbacks, split=split, spec=spec, arguments=args)
     if as_json:
         _emit(encode(result) | {"passed": result.passed})
     else:

@@ -21,7 +21,7 @@ from leafe.envs.base import Environment, Fidelity
 from leafe.envs.check_play import NO_ACTIONS, Episode, Recorder
 from leafe.envs.check_process import ask_another_process
 from leafe.envs.world import World, observation_digest
-from leafe.errors import EpisodeError
+from leafe.errors import EpisodeError, UserError
 from leafe.records import Task, decode, encode
 
 Verdict = Literal["pass", "fail", "skipped"]
@@ -77,7 +77,8 @@ def check_environment(
 
     `spec` and `arguments` are what the registry makes the same environment from in another process; without a spec that check is
     skipped. Nothing that a made environment raises is raised here: it becomes a finding. After a failure of the first two checks,
-    which give the others their tasks and episodes, the others are left out.
+    which give the others their tasks and episodes, the others are left out. What is raised is a `UserError` of `tasks`:
+    then what the person typed cannot be used, which says nothing about the environment.
     """
     inspection = _Inspection(make, seed, split, count)
     findings: list[Finding] = []
@@ -99,6 +100,8 @@ def _find(name: str, check: Callable[[], Outcome]) -> Finding:
     except _Failed as reason:
         return Finding(name, "fail", str(reason))
     except Exception as error:  # whatever a foreign environment raises is what this command is there to tell
+        if name == "tasks" and isinstance(error, UserError):
+            raise
         return Finding(name, "fail", f"raised {type(error).__name__}: {error}")
     return Finding(name, "pass", sentence, figures)
 

@@ -1,0 +1,154 @@
+"""ALFWorld: the official game files, in our own engine. Nothing is downloaded and nothing but Python is needed.
+
+Observations, commands, rewards and endings are the original's to the byte; `benchmarks/alfworld_traces.py` compares them. As there,
+games with movable receptacles or sliced objects are left out, and so are those that their makers found no solution for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from leafe.digest import digest, seed_for
+from leafe.envs.pddl.environment import GameEnvironment, game_of
+from leafe.envs.pddl.game import Game
+from leafe.envs.pddl.gamefile import NAME, GameFile, read_game
+from leafe.errors import CorruptFile, UnknownName, UserError
+from leafe.records import Task
+
+# The official numbers, our short names and the official names of the task types.
+TYPES = {
+    "pick": "pick_and_place_simple",
+    "look": "look_at_obj_in_light",
+    "clean": "pick_clean_then_place_in_recep",
+    "heat": "pick_heat_then_place_in_recep",
+    "cool": "pick_cool_then_place_in_recep",
+    "two": "pick_two_obj_and_place",
+}
+ALIASES = {"valid": "valid_seen", "test": "valid_unseen"}
+GET_DATA = "pip install alfworld && alfworld-download"
+TASK_SENTENCE = "Your task is to: "
+
+
+class ALFWorld(GameEnvironment):
+    """Household tasks in text. A split is a folder of the data: `train`, `valid_seen` (also `valid`), `valid_unseen` (also `test`).
+
+    `data` is the folder that `alfworld-download` filled, or the `json_2.1.1` in it; without it the variable ALFWORLD_DATA says where.
+    `types` keeps some of the six task types: names out of pick, look, clean, heat, cool and two, parted by commas. With `admissible`
+    every observation ends with the commands that are possible; without it, observations are the original's.
+    """
+
+    name = "alfworld"
+    actions_help = (
+        "Commands: look, inventory, go to X, open X, close X, take X from Y, move X to Y, examine X, use X, heat X with Y, "
+        "clean X with Y, cool X with Y, slice X with Y."
+    )
+
+    def __init__(
+        self, *, data: str | None = None, types: str | int | None = None, admissible: bool = False, horizon: int = 50
+    ) -> None:
+        super().__init__(horizon=horizon, admissible=admissible)
+        if horizon < 1:
+            raise UserError(f"alfworld wants a horizon of at least 1; found {horizon}")
+        self._types = _chosen(types)
+        self._root = _root(data)
+
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
+        """`count` games of a split, in an order that the seed draws. See `Environment.tasks`."""
+        folder = self._folder(split)
+        found: dict[str, Task] = {}
+        for path in self._shuffled(folder, seed):
+            if len(found) == count:
+                break
+            file = read_game(path)
+            if file.solvable:
+                task = self._task(path, file)
+                found.setdefault(task.id, task)
+        if len(found) < count:
+            kinds = "" if len(self._types) == len(TYPES) else f" of the types {', '.join(self._types)}"
+            raise UserError(f"wanted {count} games{kinds} in {folder}, found {len(found)}; ask for fewer")
+        return list(found.values())
+
+    def _folder(self, split: str) -> Path:
+        folders = {path.name: path for path in sorted(self._root.iterdir()) if path.is_dir()}
+        chosen = split if split in folders else ALIASES.get(split, split)
+        if chosen not in folders:
+            raise UnknownName(f"split of {self._root}", split, folders)
+        return folders[chosen]
+
+    def _shuffled(self, folder: Path, seed: int) -> Iterator[Path]:
+        paths = [
+            path
+            for path in sorted(folder.rglob(NAME))
+            if "movable" not in str(path.relative_to(folder)) and "Sliced" not in str(path.relative_to(folder))
+        ]
+        draw = random.Random(seed_for("alfworld", folder.name, seed))
+        yield from (path for path in draw.sample(paths, len(paths)) if _type_of(path) in self._types)
+
+    def _task(self, path: Path, file: GameFile) -> Task:
+        sentence = _task_of(path, file)
+        mark = digest(file.domain, file.problem, file.grammar)
+        payload = {"game": path.parent.relative_to(self._root).as_posix(), "type": _type_of(path), "digest": mark}
+        return Task(f"alfworld-{mark}", self.name, sentence.removeprefix(TASK_SENTENCE), self._horizon, payload)
+
+    def load(self, task: Task) -> tuple[Game, Sequence[str]]:
+        """The game file that the task names, which has to be the one that it was drawn from."""
+        path = self._root / str(task.payload.get("game", "")) / NAME
+        file = read_game(path)
+        if digest(file.domain, file.problem, file.grammar) != task.payload.get("digest"):
+            raise UserError(f"{path} is another game than the one that task {task.id!r} was drawn from; draw the tasks anew")
+        return _playable(path, file), file.walkthrough
+
+
+def _playable(path: Path, file: GameFile) -> Game:
+    try:
+        return game_of(file)
+    except ValueError as error:
+        raise CorruptFile(f"{path} cannot be played: {error}; fetch the game file again") from None
+
+
+def _task_of(path: Path, file: GameFile) -> str:
+    """What is wanted, in the game's words."""
+    try:
+        return _playable(path, file).tell("task")
+    except CorruptFile:
+        raise
+    except (ValueError, KeyError) as error:
+        raise CorruptFile(f"{path} does not say what is wanted ({error}); fetch the game file again") from None
+
+
+def _type_of(path: Path) -> str | None:
+    """The short name of the task type, which the folder of the task starts with."""
+    folder = path.parent.parent.name
+    return next((short for short, official in TYPES.items() if folder.startswith(f"{official}-")), None)
+
+
+def _chosen(types: str | int | None) -> tuple[str, ...]:
+    if types is None:
+        return tuple(TYPES)
+    numbered = dict(zip("123456", ("pick", "look", "clean", "heat", "cool", "two"), strict=True))
+    known = {**{short: short for short in TYPES}, **{official: short for short, official in TYPES.items()}, **numbered}
+    words = [word.strip() for word in str(types).split(",") if word.strip()]
+    for word in words:
+        if word not in known:
+            raise UnknownName("task type", word, known)
+    if not words:
+        raise UserError(f"types wants some of {', '.join(TYPES)}, parted by commas, found {types!r}")
+    return tuple(dict.fromkeys(known[word] for word in words))
+
+
+def _root(data: str | None) -> Path:
+    """The folder whose folders are the splits."""
+    given = data or os.environ.get("ALFWORLD_DATA")
+    if not given:
+        raise UserError(f"alfworld wants the folder with its games, as data=PATH or in ALFWORLD_DATA; to get them type: {GET_DATA}")
+    path = Path(given).expanduser().resolve()
+    if not path.is_dir():
+        raise UserError(f"alfworld finds no folder {path}; give the one that `alfworld-download` filled as data=PATH")
+    inner = path / "json_2.1.1"
+    root = inner if inner.is_dir() else path
+    if next(root.rglob(NAME), None) is None:
+        raise UserError(f"{path} holds no {NAME}; give the folder that `alfworld-download` filled as data=PATH")
+    return root

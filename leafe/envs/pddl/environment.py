@@ -1,0 +1,115 @@
+"""What the environments on planning games share: episodes, snapshots, the expert and the list of admissible commands.
+
+An episode ends when the goal holds, and at nothing else; the last observation is repeated from then on. Where an environment finds its
+games, and what it answers to text that is no command, is its own business.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from leafe.envs.base import Environment, Fidelity
+from leafe.envs.pddl.game import Game
+from leafe.envs.pddl.gamefile import GameFile
+from leafe.envs.pddl.planner import plan
+from leafe.records import Observation, Task
+
+KEPT = 32  # games, the latest used
+
+
+@lru_cache(maxsize=KEPT)
+def game_of(file: GameFile) -> Game:
+    """The game of a file's texts, made once while it is in use. Raises `ValueError` when they are no game."""
+    try:
+        return Game(file)
+    except (IndexError, KeyError, TypeError, RecursionError) as error:  # texts that are cut short in one of countless ways
+        raise ValueError(f"its texts do not fit together ({type(error).__name__}: {error})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An episode's whole state: an integer of this game. `final` is the last observation once the goal was reached."""
+
+    game: Game
+    state: int
+    final: Observation | None
+
+
+class GameEnvironment(Environment):
+    """Plays game files. A class below it says with `load` which one a task means."""
+
+    fidelity = Fidelity.SNAPSHOT
+
+    def __init__(self, *, horizon: int, admissible: bool) -> None:
+        self._horizon, self._admissible = horizon, admissible
+        self._now: Snapshot | None = None
+        self._walkthrough: tuple[str, ...] = ()
+        self._plans: dict[int, list[str]] = {}
+
+    @abstractmethod
+    def load(self, task: Task) -> tuple[Game, Sequence[str]]:
+        """The game of a task, and a walkthrough from its start where one is known. Raises `UserError` when there is none."""
+
+    def refusal(self, text: str) -> str:
+        """What is said instead of `text`, the engine's answer to what is no admissible command."""
+        return text
+
+    def reset(self, task: Task) -> Observation:
+        """Shows the game's introduction."""
+        game, walkthrough = self.load(task)
+        self._walkthrough, self._plans = tuple(walkthrough), {}
+        return self._observe(game, game.start, game.tell("intro"))
+
+    def step(self, action: str) -> Observation:
+        """Takes one command."""
+        now = self._present()
+        if now.final is not None:
+            return now.final
+        state, text = now.game.step(now.state, action)
+        if action.strip() not in now.game.commands(now.state):
+            text = self.refusal(text)
+        return self._observe(now.game, state, text)
+
+    def _observe(self, game: Game, state: int, text: str) -> Observation:
+        won = game.won(state)
+        if self._admissible:
+            text = f"{text}\nPossible: {', '.join(sorted(game.commands(state)))}."
+        observation = Observation(text, done=won, success=won, reward=float(won))
+        self._now = Snapshot(game, state, observation if won else None)
+        return observation
+
+    def _present(self) -> Snapshot:
+        if self._now is None:
+            raise RuntimeError("no episode: call reset first")
+        return self._now
+
+    def snapshot(self) -> Snapshot:
+        """The state's integer; nothing in it can change."""
+        return self._present()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Returns to a snapshot of this task."""
+        self._now = snapshot
+
+    def expert(self) -> Sequence[str]:
+        """The walkthrough at the start where the game has one, else a plan. One plan serves all the states that it leads through."""
+        now = self._present()
+        if now.state == now.game.start and self._walkthrough:
+            return self._walkthrough
+        if now.state not in self._plans:
+            self._keep(now.game, now.state, plan(now.game, now.state) or [])
+        return self._plans[now.state]
+
+    def _keep(self, game: Game, state: int, commands: list[str]) -> None:
+        self._plans[state] = commands
+        for number, command in enumerate(commands, start=1):
+            state, _ = game.step(state, command)
+            self._plans[state] = commands[number:]
+
+    def example_actions(self) -> Sequence[str]:
+        """The admissible commands, sorted."""
+        now = self._present()
+        return sorted(now.game.commands(now.state))

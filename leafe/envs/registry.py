@@ -19,8 +19,8 @@ from leafe.envs.alfworld import ALFWorld
 from leafe.envs.base import Environment
 from leafe.envs.codecontests import CodeContests
 from leafe.envs.fakes import Lookup, SlipperySokoban
-from leafe.envs.mbpp import Mbpp
 from leafe.envs.household.environment import Household
+from leafe.envs.mbpp import Mbpp
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.webshop.environment import WebShop
 from leafe.errors import UnknownName, UserError

@@ -69,7 +69,12 @@ def of_type(types: str | int | None, data: Path, count: int) -> list[str]:
 
 def test_a_split_is_a_folder_and_holds_the_six_task_types(data: Path) -> None:
     assert of_type(None, data, 12) == sorted(2 * list(TYPES))
-    for types, expected in (("heat", ["heat"]), ("pick_two_obj_and_place, cool", ["cool", "two"]), (3, ["clean"]), ("1,2", ["look", "pick"])):
+    for types, expected in (
+        ("heat", ["heat"]),
+        ("pick_two_obj_and_place, cool", ["cool", "two"]),
+        (3, ["clean"]),
+        ("1,2", ["look", "pick"]),
+    ):
         assert of_type(types, data, 2 * len(expected)) == sorted(2 * expected)
     found = ALFWorld(data=str(data / "json_2.1.1")).tasks("valid", 2)
     assert {task.payload["type"] for task in found} == {"pick", "two"}  # the one with a movable receptacle is left out
@@ -94,7 +99,9 @@ def test_games_without_a_solution_are_left_out(data: Path, tmp_path: Path) -> No
         ALFWorld(data=str(tmp_path)).tasks("train", 2)
 
 
-def test_check_env_passes_by_snapshot_with_the_data_named_by_argument_or_variable(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_env_passes_by_snapshot_with_the_data_named_by_argument_or_variable(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = {"data": str(data)}
     report = check_environment(
         lambda: ALFWorld(data=str(data)), name="alfworld", rollbacks=200, count=4, spec="alfworld", arguments=arguments

@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,12 @@ def of_type(types: str | int | None, data: Path, count: int) -> list[str]:
 
 def test_a_split_is_a_folder_and_holds_the_six_task_types(data: Path) -> None:
     assert of_type(None, data, 12) == sorted(2 * list(TYPES))
-    for types, expected in (("heat", ["heat"]), ("pick_two_obj_and_place, cool", ["cool", "two"]), (3, ["clean"]), ("1,2", ["look", "pick"])):
+    for types, expected in (
+        ("heat", ["heat"]),
+        ("pick_two_obj_and_place, cool", ["cool", "two"]),
+        (3, ["clean"]),
+        ("1,2", ["look", "pick"]),
+    ):
         assert of_type(types, data, 2 * len(expected)) == sorted(2 * expected)
     found = ALFWorld(data=str(data / "json_2.1.1")).tasks("valid", 2)
     assert {task.payload["type"] for task in found} == {"pick", "two"}  # the one with a movable receptacle is left out
@@ -94,7 +100,9 @@ def test_games_without_a_solution_are_left_out(data: Path, tmp_path: Path) -> No
         ALFWorld(data=str(tmp_path)).tasks("train", 2)
 
 
-def test_check_env_passes_by_snapshot_with_the_data_named_by_argument_or_variable(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_env_passes_by_snapshot_with_the_data_named_by_argument_or_variable(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = {"data": str(data)}
     report = check_environment(
         lambda: ALFWorld(data=str(data)), name="alfworld", rollbacks=200, count=4, spec="alfworld", arguments=arguments
@@ -185,6 +193,13 @@ def test_a_task_is_only_played_from_the_file_that_it_was_drawn_from(data: Path) 
         world.reset(Task("t", "alfworld", "Do.", 5, {"game": "train/none"}))
     with pytest.raises(UnknownName, match=r"unknown split of .* 'valid_unseen'"):
         world.tasks("valid_unseen", 1)
+
+
+@pytest.mark.skipif(find_spec("textworld") is not None, reason="the original is installed")
+def test_without_the_original_the_command_that_installs_it_is_named(data: Path) -> None:
+    said = leafe("check-env", "alfworld-original", f"data={data}")
+    assert said.status == 2
+    assert said.err == "leafe: the original ALFWorld is not installed; type: pip install 'leafe[alfworld-reference]'\n"
 
 
 # The official games

@@ -184,7 +184,13 @@ def test_an_unknown_split_and_a_task_without_a_house_are_refused(monkeypatch: py
     with pytest.raises(UnknownName, match="unknown split 'exam'"):
         Household().tasks("exam", 1)
     good = Household().tasks("train", 1)[0].payload
-    for payload in ({}, {**good, "goal": "sing"}, {**good, "start": "attic 1"}, {**good, "item": "(a)"}, {**good, "rooms": [["a", 1]]}):
+    for payload in (
+        {},
+        {**good, "goal": "sing"},
+        {**good, "start": "attic 1"},
+        {**good, "item": "(a)"},
+        {**good, "rooms": [["a", 1]]},
+    ):
         with pytest.raises(UserError, match="holds no house"):
             Household().reset(Task("t", "household", "Do.", 5, payload))
     monkeypatch.setattr("leafe.envs.household.environment.PATIENCE", 40)
@@ -211,7 +217,11 @@ def explored(world: Household, plans: dict[str, list[str]], prompts: str) -> lis
     recipe = f"name: house\nenvironment: {{name: household}}\nprompts: {prompts}\ntasks: {{train: {len(plans)}}}\n"
     config = parse(recipe + "explore: {turns: 60, max_attempts: 2, max_depth: 2}", "house")
     engine = ScriptedEngine(answer)
-    return grow(Bench(config, Path("none"), lambda folder: engine, lambda: world_like(world), Silent()), "explore", Plot("tree", 5, Path("none")))
+    return grow(
+        Bench(config, Path("none"), lambda folder: engine, lambda: world_like(world), Silent()),
+        "explore",
+        Plot("tree", 5, Path("none")),
+    )
 
 
 def world_like(world: Household) -> Household:

@@ -66,7 +66,10 @@ grammar :: """
  }
 """;
 action walk { template :: "walk to {q}"; feedback :: "#walked#";
-  grammar :: """{"walked": [{"condition": "lit(q:post)", "rhs": "{q.name} is lit: [{t.indefinite + ' ' + t.name | on(t:thing, q:post)}]."}, {"rhs": "{q.name} is dark."}]}"""; }
+  grammar :: """{"walked": [
+      {"condition": "lit(q:post)", "rhs": "{q.name} is lit: [{t.indefinite + ' ' + t.name | on(t:thing, q:post)}]."},
+      {"rhs": "{q.name} is dark."}
+  ]}"""; }
 action look { template :: "look"; feedback :: "#pile# here. Others: [{o.name | next(p:post, o:post)}]"; }
 # A comment, and an action that no domain has.
 action fly { template :: "fly"; feedback :: "#nowhere#"; }
@@ -137,7 +140,7 @@ def test_symbols_are_read_as_the_original_reads_them() -> None:
 
 @pytest.mark.parametrize("text", ["{o.name()}", "{open('x')}", "{o.__class__}", "{1 + o.name}", "{o.name | on}", "{o.name +}"])
 def test_expressions_in_a_grammar_can_do_nothing_but_join_names(text: str) -> None:
-    with pytest.raises(ValueError, match="expression|condition"):
+    with pytest.raises(ValueError, match=r"expression|condition"):
         parse_symbols(text)
 
 
@@ -147,10 +150,19 @@ def test_of_a_rule_given_twice_the_later_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["verse", 'grammar :: """{"a" """;', 'grammar :: """[]""";', 'action a { template "x" }', "action a {", "?", 'grammar :: """{"a": [{}]}""";']
+    "text",
+    [
+        "verse",
+        'grammar :: """{"a" """;',
+        'grammar :: """[]""";',
+        'action a { template "x" }',
+        "action a {",
+        "?",
+        'grammar :: """{"a": [{}]}""";',
+    ],
 )
 def test_a_grammar_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="grammar|rule"):
+    with pytest.raises(ValueError, match=r"grammar|rule"):
         parse_grammar(text)
 
 
@@ -194,7 +206,9 @@ def test_texts_list_answers_in_order_and_say_nothing_where_there_is_none() -> No
     assert game.tell("intro") == "You see post 3.\nTask: light them all."
     assert played(game, "walk to post 2", "look")[1] == "a coin 2, and a coin 1 here. Others: post 1"
     assert played(game, "walk to post 2", "take coin 2")[1] == "coin 2 from post 2"
-    assert played(game, "walk to post 2", "press", "walk to post 1", "walk to post 2")[1] == "post 2 is lit: a coin 2, and a coin 1."
+    assert (
+        played(game, "walk to post 2", "press", "walk to post 1", "walk to post 2")[1] == "post 2 is lit: a coin 2, and a coin 1."
+    )
     assert played(game, "look")[1] == "nothing here. Others: post 2"
 
 
@@ -240,7 +254,9 @@ def drawn_house(seed: int, rooms: int = 1, places: int = 3, items: int = 3) -> H
     return next(houses(Recipe(rooms, places, items, goals, 0.5), random.Random(seed).choice(["pretrain", "test"]), seed))
 
 
-small_houses = st.builds(drawn_house, st.integers(0, 10**6), rooms=st.integers(1, 2), places=st.integers(2, 4), items=st.integers(2, 3))
+small_houses = st.builds(
+    drawn_house, st.integers(0, 10**6), rooms=st.integers(1, 2), places=st.integers(2, 4), items=st.integers(2, 3)
+)
 
 
 def distance(game: Game, longest: int) -> int | None:
@@ -306,14 +322,21 @@ def test_a_state_offers_and_answers_the_same_whatever_was_played_before(house: H
 
 
 @given(st.text(), st.text(), st.text(), st.lists(st.text()), st.sampled_from([True, False, None]))
-def test_reading_is_the_inverse_of_writing(domain: str, problem: str, grammar: str, commands: list[str], solvable: bool | None) -> None:
+def test_reading_is_the_inverse_of_writing(
+    domain: str, problem: str, grammar: str, commands: list[str], solvable: bool | None
+) -> None:
     game = GameFile(domain, problem, grammar, tuple(commands), solvable)
     assert parse_game(write_game(game), "here") == game
 
 
 def test_files_that_are_no_games_are_told_in_one_sentence(tmp_path: Path) -> None:
     whole = write_game(GameFile(DOMAIN, PROBLEM % ALL_LIT, GRAMMAR))
-    for name, text in {"cut": whole[:-200], "list": "[]", "lacks": '{"pddl_domain": ""}', "walk": whole.replace("[]}", '"x"}')}.items():
+    for name, text in {
+        "cut": whole[:-200],
+        "list": "[]",
+        "lacks": '{"pddl_domain": ""}',
+        "walk": whole.replace("[]}", '"x"}'),
+    }.items():
         path = tmp_path / name
         path.write_text(text)
         with pytest.raises(CorruptFile, match=f"{name} is no .*fetch the game file again"):

@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,13 @@ def test_a_task_is_only_played_from_the_file_that_it_was_drawn_from(data: Path) 
         world.reset(Task("t", "alfworld", "Do.", 5, {"game": "train/none"}))
     with pytest.raises(UnknownName, match=r"unknown split of .* 'valid_unseen'"):
         world.tasks("valid_unseen", 1)
+
+
+@pytest.mark.skipif(find_spec("textworld") is not None, reason="the original is installed")
+def test_without_the_original_the_command_that_installs_it_is_named(data: Path) -> None:
+    said = leafe("check-env", "alfworld-original", f"data={data}")
+    assert said.status == 2
+    assert said.err == "leafe: the original ALFWorld is not installed; type: pip install 'leafe[alfworld-reference]'\n"
 
 
 # The official games

@@ -66,7 +66,10 @@ grammar :: """
  }
 """;
 action walk { template :: "walk to {q}"; feedback :: "#walked#";
-  grammar :: """{"walked": [{"condition": "lit(q:post)", "rhs": "{q.name} is lit: [{t.indefinite + ' ' + t.name | on(t:thing, q:post)}]."}, {"rhs": "{q.name} is dark."}]}"""; }
+  grammar :: """{"walked": [
+      {"condition": "lit(q:post)", "rhs": "{q.name} is lit: [{t.indefinite + ' ' + t.name | on(t:thing, q:post)}]."},
+      {"rhs": "{q.name} is dark."}
+  ]}"""; }
 action look { template :: "look"; feedback :: "#pile# here. Others: [{o.name | next(p:post, o:post)}]"; }
 # A comment, and an action that no domain has.
 action fly { template :: "fly"; feedback :: "#nowhere#"; }

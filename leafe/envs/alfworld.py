@@ -93,9 +93,13 @@ class ALFWorld(GameEnvironment):
         payload = {"game": path.parent.relative_to(self._root).as_posix(), "type": _type_of(path), "digest": mark}
         return Task(f"alfworld-{mark}", self.name, sentence.removeprefix(TASK_SENTENCE), self._horizon, payload)
 
+    def path_of(self, task: Task) -> Path:
+        """Where the task's game file lies."""
+        return self._root / str(task.payload.get("game", "")) / NAME
+
     def load(self, task: Task) -> tuple[Game, Sequence[str]]:
         """The game file that the task names, which has to be the one that it was drawn from."""
-        path = self._root / str(task.payload.get("game", "")) / NAME
+        path = self.path_of(task)
         file = read_game(path)
         if digest(file.domain, file.problem, file.grammar) != task.payload.get("digest"):
             raise UserError(f"{path} is another game than the one that task {task.id!r} was drawn from; draw the tasks anew")

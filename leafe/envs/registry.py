@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from leafe.envs.alfworld import ALFWorld
+from leafe.envs.alfworld_original import OriginalALFWorld
 from leafe.envs.base import Environment
 from leafe.envs.codecontests import CodeContests
 from leafe.envs.fakes import Lookup, SlipperySokoban
@@ -36,6 +37,7 @@ SHIPPED: dict[str, tuple[type[Environment], str]] = {
     "codecontests": (CodeContests, "competitive programming in the published schema, or problems of our own; exact snapshots"),
     "mbpp": (Mbpp, "short functions in the published schema, or problems of our own; exact snapshots"),
     "alfworld": (ALFWorld, "household tasks from the official game files (data=PATH), in our own engine; exact snapshots"),
+    "alfworld-original": (OriginalALFWorld, "the same tasks in the original engine (extra alfworld-reference), slow; exact replay"),
     "household": (Household, "find things in generated houses and bring them where they belong; exact snapshots"),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),

@@ -77,7 +77,7 @@ action press { template :: "press"; feedback :: "Click. [{t.name | not_on(t:thin
 action take { template :: "take {t}"; feedback :: "{t.name} from {p.name or p.id}"; }
 action drop { template :: "drop {t}"; feedback :: "Dropped."; }
 action peek { template :: "peek at {t}"; feedback :: "Shiny."; }
-'''  # noqa: E501
+'''
 ALL_LIT = "(forall (?p - post) (or (broken ?p) (lit ?p)))"
 
 

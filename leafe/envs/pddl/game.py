@@ -134,7 +134,7 @@ class Game:
         if check is None:
             return None
         cast = {name[1:]: binding[name] for name, _ in action.parameters}
-        operator = Operator(action.number, action.effects, binding, cast=cast, check=check)
+        operator = Operator(action.number, action.effects, binding=binding, cast=cast, check=check)
         if action.may_idle and operator.idle():
             return None
         operator.command = self._teller.tell(self._wordings[action.number].template, cast, self.start)

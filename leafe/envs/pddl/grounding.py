@@ -192,7 +192,7 @@ class Operator:
 
     __slots__ = ("_changes", "ban", "binding", "cast", "command", "effects", "need", "number")
 
-    def __init__(self, number: int, effects: Effects, binding: Binding, *, cast: Binding, check: Check) -> None:
+    def __init__(self, number: int, effects: Effects, *, binding: Binding, cast: Binding, check: Check) -> None:
         self.number = number  # its action's place in the domain
         self.effects, self.binding = effects, binding
         self.cast = cast  # the chosen objects by the parameters' names

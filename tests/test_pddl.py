@@ -362,7 +362,7 @@ SPOILS: list[Callable[[GameFile, int], GameFile]] = [
 ]
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, derandomize=True)
 @given(st.sampled_from(SPOILS), st.integers(0, 10**6))
 def test_texts_with_a_piece_missing_are_played_or_refused_as_no_game(spoil: Callable[[GameFile, int], GameFile], seed: int) -> None:
     spoiled = spoil(GameFile(DOMAIN, PROBLEM % ALL_LIT, GRAMMAR), seed)

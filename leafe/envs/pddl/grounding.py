@@ -58,7 +58,10 @@ class Join:
                 known |= {term for term in best.terms if is_variable(term)}
                 yield best
             else:
-                variable = next(name for name in self._kinds if name not in known)
+                variable = next((name for name in self._kinds if name not in known), None)
+                if variable is None:
+                    terms = {term for one in waiting for term in one.terms if is_variable(term)}
+                    raise ValueError(f"no parameter is named {', '.join(sorted(terms - known))}")
                 known.add(variable)
                 yield variable
 

@@ -180,7 +180,7 @@ def test_a_house_that_cannot_be_is_refused_in_one_sentence(settings_: dict[str, 
         make(**settings_)
 
 
-def test_an_unknown_split_and_a_task_without_a_house_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_split_and_a_task_without_a_house_are_refused() -> None:
     with pytest.raises(UnknownName, match="unknown split 'exam'"):
         Household().tasks("exam", 1)
     good = Household().tasks("train", 1)[0].payload
@@ -193,7 +193,6 @@ def test_an_unknown_split_and_a_task_without_a_house_are_refused(monkeypatch: py
     ):
         with pytest.raises(UserError, match="holds no house"):
             Household().reset(Task("t", "household", "Do.", 5, payload))
-    monkeypatch.setattr("leafe.envs.household.environment.PATIENCE", 40)
     few = Household(rooms=1, places=2, items=2, goals="two", skew=1.0)
     with pytest.raises(UserError, match=r"wanted 100000 tasks of split 'valid', found \d+ with this recipe; ask for fewer"):
         few.tasks("valid", 100_000)

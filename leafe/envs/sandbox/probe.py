@@ -33,7 +33,7 @@ def find(word, attempt):
     try:
         if attempt():
             print(word)
-    except Exception:
+    except Exception:  # whatever refused it, this way out is shut, which is what is hoped for
         pass
 def connects():
     socket.socket(socket.AF_INET, socket.SOCK_STREAM)

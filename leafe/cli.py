@@ -36,8 +36,9 @@ from leafe.evaluate.outcomes import ArmOutcomes, of_run
 from leafe.evaluate.passk import Resampling
 from leafe.methods import leafe as method
 from leafe.methods.diagnose import diagnose as diagnose_model
-from leafe.nano import CHECKPOINT
-from leafe.nano.build import Plan, build_sokoban
+from leafe.nano import CHECKPOINTS
+from leafe.nano.build import Plan, Shape, build
+from leafe.nano.worlds import SHIPPED, world
 from leafe.progress import Progress, Silent
 from leafe.records import encode
 from leafe.run import RunDirectory, next_free
@@ -100,7 +101,7 @@ def _engine(settings: EngineSettings, base: Path, folder: Path) -> Engine:
 
 
 def _bench(config: RunConfig, progress: Progress) -> Bench:
-    base = locate(config.model, CHECKPOINT)
+    base = locate(config.model, CHECKPOINTS)
     return Bench(
         config=config,
         base=base,
@@ -302,16 +303,31 @@ def doctor(*, as_json: AsJson = False) -> None:
 
 @nano_app.command("build")
 def nano_build(
+    spec: Annotated[
+        str, typer.Argument(help="sokoban, household, or any environment with an expert, by name or module:Class")
+    ] = "sokoban",
+    arguments: Arguments = None,
     *,
-    out: Annotated[Path, typer.Option(help="where the checkpoint goes")] = CHECKPOINT,
-    steps: Annotated[int, typer.Option(min=1)] = 4600,
+    out: Annotated[Path | None, typer.Option(help="where the checkpoint goes; where the shipped one lies unless said")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="0 for the world's own number")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="one a free core; each adds a batch to every step")] = 2,
     start: Annotated[Path | None, typer.Option(help="a checkpoint to go on from")] = None,
+    split: Annotated[str, typer.Option(help="whose tasks are taught, where no checkpoint ships")] = "train",
     seed: int = 0,
 ) -> None:
-    """Trains the bundled checkpoint anew, which takes hours."""
-    plan = Plan(steps=steps, processes=processes, seed=seed, start=str(locate(str(start), CHECKPOINT)) if start else "")
-    build_sokoban(out, plan, log=partial(print, flush=True))
+    """Trains a small model for a world from nothing, which takes hours; started again after a kill it goes on."""
+    args = _values(arguments)
+    taught = world(spec, args, split=split)
+    if out is None and (spec not in SHIPPED or args):
+        raise UserError("no checkpoint ships for this world; say where the new one goes with --out DIR")
+    plan = Plan(
+        steps=steps or taught.steps,
+        processes=processes,
+        seed=seed,
+        shape=Shape(vocabulary=taught.vocabulary),
+        start=str(locate(str(start), CHECKPOINTS)) if start else "",
+    )
+    build(taught.curriculum, out or CHECKPOINTS[SHIPPED[spec].name], plan, partial(print, flush=True))
 
 
 def main() -> None:

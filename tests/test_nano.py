@@ -21,10 +21,11 @@ from leafe.envs.sokoban.board import ACTIONS, State, parse
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.sokoban.generator import Recipe, levels
 from leafe.envs.sokoban.solver import distances
-from leafe.nano.build import Plan, Shape, Stage, build, build_sokoban
-from leafe.nano.curriculum import DRILL, Lesson, Lookback, Move, Writer, batches
+from leafe.nano.build import Plan, Shape, build
+from leafe.nano.curriculum import DRILL, Curriculum, Lesson, Lookback, Move, Stage, Writer, batches
 from leafe.nano.sokoban_teacher import INSTRUCTION, PLAN, SokobanTeacher
 from leafe.nano.tokenizer import END, ROLES, build_tokenizer
+from leafe.nano.worlds import SOKOBAN
 from leafe.prompts import load_prompts
 from leafe.records import Completion, Message, Observation, Turn
 
@@ -265,29 +266,37 @@ def test_a_batch_is_as_large_as_its_size_with_padding_lets_it_be() -> None:
 SMALL = Shape(hidden=32, layers=2, heads=2, inner=48, vocabulary=400, context=512)
 
 
-@pytest.mark.parametrize(("steps", "stages"), [(1, Plan(1).stages), (4, (Stage(0.5, 2), Stage(0.5, 3)))])
+def short_episodes(*stages: Stage) -> Curriculum:
+    return Curriculum("sokoban", stages, plain_teacher)
+
+
+def plain_teacher(stage: Stage) -> SokobanTeacher:
+    return SokobanTeacher(longest=stage.longest)
+
+
+@pytest.mark.parametrize(("steps", "stages"), [(1, SOKOBAN.stages), (4, (Stage(0.5, 2), Stage(0.5, 3)))])
 def test_a_build_gives_a_checkpoint_that_any_tool_loads(tmp_path: Path, steps: int, stages: tuple[Stage, ...]) -> None:
     told: list[str] = []
-    plan = Plan(steps=steps, stages=stages, tokens=1024, shape=SMALL)
-    build(lambda stage: SokobanTeacher(longest=stage.longest), tmp_path, plan, log=told.append)
+    plan = Plan(steps=steps, tokens=1024, shape=SMALL)
+    build(short_episodes(*stages), tmp_path, plan, told.append)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert model.config.hidden_size == 32 and model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("".join(ROLES))) == list(ROLES)
     assert ChatTokenizer(tokenizer).piecewise
-    assert told[0].startswith(f"step 0/{steps} loss ")
+    assert told[0].startswith(f"step 1/{steps} loss ")
 
 
 def test_steps_are_taken_however_few_there_are(tmp_path: Path) -> None:
     found = []
     for steps in (1, 2):
-        plan = Plan(steps=steps, stages=(Stage(0.3, 2), Stage(0.3, 2), Stage(0.4, 2)), tokens=512, shape=SMALL)
-        build(lambda stage: SokobanTeacher(longest=stage.longest), tmp_path / str(steps), plan)
+        plan = Plan(steps=steps, tokens=512, shape=SMALL)
+        build(short_episodes(Stage(0.3, 2), Stage(0.3, 2), Stage(0.4, 2)), tmp_path / str(steps), plan)
         found.append((tmp_path / str(steps) / "model.safetensors").read_bytes())
     assert found[0] != found[1]
 
 
 def test_two_processes_build_one_checkpoint(tmp_path: Path) -> None:
-    plan = Plan(steps=2, stages=(Stage(1.0, 2),), tokens=512, processes=2, shape=SMALL)
-    build_sokoban(tmp_path, plan, print)
+    plan = Plan(steps=2, tokens=512, processes=2, shape=SMALL)
+    build(short_episodes(Stage(1.0, 2)), tmp_path, plan, print)
     AutoModelForCausalLM.from_pretrained(tmp_path)
     assert json.loads((tmp_path / "build.json").read_text())["steps_done"] == 2

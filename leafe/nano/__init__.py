@@ -1,7 +1,9 @@
-"""The bundled model: a curriculum made with a solver, a tokenizer, and the build that trains the checkpoint shipped beside this file."""
+"""The bundled models: curricula made with solvers, a tokenizer, and the build that trains the checkpoints shipped beside this file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+_HERE = Path(__file__).parent
+# By the name that `model=` knows them by; each is the base of one world.
+CHECKPOINTS = {"nano": _HERE / "checkpoint", "nano-household": _HERE / "checkpoint_household"}

@@ -1,8 +1,9 @@
-"""Trains the bundled checkpoint from nothing: tokenizer, curriculum, model.
+"""Trains a bundled checkpoint from nothing: tokenizer, curriculum, model.
 
-Episodes grow with the stages, so that the model first learns boards and moves on short rows, which cost little, and then to look back
-over whole episodes. Several processes share a step: each has lessons of its own, and their gradients are averaged. The result is an
-ordinary checkpoint folder: config, tokenizer with chat template, safetensors.
+Episodes grow with the stages, so that the model first learns a world and its moves on short rows, which cost little, and then to look
+back over whole episodes. Several processes share a step: each has lessons of its own, and their gradients are averaged. A build that
+was killed goes on from its last save when it is started again. The result is an ordinary checkpoint folder: config, tokenizer with
+chat template, safetensors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate, islice
@@ -25,10 +26,12 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from leafe.digest import seed_for
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
-from leafe.nano.curriculum import Teacher, Weights, Writer, batches
-from leafe.nano.sokoban_teacher import SokobanTeacher
+from leafe.nano.curriculum import Curriculum, Weights, Writer, batches
 from leafe.nano.tokenizer import build_tokenizer
 from leafe.prompts import load_prompts
+
+UNFINISHED = "unfinished.pt"  # in the checkpoint's folder, as long as the build is not done
+SAVED_EVERY = 250  # steps
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,6 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part of the training: `share` of all steps on episodes of at most `longest` turns, a share `jumbled` of them jumbled.
-
-    To copy an old turn is learned in some hundred steps from short and jumbled episodes, and hardly ever from long plain ones.
-    """
-
-    share: float
-    longest: int
-    jumbled: float = 0.5
-
-
-@dataclass(frozen=True)
 class Plan:
     """How long and on what.
 
@@ -63,7 +54,6 @@ class Plan:
     """
 
     steps: int
-    stages: tuple[Stage, ...] = (Stage(0.35, 3), Stage(0.15, 8), Stage(0.1, 12), Stage(0.4, 16, 0.4))
     tokens: int = 8192
     learning_rate: float = 1.5e-3
     seed: int = 0
@@ -95,54 +85,109 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausa
     return model
 
 
-def build(teacher_for: Callable[[Stage], Teacher], out: Path, plan: Plan, *, log: Callable[[str], None] = lambda _: None) -> None:
-    """Trains a checkpoint into `out`. `teacher_for` gives the teacher of a stage; `log` is told the loss now and then."""
+def build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], None] = lambda _: None) -> None:
+    """Trains a checkpoint into `out`, in `plan.processes` processes. `log` is told the loss now and then.
+
+    Where there are several processes, curriculum and log are pickled. An interrupted build of the same curriculum and plan goes on.
+    """
+    if plan.processes == 1:
+        _build(curriculum, out, plan, log)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        spawn(_work, args=(meeting, plan.processes, partial(_build, curriculum, out, plan, log)), nprocs=plan.processes)
+
+
+def _build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], None]) -> None:
     torch.manual_seed(plan.seed)
     torch.set_num_threads(1)  # small matrices: a second process is worth more than a second thread
-    prompts = load_prompts("terse", "sokoban")
+    prompts = load_prompts("terse", curriculum.prompts)
     if plan.start:
         tokenizer = AutoTokenizer.from_pretrained(plan.start)
         model = Qwen2ForCausalLM.from_pretrained(plan.start, dtype=torch.float32)
     else:
-        lessons = islice(teacher_for(plan.stages[-1]).lessons(plan.seed), 400)
+        lessons = islice(curriculum.teacher(curriculum.stages[-1]).lessons(plan.seed), 400)
         tokenizer = build_tokenizer(Writer.corpus(prompts, lessons), plan.shape.vocabulary)
         model = new_model(plan.shape, tokenizer)
     writer = Writer(tokenizer, prompts, plan.weights)
+    about = {"curriculum": curriculum.about(), "plan": asdict(plan)}
+    training = Training(model, plan, json.dumps(about, sort_keys=True), out / UNFINISHED)
+    groups = islice(_groups(curriculum, writer, plan), training.done, None)
     with tree_attention(model):
-        for done in _optimise(model, _groups(teacher_for, writer, plan), plan, log):
-            if done % 500 == 0 or done == plan.steps:
-                _save(model, tokenizer, out, {"plan": asdict(plan), "steps_done": done})
+        for done in training.steps(groups, log):
+            if done == plan.steps or done % SAVED_EVERY == 0:
+                _save(model, tokenizer, out, {**about, "steps_done": done})
+                training.save() if done < plan.steps else training.forget()
 
 
-def _optimise(model: Qwen2ForCausalLM, groups: Iterator[list[PackedRow]], plan: Plan, log: Callable[[str], None]) -> Iterator[int]:
-    """Takes a step for each group and yields how many are done, in the first process only."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    began, smooth, rows = time.monotonic(), 0.0, 0
-    for step, group in enumerate(groups):
-        rate = plan.learning_rate * min(1.0, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
-        loss = _step(model, optimizer, group)
+class Training:
+    """A model with its optimizer, how many steps are done, and the file that remembers both.
+
+    `about` says what is being trained: what another build left behind is not gone on from.
+    """
+
+    def __init__(self, model: Qwen2ForCausalLM, plan: Plan, about: str, file: Path) -> None:
+        self._model, self._plan, self._about, self._file = model, plan, about, file
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.done = 0
+        kept = torch.load(file, weights_only=True) if file.is_file() else {}
+        if kept.get("about") == about:
+            self.done = kept["done"]
+            model.load_state_dict(kept["model"])
+            self._optimizer.load_state_dict(kept["optimizer"])
+
+    def save(self) -> None:
+        """Remembers where the training stands, in the first process only; a kill in the middle leaves the last save."""
         if _rank():
-            continue
-        rows += len(group)
-        smooth = loss if not smooth else 0.98 * smooth + 0.02 * loss
-        if step % 100 == 0:
-            log(f"step {step}/{plan.steps} loss {smooth:.4f} lessons {rows} seconds {time.monotonic() - began:.0f}")
-        yield step + 1
+            return
+        state = {
+            "about": self._about,
+            "done": self.done,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        beside = self._file.with_suffix(".part")
+        torch.save(state, beside)
+        beside.replace(self._file)
+
+    def forget(self) -> None:
+        """The training is over."""
+        if not _rank():
+            self._file.unlink(missing_ok=True)
+
+    def steps(self, groups: Iterable[list[PackedRow]], log: Callable[[str], None]) -> Iterator[int]:
+        """Takes a step for each group and yields how many are done."""
+        began, smooth, lessons = time.monotonic(), 0.0, 0
+        for group in groups:
+            for parameters in self._optimizer.param_groups:
+                parameters["lr"] = self._rate()
+            loss = _step(self._model, self._optimizer, group)
+            self.done += 1
+            lessons += len(group)
+            smooth = loss if not smooth else 0.98 * smooth + 0.02 * loss
+            if not _rank() and self.done % 100 == 1:
+                log(
+                    f"step {self.done}/{self._plan.steps} loss {smooth:.4f} lessons {lessons} seconds {time.monotonic() - began:.0f}"
+                )
+            yield self.done
+
+    def _rate(self) -> float:
+        """The learning rate: a hundred steps up, then half a cosine down to 3 %."""
+        left = 0.5 * (1 + math.cos(math.pi * self.done / self._plan.steps))
+        return self._plan.learning_rate * min(1.0, (self.done + 1) / 100) * (0.03 + 0.97 * left)
 
 
 def _rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
-def _groups(teacher_for: Callable[[Stage], Teacher], writer: Writer, plan: Plan) -> Iterator[list[PackedRow]]:
+def _groups(curriculum: Curriculum, writer: Writer, plan: Plan) -> Iterator[list[PackedRow]]:
     """`plan.steps` batches of rows of about the same length."""
-    ends = [round(plan.steps * share) for share in accumulate(stage.share for stage in plan.stages)]
-    for number, (stage, start, end) in enumerate(zip(plan.stages, [0, *ends], ends, strict=False)):
+    ends = [round(plan.steps * share) for share in accumulate(stage.share for stage in curriculum.stages)]
+    for number, (stage, start, end) in enumerate(zip(curriculum.stages, [0, *ends], ends, strict=False)):
         if start == end:
             continue
-        rows = (writer.row(lesson) for lesson in teacher_for(stage).lessons(seed_for("nano", plan.seed, number, _rank())))
+        rows = (writer.row(lesson) for lesson in curriculum.teacher(stage).lessons(seed_for("nano", plan.seed, number, _rank())))
         yield from islice(_by_length(rows, plan.tokens), end - start)
 
 
@@ -179,6 +224,8 @@ def _average_gradients(model: Qwen2ForCausalLM) -> None:
 
 
 def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path, about: dict[str, object]) -> None:
+    if _rank():
+        return
     out.mkdir(parents=True, exist_ok=True)
     copy = Qwen2ForCausalLM(model.config).bfloat16()
     copy.load_state_dict(model.state_dict())
@@ -188,22 +235,7 @@ def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path
     (out / "build.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def _sokoban_teacher(stage: Stage) -> Teacher:
-    return SokobanTeacher(longest=stage.longest, jumbled=stage.jumbled)
-
-
 def _work(rank: int, meeting: str, processes: int, work: Callable[[], None]) -> None:
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
     work()
     torch.distributed.destroy_process_group()
-
-
-def build_sokoban(out: Path, plan: Plan, log: Callable[[str], None]) -> None:
-    """The bundled Sokoban checkpoint, in `plan.processes` processes. `log` can be pickled where they are several."""
-    work = partial(build, _sokoban_teacher, out, plan, log=log)
-    if plan.processes == 1:
-        work()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = f"file://{folder}/meeting"
-        spawn(_work, args=(meeting, plan.processes, work), nprocs=plan.processes)

@@ -8,8 +8,9 @@ a distribution (how often a careless player takes each action), reflecting and f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Protocol
 
@@ -24,13 +25,15 @@ from leafe.records import Experience, Task
 class Move:
     """One turn of a lesson: the player's habits (action to probability), the action taken, the observation after it.
 
-    `plan` is what would have been best from there, in the words of an experience; empty where nothing helps any more.
+    `plan` is what would have been best from there, in the words of an experience; empty where nothing helps any more. `advice` is an
+    experience from an earlier try that stands in the prompt of this turn, empty where there is none.
     """
 
     habits: Mapping[str, float]
     action: str
     observation: str
     plan: str = ""
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,36 @@ class Lesson:
 
 
 class Teacher(Protocol):
-    """Whoever can make lessons of a world. `stage` runs from 0 (first step of training) to 1 (last)."""
+    """Whoever can make lessons of a world."""
 
     def lessons(self, seed: int) -> Iterator[Lesson]:
         """An endless stream, a function of the seed."""
         ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: `share` of all steps on episodes of at most `longest` turns, a share `jumbled` of them jumbled.
+
+    What a jumbled episode is, and whether there are any, is the teacher's business.
+    """
+
+    share: float
+    longest: int
+    jumbled: float = 0.0
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """A world that can be taught: the environment whose prompts are used, the stages, and who teaches each."""
+
+    prompts: str
+    stages: tuple[Stage, ...]
+    teacher: Callable[[Stage], Teacher]
+
+    def about(self) -> dict[str, object]:
+        """What a checkpoint says of the curriculum that it was trained by."""
+        return {"prompts": self.prompts, "stages": [asdict(stage) for stage in self.stages]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +118,7 @@ class Writer:
         trie = Trie()
         opened = self._open_turns(trie, lesson)
         for number, move in enumerate(lesson.moves):
-            node = trie.extend(opened[number], self._ids("<|end|><|assistant|>"))
+            node = trie.extend(self._advised(trie, opened[number], move), self._ids("<|end|><|assistant|>"))
             self._act(trie, node, move, self._weights.act)
             if move.plan:
                 self._answer(trie, opened[number], DRILL, move.plan, weight=self._weights.drill)
@@ -126,17 +154,26 @@ class Writer:
             opened.append(node)
             if number < len(lesson.moves):
                 move = lesson.moves[number]
-                node = trie.extend(node, self._ids("<|end|><|assistant|>") + self._ids(move.action) + [self._end])
+                node = trie.extend(self._advised(trie, node, move), self._ids("<|end|><|assistant|>"))
+                node = trie.extend(node, [*self._ids(move.action), self._end])
                 observation = move.observation
         return opened
 
+    def _advised(self, trie: Trie, node: int, move: Move) -> int:
+        """The node after the advice that the move was made with, if any."""
+        return trie.extend(node, self._ids(fill(self._prompts.experience, experience=move.advice))) if move.advice else node
+
     def _act(self, trie: Trie, node: int, move: Move, weight: float) -> None:
-        for action, share in move.habits.items():
-            ids = self._ids(action)
+        taken = tuple(self._ids(move.action))
+        known = {tuple(self._ids(action)): share for action, share in move.habits.items()}
+        shared = Counter(ids[:length] for ids in known for length in range(1, len(ids)))
+        for ids, share in known.items():
             inner = node
-            for place, token in enumerate(ids):
+            for length, token in enumerate(ids, start=1):
                 trie.target(inner, token, weight * share)
-                inner = trie.extend(inner, [token]) if place + 1 < len(ids) else inner
+                if shared[ids[:length]] < 2 and ids[:length] != taken[:length]:
+                    break  # the rest is no choice any more, and is taught where the action is taken
+                inner = trie.extend(inner, [token])
         trie.target(trie.extend(node, self._ids(move.action)), self._end, self._weights.end)
 
     def _asked(self, trie: Trie, node: int, after_turn: int, ended: bool) -> int:

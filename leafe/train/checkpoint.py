@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -12,22 +13,24 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from leafe.doctor import bfloat16_finding
 from leafe.errors import UserError
 
-BUNDLED = "nano"
 PROCESSOR = Path("/proc/cpuinfo")
 
 
-def locate(model: str, bundled: Path) -> Path:
-    """The folder of a checkpoint; `bundled` is where `nano` lies. A Hub name (`owner/name`) is downloaded into the Hub's own cache.
+def locate(model: str, bundled: Mapping[str, Path]) -> Path:
+    """The folder of a checkpoint; `bundled` has those that ship, by name. A Hub name (`owner/name`) is downloaded into the Hub's own cache.
 
     Raises `UserError` when there is no such model.
     """
-    if model == BUNDLED:
-        return _checked(bundled, "the bundled model is missing from this installation; type: leafe nano build")
+    if model in bundled:
+        return _checked(
+            bundled[model], f"the bundled model {model} is missing from this installation; type: leafe nano build WORLD"
+        )
     folder = Path(model).expanduser()
     looks_local = folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
     if folder.exists() or looks_local:
         return _checked(
-            folder, f"no checkpoint in {model!r}: wanted nano, a folder with config.json and safetensors, or a Hub name"
+            folder,
+            f"no checkpoint in {model!r}: wanted {' or '.join(bundled)}, a folder with config.json and safetensors, or a Hub name",
         )
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))

@@ -1,0 +1,65 @@
+"""The worlds that a small model can be taught: two that ship with a checkpoint, and any environment that has an expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from leafe.envs.household.environment import Household
+from leafe.envs.registry import make
+from leafe.nano.curriculum import Curriculum, Stage, Teacher
+from leafe.nano.household_tutor import HouseholdTutor
+from leafe.nano.sokoban_teacher import SokobanTeacher
+from leafe.nano.world_teacher import OracleTutor, WorldTeacher
+
+
+@dataclass(frozen=True)
+class World:
+    """What is built by default for a world: its curriculum, the steps that it takes, and how many tokens its texts are worth.
+
+    `name` is the shipped checkpoint that it gives, empty where none ships.
+    """
+
+    curriculum: Curriculum
+    steps: int
+    vocabulary: int
+    name: str = ""
+
+
+def _sokoban(stage: Stage) -> Teacher:
+    return SokobanTeacher(longest=stage.longest, jumbled=stage.jumbled)
+
+
+def _evenly_strewn() -> Household:
+    """Things lie anywhere, so the model learns to search and to read, and no regularity."""
+    return Household(rooms=1, places=12, items=8, goals="two", skew=0.0)
+
+
+def _household(stage: Stage) -> Teacher:
+    return WorldTeacher(_evenly_strewn, HouseholdTutor(), longest=stage.longest)
+
+
+def _any(spec: str, args: Mapping[str, Any], split: str, stage: Stage) -> Teacher:
+    return WorldTeacher(partial(make, spec, args), OracleTutor(), longest=stage.longest, split=split)
+
+
+# To copy an old turn is learned in some hundred steps from short and jumbled episodes, and hardly ever from long plain ones.
+SOKOBAN = Curriculum("sokoban", (Stage(0.35, 3, 0.5), Stage(0.15, 8, 0.5), Stage(0.1, 12, 0.5), Stage(0.4, 16, 0.4)), _sokoban)
+HOUSEHOLD = Curriculum("household", (Stage(0.3, 4), Stage(0.2, 7), Stage(0.5, 10)), _household)
+SHIPPED = {"sokoban": World(SOKOBAN, 4600, 512, "nano"), "household": World(HOUSEHOLD, 3000, 1024, "nano-household")}
+
+
+def world(spec: str, args: Mapping[str, Any], *, split: str) -> World:
+    """The world of a name or `module:Class`; `args` and `split` are for environments that do not ship with a checkpoint.
+
+    Raises `UserError` when there is no such environment.
+    """
+    if spec in SHIPPED and not args:
+        return SHIPPED[spec]
+    environment = make(spec, args)
+    longest = max(task.horizon for task in environment.tasks(split, 8))
+    environment.close()
+    stages = (Stage(0.3, max(1, longest // 4)), Stage(0.3, max(1, longest // 2)), Stage(0.4, longest))
+    return World(Curriculum(environment.name, stages, partial(_any, spec, dict(args), split)), 3000, 1024)

@@ -155,6 +155,9 @@ def diagnosis_table(found: Diagnosis) -> Table:
         "best first action, advised": f"{_shown(found.advised_optimal)} at {found.branch_points} turns",
         "best first action, unadvised": _shown(found.unadvised_optimal),
         "reflection gap": _shown(found.reflection_gap),
+        "  after a branch, advised": f"{_shown(found.advised_optimal_later)} at {found.branch_points_later} turns",
+        "  after a branch, unadvised": _shown(found.unadvised_optimal_later),
+        "  after a branch, gap": _shown(found.reflection_gap_later),
     }
     for label, text in rows.items():
         table.add_row(label, escape(text))

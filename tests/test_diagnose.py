@@ -116,6 +116,15 @@ def test_the_gap_is_the_advised_share_minus_the_unadvised_one() -> None:
     assert found.reflection_gap.value == 0.25
 
 
+def test_branches_of_branches_are_told_apart() -> None:
+    deeper = point()
+    deeper = replace(deeper, attempt=replace(deeper.attempt, depth=2))
+    found = diagnosis([tree(2)], [tree(2)], [point(3, best=("open place3",)), deeper], [0.0, 0.75])
+    assert (found.branch_points, found.branch_points_later) == (1, 1)
+    assert found.reflection_gap is not None and found.reflection_gap_later is not None
+    assert (found.reflection_gap.value, found.reflection_gap_later.value) == (0.0, 0.25)
+
+
 def test_nothing_to_measure_is_none_and_not_zero() -> None:
     easy = tree(1)
     found = diagnosis([easy], [easy], [], [])

@@ -2,8 +2,10 @@
 
 From one tree exploration and one of independent samples at the same budget: how many reflections can be read, which turns they name,
 whether branches succeed more often than fresh attempts, how many tasks each way solves, and the reflection gap: at the turns that
-reflections named, how often the first action is one of the best with the advice in the prompt and without it. Where no expert is at
-hand the gap in actions cannot be measured, and the gap in success stands alone.
+reflections named, how often the first action is one of the best with the advice in the prompt and without it. The gap is told twice:
+for reflections on attempts that had no advice, which is what a model's own mistakes are, and for reflections on branches, which are
+the cases that advice did not mend. Where no expert is at hand the gap in actions cannot be measured, and the gap in success stands
+alone.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ class BranchPoint:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The figures, as shares from 0 to 1 with intervals over tasks. None where there was nothing to measure."""
+    """The figures, as shares from 0 to 1 with intervals over tasks. None where there was nothing to measure.
+
+    `advised_optimal`, `unadvised_optimal` and `reflection_gap` are about the `branch_points` that come of attempts without advice, those
+    named `later` about branches of branches.
+    """
 
     reflections: int
     parsed: Interval | None
@@ -54,6 +60,10 @@ class Diagnosis:
     advised_optimal: Interval | None
     unadvised_optimal: Interval | None
     reflection_gap: Interval | None
+    branch_points_later: int
+    advised_optimal_later: Interval | None
+    unadvised_optimal_later: Interval | None
+    reflection_gap_later: Interval | None
 
 
 def shares(values: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
@@ -125,6 +135,22 @@ async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws:
     return right / draws
 
 
+class _Gap:
+    """How often the first action is a best one at some branching turns, with the advice and without it."""
+
+    def __init__(self, points: Sequence[tuple[BranchPoint, float]]) -> None:
+        self.points = points
+        self.advised = self._share(lambda point, share: float(point.turn.action in point.best))
+        self.unadvised = self._share(lambda point, share: share)
+        self.gap = self._share(lambda point, share: float(point.turn.action in point.best) - share)
+
+    def _share(self, value: Callable[[BranchPoint, float], float]) -> Interval | None:
+        by_task: dict[str, list[float]] = {}
+        for point, share in self.points:
+            by_task.setdefault(point.tree.task.id, []).append(value(point, share))
+        return shares(list(by_task.values()))
+
+
 def diagnosis(
     trees: Sequence[Tree], independent: Sequence[Tree], points: Sequence[BranchPoint], unadvised: Sequence[float]
 ) -> Diagnosis:
@@ -133,15 +159,9 @@ def diagnosis(
     named = Counter(str(one.experience.turn) for tree in trees for one in tree.reflections if one.experience)
     branches = [[float(one.success) for one in tree.attempts if one.turn is not None and one.stop not in BROKEN] for tree in trees]
     fresh = [[float(one.success) for one in tree.attempts if one.turn is None and one.stop not in BROKEN] for tree in independent]
-    advised = [float(point.turn.action in point.best) for point in points]
-    by_task: dict[str, list[int]] = {}
-    for index, point in enumerate(points):
-        by_task.setdefault(point.tree.task.id, []).append(index)
-
-    def grouped(values: Sequence[float]) -> list[list[float]]:
-        return [[values[index] for index in indices] for indices in by_task.values()]
-
-    differences = [one - other for one, other in zip(advised, unadvised, strict=True)]
+    measured = list(zip(points, unadvised, strict=True))
+    first = _Gap([pair for pair in measured if pair[0].attempt.depth == 1])
+    later = _Gap([pair for pair in measured if pair[0].attempt.depth > 1])
     return Diagnosis(
         reflections=sum(map(len, reflections)),
         parsed=shares(reflections),
@@ -152,10 +172,14 @@ def diagnosis(
         tasks_solved_by_tree=_solved(trees),
         tasks_solved_by_independent=_solved(independent),
         tasks=len(trees),
-        branch_points=len(points),
-        advised_optimal=shares(grouped(advised)),
-        unadvised_optimal=shares(grouped(unadvised)),
-        reflection_gap=shares(grouped(differences)),
+        branch_points=len(first.points),
+        advised_optimal=first.advised,
+        unadvised_optimal=first.unadvised,
+        reflection_gap=first.gap,
+        branch_points_later=len(later.points),
+        advised_optimal_later=later.advised,
+        unadvised_optimal_later=later.unadvised,
+        reflection_gap_later=later.gap,
     )
 
 

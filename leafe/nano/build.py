@@ -22,6 +22,7 @@ import torch
 import torch.distributed
 from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from leafe.digest import seed_for
 from leafe.distill.attention import tree_attention
@@ -99,6 +100,7 @@ def build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], No
 
 
 def _build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], None]) -> None:
+    disable_progress_bar()  # transformers' own, at every save
     torch.manual_seed(plan.seed)
     torch.set_num_threads(1)  # small matrices: a second process is worth more than a second thread
     prompts = load_prompts("terse", curriculum.prompts)

@@ -17,6 +17,7 @@ from leafe.nano.world_teacher import Past
 from leafe.records import Experience
 
 TRIED = 2  # places that advice names to try
+BLAME = " was no use."  # between the command that was wrong and what is known
 _WISH = re.compile(r"Put (?:a|two of) (\w+) in (?:a|one) (\w+)\.")
 _PLACE = re.compile(r"\w+ \d+")
 _CONTENTS = re.compile(r"(\w+ \d+)(?:, open)?: (.*)\.")
@@ -95,8 +96,9 @@ class View:
 
     def hear(self, advice: str) -> None:
         """Takes an experience at its word."""
-        self.told |= dict(_FACT.findall(advice))
-        _, _, tries = advice.partition(" Try ")
+        _, _, told = advice.rpartition(BLAME)
+        self.told |= dict(_FACT.findall(told))
+        _, _, tries = told.partition(" Try ")
         self.tries = tuple(_PLACE.findall(tries)) or self.tries
 
     def ways(self, spots: dict[str, str], fresh: Sequence[str]) -> list[str]:
@@ -174,7 +176,7 @@ class HouseholdTutor:
             then = view_of(past.before(turn))
             spots, fresh = then.learned_later(end), end.fresh()
             if action not in then.ways(spots, fresh) and (words := then.words(spots, fresh, draw)):
-                found.append(Experience(turn, f"{action} was no use.{words}"))
+                found.append(Experience(turn, f"{action}{BLAME}{words}"))
         return found
 
 

@@ -45,6 +45,11 @@ class Past:
         """The episode when `turn` (from 1) was about to be taken."""
         return Past(self.task, self.situations[:turn], self.actions[: turn - 1])
 
+    def unadvised(self) -> Past:
+        """The same without the advice for the present turn, which looking back does not read."""
+        *earlier, now = self.situations
+        return Past(self.task, (*earlier, replace(now, advice="")), self.actions)
+
 
 class Tutor(Protocol):
     """Whoever knows a world well enough to act badly in it on purpose and to say what would have been good."""
@@ -166,7 +171,7 @@ class WorldTeacher:
         moves = []
         for turn, (action, after) in enumerate(zip(past.actions, past.situations[1:], strict=True), start=1):
             then = past.before(turn)
-            hint = self._tutor.hint(then, draw)
+            hint = self._tutor.hint(then.unadvised(), draw)
             moves.append(Move(self._tutor.habits(then), action, after.text, hint, then.situations[-1].advice))
         return Lesson(past.task, past.situations[0].text, tuple(moves), tuple(self._lookbacks(past, solved, draw)))
 
@@ -176,7 +181,7 @@ class WorldTeacher:
         if turns > 1 and draw.random() < MIDWAY:
             ends.append((draw.randint(1, turns - 1), False))
         for after_turn, ended in ends:
-            faults = self._tutor.faults(past.before(after_turn + 1), draw)
+            faults = self._tutor.faults(past.before(after_turn + 1).unadvised(), draw)
             # The first fault twice: going back to the earliest saves most turns.
             named = [*faults[:1], *faults[:1], *draw.sample(faults[1:], min(1, len(faults[1:])))]
             for experience in named:

@@ -25,6 +25,7 @@ from leafe.distill.store import export, read_examples
 from leafe.doctor import examine, sandbox_finding
 from leafe.engines.base import Engine
 from leafe.engines.openai import OpenAIEngine
+from leafe.engines.replicas import ReplicatedEngine
 from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
 from leafe.envs.check import check_environment
@@ -91,13 +92,15 @@ def _engine(settings: EngineSettings, base: Path, folder: Path) -> Engine:
     """An engine on a model. A server serves the base and nothing else: what is trained from it is loaded here."""
     if settings.kind == "openai" and folder == base:
         return OpenAIEngine(settings.base_url, settings.served_model or str(folder), concurrency=settings.concurrency)
-    return TransformersEngine.load(
+    load = partial(
+        TransformersEngine.load,
         folder,
         dtype=dtype_of(settings.dtype),
-        slots=min(settings.slots, settings.concurrency),
+        slots=max(1, min(settings.slots, settings.concurrency) // settings.processes),
         max_context=settings.max_context,
-        threads=_threads(settings),
+        threads=max(1, _threads(settings) // (1 if settings.threads else settings.processes)),
     )
+    return load() if settings.processes == 1 else ReplicatedEngine(load, settings.processes)
 
 
 def _bench(config: RunConfig, progress: Progress) -> Bench:

@@ -62,13 +62,14 @@ class TaskSettings(Settings):
 class EngineSettings(Settings):
     """What draws the completions.
 
-    `threads`, `slots`, `concurrency` and `base_url` say how and where and not what: a run may be resumed with others. `threads` 0
-    means as many as the machine has cores free, `max_context` is in tokens.
+    `threads`, `processes`, `slots`, `concurrency` and `base_url` say how and where and not what: a run may be resumed with others. Each
+    of `processes` holds the model; `threads` is for each of them, 0 shares out the cores that are free. `max_context` is in tokens.
     """
 
     kind: Literal["transformers", "openai"] = "transformers"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     threads: int = Field(0, ge=0)
+    processes: int = Field(1, ge=1)
     slots: int = Field(256, ge=1)
     concurrency: int = Field(512, ge=1)
     max_context: int = Field(1024, ge=16)
@@ -214,7 +215,10 @@ class RunConfig(Settings):
 
 
 # How and where a run is done, not what comes out of it.
-MACHINE = {"engine": {"threads", "slots", "concurrency", "base_url"}, "train": {"attention", "checkpointing", "processes"}}
+MACHINE = {
+    "engine": {"threads", "processes", "slots", "concurrency", "base_url"},
+    "train": {"attention", "checkpointing", "processes"},
+}
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -16,6 +16,7 @@ from command import leafe
 
 from leafe.chat import Notes, Scene, act_messages, reflect_messages
 from leafe.engines.tokens import ChatTokenizer
+from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup
 from leafe.envs.household.environment import Household
 from leafe.envs.sokoban.environment import Sokoban
@@ -56,7 +57,7 @@ def shown(lesson: Lesson) -> list[str]:
     ],
     ids=["household", "sokoban", "lookup"],
 )
-def test_lessons_are_what_the_environment_shows_when_it_is_played_so(environment, lessons) -> None:  # type: ignore[no-untyped-def]
+def test_lessons_are_what_the_environment_shows_when_it_is_played_so(environment: Environment, lessons: tuple[Lesson, ...]) -> None:
     assert any(move.advice for lesson in lessons for move in lesson.moves)
     assert any(lookback.experience for lesson in lessons for lookback in lesson.lookbacks)
     for lesson in lessons:

@@ -1,0 +1,237 @@
+"""One engine in several processes, each with a model of its own: what makes a second core, or a second accelerator, worth having.
+
+All requests about one task go to the same process, where the prefixes that they share were computed. Since a completion is a function
+of the ask alone, how many processes there are changes nothing that is drawn. A process that dies fails the requests that it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from leafe.engines.base import Engine, EngineStats
+from leafe.errors import EngineError
+from leafe.records import Ask, Completion
+
+PATIENCE = 10.0  # seconds that a process has to end by itself once it was told to
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a process sends back: to request `number` a completion or why there is none, and what its engine has done so far."""
+
+    number: int
+    completion: Completion | None
+    refusal: EngineError | None
+    stats: EngineStats
+
+
+class ReplicatedEngine:
+    """`processes` engines that `make` gives, which has to be picklable. `concurrency` is the sum of theirs.
+
+    Raises what `make` raises. Requests may come from one event loop at a time.
+    """
+
+    def __init__(self, make: Callable[[], Engine], processes: int) -> None:
+        self.stats = EngineStats()
+        self._replicas: list[_Replica] = []
+        self._homes: dict[str, _Replica] = {}
+        self._assigned: Counter[int] = Counter()
+        try:
+            self._replicas += [_Replica(make, number, self._add_up) for number in range(processes)]
+            self.concurrency = sum(replica.ready() for replica in self._replicas)
+        except BaseException:
+            for replica in self._replicas:
+                replica.stop()
+            raise
+
+    async def generate(self, ask: Ask) -> Completion:
+        """One completion, a function of the ask alone. Raises `EngineError` when its process failed or died."""
+        root = next((message.content for message in ask.messages if message.role == "user"), "")
+        if root not in self._homes:
+            self._homes[root] = min(self._replicas, key=lambda replica: (replica.busy, self._assigned[replica.number]))
+            self._assigned[self._homes[root].number] += 1
+        return await self._homes[root].generate(ask)
+
+    async def close(self) -> None:
+        """Ends the processes; requests in flight are cancelled."""
+        for replica in self._replicas:
+            replica.cancel()
+        await asyncio.gather(*(asyncio.to_thread(replica.stop) for replica in self._replicas))
+
+    def _add_up(self) -> None:
+        sums = [sum(values) for values in zip(*(astuple(replica.stats) for replica in self._replicas), strict=True)]
+        totals = EngineStats(*sums)
+        self.stats.__dict__.update(totals.__dict__)
+
+
+class _Replica:
+    """One process, seen from outside: a pipe to it, and a thread that waits for what it answers."""
+
+    def __init__(self, make: Callable[[], Engine], number: int, counted: Callable[[], None]) -> None:
+        self.number, self.stats, self._counted = number, EngineStats(), counted
+        self._waiting: dict[int, asyncio.Future[Completion]] = {}
+        self._lock = threading.Lock()
+        self._asked = 0
+        self._gone = ""
+        context = _context()
+        self._pipe, far = context.Pipe()
+        self._process: BaseProcess = context.Process(target=_serve, args=(make, far), name=f"leafe-engine-{number}", daemon=True)
+        self._process.start()
+        far.close()  # so that the pipe ends with the process
+        self._listener = threading.Thread(target=self._listen, name=f"leafe-engine-{number}", daemon=True)
+
+    @property
+    def busy(self) -> int:
+        """Requests in flight."""
+        return len(self._waiting)
+
+    def ready(self) -> int:
+        """Waits until the engine is there and returns its concurrency. Raises what kept it from being there."""
+        try:
+            first = self._pipe.recv()
+        except EOFError:
+            raise EngineError(f"an engine process ended while it loaded the model ({self._how_it_ended()})") from None
+        if isinstance(first, BaseException):
+            raise first
+        self._listener.start()
+        return int(first)
+
+    async def generate(self, ask: Ask) -> Completion:
+        """Sends a request and waits for its answer."""
+        number = self._asked
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._asked += 1
+        with self._lock:
+            if self._gone:
+                raise EngineError(self._gone)
+            self._waiting[number] = future
+        try:
+            self._send((number, ask))
+            return await future
+        except asyncio.CancelledError:
+            self._send((number, None))
+            raise
+        finally:
+            self._waiting.pop(number, None)
+
+    def cancel(self) -> None:
+        """Cancels what is in flight."""
+        for future in list(self._waiting.values()):
+            future.cancel()
+
+    def stop(self) -> None:
+        """Ends the process, kindly at first."""
+        self._send(None)
+        self._process.join(PATIENCE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        if self._listener.is_alive():
+            self._listener.join()
+        self._pipe.close()
+
+    def _send(self, message: tuple[int, Ask | None] | None) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:  # it is gone: the listener tells those who wait
+            return
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                answer: _Answer = self._pipe.recv()
+            except (EOFError, OSError):
+                break
+            self.stats = answer.stats
+            self._counted()
+            self._tell(self._waiting.get(answer.number), answer.completion, answer.refusal)
+        with self._lock:
+            self._gone = f"an engine process ended ({self._how_it_ended()}); the same command goes on from here"
+            left = list(self._waiting.values())
+        for future in left:
+            self._tell(future, None, EngineError(self._gone))
+
+    def _tell(self, future: asyncio.Future[Completion] | None, completion: Completion | None, refusal: EngineError | None) -> None:
+        def settle() -> None:
+            if future is None or future.done():
+                return
+            if completion is not None:
+                future.set_result(completion)
+            else:
+                future.set_exception(refusal or EngineError("the engine gave no answer"))
+
+        if future is not None:
+            try:
+                future.get_loop().call_soon_threadsafe(settle)
+            except RuntimeError:  # the loop was closed and nobody waits any more
+                return
+
+    def _how_it_ended(self) -> str:
+        self._process.join(PATIENCE)
+        return f"exit status {self._process.exitcode}; a negative one is a signal, and -9 is often a lack of memory"
+
+
+def _context() -> Any:
+    """Processes come from a server that has the libraries loaded, where the system has such servers: starting takes no seconds then."""
+    if sys.platform == "win32" or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["leafe.engines.transformers"])
+    return context
+
+
+def _serve(make: Callable[[], Engine], pipe: Connection) -> None:
+    """The process: makes its engine and answers until the pipe ends, which it does when its parent is gone, however that went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard reaches the parent, which ends us
+    try:
+        engine = make()
+    except Exception as error:  # what it is, is told where the engine was asked for
+        pipe.send(error)
+        return
+    pipe.send(engine.concurrency)
+    asyncio.run(_answer_all(engine, pipe))
+
+
+async def _answer_all(engine: Engine, pipe: Connection) -> None:
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    running: dict[int, asyncio.Task[None]] = {}
+
+    async def answer(number: int, ask: Ask) -> None:
+        try:
+            reply = _Answer(number, await engine.generate(ask), None, engine.stats)
+        except EngineError as error:
+            reply = _Answer(number, None, error, engine.stats)
+        finally:
+            running.pop(number, None)
+        pipe.send(reply)
+
+    def take(number: int, ask: Ask | None) -> None:
+        if ask is not None:
+            running[number] = loop.create_task(answer(number, ask))
+        elif number in running:
+            running[number].cancel()
+
+    def listen() -> None:
+        try:
+            while (message := pipe.recv()) is not None:
+                loop.call_soon_threadsafe(take, *message)
+        except (EOFError, OSError):
+            pass
+        loop.call_soon_threadsafe(over.set)
+
+    threading.Thread(target=listen, name="leafe-requests", daemon=True).start()
+    await over.wait()
+    for task in list(running.values()):
+        task.cancel()
+    await asyncio.gather(*running.values(), return_exceptions=True)
+    await engine.close()

@@ -1,0 +1,186 @@
+"""An engine in several processes: the same completions, one process a task, and nobody waits for a process that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+
+from leafe.engines.base import Engine
+from leafe.engines.replicas import ReplicatedEngine
+from leafe.engines.scripted import ScriptedEngine
+from leafe.engines.transformers import TransformersEngine
+from leafe.errors import CorruptFile, EngineError, UserError
+from leafe.records import Ask, Completion, Message, Sampling
+
+
+def own_number(ask: Ask) -> str:
+    """Answers with the number of the process that was asked."""
+    return str(os.getpid())
+
+
+def slow(ask: Ask) -> str:
+    """Takes longer than any test waits, unless the ask says otherwise."""
+    if ask.messages[-1].content != "at once":
+        time.sleep(60)
+    return str(os.getpid())
+
+
+def scripted(answer: object, fail_after: int | None = None) -> Engine:
+    return ScriptedEngine(answer, fail_after=fail_after, concurrency=5)  # type: ignore[arg-type]
+
+
+def ask(task: int, turn: int = 0, *, system: str = "") -> Ask:
+    messages = [Message("user", f"task {task}")]
+    messages += [message for n in range(turn) for message in (Message("assistant", f"go {n}", True), Message("user", f"seen {n}"))]
+    return Ask((*([Message("system", system)] if system else []), *messages), Sampling(0.9, 0.95, 7), 100 * task + turn)
+
+
+async def all_of(engine: Engine, asks: list[Ask]) -> list[Completion]:
+    return list(await asyncio.gather(*(engine.generate(one) for one in asks)))
+
+
+def answers(engine: Engine, asks: list[Ask]) -> list[Completion]:
+    async def work() -> list[Completion]:
+        try:
+            return await all_of(engine, asks)
+        finally:
+            await engine.close()
+
+    return asyncio.run(work())
+
+
+def gone(number: int) -> bool:
+    """Whether a process has ended, waiting some seconds for it."""
+    for _ in range(500):
+        try:
+            state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_what_is_drawn_does_not_depend_on_how_many_processes_there_are(checkpoint: Path) -> None:
+    asks = [ask(task, turn) for turn in range(3) for task in range(5)]
+    load = partial(TransformersEngine.load, checkpoint, slots=8)
+    alone, shared = load(), ReplicatedEngine(load, 2)
+    assert shared.concurrency == 16
+    assert answers(alone, asks) == answers(shared, asks)
+    assert shared.stats.requests == alone.stats.requests == 15
+    assert shared.stats.sampled_tokens == alone.stats.sampled_tokens
+
+
+def test_a_task_stays_with_its_process_and_tasks_are_shared_out() -> None:
+    asks = [ask(task, turn, system="The same for all.") for turn in range(4) for task in range(6)]
+    numbers = [completion.text for completion in answers(ReplicatedEngine(partial(scripted, own_number), 2), asks)]
+    homes = {
+        number: {one.messages[1].content for one, at in zip(asks, numbers, strict=True) if at == number} for number in set(numbers)
+    }
+    assert len(homes) == 2 and sorted(map(len, homes.values())) == [3, 3]
+    assert not set.intersection(*homes.values())
+    assert all(gone(int(number)) for number in homes)
+
+
+def test_a_refusal_reaches_the_one_who_asked() -> None:
+    async def work() -> Counter[str]:
+        engine = ReplicatedEngine(partial(scripted, own_number, 2), 1)
+        found = await asyncio.gather(*(engine.generate(ask(task)) for task in range(5)), return_exceptions=True)
+        await engine.close()
+        return Counter(str(one) for one in found if isinstance(one, EngineError))
+
+    assert asyncio.run(work()) == {"the script says to fail after 2 requests": 3}
+
+
+def test_a_process_that_is_killed_fails_what_it_had_and_what_comes_after() -> None:
+    async def work() -> None:
+        engine = ReplicatedEngine(partial(scripted, slow), 1)
+        number = int((await engine.generate(Ask((Message("user", "at once"),), Sampling(), 0))).text)
+        waiting = [asyncio.create_task(engine.generate(ask(task))) for task in range(3)]
+        await asyncio.sleep(0.1)
+        os.kill(number, signal.SIGKILL)
+        for found in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(found, EngineError) and "-9" in str(found)
+        with pytest.raises(EngineError, match="an engine process ended"):
+            await engine.generate(ask(4))
+        await engine.close()
+
+    asyncio.run(work())
+
+
+def test_closing_cancels_what_is_in_flight_and_leaves_no_process() -> None:
+    async def work() -> int:
+        engine = ReplicatedEngine(partial(scripted, own_number), 1)
+        number = int((await engine.generate(ask(0))).text)
+        waiting = asyncio.create_task(engine.generate(ask(1)))
+        await asyncio.sleep(0)
+        await engine.close()
+        with pytest.raises((asyncio.CancelledError, EngineError)):
+            await waiting
+        return number
+
+    assert gone(asyncio.run(work()))
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no weights"])
+def test_a_checkpoint_that_cannot_be_loaded_is_told_as_in_one_process(tmp_path: Path, checkpoint: Path, damage: str) -> None:
+    folder = tmp_path / "model"
+    if damage == "no weights":
+        folder.mkdir()
+        (folder / "config.json").write_text((checkpoint / "config.json").read_text())
+    load = partial(TransformersEngine.load, folder)
+    with pytest.raises((UserError, CorruptFile)) as alone:
+        load()
+    with pytest.raises(type(alone.value)) as shared:
+        ReplicatedEngine(load, 2)
+    assert str(shared.value) == str(alone.value)
+
+
+ORPHANS = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from test_engine_replicas import ask, own_number, scripted
+from functools import partial
+from leafe.engines.replicas import ReplicatedEngine
+
+async def work():
+    engine = ReplicatedEngine(partial(scripted, own_number), 2)
+    print(*[one.text for one in await asyncio.gather(engine.generate(ask(0)), engine.generate(ask(1)))], flush=True)
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(work())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHANS.format(tests=str(Path(__file__).parent)))
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    numbers = [int(word) for word in parent.stdout.readline().split()]
+    assert len(numbers) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert all(gone(number) for number in numbers)

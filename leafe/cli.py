@@ -44,7 +44,7 @@ from leafe.progress import Progress, Silent
 from leafe.records import encode
 from leafe.run import RunDirectory, next_free
 from leafe.terminal import Bars, check_table, diagnosis_table, exploration_table, findings_table, pass_table
-from leafe.train.checkpoint import dtype_of, locate
+from leafe.train.checkpoint import device_of, dtype_of, locate
 from leafe.viewer.report import arms_of, comparison_of, exploration_of, rows_of, write_report
 
 app = typer.Typer(
@@ -92,15 +92,19 @@ def _engine(settings: EngineSettings, base: Path, folder: Path) -> Engine:
     """An engine on a model. A server serves the base and nothing else: what is trained from it is loaded here."""
     if settings.kind == "openai" and folder == base:
         return OpenAIEngine(settings.base_url, settings.served_model or str(folder), concurrency=settings.concurrency)
-    load = partial(
-        TransformersEngine.load,
-        folder,
-        dtype=dtype_of(settings.dtype),
-        slots=max(1, min(settings.slots, settings.concurrency) // settings.processes),
-        max_context=settings.max_context,
-        threads=max(1, _threads(settings) // (1 if settings.threads else settings.processes)),
-    )
-    return load() if settings.processes == 1 else ReplicatedEngine(load, settings.processes)
+    loads = [
+        partial(
+            TransformersEngine.load,
+            folder,
+            device=device_of(settings.device, number),
+            dtype=dtype_of(settings.dtype),
+            slots=max(1, min(settings.slots, settings.concurrency) // settings.processes),
+            max_context=settings.max_context,
+            threads=max(1, _threads(settings) // (1 if settings.threads else settings.processes)),
+        )
+        for number in range(settings.processes)
+    ]
+    return loads[0]() if len(loads) == 1 else ReplicatedEngine(loads)
 
 
 def _bench(config: RunConfig, progress: Progress) -> Bench:
@@ -312,7 +316,7 @@ def nano_build(
     arguments: Arguments = None,
     *,
     out: Annotated[Path | None, typer.Option(help="where the checkpoint goes; where the shipped one lies unless said")] = None,
-    steps: Annotated[int, typer.Option(min=0, help="0 for the world's own number")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser; the world's own number unless said")] = None,
     processes: Annotated[int, typer.Option(min=1, help="one a free core; each adds a batch to every step")] = 2,
     start: Annotated[Path | None, typer.Option(help="a checkpoint to go on from")] = None,
     split: Annotated[str, typer.Option(help="whose tasks are taught, where no checkpoint ships")] = "train",

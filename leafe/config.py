@@ -62,12 +62,14 @@ class TaskSettings(Settings):
 class EngineSettings(Settings):
     """What draws the completions.
 
-    `threads`, `processes`, `slots`, `concurrency` and `base_url` say how and where and not what: a run may be resumed with others. Each
-    of `processes` holds the model; `threads` is for each of them, 0 shares out the cores that are free. `max_context` is in tokens.
+    `device`, `threads`, `processes`, `slots`, `concurrency` and `base_url` say how and where and not what: a run may be resumed with
+    others. `device` is one of torch's, `auto` a GPU where there is one. Each of `processes` holds the model, on a GPU of its own where
+    there are as many; `threads` is for each of them, 0 shares out the cores that are free. `max_context` is in tokens.
     """
 
     kind: Literal["transformers", "openai"] = "transformers"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    device: Text = "auto"
     threads: int = Field(0, ge=0)
     processes: int = Field(1, ge=1)
     slots: int = Field(256, ge=1)

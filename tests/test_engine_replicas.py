@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from command import QUICK, leafe, teach
 from tiny import tiny_model, tiny_tokenizer
 
 from leafe.engines.base import Engine
@@ -83,7 +84,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_drawn_does_not_depend_on_how_many_processes_there_are(checkpoint: Path) -> None:
     asks = [ask(task, turn) for turn in range(3) for task in range(5)]
     load = partial(TransformersEngine.load, checkpoint, slots=8)
-    alone, shared = load(), ReplicatedEngine(load, 2)
+    alone, shared = load(), ReplicatedEngine([load, load])
     assert shared.concurrency == 16
     assert answers(alone, asks) == answers(shared, asks)
     assert shared.stats.requests == alone.stats.requests == 15
@@ -92,7 +93,7 @@ def test_what_is_drawn_does_not_depend_on_how_many_processes_there_are(checkpoin
 
 def test_a_task_stays_with_its_process_and_tasks_are_shared_out() -> None:
     asks = [ask(task, turn, system="The same for all.") for turn in range(4) for task in range(6)]
-    numbers = [completion.text for completion in answers(ReplicatedEngine(partial(scripted, own_number), 2), asks)]
+    numbers = [completion.text for completion in answers(ReplicatedEngine([partial(scripted, own_number)] * 2), asks)]
     homes = {
         number: {one.messages[1].content for one, at in zip(asks, numbers, strict=True) if at == number} for number in set(numbers)
     }
@@ -103,7 +104,7 @@ def test_a_task_stays_with_its_process_and_tasks_are_shared_out() -> None:
 
 def test_a_refusal_reaches_the_one_who_asked() -> None:
     async def work() -> Counter[str]:
-        engine = ReplicatedEngine(partial(scripted, own_number, 2), 1)
+        engine = ReplicatedEngine([partial(scripted, own_number, 2)])
         found = await asyncio.gather(*(engine.generate(ask(task)) for task in range(5)), return_exceptions=True)
         await engine.close()
         return Counter(str(one) for one in found if isinstance(one, EngineError))
@@ -113,7 +114,7 @@ def test_a_refusal_reaches_the_one_who_asked() -> None:
 
 def test_a_process_that_is_killed_fails_what_it_had_and_what_comes_after() -> None:
     async def work() -> None:
-        engine = ReplicatedEngine(partial(scripted, slow), 1)
+        engine = ReplicatedEngine([partial(scripted, slow)])
         number = int((await engine.generate(Ask((Message("user", "at once"),), Sampling(), 0))).text)
         waiting = [asyncio.create_task(engine.generate(ask(task))) for task in range(3)]
         await asyncio.sleep(0.1)
@@ -129,7 +130,7 @@ def test_a_process_that_is_killed_fails_what_it_had_and_what_comes_after() -> No
 
 def test_closing_cancels_what_is_in_flight_and_leaves_no_process() -> None:
     async def work() -> int:
-        engine = ReplicatedEngine(partial(scripted, own_number), 1)
+        engine = ReplicatedEngine([partial(scripted, own_number)])
         number = int((await engine.generate(ask(0))).text)
         waiting = asyncio.create_task(engine.generate(ask(1)))
         await asyncio.sleep(0)
@@ -151,7 +152,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_as_in_one_process(tmp_path: 
     with pytest.raises((UserError, CorruptFile)) as alone:
         load()
     with pytest.raises(type(alone.value)) as shared:
-        ReplicatedEngine(load, 2)
+        ReplicatedEngine([load, load])
     assert str(shared.value) == str(alone.value)
 
 
@@ -163,7 +164,7 @@ from functools import partial
 from leafe.engines.replicas import ReplicatedEngine
 
 async def work():
-    engine = ReplicatedEngine(partial(scripted, own_number), 2)
+    engine = ReplicatedEngine([partial(scripted, own_number)] * 2)
     print(*[one.text for one in await asyncio.gather(engine.generate(ask(0)), engine.generate(ask(1)))], flush=True)
     await asyncio.sleep(600)
 
@@ -184,3 +185,16 @@ def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     assert all(gone(number) for number in numbers)
+
+
+def test_a_run_may_sample_in_several_processes_and_names_no_device_that_is_not_there(tmp_path: Path) -> None:
+    teach(tmp_path / "model")
+    arguments = ("run", "smoke", f"model={tmp_path}/model", "environment.name=lookup", "environment.args={}", *QUICK)
+    found = []
+    for processes in (1, 2):
+        said = leafe(*arguments, f"engine.processes={processes}", "--out", tmp_path / str(processes))
+        assert said.status == 0, said
+        found.append(sorted((tmp_path / str(processes) / "round-1" / "forest.jsonl").read_text().splitlines()))
+    assert found[0] == found[1]
+    said = leafe(*arguments, "engine.device=abacus", "--out", tmp_path / "other")
+    assert said.status == 2 and "engine.device=auto" in said.err and "Traceback" not in said.err

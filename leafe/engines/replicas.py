@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -36,18 +36,18 @@ class _Answer:
 
 
 class ReplicatedEngine:
-    """`processes` engines that `make` gives, which has to be picklable. `concurrency` is the sum of theirs.
+    """A process for each of `makes`, which give equal engines and have to be picklable. `concurrency` is the sum of theirs.
 
-    Raises what `make` raises. Requests may come from one event loop at a time.
+    Raises what they raise. Requests may come from one event loop at a time.
     """
 
-    def __init__(self, make: Callable[[], Engine], processes: int) -> None:
+    def __init__(self, makes: Sequence[Callable[[], Engine]]) -> None:
         self.stats = EngineStats()
         self._replicas: list[_Replica] = []
         self._homes: dict[str, _Replica] = {}
         self._assigned: Counter[int] = Counter()
         try:
-            self._replicas += [_Replica(make, number, self._add_up) for number in range(processes)]
+            self._replicas += [_Replica(make, number, self._add_up) for number, make in enumerate(makes)]
             self.concurrency = sum(replica.ready() for replica in self._replicas)
         except BaseException:
             for replica in self._replicas:

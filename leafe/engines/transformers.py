@@ -74,12 +74,15 @@ class TransformersEngine:
         self.stats: EngineStats = self._batcher.stats
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> TransformersEngine:
+    def load(
+        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any
+    ) -> TransformersEngine:
         """An engine for the checkpoint in the directory `path`: `save_pretrained` files, safetensors only, no remote code.
 
         Raises `UserError` when there is none and `CorruptFile` when it cannot be read.
         """
-        return cls(*load_checkpoint(path, dtype=dtype), **options)
+        model, tokenizer = load_checkpoint(path, dtype=dtype)
+        return cls(model.to(device), tokenizer, **options)
 
     async def generate(self, ask: Ask) -> Completion:
         """One completion, a function of the ask and the weights alone. Raises `EngineError` when the forward pass fails."""

@@ -53,3 +53,18 @@ def dtype_of(name: Literal["float32", "bfloat16", "auto"], processor: Path = PRO
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     told = processor.read_text(encoding="utf-8", errors="replace") if processor.is_file() else None
     return torch.bfloat16 if bfloat16_finding(told).verdict == "ok" else torch.float32
+
+
+def device_of(name: str, number: int = 0) -> str:
+    """The device of a name for process `number` of several; `auto` is a GPU where there is one, each process its own in turn.
+
+    Raises `UserError` for a name that torch does not know here.
+    """
+    if name == "auto":
+        return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the second is what a torch without CUDA raises
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"torch cannot use engine.device={name!r} here ({reason:.120}); type engine.device=auto") from None
+    return name

@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from leafe.engines.base import Engine, EngineStats
 from leafe.errors import EngineError
 from leafe.records import Ask, Completion
@@ -193,6 +195,7 @@ def _context() -> Any:
 def _serve(make: Callable[[], Engine], pipe: Connection) -> None:
     """The process: makes its engine and answers until the pipe ends, which it does when its parent is gone, however that went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard reaches the parent, which ends us
+    disable_progress_bar()  # the parent's stand alone
     try:
         engine = make()
     except Exception as error:  # what it is, is told where the engine was asked for

@@ -48,7 +48,7 @@ def _any(spec: str, args: Mapping[str, Any], split: str, stage: Stage) -> Teache
 # To copy an old turn is learned in some hundred steps from short and jumbled episodes, and hardly ever from long plain ones.
 SOKOBAN = Curriculum("sokoban", (Stage(0.35, 3, 0.5), Stage(0.15, 8, 0.5), Stage(0.1, 12, 0.5), Stage(0.4, 16, 0.4)), _sokoban)
 HOUSEHOLD = Curriculum("household", (Stage(0.3, 4), Stage(0.2, 7), Stage(0.5, 10)), _household)
-SHIPPED = {"sokoban": World(SOKOBAN, 4600, 512, "nano"), "household": World(HOUSEHOLD, 3000, 1024, "nano-household")}
+SHIPPED = {"sokoban": World(SOKOBAN, 4600, 512, "nano"), "household": World(HOUSEHOLD, 2400, 1024, "nano-household")}
 
 
 def world(spec: str, args: Mapping[str, Any], *, split: str) -> World:

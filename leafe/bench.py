@@ -19,7 +19,7 @@ from leafe.config import RunConfig
 from leafe.digest import seed_for
 from leafe.distill.examples import Choice
 from leafe.engines.base import Engine
-from leafe.envs.base import Environment, Fidelity
+from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.errors import UserError
 from leafe.evaluate.evaluate import evaluate
 from leafe.evaluate.outcomes import Outcome
@@ -61,10 +61,19 @@ class Bench:
             self.tasks(part)
 
     @cached_property
-    def _can_roll_back(self) -> bool:
+    def _declared(self) -> tuple[Fidelity, Placement]:
         environment = self.make_environment()
         environment.close()
-        return environment.fidelity is not Fidelity.NONE
+        return environment.fidelity, environment.placement
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether the environment says that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
+        return self._declared[0] is not Fidelity.NONE
+
+    def means(self, engine: Engine, **more: Any) -> Means:
+        """What effects are carried out with; `more` are further fields of `Means`."""
+        return Means(engine, self.make_environment, placement=self._declared[1], workers=self.config.environment.workers, **more)
 
     def tasks(self, part: str) -> Sequence[Task]:
         """The tasks that are explored (`train`) or measured on (`test`)."""
@@ -89,7 +98,7 @@ class Bench:
             max_depth=settings.max_depth,
             reflect_every=settings.reflect_every,
             reflect_on_failure=settings.reflect_on_failure,
-            can_roll_back=self._can_roll_back,
+            can_roll_back=self.can_roll_back,
         )
 
     def explore_seed(self, number: int) -> int:
@@ -140,9 +149,8 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
             def noticed(ask: Ask, completion: Completion) -> None:
                 gauge.advance(ask.purpose == "act")
 
-            async for job, tree in drive(
-                jobs, Means(engine, bench.make_environment, journal, noticed), concurrency=engine.concurrency
-            ):
+            means = bench.means(engine, journal=journal, noticed=noticed)
+            async for job, tree in drive(jobs, means, concurrency=engine.concurrency):
                 done[job.task.id] = tree
                 if writer:
                     writer.add(tree)
@@ -206,7 +214,7 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
 
     async def work(engine: Engine) -> list[Outcome]:
         with bench.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
-            means = Means(engine, bench.make_environment)
+            means = bench.means(engine)
             return await evaluate(tasks, rules, means, run.evaluation(arm), samples=samples, told=lambda one: gauge.advance())
 
     outcomes = bench.with_engine(model, work)

@@ -35,6 +35,7 @@ from leafe.run import RunDirectory, whole_folder
 from leafe.train.sft import fine_tune
 
 Result = TypeVar("Result")
+ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attempt taught stands in the prompt of a fresh one"
 UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
@@ -138,6 +139,8 @@ class Plot:
 def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
     """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on."""
     rules, tasks = bench.rules(plot.seed), bench.tasks("train")
+    if not bench.can_roll_back:
+        bench.progress.say(f"{bench.config.environment.name}: {ROLLBACK_FREE}")
     done = {tree.task.id: tree for tree in read_forest(plot.path)} if plot.path and plot.path.exists() else {}
     jobs = [Job(task.id, task, EXPLORERS[plot.method](Growth(task, rules))) for task in tasks if task.id not in done]
     journal = Journal(plot.journal) if plot.journal else None
@@ -173,7 +176,9 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
     if plot.journal:
         plot.journal.unlink(missing_ok=True)
-    run.finish_stage(stage, {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)})
+    figures = {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)}
+    note = {} if bench.can_roll_back else {"note": f"{bench.config.environment.name}: {ROLLBACK_FREE}"}
+    run.finish_stage(stage, figures | note)
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
 
 

@@ -19,7 +19,7 @@ from leafe.config import RunConfig
 from leafe.digest import seed_for
 from leafe.distill.examples import Choice
 from leafe.engines.base import Engine
-from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.base import Environment, Fidelity
 from leafe.errors import UserError
 from leafe.evaluate.evaluate import evaluate
 from leafe.evaluate.outcomes import Outcome
@@ -62,19 +62,21 @@ class Bench:
             self.tasks(part)
 
     @cached_property
-    def _declared(self) -> tuple[Fidelity, Placement]:
+    def _declared(self) -> Environment:
+        """A closed instance, for what it says about itself."""
         environment = self.make_environment()
         environment.close()
-        return environment.fidelity, environment.placement
+        return environment
 
     @property
     def can_roll_back(self) -> bool:
         """Whether the environment says that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
-        return self._declared[0] is not Fidelity.NONE
+        return self._declared.fidelity is not Fidelity.NONE
 
     def means(self, engine: Engine, **more: Any) -> Means:
         """What effects are carried out with; `more` are further fields of `Means`."""
-        return Means(engine, self.make_environment, placement=self._declared[1], workers=self.config.environment.workers, **more)
+        said, workers = self._declared, self.config.environment.workers
+        return Means(engine, self.make_environment, placement=said.placement, workers=workers, instances=said.instances, **more)
 
     def tasks(self, part: str) -> Sequence[Task]:
         """The tasks that are explored (`train`) or measured on (`test`)."""

@@ -53,6 +53,7 @@ class Environment(ABC):
     # Of the class, as a rule; an instance that wraps somebody else's world may set its own.
     fidelity: Fidelity
     placement: Placement = Placement.INLINE
+    instances: int = 0  # how many may be there at once; 0 is any number
     actions_help: str = ""  # one line for a person who plays, and for prompts
 
     @abstractmethod

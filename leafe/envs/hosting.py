@@ -2,7 +2,8 @@
 
 A job takes a seat when it first needs a world, and leaves it at its end. Waiting for the engine holds a seat and no thread. With threads
 the bound is on calls that are made at the same time: a world stays on the thread that made it, and many worlds may share one. With
-processes the bound is on processes: a job that finds none free waits before it has asked anybody anything, so none waits for another.
+processes the bound is on processes, and an environment may say itself how many of it there can be: a job that finds no room waits
+before it has asked anybody anything, so none waits for another.
 A world whose job lost no episode is used again by the next job, for what is slow is slow to make too. What a world answers does not
 depend on where it lives.
 """
@@ -50,32 +51,39 @@ class Hosting(Protocol):
         ...
 
 
-def hosting(make: Callable[[], Environment], placement: Placement, workers: int = 0) -> Hosting:
-    """A way of hosting. `workers` is how many calls (threads) or worlds (processes) there are at once; 0 lets the machine decide."""
+def hosting(make: Callable[[], Environment], placement: Placement, workers: int = 0, instances: int = 0) -> Hosting:
+    """A way of hosting. `workers` is how many calls (threads) or worlds (processes) there are at once; 0 lets the machine decide.
+
+    `instances` is how many worlds there may be at once, whatever else would allow; 0 is any number.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if placement is Placement.THREAD:
-        return _Lanes(lambda: _ThreadWorld(make), workers or cores, alone=False)
+        return _Lanes(lambda: _ThreadWorld(make), workers or cores, room=instances)
     if placement is Placement.PROCESS:
-        return _Lanes(lambda: WorldProcess(make), workers or PROCESSES_A_CORE * cores, alone=True)
-    return _Inline(make)
+        most = min(workers or PROCESSES_A_CORE * cores, instances or 2**30)
+        return _Lanes(lambda: WorldProcess(make), most, room=most)
+    return _Inline(make, instances)
 
 
 class _Inline:
     """Worlds that answer at once."""
 
-    def __init__(self, make: Callable[[], Environment]) -> None:
+    def __init__(self, make: Callable[[], Environment], instances: int) -> None:
         self._make = make
+        self._room = asyncio.Semaphore(instances) if instances else None
 
     async def seat(self) -> Seat:
-        return _InlineSeat(World(self._make()))
+        if self._room:
+            await self._room.acquire()
+        return _InlineSeat(World(self._make()), self._room)
 
     async def close(self) -> None:
         return None
 
 
 class _InlineSeat:
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, room: asyncio.Semaphore | None) -> None:
+        self._world, self._room = world, room
 
     async def take(self, call: Call) -> Answer:
         return carry_out(self._world, call)
@@ -83,6 +91,8 @@ class _InlineSeat:
     async def leave(self) -> None:
         with suppress(EnvironmentFailure):
             self._world.close()
+        if self._room:
+            self._room.release()
 
 
 class _Elsewhere(Protocol):
@@ -130,13 +140,13 @@ class _Lane:
 
 
 class _Lanes:
-    """Threads with worlds on them; with `alone` a thread has one world at a time and jobs wait for a free thread."""
+    """At most `workers` threads with worlds on them, as evenly as can be; jobs wait where there is `room` for so many worlds only."""
 
-    def __init__(self, make: Callable[[], _Elsewhere], workers: int, *, alone: bool) -> None:
+    def __init__(self, make: Callable[[], _Elsewhere], workers: int, *, room: int) -> None:
         self._make, self._most = make, workers
         self._lanes: list[_Lane] = []
         self._idle: list[tuple[_Lane, _Elsewhere]] = []
-        self._room = asyncio.Semaphore(workers) if alone else None
+        self._room = asyncio.Semaphore(room) if room else None
 
     async def seat(self) -> Seat:
         if self._room:

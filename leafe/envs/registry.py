@@ -21,6 +21,7 @@ from leafe.envs.gymnasium import Gymnasium
 from leafe.envs.household.environment import Household
 from leafe.envs.imports import import_here
 from leafe.envs.mbpp import Mbpp
+from leafe.envs.openenv import OpenEnv
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.webshop.environment import WebShop
 from leafe.errors import UnknownName, UserError
@@ -42,6 +43,7 @@ SHIPPED: dict[str, tuple[type[Environment], str]] = {
         Gymnasium,
         "any Gymnasium environment of text or discrete actions by id=NAME (extra gymnasium); replay as declared",
     ),
+    "openenv": (OpenEnv, "any OpenEnv server by url=ADDRESS (extra openenv); no rollback unless replay is declared"),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
 }

@@ -37,7 +37,7 @@ class Job(Generic[Result]):
 class Means:
     """What effects are carried out with. `noticed` is told of every completion, for progress bars.
 
-    `placement` is where worlds live and `workers` how many of them are called at once; see `envs.hosting`.
+    `placement` is where worlds live, `workers` how many of them are called at once, `instances` how many there may be; see `envs.hosting`.
     """
 
     engine: Engine
@@ -46,6 +46,7 @@ class Means:
     noticed: Callable[[Ask, Completion], None] = lambda ask, completion: None
     placement: Placement = Placement.INLINE
     workers: int = 0
+    instances: int = 0
 
 
 async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncIterator[tuple[Job[Result], Result]]:
@@ -56,7 +57,7 @@ async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) 
     """
     waiting = iter(jobs)
     running: set[asyncio.Task[tuple[Job[Result], Result]]] = set()
-    worlds = hosting(means.make_environment, means.placement, means.workers)
+    worlds = hosting(means.make_environment, means.placement, means.workers, means.instances)
     try:
         while True:
             for job in _take(waiting, concurrency - len(running)):

@@ -1,6 +1,6 @@
 """A safe to be opened, as an OpenEnv server: `Safe` is the game, `serve_fake` speaks the protocol, and as a script the real package does.
 
-    python tests/openenv_server.py PORT [SESSIONS]      # wants openenv-core
+python tests/openenv_server.py PORT [SESSIONS]      # wants openenv-core
 """
 
 from __future__ import annotations

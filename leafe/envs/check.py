@@ -304,6 +304,8 @@ class _Inspection:
 
     def _check_invalid_action(self) -> Outcome:
         """Text that is no action is answered, ends nothing and changes nothing."""
+        if self._world.environment.free_text:
+            raise _Skipped("takes every text for an action")
         episode = self._longest()
         self._world.reset(episode.task)
         self._recorder.improper.clear()

@@ -79,6 +79,7 @@ class Gymnasium(Environment):
         from gymnasium.spaces import Discrete, Text
 
         space = self._env.action_space
+        self.free_text = isinstance(space, Text)
         if isinstance(space, Text):
             self.actions_help = f"An action is text of {space.min_length} to {space.max_length} characters."
             return ()

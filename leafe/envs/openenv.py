@@ -33,8 +33,9 @@ class OpenEnv(Environment):
     """`url` is the server's address. `action` names the field of an action that takes the text, `json` for whole actions as JSON.
 
     `show` names the fields of an observation that are shown, all of them where it is not given. `reset` holds further arguments of every
-    reset. An attempt succeeds when the server ends it with a reward of at least `success_reward`, or with a true field
-    `success_field`. `sessions` is how many of them the server takes at once (0: any number), `timeout` is in seconds.
+    reset, `examples` some actions for `leafe check-env` to play with. An attempt succeeds when the server ends it with a reward of at
+    least `success_reward`, or with a true field `success_field`. `sessions` is how many of them the server takes at once (0: any number),
+    `timeout` is in seconds.
     """
 
     name = "openenv"
@@ -49,6 +50,7 @@ class OpenEnv(Environment):
         show: list[str] | None = None,
         reset: dict[str, Any] | None = None,
         instruction: str = "",
+        examples: list[str] | None = None,
         horizon: int = 30,
         success_reward: float = 1.0,
         success_field: str = "",
@@ -66,6 +68,7 @@ class OpenEnv(Environment):
         self._wanted, self._show, self._reset = action, show, dict(reset or {})
         self._instruction, self._horizon = instruction, horizon
         self._success_reward, self._success_field = success_reward, success_field
+        self._examples = tuple(map(str, examples or ()))
         self._known: ActionForm | None = None
         self._socket: Any = None
         self._final: Observation | None = None
@@ -75,6 +78,15 @@ class OpenEnv(Environment):
     def actions_help(self) -> str:  # type: ignore[override]
         """What an action looks like, as the server describes it."""
         return self._form.help
+
+    @property
+    def free_text(self) -> bool:  # type: ignore[override]
+        """Whether any text fits the action's field; what the server makes of it is the server's business."""
+        return self._form.kind == "string" and not self._form.choices
+
+    def example_actions(self) -> Sequence[str]:
+        """Those that the user gave, else what the server's schema lists."""
+        return self._examples or self._form.choices
 
     @property
     def _form(self) -> ActionForm:
@@ -182,12 +194,13 @@ class OpenEnv(Environment):
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            self._socket.send(json.dumps(message))
+            with suppress(_websockets().exceptions.ConnectionClosed):  # a full server says so and hangs up, before it is asked
+                self._socket.send(json.dumps(message))
             text = self._socket.recv(timeout=self._timeout)
             found = json.loads(text) if isinstance(text, str) else None
         except TimeoutError:
             problem = f"did not answer in {self._timeout:g} s"
-        except ValueError:
+        except (ValueError, RecursionError):
             problem = "answered with something that is no JSON"
         except (_websockets().exceptions.WebSocketException, OSError) as error:
             problem = f"ended the session: {error}"
@@ -204,7 +217,7 @@ class OpenEnv(Environment):
         address = "ws" + self._url.removeprefix("http") + "/ws"
         here = {"proxy": None} if urlsplit(self._url).hostname in LOOPBACK else {}
         try:
-            self._socket = connect(address, open_timeout=self._timeout, close_timeout=2, max_size=LARGEST, **here)
+            self._socket = connect(address, open_timeout=self._timeout, close_timeout=2, max_size=LARGEST, **here).__enter__()
         except (_websockets().exceptions.WebSocketException, OSError) as error:
             # Not a lost episode: a stage stops here, and the same command goes on with it once the server is there again.
             reason = str(error) or type(error).__name__

@@ -22,11 +22,12 @@ class NoAction(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ActionForm:
-    """`field` takes the text, or is `json`; `kind` is the field's JSON type, `any` where the schema names none."""
+    """`field` takes the text, or is `json`; `kind` is its JSON type, `any` where the schema names none; `choices` are all its values."""
 
     field: str
     kind: str
     help: str
+    choices: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, schema: Any, wanted: str, url: str) -> ActionForm:
@@ -46,12 +47,14 @@ class ActionForm:
             raise UserError(
                 f"actions of {url} have the fields {described}; name the one that takes the text, action=NAME, or action=json"
             )
-        return cls(chosen, _kind(fields[chosen]), _help(chosen, fields[chosen]))
+        listed = fields[chosen].get("enum")
+        choices = tuple(str(one) for one in listed) if isinstance(listed, list) else ()
+        return cls(chosen, _kind(fields[chosen]), _help(chosen, fields[chosen], choices), choices)
 
     def read(self, text: str) -> dict[str, Any]:
         """The action that a text means. Raises `NoAction`."""
         if self.field != WHOLE and self.kind == "string":
-            if not text.strip():
+            if not text.strip() or (self.choices and text.strip() not in self.choices):
                 raise NoAction
             return {self.field: text.strip()}
         try:
@@ -72,10 +75,9 @@ def _kind(given: Mapping[str, Any]) -> str:
     return found[0] if found else "any"
 
 
-def _help(name: str, given: Mapping[str, Any]) -> str:
-    choices = given.get("enum")
-    if isinstance(choices, list):
-        return f"An action is one of: {', '.join(map(str, choices))}."[:2000]
+def _help(name: str, given: Mapping[str, Any], choices: tuple[str, ...]) -> str:
+    if choices:
+        return f"An action is one of: {', '.join(choices)}."[:2000]
     words = " ".join(str(given.get("description") or "").split())[:500].rstrip(".")
     return f"An action is {name} ({_kind(given)})" + (f": {words}." if words else ".")
 

@@ -131,6 +131,7 @@ class OpenEnv(Environment):
         with suppress(Exception):  # it may be gone, in any of many ways
             if self._socket is not None:
                 self._socket.send(json.dumps({"type": "close"}))
+                self._socket.recv(timeout=2)  # it hangs up itself when it has put the session away
         self._drop()
 
     def _drop(self) -> None:

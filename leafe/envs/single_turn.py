@@ -1,9 +1,9 @@
 """Questions with one answer each and a function that grades it, as single-turn tasks of `verifiers` are made; here with several tries.
 
 `data` is a file of JSON lines. `reward` is `module:function`; like a reward function there it names the arguments that it wants out of
-`prompt` and `completion` (lists of messages), `answer`, `info`, `task` and `state`, beside those `reply` (the text alone) and `row`, and
-may be asynchronous. It gives a number, or a number and a text that the agent reads before its next try. The state is what was said so far, so
-going back asks nobody again.
+`prompt` and `completion` (lists of messages), `answer`, `info`, `task` and `state`, beside those `reply` (the text alone) and `row`,
+and may be asynchronous. It gives a number, or a number and a text that the agent reads before its next try. The state is what was said so
+far, so going back asks nobody again.
 """
 
 from __future__ import annotations

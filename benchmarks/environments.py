@@ -2,9 +2,12 @@
 
     python benchmarks/environments.py                                            # the worlds that need no data
     python benchmarks/environments.py --alfworld DATA --alfworld-python PYTHON   # ALFWorld, and the original in that interpreter
+    python benchmarks/environments.py --openenv-python PYTHON                    # the published OpenEnv server, and its own client
 
 Each row is measured in a process of its own, one after another, so memory is that process's peak. Times are the process's own, not the
-clock's, so that what else a machine does changes little; every world here runs in one thread and waits for nothing.
+clock's, so that what else a machine does changes little; rows marked * wait for others (programs in a sandbox, a server) and are the
+clock's. `start` is making the environment and its first task, imports included. Programs are told apart by a comment, so that none is
+remembered. Without `--openenv-python` the OpenEnv row plays the small server of the tests.
 PYTHON is an interpreter with `pip install alfworld`; the original plays the same games with the same commands. A step's time holds what
 an agent's loop needs: the command taken and the admissible commands of the new state listed.
 """
@@ -13,12 +16,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,17 +35,24 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TURNS = (5, 10, 25, 50)
 
 
+CLOCKS = {"own": time.process_time, "wall": time.perf_counter}
+PROGRAMS = ("codecontests", "mbpp")
+LAKE = {"id": "FrozenLake-v1"}
+clock: Callable[[], float] = time.process_time
+
+
 def timed(call: Callable[[], Any]) -> float:
-    """Processor seconds that a call takes."""
-    start = time.process_time()
+    """Seconds that a call takes, by the row's clock."""
+    start = clock()
     call()
-    return time.process_time() - start
+    return clock() - start
 
 
 @dataclass
 class Figures:
     """What was measured over the tasks of a row, in seconds."""
 
+    start: float = 0.0
     loads: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     saves: list[float] = field(default_factory=list)
@@ -50,6 +63,7 @@ class Figures:
         """The row."""
         shots = {"snapshot_us": {"save": 1e6 * median(self.saves), "restore": 1e6 * median(self.restores)}} if self.saves else {}
         return shots | {
+            "start_ms": 1e3 * self.start,
             "load_ms": {"median": 1e3 * median(self.loads), "most": 1e3 * max(self.loads)},
             "steps_per_second": len(self.steps) / sum(self.steps),
             "replay_ms": {str(turn): 1e3 * median(values) for turn, values in self.replays.items()},
@@ -59,41 +73,121 @@ class Figures:
 
 def environment_row(request: dict[str, Any]) -> dict[str, Any]:
     """An environment of leafe's: tasks reset for the first time, random play, snapshots, and replay from the reset."""
+    before = clock()
     from leafe.envs.pddl.environment import game_of
     from leafe.envs.registry import make
 
     environment = make(request["spec"], request["arguments"])
     first, *tasks = environment.tasks(request["split"], request["tasks"] + 1)
     environment.reset(first)  # imports, and what all tasks share
-    figures = Figures()
+    figures = Figures(clock() - before)
     for task in tasks:
         game_of.cache_clear()  # drawing a task may have set it up already
         figures.loads.append(timed(partial(environment.reset, task)))
-        play(environment, task, request["steps"], figures)
+        again = make(request["spec"], request["arguments"]) if request["spec"] in PROGRAMS else environment
+        play(environment, again, task, steps=request["steps"], figures=figures)
+    environment.close()
     return figures.summary()
 
 
-def play(environment: Any, task: Any, steps: int, figures: Figures) -> None:
-    """Random play in a task that was reset, and the ways back."""
-    draw, actions = random.Random(task.id), []
+def play(environment: Any, again: Any, task: Any, *, steps: int, figures: Figures) -> None:
+    """Random play in a task that was reset, from its start again where it ends, and the ways back; `again` is where it is replayed."""
+    draw, actions, kept = random.Random(task.id), [], 0
 
-    def step(action: str) -> None:
-        environment.step(action)
+    def step(action: str) -> Any:
+        found.append(environment.step(action))
         environment.example_actions()
 
     def replay(turn: int) -> None:
-        environment.reset(task)
+        again.reset(task)
         for action in actions[:turn]:
-            environment.step(action)
+            again.step(action)
 
-    for _ in range(steps):
-        actions.append(draw.choice(list(environment.example_actions())))
+    for number in range(steps):
+        found: list[Any] = []
+        action = draw.choice(list(environment.example_actions()))
+        actions.append(f"{action}\n# {number}" if task.env in PROGRAMS else action)
         figures.steps.append(timed(partial(step, actions[-1])))
-    kept = environment.snapshot()
-    figures.saves.append(timed(environment.snapshot))
-    figures.restores.append(timed(partial(environment.restore, kept)))
-    for turn in TURNS:
+        kept = max(kept, len(actions))
+        if found[0].done and number < steps - 1:
+            environment.reset(task)
+            actions.clear()
+    if environment.fidelity == "snapshot":
+        shot = environment.snapshot()
+        figures.saves.append(timed(environment.snapshot))
+        figures.restores.append(timed(partial(environment.restore, shot)))
+    for turn in (one for one in TURNS if one <= len(actions)):
         figures.replays.setdefault(turn, []).append(timed(partial(replay, turn)))
+
+
+def gymnasium_row(request: dict[str, Any]) -> dict[str, Any]:
+    """The plain loop of Gymnasium, rendering each state as a reader needs it."""
+    before = clock()
+    import gymnasium
+
+    world = gymnasium.make(request["id"], render_mode="ansi")
+    world.reset(seed=0)
+    figures = Figures(clock() - before)
+    for number in range(request["tasks"]):
+        draw = random.Random(number)
+        loop = OwnLoop(partial(_gymnasium_reset, world, number), partial(_gymnasium_step, world))
+        loop.play(lambda draw=draw: draw.randrange(int(world.action_space.n)), request["steps"], figures)
+    return figures.summary()
+
+
+def _gymnasium_reset(world: Any, seed: int) -> None:
+    world.reset(seed=seed)
+    world.render()
+
+
+def _gymnasium_step(world: Any, action: int) -> bool:
+    _, _, terminated, truncated, _ = world.step(action)
+    world.render()
+    return bool(terminated or truncated)
+
+
+@dataclass
+class OwnLoop:
+    """Play as a package's users write it: `step` says whether the episode is over."""
+
+    reset: Callable[[], Any]
+    step: Callable[[Any], bool]
+
+    def play(self, choose: Callable[[], Any], steps: int, figures: Figures) -> None:
+        """Random play, from the start again where it ends, and replay."""
+        figures.loads.append(timed(self.reset))
+        actions: list[Any] = []
+        for number in range(steps):
+            actions.append(choose())
+            before = clock()
+            over = self.step(actions[-1])
+            figures.steps.append(clock() - before)
+            if over and number < steps - 1:
+                self.reset()
+                actions.clear()
+        for turn in (one for one in TURNS if one <= len(actions)):
+            figures.replays.setdefault(turn, []).append(timed(partial(self._replay, actions[:turn])))
+
+    def _replay(self, actions: list[Any]) -> None:
+        self.reset()
+        for action in actions:
+            self.step(action)
+
+
+def openenv_row(request: dict[str, Any]) -> dict[str, Any]:
+    """OpenEnv's own client on the same server."""
+    before = clock()
+    from openenv.core.generic_client import GenericEnvClient
+
+    client = GenericEnvClient(base_url=request["url"]).sync()
+    with client:
+        client.reset(seed=0)
+        figures = Figures(clock() - before)
+        for number in range(request["tasks"]):
+            draw = random.Random(number)
+            loop = OwnLoop(partial(client.reset, seed=number), lambda word: bool(client.step({"word": word}).done))
+            loop.play(lambda draw=draw: draw.choice(request["words"]), request["steps"], figures)
+    return figures.summary()
 
 
 def original_row(request: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +232,8 @@ def original_play(path: str, steps: int, figures: Figures) -> None:
 def measured(kind: str, request: dict[str, Any], python: str = sys.executable) -> dict[str, Any]:
     """A row from a process of its own."""
     command = [python, __file__, "--row", kind, json.dumps(request)]
-    found = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"})
+    surroundings = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
+    found = subprocess.run(command, capture_output=True, text=True, env=surroundings)
     if found.returncode:
         raise SystemExit(f"the row {kind} {request} failed:\n{found.stderr}")
     return dict(json.loads(found.stdout.splitlines()[-1]))
@@ -147,7 +242,12 @@ def measured(kind: str, request: dict[str, Any], python: str = sys.executable) -
 def rows(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Every row that the arguments allow, by its name. A new world is one more entry here."""
     play = {"split": "train", "tasks": given.tasks, "steps": given.steps, "arguments": {}}
-    found = {name: measured("environment", {"spec": name, **play}) for name in ("sokoban", "household")}
+    found = {name: measured("environment", {"spec": name, **play}) for name in ("sokoban", "household", "webshop")}
+    few = {**play, "tasks": 4, "steps": 12, "clock": "wall"}
+    found |= {f"{name} *": measured("environment", {"spec": name, **few}) for name in PROGRAMS}
+    found["gymnasium (FrozenLake)"] = measured("environment", {"spec": "gymnasium", **play, "arguments": LAKE})
+    found["gymnasium's own loop"] = measured("gymnasium", {**LAKE, **play})
+    found |= openenv_rows(given, {**play, "tasks": min(given.tasks, 20), "clock": "wall"})
     if given.alfworld:
         split = {"split": given.alfworld_split, "arguments": {"data": str(given.alfworld)}}
         found["alfworld"] = measured("environment", {"spec": "alfworld", **play, **split})
@@ -158,32 +258,77 @@ def rows(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return found
 
 
+def openenv_rows(given: argparse.Namespace, play: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A server in a process of its own, played by us and, where it is installed, by its own client."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    from openenv_server import serve_fake
+
+    words = [one + other for one in "abc" for other in "abc"]
+    with ExitStack() as stack:
+        if given.openenv_python:
+            address = stack.enter_context(published_server(given.openenv_python))
+        else:
+            address = stack.enter_context(serve_fake())
+        arguments = {"url": address, "fidelity": "replay", "examples": words}
+        found = {"openenv *": measured("environment", {"spec": "openenv", **play, "arguments": arguments})}
+        if given.openenv_python:
+            request = {**play, "url": address, "words": words}
+            found["openenv's own client *"] = measured("openenv", request, given.openenv_python)
+    return found
+
+
+@contextmanager
+def published_server(python: str) -> Iterator[str]:
+    """The server of the tests behind the published package; yields its address once it answers."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = int(one.getsockname()[1])
+    with subprocess.Popen([python, str(REPOSITORY / "tests" / "openenv_server.py"), str(port)]) as process:
+        try:
+            for _ in range(600):
+                with socket.socket() as one:
+                    if one.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
 def main() -> None:
     """Prints a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--alfworld", type=Path, help="the folder with ALFWorld's games")
     parser.add_argument("--alfworld-split", default="valid_seen")
     parser.add_argument("--alfworld-python", help="an interpreter that has the original")
+    parser.add_argument("--openenv-python", help="an interpreter that has openenv-core")
     parser.add_argument("--tasks", type=int, default=40)
     parser.add_argument("--steps", type=int, default=100, help="random steps a task")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    global clock
     if given.row:
-        kind, request = given.row
-        print(json.dumps({"environment": environment_row, "original": original_row}[kind](json.loads(request))))
+        kind, request = given.row[0], json.loads(given.row[1])
+        clock = CLOCKS[request.get("clock", "own")]
+        kinds = {"environment": environment_row, "original": original_row, "gymnasium": gymnasium_row, "openenv": openenv_row}
+        print(json.dumps(kinds[kind](request)))
         return
     found = rows(given)
     if given.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{'world':24}{'load ms (most)':>18}{'steps/s':>10}{'save, restore µs':>20}{'peak MiB':>10}   replay ms by turn")
+    print(
+        f"{'world':24}{'start ms':>10}{'load ms (most)':>18}{'steps/s':>10}{'save, restore µs':>20}{'peak MiB':>10}   replay ms by turn"
+    )
     for name, row in found.items():
         load = f"{row['load_ms']['median']:.1f} ({row['load_ms']['most']:.1f})"
         shot = row.get("snapshot_us")
         saved = f"{shot['save']:.1f}, {shot['restore']:.1f}" if shot else "none"
-        replay = ", ".join(f"{turn}: {value:.1f}" for turn, value in row["replay_ms"].items())
-        print(f"{name:24}{load:>18}{row['steps_per_second']:>10.0f}{saved:>20}{row['peak_mib']:>10.0f}   {replay}")
+        replay = ", ".join(f"{turn}: {value:.3g}" for turn, value in row["replay_ms"].items())
+        print(
+            f"{name:24}{row['start_ms']:>10.0f}{load:>18}{row['steps_per_second']:>10.0f}{saved:>20}{row['peak_mib']:>10.0f}   {replay}"
+        )
 
 
 if __name__ == "__main__":

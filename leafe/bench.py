@@ -35,6 +35,7 @@ from leafe.run import RunDirectory, whole_folder
 from leafe.train.sft import fine_tune
 
 Result = TypeVar("Result")
+ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attempt taught stands in the prompt of a fresh one"
 UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
@@ -61,10 +62,21 @@ class Bench:
             self.tasks(part)
 
     @cached_property
-    def _can_roll_back(self) -> bool:
+    def _declared(self) -> Environment:
+        """A closed instance, for what it says about itself."""
         environment = self.make_environment()
         environment.close()
-        return environment.fidelity is not Fidelity.NONE
+        return environment
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether the environment says that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
+        return self._declared.fidelity is not Fidelity.NONE
+
+    def means(self, engine: Engine, **more: Any) -> Means:
+        """What effects are carried out with; `more` are further fields of `Means`."""
+        said, workers = self._declared, self.config.environment.workers
+        return Means(engine, self.make_environment, placement=said.placement, workers=workers, instances=said.instances, **more)
 
     def tasks(self, part: str) -> Sequence[Task]:
         """The tasks that are explored (`train`) or measured on (`test`)."""
@@ -89,7 +101,7 @@ class Bench:
             max_depth=settings.max_depth,
             reflect_every=settings.reflect_every,
             reflect_on_failure=settings.reflect_on_failure,
-            can_roll_back=self._can_roll_back,
+            can_roll_back=self.can_roll_back,
         )
 
     def explore_seed(self, number: int) -> int:
@@ -129,6 +141,8 @@ class Plot:
 def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
     """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on."""
     rules, tasks = bench.rules(plot.seed), bench.tasks("train")
+    if not bench.can_roll_back:
+        bench.progress.say(f"{bench.config.environment.name}: {ROLLBACK_FREE}")
     done = {tree.task.id: tree for tree in read_forest(plot.path)} if plot.path and plot.path.exists() else {}
     jobs = [Job(task.id, task, EXPLORERS[plot.method](Growth(task, rules))) for task in tasks if task.id not in done]
     journal = Journal(plot.journal) if plot.journal else None
@@ -140,9 +154,8 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
             def noticed(ask: Ask, completion: Completion) -> None:
                 gauge.advance(ask.purpose == "act")
 
-            async for job, tree in drive(
-                jobs, Means(engine, bench.make_environment, journal, noticed), concurrency=engine.concurrency
-            ):
+            means = bench.means(engine, journal=journal, noticed=noticed)
+            async for job, tree in drive(jobs, means, concurrency=engine.concurrency):
                 done[job.task.id] = tree
                 if writer:
                     writer.add(tree)
@@ -165,7 +178,9 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
     if plot.journal:
         plot.journal.unlink(missing_ok=True)
-    run.finish_stage(stage, {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)})
+    figures = {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)}
+    note = {} if bench.can_roll_back else {"note": f"{bench.config.environment.name}: {ROLLBACK_FREE}"}
+    run.finish_stage(stage, figures | note)
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
 
 
@@ -206,7 +221,7 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
 
     async def work(engine: Engine) -> list[Outcome]:
         with bench.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
-            means = Means(engine, bench.make_environment)
+            means = bench.means(engine)
             return await evaluate(tasks, rules, means, run.evaluation(arm), samples=samples, told=lambda one: gauge.advance())
 
     outcomes = bench.with_engine(model, work)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from leafe.bench import Bench
@@ -45,7 +46,7 @@ from leafe.records import encode
 from leafe.run import RunDirectory, next_free
 from leafe.terminal import Bars, check_table, diagnosis_table, exploration_table, findings_table, pass_table
 from leafe.train.checkpoint import device_of, dtype_of, locate
-from leafe.viewer.report import arms_of, comparison_of, exploration_of, rows_of, write_report
+from leafe.viewer.report import arms_of, comparison_of, exploration_of, notice_of, rows_of, write_report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -124,6 +125,8 @@ def _show(run: RunDirectory) -> None:
     forests = exploration_of(run)
     if forests:
         console.print(exploration_table(rows_of(forests)))
+        if notice := notice_of(run):
+            console.print(escape(notice), highlight=False)
     if arms_of(run):
         console.print(pass_table(comparison_of(run)))
     console.print(f"The page: {write_report(run)}", soft_wrap=True, highlight=False)

@@ -33,10 +33,15 @@ class Settings(BaseModel):
 
 
 class EnvironmentSettings(Settings):
-    """Which world is played; `args` go to its constructor."""
+    """Which world is played; `args` go to its constructor.
+
+    `workers` is for worlds that are not played in line: how many are called at once on threads, or live in processes; 0 means one thread
+    a core, or four processes a core. It says how and not what.
+    """
 
     name: Text
     args: dict[str, Any] = {}
+    workers: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _args_are_json(self) -> Self:
@@ -218,7 +223,8 @@ class RunConfig(Settings):
 
 # How and where a run is done, not what comes out of it.
 MACHINE = {
-    "engine": {"threads", "processes", "slots", "concurrency", "base_url"},
+    "environment": {"workers"},
+    "engine": {"device", "threads", "processes", "slots", "concurrency", "base_url"},
     "train": {"attention", "checkpointing", "processes"},
 }
 

@@ -130,7 +130,8 @@ class Attempt:
     """One try at the task, from the root or from a branching turn of an earlier attempt.
 
     `parent` and `turn` are the attempt that was reflected on and the turn it was rolled back to; both are None for a try from the
-    root. `leaf` is the last turn of the walk, which for an attempt that took no turn is the branching point's own history.
+    root. `leaf` is the last turn of the walk, which for an attempt that took no turn is the branching point's own history. `root` is what
+    its own reset showed where that is not the tree's root, which only happens where nothing can be rolled back.
     """
 
     index: int
@@ -143,6 +144,7 @@ class Attempt:
     turn: int | None = None
     experience: str | None = None
     error: str | None = None
+    root: Observation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,17 @@ class Tree:
         for attempt in self.attempts:
             if attempt.turn is not None and attempt.index in first:
                 yield attempt, first[attempt.index]
+
+    def revisions(self) -> Iterator[tuple[Attempt, tuple[Turn, ...]]]:
+        """Each attempt that was told an experience, with the turns it was told it at: the first after a rollback, else all of its own."""
+        for attempt in self.attempts:
+            own = tuple(turn for turn in self.turns if turn.attempt == attempt.index)
+            if attempt.experience is not None and own:
+                yield attempt, own if attempt.turn is None else own[:1]
+
+    def root_of(self, turn: Turn) -> Observation:
+        """What the reset showed that the history of a turn begins with."""
+        return self.attempts[turn.attempt].root or self.root
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,8 @@ def forest(seed: int, *, prompts: Prompts = TERSE, trees: int = 3, parrot: bool 
     for number in range(trees):
         environment, task, actions = worlds(10 * seed + number)
         explorer = EXPLORERS[draw.choice(["tree", "tree", "tree", "refine", "independent"])]
-        growing = rules(
-            prompts, seed=seed, max_attempts=8, turns=draw.choice([10, 40]), reflect_every=draw.choice([0, 2]), can_roll_back=True
-        )
+        turns, every, can = draw.choice([10, 40]), draw.choice([0, 2]), draw.random() < 0.8
+        growing = rules(prompts, seed=seed, max_attempts=8, turns=turns, reflect_every=every, can_roll_back=can)
         failures = {draw.randint(1, 60) for _ in range(draw.choice([0, 0, 4]))}
         hand = Hand(environment, adviser(prompts, actions, parrot=parrot), breaks(failures))
         found.append(hand.finish(explorer(Growth(task, growing))))
@@ -221,8 +220,10 @@ def test_no_task_gives_more_branches_than_asked_for(trees: list[Tree], most: int
     for tree in trees:
         available = [example for example in every if example.task == tree.task.id]
         taken = [example for example in drawn if example.task == tree.task.id]
-        assert len(taken) == min(most, len(available))
         assert set(taken) <= set(available)
+        branches = {example.attempt for example in taken}
+        assert len(branches) == min(most, len({example.attempt for example in available}))
+        assert taken == [example for example in available if example.attempt in branches]
 
 
 def successes(trees: list[Tree]) -> int:

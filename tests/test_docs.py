@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from command import leafe
 from tiny import tiny_model
 from transformers import TrainingArguments
+
+from leafe.bench import Bench
+from leafe.config import parse
+from leafe.distill.store import read_examples
+from leafe.engines.scripted import ScriptedEngine
+from leafe.envs import registry
+from leafe.evaluate.outcomes import read_outcomes
+from leafe.forest.store import read_forest
+from leafe.methods import leafe as method
+from leafe.progress import Silent
+from leafe.records import Ask
+from leafe.run import RunDirectory
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -36,3 +53,57 @@ def test_the_training_example_trains(tmp_path: Path) -> None:
     result = names["train"](model, tasks, arguments)
     assert result.global_step == 1 and result.training_loss > 0
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+DRAWERS = """
+name: drawers
+model: nowhere
+environment: {name: MODULE:Drawers}
+tasks: {train: 6, test: 5}
+explore: {turns: 20, max_attempts: 3}
+distill: {qualify: success, success_share: 1.0}
+evaluate: {samples: 2}
+"""
+
+
+def opens(ask: Ask) -> str:
+    """Opens drawer 0; advised, the one that the advice names; looks back to the first turn. Once it is taught, another each turn."""
+    said = "".join(message.content for message in ask.messages)
+    tried = max((int(number) for number in re.findall(r"try open ([0-9])", said)), default=0)
+    if ask.purpose == "reflect":
+        return f"turn 1: try open {tried + 1}"
+    return f"open {tried}"
+
+
+@pytest.mark.parametrize("fidelity", ["REPLAY", "NONE"])
+def test_the_environment_of_the_documentation_is_checked_explored_and_measured(
+    fidelity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, module = code("environments.md"), f"drawers_{fidelity.lower()}"
+    lines = source[source.index("class ") :].strip().splitlines()
+    assert len(lines) <= 20 and source.count("Fidelity.REPLAY") == 1
+    (tmp_path / f"{module}.py").write_text(source.replace("Fidelity.REPLAY", f"Fidelity.{fidelity}"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    said = leafe("check-env", f"{module}:Drawers", "--json")
+    found = json.loads(said.out)
+    verdicts = {finding["name"]: finding for finding in found["findings"]}
+    assert said.status == 0 and found["passed"] and found["declared"] == fidelity.lower(), said
+    assert verdicts["rollback"]["verdict"] == ("pass" if fidelity == "REPLAY" else "skipped")
+    assert fidelity == "NONE" or verdicts["rollback"]["figures"]["rollbacks"] >= 200
+
+    config = parse(DRAWERS.replace("MODULE", module), "drawers")
+    make = partial(registry.make, f"{module}:Drawers")
+    bench = Bench(config, tmp_path, lambda folder: ScriptedEngine(opens), make, Silent())
+    with RunDirectory.open(tmp_path / "run", config) as run:
+        method.explore(bench, run)
+        method.distil_round(bench, run, 1)
+        method.measure(bench, run, "base")
+        trees, outcomes = list(read_forest(run.forest())), read_outcomes(run.evaluation("base"))
+        lessons = [example for example in read_examples(run.examples()) if example.kind == "counterfactual"]
+    assert len(trees) == 6 and len(outcomes) == 10
+    mended = [tree for tree in trees if not tree.attempts[0].success and any(attempt.success for attempt in tree.attempts)]
+    assert mended and lessons
+    assert sum(tree.spend.rollbacks for tree in trees) == 0 if fidelity == "NONE" else mended[0].spend.rollbacks > 0
+    assert not any("try open" in message.content for example in lessons for message in example.messages)

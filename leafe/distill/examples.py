@@ -1,9 +1,12 @@
 """LEAFE stage 2's two example sets, drawn from a forest (paper, section 3.2).
 
 Counterfactual examples take a branch's revised action as target under the prompt that the policy would have read there without any
-advice. Rehearsal examples take the turns of successful attempts. Prompts are rendered anew from the records without a single
-experience; targets are the ids that were sampled, never re-tokenised. Attempts that our plumbing broke give nothing, and neither do
-turns whose reply, or an earlier one in their prompt, quotes an experience word for word beside its action; paraphrases are not seen.
+advice. Where nothing can be rolled back, a fresh attempt was told the experience at every turn: each of its turns is then a target, under
+its own history without the experience, and the attempt counts as one branch.
+
+Rehearsal examples take the turns of successful attempts. Prompts are rendered anew from the records without a single experience;
+targets are the ids that were sampled, never re-tokenised. Attempts that our plumbing broke give nothing, and neither do turns whose
+reply, or an earlier one in their prompt, quotes an experience word for word beside its action; paraphrases are not seen.
 """
 
 from __future__ import annotations
@@ -49,17 +52,15 @@ def counterfactual(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> I
     for tree in trees:
         fits = _qualifier(tree, choice.qualify)
         usable = _usable(tree)
-        events = [
-            turn
-            for attempt, turn in tree.branch_turns()
-            if attempt.stop not in BROKEN and turn.id in usable and fits(attempt, turn)
-        ]
+        events = []
+        for attempt, turns in tree.revisions():
+            revised = [turn for turn in turns if turn.id in usable and fits(attempt, turn)]
+            if revised and attempt.stop not in BROKEN:
+                events.append(revised)
         draw = random.Random(seed_for(choice.seed, "counterfactual", tree.task.id))
         chosen = draw.sample(events, min(choice.branches_per_task, len(events)))
-        scene = Scene(prompts, tree.task, tree.root)
-        yield from (
-            _example("counterfactual", 1.0, scene, tree, turn=turn) for turn in sorted(chosen, key=lambda turn: turn.attempt)
-        )
+        for revised in sorted(chosen, key=lambda turns: turns[0].attempt):
+            yield from (_example("counterfactual", 1.0, prompts, tree, turn=turn) for turn in revised)
 
 
 def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterator[Example]:
@@ -75,8 +76,7 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterat
     for tree in {tree.task.id: tree for tree, _ in successes}.values():
         usable = _usable(tree)
         turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.walk(attempt.leaf) if turn.id in usable}
-        scene = Scene(prompts, tree.task, tree.root)
-        yield from (_example("rehearsal", choice.beta, scene, tree, turn=turn) for turn in turns.values())
+        yield from (_example("rehearsal", choice.beta, prompts, tree, turn=turn) for turn in turns.values())
 
 
 def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
@@ -104,14 +104,14 @@ def _usable(tree: Tree) -> set[str]:
     return {turn.id for turn in tree.turns if turn.parsed and turn.id not in quoting}
 
 
-def _example(kind: Kind, weight: float, scene: Scene, tree: Tree, *, turn: Turn) -> Example:
+def _example(kind: Kind, weight: float, prompts: Prompts, tree: Tree, *, turn: Turn) -> Example:
     return Example(
         id=digest(kind, turn.id),
         kind=kind,
         task=tree.task.id,
         attempt=turn.attempt,
         origin=turn.id,
-        messages=bare_messages(scene, tree.walk(turn.parent)),
+        messages=bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.walk(turn.parent)),
         target=turn.completion.text,
         target_ids=turn.completion.token_ids,
         weight=weight,

@@ -22,6 +22,14 @@ class Fidelity(StrEnum):
     NONE = "none"  # neither: exploration falls back to fresh attempts
 
 
+class Placement(StrEnum):
+    """Where the calls of an environment are made while many of them are played at once. It changes how long things take, nothing else."""
+
+    INLINE = "inline"  # at once, between two requests to the engine: for what takes a millisecond
+    THREAD = "thread"  # on a thread that stays the environment's own: for what waits, as for a program or a server
+    PROCESS = "process"  # in a process of its own: for what computes long, may crash, or cannot be there twice in one process
+
+
 class Environment(ABC):
     """A text world.
 
@@ -42,7 +50,11 @@ class Environment(ABC):
     """
 
     name: ClassVar[str]
-    fidelity: ClassVar[Fidelity]
+    # Of the class, as a rule; an instance that wraps somebody else's world may set its own.
+    fidelity: Fidelity
+    placement: Placement = Placement.INLINE
+    instances: int = 0  # how many may be there at once; 0 is any number
+    free_text: bool = False  # whether every text is an action, as an answer is; then none can be told to be no action
     actions_help: str = ""  # one line for a person who plays, and for prompts
 
     @abstractmethod

@@ -6,10 +6,7 @@ class. Nothing is imported from another package before it is asked for by name.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 import types
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -20,8 +17,12 @@ from leafe.envs.alfworld_original import OriginalALFWorld
 from leafe.envs.base import Environment
 from leafe.envs.codecontests import CodeContests
 from leafe.envs.fakes import Lookup, SlipperySokoban
+from leafe.envs.gymnasium import Gymnasium
 from leafe.envs.household.environment import Household
+from leafe.envs.imports import import_here
 from leafe.envs.mbpp import Mbpp
+from leafe.envs.openenv import OpenEnv
+from leafe.envs.single_turn import SingleTurn
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.webshop.environment import WebShop
 from leafe.errors import UnknownName, UserError
@@ -39,6 +40,12 @@ SHIPPED: dict[str, tuple[type[Environment], str]] = {
     "alfworld": (ALFWorld, "household tasks from the official game files (data=PATH), in our own engine; exact snapshots"),
     "alfworld-original": (OriginalALFWorld, "the same tasks in the original engine (extra alfworld-reference), slow; exact replay"),
     "household": (Household, "find things in generated houses and bring them where they belong; exact snapshots"),
+    "gymnasium": (
+        Gymnasium,
+        "any Gymnasium environment of text or discrete actions by id=NAME (extra gymnasium); replay as declared",
+    ),
+    "openenv": (OpenEnv, "any OpenEnv server by url=ADDRESS (extra openenv); no rollback unless replay is declared"),
+    "single-turn": (SingleTurn, "questions from JSON lines (data=PATH), graded by a function of yours (reward=module:function)"),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
 }
@@ -89,11 +96,8 @@ def _find(spec: str) -> type[Environment]:
 
 def _import(spec: str) -> Any:
     module, _, name = spec.partition(":")
-    # An installed command does not look into the working directory, where a person's class lies. Last, so that it hides nothing.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        found = importlib.import_module(module)
+        found = import_here(module)
     except (ImportError, ValueError) as error:
         raise UserError(f"cannot import {module!r} for the environment {spec!r}: {error}; write module:Class") from error
     if not hasattr(found, name):

@@ -157,8 +157,12 @@ def diagnosis(
     """The figures from two forests, the branch points and, for each point, its share of best actions without advice."""
     reflections = [[float(one.error is None) for one in tree.reflections] for tree in trees]
     named = Counter(str(one.experience.turn) for tree in trees for one in tree.reflections if one.experience)
-    branches = [[float(one.success) for one in tree.attempts if one.turn is not None and one.stop not in BROKEN] for tree in trees]
-    fresh = [[float(one.success) for one in tree.attempts if one.turn is None and one.stop not in BROKEN] for tree in independent]
+    branches = [
+        [float(one.success) for one in tree.attempts if one.experience is not None and one.stop not in BROKEN] for tree in trees
+    ]
+    fresh = [
+        [float(one.success) for one in tree.attempts if one.experience is None and one.stop not in BROKEN] for tree in independent
+    ]
     measured = list(zip(points, unadvised, strict=True))
     first = _Gap([pair for pair in measured if pair[0].attempt.depth == 1])
     later = _Gap([pair for pair in measured if pair[0].attempt.depth > 1])

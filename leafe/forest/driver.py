@@ -1,25 +1,25 @@
 """The one driver: carries out the effects of thousands of generators at once, with asyncio, and journals what came back.
 
-It knows worlds and an engine and nothing of methods. Each task owns its world. A resumed task first hears what the journal holds, and
-only when it asks for something new is its world brought to where it was, verified like any rollback.
+It knows worlds and an engine and nothing of methods. Each task has its world to itself, wherever that lives. A resumed task first hears
+what the journal holds, and only when it asks for something new is its world brought to where it was, verified like any rollback.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from leafe.digest import canonical
 from leafe.engines.base import Engine
-from leafe.envs.base import Environment
-from leafe.envs.world import World, observation_digest
-from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
+from leafe.envs.base import Environment, Placement
+from leafe.envs.calls import Call
+from leafe.envs.hosting import Hosting, Seat, hosting
+from leafe.envs.world import observation_digest
+from leafe.errors import EpisodeError
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.journal import Journal
-from leafe.records import Ask, Completion, Observation, Task, decode, encode
+from leafe.records import Ask, Completion, Task
 
 Result = TypeVar("Result")
 
@@ -35,12 +35,18 @@ class Job(Generic[Result]):
 
 @dataclass(frozen=True)
 class Means:
-    """What effects are carried out with. `noticed` is told of every completion, for progress bars."""
+    """What effects are carried out with. `noticed` is told of every completion, for progress bars.
+
+    `placement` is where worlds live, `workers` how many of them are called at once, `instances` how many there may be; see `envs.hosting`.
+    """
 
     engine: Engine
     make_environment: Callable[[], Environment]
     journal: Journal | None = None
     noticed: Callable[[Ask, Completion], None] = lambda ask, completion: None
+    placement: Placement = Placement.INLINE
+    workers: int = 0
+    instances: int = 0
 
 
 async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncIterator[tuple[Job[Result], Result]]:
@@ -51,10 +57,11 @@ async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) 
     """
     waiting = iter(jobs)
     running: set[asyncio.Task[tuple[Job[Result], Result]]] = set()
+    worlds = hosting(means.make_environment, means.placement, means.workers, means.instances)
     try:
         while True:
             for job in _take(waiting, concurrency - len(running)):
-                running.add(asyncio.create_task(_finish(job, means)))
+                running.add(asyncio.create_task(_finish(job, means, worlds)))
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -68,6 +75,7 @@ async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) 
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await worlds.close()
 
 
 def _take(jobs: Iterator[Job[Result]], count: int) -> Iterator[Job[Result]]:
@@ -78,8 +86,8 @@ def _take(jobs: Iterator[Job[Result]], count: int) -> Iterator[Job[Result]]:
         yield job
 
 
-async def _finish(job: Job[Result], means: Means) -> tuple[Job[Result], Result]:
-    hand = _Hand(job.key, job.task, means)
+async def _finish(job: Job[Result], means: Means, worlds: Hosting) -> tuple[Job[Result], Result]:
+    hand = _Hand(job.key, job.task, means, worlds)
     try:
         answer: Any = None
         while True:
@@ -90,15 +98,15 @@ async def _finish(job: Job[Result], means: Means) -> tuple[Job[Result], Result]:
             answer = await hand.carry_out(effect)
     finally:
         job.play.close()
-        hand.close()
+        await hand.close()
 
 
 class _Hand:
     """Carries out the effects of one job: the journal first, then the engine or the job's own world."""
 
-    def __init__(self, key: str, task: Task, means: Means) -> None:
-        self._key, self._task, self._means = key, task, means
-        self._world: World | None = None
+    def __init__(self, key: str, task: Task, means: Means, worlds: Hosting) -> None:
+        self._key, self._task, self._means, self._worlds = key, task, means, worlds
+        self._seat: Seat | None = None
         self._number = 0
         # Where the world stands, or should stand once it is needed: actions with observation digests, the reset's digest first.
         self._actions: list[str] | None = None
@@ -123,32 +131,29 @@ class _Hand:
             self._means.noticed(effect, completion)
             return completion
         try:
-            return self._in_world(effect)
+            seat = self._seat or await self._ready(effect)
+            if isinstance(effect, Rollback):
+                return await self._go_back(seat, effect)
+            call = Call("step", action=effect.action) if isinstance(effect, Step) else Call("reset", effect.task)
+            return (await seat.take(call)).observation
         except EpisodeError as failure:
-            return _plain_failure(failure)
+            return failure
 
-    def _in_world(self, effect: Reset | Step | Rollback) -> Observation | Restored:
-        world = self._ready(effect)
-        if isinstance(effect, Reset):
-            return _plain(world.reset(effect.task))
-        if isinstance(effect, Step):
-            return _plain(world.step(effect.action))
-        before = world.replayed_steps
+    async def _go_back(self, seat: Seat, effect: Rollback) -> Restored:
         actions = [turn.action for turn in effect.walk]
         digests = [self._root, *(observation_digest(turn.observation) for turn in effect.walk)]
         if self._actions is not None and self._actions[: len(actions)] == actions and self._digests[: len(digests)] == digests:
-            observation = world.rollback(len(actions) + 1)
+            answer = await seat.take(Call("rollback", turn=len(actions) + 1))
         else:
-            observation = world.replay(actions, digests, task=self._task)
-        return Restored(_plain(observation), world.replayed_steps - before)
+            answer = await seat.take(Call("replay", self._task, actions=tuple(actions), digests=tuple(digests)))
+        return Restored(answer.observation, answer.replayed_steps)
 
-    def _ready(self, effect: Effect) -> World:
-        """The job's world, brought to where the journal left it."""
-        if self._world is None:
-            self._world = World(self._means.make_environment())
-            if self._actions is not None and not isinstance(effect, Reset):
-                self._world.replay(self._actions, self._digests, task=self._task)
-        return self._world
+    async def _ready(self, effect: Effect) -> Seat:
+        """A seat for the job, its world brought to where the journal left it."""
+        self._seat = await self._worlds.seat()
+        if self._actions is not None and not isinstance(effect, Reset):
+            await self._seat.take(Call("replay", self._task, actions=tuple(self._actions), digests=tuple(self._digests)))
+        return self._seat
 
     def _follow(self, effect: Effect, result: Any) -> None:
         """Keeps track of where the world stands; None where it cannot be used before a reset or a replay."""
@@ -167,26 +172,7 @@ class _Hand:
             self._actions = [turn.action for turn in effect.walk]
             self._digests = [self._root, *(observation_digest(turn.observation) for turn in effect.walk)]
 
-    def close(self) -> None:
-        """Closes the world; a failure to close hurts nobody."""
-        if self._world is not None:
-            try:
-                self._world.close()
-            except EnvironmentFailure:
-                return
-
-
-def _plain(observation: Observation) -> Observation:
-    """The observation as a file would give it back, so that a resumed run and an uninterrupted one hold equal bytes."""
-    try:
-        plain: Observation = decode(Observation, json.loads(canonical(encode(observation))))
-    except (TypeError, ValueError) as error:
-        raise EnvironmentFailure(f"the observation is not made of plain data: {error}") from error
-    return plain
-
-
-def _plain_failure(failure: EpisodeError) -> EpisodeError:
-    """The failure as the journal would give it back: of one of the two classes that it knows, with text that a file can hold."""
-    kind = ReplayDiverged if isinstance(failure, ReplayDiverged) else EnvironmentFailure
-    name = "" if type(failure) is kind else f"{type(failure).__name__}: "
-    return kind((name + str(failure)).encode(errors="replace").decode())
+    async def close(self) -> None:
+        """Leaves the world to others."""
+        if self._seat is not None:
+            await self._seat.leave()

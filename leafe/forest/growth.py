@@ -19,7 +19,8 @@ class Rules:
     """What exploration of one task may do.
 
     `turns` and `tokens` are budgets a task (0 tokens: no such budget); `reflect_every` is K of the paper (0: only at the end);
-    `patience` is how many replies in a row may hold no action before the attempt is given up.
+    `patience` is how many replies in a row may hold no action before the attempt is given up. Where nothing `can_roll_back`, a reset may
+    show something else each time, and experiences become feedback to fresh attempts.
     """
 
     prompts: Prompts
@@ -42,7 +43,8 @@ class Growth:
 
     task: Task
     rules: Rules
-    root: Observation | None = None
+    root: Observation | None = None  # what the first reset showed, and every other one where rollback is promised
+    shown: Observation | None = None  # what the present attempt's reset showed
     spend: Spend = Spend()
     turns: list[Turn] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
@@ -52,7 +54,7 @@ class Growth:
     @property
     def scene(self) -> Scene:
         """What prompts are rendered from, once the task was reset."""
-        return Scene(self.rules.prompts, self.task, self.root or Observation(""))
+        return Scene(self.rules.prompts, self.task, self.shown or Observation(""))
 
     def exhausted(self) -> bool:
         """Whether the task's budget leaves no further turn."""

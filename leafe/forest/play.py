@@ -54,6 +54,7 @@ def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
         turn=len(start.walk) + 1 if start.advice is not None else None,
         experience=start.advice if start.advice is not None else "\n".join(start.feedback) or None,
         error=error,
+        root=growth.shown if growth.shown is not growth.root else None,
     )
     growth.attempts.append(attempt)
     return Played(attempt, tuple(walk))
@@ -69,10 +70,10 @@ def _begin(growth: Growth, start: Start) -> Play[Observation]:
         observation: Observation = restored.observation
         return observation
     observation = yield Reset(growth.task)
-    if growth.root is None:
-        growth.root = observation
-    elif observation.text != growth.root.text:
+    growth.root = growth.root or observation
+    if observation.text != growth.root.text and growth.rules.can_roll_back:
         raise ReplayDiverged(f"a fresh reset shows {observation.text!r:.80} where the first one showed {growth.root.text!r:.80}")
+    growth.shown = observation if observation.text != growth.root.text else growth.root
     return observation
 
 

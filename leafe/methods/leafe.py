@@ -10,6 +10,7 @@ Where this differs from the paper:
 2. The budget is counted in turns that the policy took.
 3. Counterfactual and rehearsal terms are averaged together, with `beta` as the weight of a rehearsal term.
 4. Which branches qualify is a setting.
+5. Where the environment cannot be rolled back, an experience is told to a fresh attempt, each turn of which is then learned from.
 """
 
 from __future__ import annotations

@@ -96,8 +96,11 @@ def _origin(attempt: Attempt) -> Markup:
 def _branching(shown: _Shown, attempt: Attempt, own: list[Turn]) -> Markup:
     """The state that the branch went back to, what had been done there, the advice, and what was done instead."""
     if attempt.turn is None:
-        told = attempt.experience
-        return tag("div", _advice(told, "What it was told"), class_="branch") if told else join(())
+        told = _advice(attempt.experience, "What it was told") if attempt.experience else ""
+        seen_first = (
+            tag("div", tag("h4", "What it saw at its start"), preformatted(_cut(attempt.root.text))) if attempt.root else ""
+        )
+        return tag("div", told, seen_first, class_="branch") if told or seen_first else join(())
     before, walk = replaced_turn(shown.tree, attempt), shown.tree.walk(attempt.leaf)
     seen = walk[attempt.turn - 2].observation if attempt.turn > 1 else shown.tree.root
     steps = [

@@ -41,7 +41,10 @@ class ExplorationRow:
 
 @dataclass(frozen=True, slots=True)
 class PageContent:
-    """What a page shows. `trees` are those that the caller chose out of `tree_count`; `notes` are labelled sentences at the end."""
+    """What a page shows. `trees` are those that the caller chose out of `tree_count`; `notes` are labelled sentences at the end.
+
+    `notice` is a sentence above the exploration's counts, for what a reader must know of them.
+    """
 
     run: str
     config: Mapping[str, str]
@@ -50,6 +53,7 @@ class PageContent:
     trees: tuple[Tree, ...] = ()
     tree_count: int = 0
     notes: tuple[tuple[str, str], ...] = ()
+    notice: str = ""
 
 
 def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
@@ -87,7 +91,7 @@ def render_page(content: PageContent) -> str:
     header = tag(
         "header", tag("p", "leafe run", class_="kicker"), tag("h1", content.run), *_lede(content.comparison), *_config(content)
     )
-    sections = (*_measured(content.comparison), *_explored(content.exploration), *_trees(content), *_notes(content))
+    sections = (*_measured(content.comparison), *_explored(content.exploration, content.notice), *_trees(content), *_notes(content))
     body = tag("body", tag("main", header, *sections))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -175,7 +179,7 @@ def _count_row(name: str, *cells: str) -> Markup:
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell, class_="count") for cell in cells))
 
 
-def _explored(rows: Sequence[ExplorationRow]) -> Iterator[Markup]:
+def _explored(rows: Sequence[ExplorationRow], notice: str) -> Iterator[Markup]:
     if not rows:
         return
     counted = [item.name for item in fields(ExplorationRow)][1:]
@@ -185,7 +189,7 @@ def _explored(rows: Sequence[ExplorationRow]) -> Iterator[Markup]:
         "The budget is counted in turns that the policy takes, the same for every explorer. Replayed steps are taken by the "
         "environment alone. Solved counts tasks, successes counts attempts; unparsed are reflections that could not be read."
     )
-    title = tag("h2", "Exploration at equal budget")
+    title = join((tag("h2", "Exploration at equal budget"), tag("p", notice) if notice else ""))
     yield tag("section", title, _table(heading, body, caption="Exploration"), tag("p", note, class_="soft fine"), id="exploration")
 
 

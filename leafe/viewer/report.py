@@ -48,6 +48,12 @@ def rows_of(forests: Sequence[tuple[str, Sequence[Tree]]]) -> list[ExplorationRo
     return [exploration_row(name, trees) for name, trees in forests]
 
 
+def notice_of(run: RunDirectory) -> str:
+    """What the exploration of a run noted, empty where there is nothing."""
+    found = [result for stage, result in run.stages.items() if stage.startswith("explore ") and isinstance(result, dict)]
+    return next((str(result["note"]) for result in found if "note" in result), "")
+
+
 def write_report(run: RunDirectory) -> Path:
     """Writes `report.html` of a run and returns where it is."""
     forests = exploration_of(run)
@@ -59,6 +65,7 @@ def write_report(run: RunDirectory) -> Path:
         exploration=tuple(rows_of(forests)),
         trees=tuple(telling(trees)),
         tree_count=len(trees),
+        notice=notice_of(run),
         notes=tuple((stage, str(result)) for stage, result in run.stages.items() if result is not None),
     )
     write_text_atomically(run.report, render_page(content))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from leafe.digest import seed_for, text_digest
-from leafe.envs.base import Environment, Fidelity
+from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.programs.feedback import NO_PROGRAM, feedback, opening
 from leafe.envs.programs.files import check_files, places, problem_files, row_at
 from leafe.envs.programs.judge import judge
@@ -55,6 +55,7 @@ class Programming(Environment):
     """
 
     fidelity = Fidelity.SNAPSHOT
+    placement = Placement.THREAD  # it waits for programs to end
     splits: ClassVar[tuple[str, ...]]
     columns: ClassVar[tuple[str, ...]]  # that the schema must have
     own: ClassVar[str]  # where our own problems are

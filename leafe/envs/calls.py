@@ -1,0 +1,77 @@
+"""What is asked of a world from outside, as data: four calls, an answer, and failures of two classes.
+
+A call and its answer mean the same wherever the world lives, in this thread or in another process: observations are made of plain data
+when they leave the world, and failures are of one of the two classes that a journal knows, with text that a file can hold.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from leafe.digest import canonical
+from leafe.envs.base import Fidelity
+from leafe.envs.world import World
+from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
+from leafe.records import Observation, Task, decode, encode
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`reset` wants a task, `step` an action, `rollback` a turn, `replay` a task with actions and digests as `World.replay` does."""
+
+    verb: Literal["reset", "step", "rollback", "replay"]
+    task: Task | None = None
+    action: str = ""
+    turn: int = 0
+    actions: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the policy sees after a call, and how many steps the environment took only to come back to a turn."""
+
+    observation: Observation
+    replayed_steps: int = 0
+
+
+def carry_out(world: World, call: Call) -> Answer:
+    """Does what is asked. Raises `EnvironmentFailure` and `ReplayDiverged`, of these classes exactly, for a lost episode."""
+    before = world.replayed_steps
+    try:
+        observation = _plain(_observe(world, call))
+    except EpisodeError as failure:
+        raise _plain_failure(failure) from failure
+    return Answer(observation, world.replayed_steps - before)
+
+
+def _observe(world: World, call: Call) -> Observation:
+    if call.verb == "step":
+        return world.step(call.action)
+    if call.verb == "rollback":
+        return world.rollback(call.turn)
+    assert call.task is not None, f"{call.verb} wants a task"
+    if call.verb == "reset":
+        return world.reset(call.task)
+    if world.fidelity is Fidelity.NONE:
+        # What an interrupted run would need. Playing the actions again would be another episode, not this one.
+        raise EnvironmentFailure(f"{world.environment.name} declares fidelity 'none', so an interrupted attempt cannot go on")
+    return world.replay(call.actions, call.digests, task=call.task)
+
+
+def _plain(observation: Observation) -> Observation:
+    """The observation as a file would give it back, so that a resumed run and an uninterrupted one hold equal bytes."""
+    try:
+        plain: Observation = decode(Observation, json.loads(canonical(encode(observation))))
+    except (TypeError, ValueError) as error:
+        raise EnvironmentFailure(f"the observation is not made of plain data: {error}") from error
+    return plain
+
+
+def _plain_failure(failure: EpisodeError) -> EpisodeError:
+    """The failure as a journal would give it back."""
+    kind = ReplayDiverged if isinstance(failure, ReplayDiverged) else EnvironmentFailure
+    name = "" if type(failure) is kind else f"{type(failure).__name__}: "
+    return kind((name + str(failure)).encode(errors="replace").decode())

@@ -1,0 +1,238 @@
+"""Gymnasium environments whose observations can be read and whose actions are text or one of a list.
+
+Needs the extra `gymnasium`. A task is a seed of `reset`. Texts come from a text observation, else from the `ansi` rendering, its colours
+named in brackets, else from the numbers themselves. The registered limit of steps is left out: the task's horizon counts turns. Whether a
+seed decides everything is the wrapped environment's business, so the fidelity is the user's word (`replay` unless told otherwise), and
+`leafe check-env` is there to prove it.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Number
+from typing import Any
+
+from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.imports import import_here
+from leafe.envs.seeds import seeded_tasks, split_seed
+from leafe.errors import MissingDependency, UnknownName, UserError
+from leafe.records import Observation, Task
+
+INSTALL = "pip install -c constraints.txt -e '.[gymnasium]'"
+HORIZON = 50  # turns, where nothing is registered
+LONGEST = 20_000  # characters of an observation
+COLOURS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
+_COLOURED = re.compile(r"\x1b\[([0-9;]*)m([^\x1b]*)")
+_ESCAPED = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# What the environments that come with Gymnasium call their actions in their documentation, in order.
+NAMES: dict[str, tuple[str, ...]] = {
+    "FrozenLake": ("left", "down", "right", "up"),
+    "FrozenLake8x8": ("left", "down", "right", "up"),
+    "CliffWalking": ("up", "right", "down", "left"),
+    "CliffWalkingSlippery": ("up", "right", "down", "left"),
+    "Taxi": ("south", "north", "east", "west", "pickup", "dropoff"),
+    "Blackjack": ("stick", "hit"),
+}
+
+
+class Gymnasium(Environment):
+    """`id` is what `gymnasium.make` takes, `kwargs` go there too and `options` to every `reset`.
+
+    `actions` names the actions of a discrete space in order. An attempt succeeds when the environment terminates it with a last reward of
+    at least `success_reward`, or says `success` or `is_success` in its last info. `horizon` 0 is the registered limit of steps.
+    """
+
+    name = "gymnasium"
+    fidelity = Fidelity.REPLAY
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        kwargs: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
+        actions: list[str] | None = None,
+        instruction: str = "",
+        horizon: int = 0,
+        success_reward: float = 1.0,
+        fidelity: str = "replay",
+        placement: str = "inline",
+    ) -> None:
+        if horizon < 0:
+            raise UserError(f"gymnasium wants a horizon of at least 1 turn, or 0 for the registered one; found {horizon}")
+        self.fidelity, self.placement = _one_of(Fidelity, fidelity), _one_of(Placement, placement)
+        self._id, self._kwargs, self._options = id, dict(kwargs or {}), options
+        spec = _spec(id)
+        self._env = _made(spec, self._kwargs)
+        self._names = self._action_names(actions)
+        self._instruction = instruction or f"Play {spec.id}. {self.actions_help}".strip()
+        self._horizon = horizon or spec.max_episode_steps or HORIZON
+        self._success_reward = success_reward
+        self._final: Observation | None = None
+
+    def _action_names(self, given: Sequence[str] | None) -> tuple[str, ...]:
+        """The names of a discrete space's actions; none for text, of which anything may be an action."""
+        from gymnasium.spaces import Discrete, Text
+
+        space = self._env.action_space
+        self.free_text = isinstance(space, Text)
+        if isinstance(space, Text):
+            self.actions_help = f"An action is text of {space.min_length} to {space.max_length} characters."
+            return ()
+        if not isinstance(space, Discrete):
+            raise UserError(f"{self._id} takes actions of {space}; only text and discrete actions can be typed: wrap it in a class")
+        names = tuple(map(str, given or NAMES.get(self._env.spec.name, ()) or self._numbers(space)))
+        if len(set(names)) != int(space.n):
+            raise UserError(f"{self._id} has {int(space.n)} actions and wants as many different names; found actions={list(names)}")
+        self.actions_help = f"Actions: {', '.join(names)}."
+        return names
+
+    def _numbers(self, space: Any) -> list[int]:
+        return list(range(int(space.start), int(space.start) + int(space.n)))
+
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
+        """A seed each; see `seeds`."""
+        like = Task("", self.name, self._instruction, self._horizon)
+        identity = {"id": self._id, "kwargs": self._kwargs, "options": self._options}
+        return seeded_tasks(like, [split_seed(split, number, seed) for number in range(count)], identity)
+
+    def reset(self, task: Task) -> Observation:
+        """Resets with the task's seed."""
+        self._final = None
+        found, _ = self._env.reset(seed=int(task.payload["seed"]), options=copy.deepcopy(self._options))
+        return Observation(self._text(found))
+
+    def step(self, action: str) -> Observation:
+        """Takes one action; after the end the last observation is repeated."""
+        if self._final is not None:
+            return self._final
+        read = self._read(action)
+        if read is None:
+            return Observation(f"That is no action. {self.actions_help}")
+        found, reward, terminated, truncated, info = self._env.step(read)
+        value, done = float(reward), bool(terminated or truncated)
+        if not math.isfinite(value):
+            raise ValueError(f"the reward is {value}")
+        said = any(bool(info.get(key, False)) for key in ("success", "is_success"))
+        success = done and (said or (bool(terminated) and value >= self._success_reward))
+        ending = " The episode is over." if done else ""
+        text = f"{self._text(found)}\nReward: {value:g}.{ending}"
+        observation = Observation(text, done, success, value)
+        self._final = observation if done else None
+        return observation
+
+    def _read(self, action: str) -> Any:
+        """The action that a text means, None where it means none."""
+        text, space = action.strip(), self._env.action_space
+        if not self._names:
+            return text if space.contains(text) else None
+        if text.lower() in (names := [name.lower() for name in self._names]):
+            return int(space.start) + names.index(text.lower())
+        number = int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else -1
+        return number if number in self._numbers(space) else None
+
+    def _text(self, found: Any) -> str:
+        if isinstance(found, str):
+            text = found
+        else:
+            rendered = self._env.render() if self._env.render_mode == "ansi" else None
+            text = uncoloured(rendered) if isinstance(rendered, str) and rendered.strip() else _in_words(found)
+        if len(text) > LONGEST:
+            raise ValueError(f"an observation of {len(text):,} characters is no text to read; wrap the environment")
+        return text.strip("\n") or "(nothing)"
+
+    def snapshot(self) -> Any:
+        """A deep copy, with the generators of random numbers; exact where the environment can be copied so."""
+        return copy.deepcopy(self._env), self._final
+
+    def restore(self, snapshot: Any) -> None:
+        """Goes on in a copy of the copy."""
+        kept, self._final = snapshot
+        self._env = copy.deepcopy(kept)
+
+    def example_actions(self) -> Sequence[str]:
+        """All that are discrete; of text a few that the space draws."""
+        if self._names:
+            return self._names
+        return [str(self._env.action_space.sample()) for _ in range(3)]
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+
+def uncoloured(text: str) -> str:
+    """Terminal colours as words: a coloured `S` becomes `[red S]`, other escapes go.
+
+    >>> uncoloured("\\x1b[41mS\\x1b[0mFF")
+    '[red S]FF'
+    """
+
+    def named(match: re.Match[str]) -> str:
+        codes = [int(code) for code in match.group(1).split(";") if code]
+        colours = [COLOURS[code % 10] for code in codes if code // 10 in (3, 4, 9, 10) and code % 10 < 8]
+        return f"[{' '.join(colours)} {match.group(2)}]" if colours and match.group(2) else match.group(2)
+
+    return _ESCAPED.sub("", _COLOURED.sub(named, text)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _in_words(found: Any) -> str:
+    """Numbers, and groups of them, as text."""
+    if hasattr(found, "tolist"):
+        found = found.tolist()
+    if isinstance(found, Mapping):
+        return "\n".join(f"{key}: {_in_words(value)}" for key, value in found.items())
+    if isinstance(found, (list, tuple)):
+        return ", ".join(_in_words(value) for value in found)
+    if isinstance(found, (str, bool)):
+        return str(found)
+    if isinstance(found, Number):
+        return f"{found:.6g}"
+    raise TypeError(f"an observation of {type(found).__name__} is no text; wrap the environment")
+
+
+def _spec(id: str) -> Any:
+    """What is registered under an id, the module before its colon imported first. Raises `UserError`."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise MissingDependency("gymnasium", INSTALL) from None
+    module, colon, name = id.rpartition(":")
+    try:
+        if colon:
+            import_here(module)
+        return gymnasium.spec(name)
+    except ImportError as error:
+        raise UserError(f"cannot import {module!r} for the Gymnasium environment {id!r}: {error}") from error
+    except gymnasium.error.Error as error:
+        close = difflib.get_close_matches(name, list(gymnasium.registry), n=1)
+        mend = f"did you mean {close[0]!r}?" if close else "write module:Name-v0 for one that a module of yours registers"
+        raise UserError(f"Gymnasium knows no environment {id!r}; {mend}") from error
+
+
+def _made(spec: Any, kwargs: Mapping[str, Any]) -> Any:
+    """The environment without its limit of steps, with a rendering as text where it has one. Raises `UserError`."""
+    import gymnasium
+
+    try:
+        named = isinstance(spec.entry_point, str)
+        made_by = gymnasium.envs.registration.load_env_creator(spec.entry_point) if named else spec.entry_point
+        modes = getattr(made_by, "metadata", {}).get("render_modes", ())
+        mode = {"render_mode": "ansi"} if "ansi" in modes and "render_mode" not in kwargs else {}
+        return gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **mode, **kwargs)
+    except Exception as error:  # whatever a foreign constructor raises: it cannot be made from what was given
+        what = " ".join(str(error).split())
+        raise UserError(
+            f"Gymnasium cannot make {spec.id!r} with kwargs={dict(kwargs)}: {type(error).__name__}: {what:.300}"
+        ) from error
+
+
+def _one_of(kind: Any, value: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise UnknownName(kind.__name__.lower(), value, [one.value for one in kind]) from None

@@ -1,0 +1,31 @@
+"""Seeds as tasks, for worlds that somebody else made and that know nothing but a seed: no two splits ever share one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leafe.digest import digest, seed_for
+from leafe.errors import UnknownName
+from leafe.records import Task
+
+SPLITS = ("train", "valid", "test")
+RANGE = 2**29  # times three splits is below 2**31, which every generator of random numbers takes
+
+
+def split_seed(split: str, number: int, seed: int) -> int:
+    """The seed of a split's task: the remainder by three is the split, and the numbers of a draw follow each other.
+
+    Raises `UnknownName` for a split that is none.
+    """
+    if split not in SPLITS:
+        raise UnknownName("split", split, SPLITS)
+    first = seed_for("seeds", seed) % RANGE
+    return len(SPLITS) * ((first + number) % RANGE) + SPLITS.index(split)
+
+
+def seeded_tasks(like: Task, seeds: Sequence[int], identity: Mapping[str, Any]) -> list[Task]:
+    """A task for each seed, as `like` in all else; `identity` is what makes the world the world that it is."""
+    return [
+        Task(f"{like.env}-{digest(identity, seed)}", like.env, like.instruction, like.horizon, {"seed": seed}) for seed in seeds
+    ]

@@ -1,0 +1,350 @@
+"""Where worlds live: in the loop, on threads, in processes. Nothing but time may depend on it, and nothing may be left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from players import MOVES, PLACES, Breaking, erratic, key_in, rules, steady
+
+from leafe.engines.scripted import ScriptedEngine
+from leafe.envs import registry
+from leafe.envs.base import Environment, Placement
+from leafe.envs.calls import Call
+from leafe.envs.codecontests import CodeContests
+from leafe.envs.fakes import Lookup
+from leafe.envs.hosting import hosting
+from leafe.envs.mbpp import Mbpp
+from leafe.envs.world import observation_digest
+from leafe.envs.world_process import WorldProcess
+from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
+from leafe.forest.driver import Job, Means, drive
+from leafe.forest.explore import explore
+from leafe.forest.growth import Growth
+from leafe.forest.journal import Journal
+from leafe.forest.store import ForestWriter
+from leafe.records import Ask, Completion, Observation, StopReason, Task, Tree
+
+RULES = rules(turns=24, max_attempts=5, max_depth=3, reflect_every=2)
+ELSEWHERE = [Placement.THREAD, Placement.PROCESS]
+TASK = key_in(3, horizon=4)
+
+
+def lookups(count: int) -> Sequence[Task]:
+    return Lookup(horizon=4).tasks("train", count)
+
+
+def driven(
+    means: Means, tasks: Sequence[Task], path: Path | None = None, *, concurrency: int = 8, **changes: Any
+) -> dict[str, Tree]:
+    """The trees of tasks, written to a forest as they come."""
+    found: dict[str, Tree] = {}
+    writer = ForestWriter(path) if path else None
+    jobs = [Job(task.id, task, explore(Growth(task, replace(RULES, **changes)))) for task in tasks]
+
+    async def main() -> None:
+        async for job, tree in drive(jobs, means, concurrency=concurrency):
+            found[job.key] = tree
+            if writer:
+                writer.add(tree)
+
+    try:
+        asyncio.run(main())
+    finally:
+        if writer:
+            writer.close()
+    return found
+
+
+def means(make: Callable[[], Environment], placement: Placement, actions: Sequence[str] = PLACES, **more: Any) -> Means:
+    return Means(ScriptedEngine(erratic(actions)), make, placement=placement, workers=more.pop("workers", 2), **more)
+
+
+# The same everywhere
+
+
+@pytest.mark.parametrize("placement", ELSEWHERE)
+@pytest.mark.parametrize(
+    ("name", "arguments", "actions"),
+    [("lookup", {"horizon": 4}, PLACES), ("sokoban", {"horizon": 8}, MOVES), ("players:Breaking", {"odds": 0.1}, PLACES)],
+)
+def test_a_forest_holds_the_same_bytes_wherever_its_worlds_live(
+    placement: Placement, name: str, arguments: dict[str, Any], actions: list[str], tmp_path: Path
+) -> None:
+    make = partial(registry.make, name, arguments)
+    tasks = make().tasks("train", 8)
+    for concurrency in (1, 8):
+        for where in (Placement.INLINE, placement):
+            driven(means(make, where, actions), tasks, tmp_path / f"{where}-{concurrency}", concurrency=concurrency)
+    inline, elsewhere = ((tmp_path / f"{where}-1").read_bytes() for where in (Placement.INLINE, placement))
+    assert inline == elsewhere and inline.count(b"\n") == 9
+    # Which tree is finished first depends on time; what is in it does not.
+    assert sorted(inline.splitlines()) == sorted((tmp_path / f"{placement}-8").read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("placement", ELSEWHERE)
+def test_a_run_that_stopped_in_one_place_goes_on_in_another(placement: Placement, tmp_path: Path) -> None:
+    tasks = lookups(12)
+    whole = driven(means(Lookup, Placement.INLINE), tasks)
+    journal = Journal(tmp_path / "journal.jsonl")
+    failing = Means(ScriptedEngine(erratic(PLACES), fail_after=90), Lookup, journal, placement=placement, workers=2)
+    with pytest.raises(EngineError):
+        driven(failing, tasks)
+    journal.close()
+    kept = Journal(tmp_path / "journal.jsonl")
+    assert driven(means(Lookup, Placement.INLINE, journal=kept), tasks) == whole
+    kept.close()
+
+
+def test_programs_are_judged_on_threads() -> None:
+    assert CodeContests.placement is Mbpp.placement is Placement.THREAD and Lookup.placement is Placement.INLINE
+
+
+# Threads
+
+
+class Watched(Lookup):
+    """Notes which thread makes and calls each instance, and how many are called at once."""
+
+    lock: ClassVar[threading.Lock] = threading.Lock()
+    now: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+    threads: ClassVar[list[set[int]]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = {threading.get_ident()}
+        Watched.threads.append(self.own)
+
+    def step(self, action: str) -> Observation:
+        with Watched.lock:
+            Watched.now += 1
+            Watched.most = max(Watched.most, Watched.now)
+        self.own.add(threading.get_ident())
+        time.sleep(0.001)
+        with Watched.lock:
+            Watched.now -= 1
+        return super().step(action)
+
+    def close(self) -> None:
+        self.own.add(threading.get_ident())
+
+
+def test_a_world_stays_on_its_thread_and_no_more_are_called_at_once_than_allowed() -> None:
+    Watched.threads, Watched.most = [], 0
+    found = driven(means(Watched, Placement.THREAD, workers=3), lookups(30), concurrency=10)
+    assert len(found) == 30 and 1 <= Watched.most <= 3
+    assert all(len(own) == 1 for own in Watched.threads)
+    assert len(set.union(*Watched.threads)) <= 3 and threading.get_ident() not in set.union(*Watched.threads)
+    assert len(Watched.threads) <= 10  # worlds of finished jobs were used again
+
+
+class Patient(Lookup):
+    """Its steps wait until the engine was asked by somebody else."""
+
+    asked: ClassVar[threading.Event] = threading.Event()
+
+    def step(self, action: str) -> Observation:
+        assert Patient.asked.wait(60), "nobody else could ask meanwhile"
+        return super().step(action)
+
+
+def test_the_others_go_on_while_one_world_takes_its_time() -> None:
+    Patient.asked.clear()
+    engine = ScriptedEngine(steady("open place1", "turn none"))
+
+    def noticed(ask: Ask, completion: Completion) -> None:
+        if len(engine.asks) > 1:  # the first one's step is under way by then, and waits
+            Patient.asked.set()
+
+    found = driven(Means(engine, Patient, None, noticed, Placement.THREAD, 1), lookups(2), max_attempts=1)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("placement", ELSEWHERE)
+def test_a_single_worker_serves_everybody(placement: Placement) -> None:
+    assert len(driven(means(Lookup, placement, workers=1), lookups(6), concurrency=6)) == 6
+
+
+# Processes
+
+
+class Deadly(Lookup):
+    """Tells its process in every observation; ends it where place2 is opened."""
+
+    def step(self, action: str) -> Observation:
+        if action == "open place2":
+            print("out of memory, or so", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(super().step(action), info={"process": os.getpid()})
+
+
+def gone(process: int) -> bool:
+    """Whether a process is no more, a zombie included, after a while at most."""
+    for _ in range(600):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def processes_of(trees: dict[str, Tree]) -> set[int]:
+    infos = [turn.observation.info for tree in trees.values() for turn in tree.turns]
+    return {int(info["process"]) for info in infos if "process" in info}
+
+
+def test_a_process_that_dies_costs_the_attempt_that_was_in_it_and_leaves_nothing() -> None:
+    found = driven(means(Deadly, Placement.PROCESS), lookups(8))
+    attempts = [attempt for tree in found.values() for attempt in tree.attempts]
+    lost = [attempt for attempt in attempts if attempt.stop is StopReason.ENVIRONMENT_ERROR]
+    assert len(found) == 8 and 0 < len(lost) < len(attempts)
+    ended = "the process that played the environment was ended by SIGKILL: out of memory, or so"
+    assert {attempt.error for attempt in lost} == {f"EnvironmentFailure: {ended}"}
+    assert os.getpid() not in processes_of(found) and all(gone(process) for process in processes_of(found))
+
+
+class Telling(Lookup):
+    """Tells its process, talks on its output, and starts another that would stay."""
+
+    def step(self, action: str) -> Observation:
+        print("step", action)
+        other = subprocess.Popen(["sleep", "600"])
+        return replace(super().step(action), info={"process": os.getpid(), "other": other.pid})
+
+
+def test_whoever_stops_listening_leaves_no_process(tmp_path: Path) -> None:
+    seen: list[Observation] = []
+
+    async def main() -> None:
+        jobs = (Job(task.id, task, explore(Growth(task, RULES))) for task in lookups(9))
+        trees = drive(jobs, means(Telling, Placement.PROCESS), concurrency=9)
+        _, tree = await anext(trees)
+        seen.extend(turn.observation for turn in tree.turns)
+        await trees.aclose()
+
+    asyncio.run(main())
+    assert seen and all(gone(int(one.info["process"])) and gone(int(one.info["other"])) for one in seen)
+
+
+def test_a_finished_job_hands_its_process_on() -> None:
+    found = driven(means(Telling, Placement.PROCESS), lookups(6), max_attempts=1)
+    assert len(processes_of(found)) <= 2
+
+
+PARENT = """
+import sys
+from players import key_in
+from test_placement import Telling
+from leafe.envs.calls import Call
+from leafe.envs.world_process import WorldProcess
+world = WorldProcess(Telling)
+world.take(Call("reset", key_in(3)))
+print(world.take(Call("step", action="open place1")).observation.info["process"], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_process_ends_with_its_parent_however_that_ends() -> None:
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings) as parent:
+        assert parent.stdout is not None
+        process = int(parent.stdout.readline())
+        os.kill(process, 0)
+        parent.kill()
+    assert gone(process)
+
+
+class Endless(Lookup):
+    """Never answers."""
+
+    def step(self, action: str) -> Observation:
+        time.sleep(3600)
+        return super().step(action)
+
+
+def test_a_world_that_does_not_answer_is_ended_and_the_next_call_has_a_fresh_one() -> None:
+    world = WorldProcess(Endless, limit=5)
+    first = world.take(Call("reset", TASK)).observation
+    with pytest.raises(EnvironmentFailure, match=r"did not answer in 5 s and was ended"):
+        world.take(Call("step", action="open place1"))
+    assert world.take(Call("reset", TASK)).observation == first
+    world.close()
+
+
+class Spoilt(Lookup):
+    """Raises whatever the task says, when it is reset."""
+
+    def reset(self, task: Task) -> Observation:
+        raise {"UserError": UserError("no such level"), "SystemExit": SystemExit(3)}[task.instruction]
+
+
+@pytest.mark.parametrize("placement", ELSEWHERE)
+def test_bad_input_found_by_an_environment_stops_the_stage_from_anywhere(placement: Placement) -> None:
+    with pytest.raises(UserError, match="no such level"):
+        driven(means(Spoilt, placement), [replace(TASK, instruction="UserError")])
+
+
+def test_an_environment_that_leaves_its_process_is_a_lost_attempt() -> None:
+    tree = driven(means(Spoilt, Placement.PROCESS), [replace(TASK, instruction="SystemExit")], max_attempts=1).popitem()[1]
+    assert tree.attempts[0].error == "EnvironmentFailure: the process that played the environment ended with exit status 3"
+
+
+def test_an_environment_that_cannot_be_made_stops_the_stage_from_anywhere() -> None:
+    for placement in Placement:
+        with pytest.raises(UserError, match="lookup wants at least one place"):
+            driven(means(partial(Lookup, places=0), placement), [TASK])
+        with pytest.raises((OSError, RuntimeError), match="no room for this"):
+            driven(means(partial(Unmade, "no room for this"), placement), [TASK])
+
+
+class Unmade(Lookup):
+    """Cannot be made."""
+
+    def __init__(self, why: str) -> None:
+        raise OSError(why)
+
+
+def test_what_cannot_be_made_in_another_process_is_said_at_once() -> None:
+    with pytest.raises(UserError, match=r"wants to be made by a function that can be pickled"):
+        driven(means(lambda: Lookup(), Placement.PROCESS), [TASK])
+
+
+def test_rollbacks_in_another_process_are_verified_as_here() -> None:
+    world = WorldProcess(partial(Breaking, odds=0.0))
+    root = world.take(Call("reset", TASK)).observation
+    world.take(Call("step", action="open place1"))
+    world.take(Call("step", action="open place2"))
+    back = world.take(Call("rollback", turn=2))
+    assert (back.observation.text, back.replayed_steps) == ("Empty.", 1)
+    with pytest.raises(ReplayDiverged, match="replay diverged at turn 1"):
+        world.take(Call("replay", TASK, actions=("open place1",), digests=(observation_digest(root), "another")))
+    world.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_child_is_left() -> Iterator[None]:
+    yield
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_a_stage_without_a_job_starts_nothing() -> None:
+    async def main() -> None:
+        for placement in Placement:
+            await hosting(Lookup, placement).close()
+
+    asyncio.run(main())

@@ -1,0 +1,129 @@
+"""Single-turn tasks with several tries: rows, reward functions in the style of verifiers, feedback, and files that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import leafe
+from test_cli import assert_one_sentence
+
+from leafe.envs.check import check_environment
+from leafe.envs.registry import make
+from leafe.envs.single_turn import SingleTurn
+from leafe.envs.world import World
+from leafe.errors import EnvironmentFailure, UserError
+from leafe.records import Observation
+
+
+def exact(completion: list[dict[str, str]], answer: str) -> float:
+    return float(completion[-1]["content"].strip() == answer)
+
+
+async def near(reply: str, row: dict[str, Any]) -> tuple[float, str]:
+    row["answer"] = "spoilt"
+    off = abs(float(reply) - float(row["info"]["number"])) if reply.strip().isdecimal() else 99
+    return (1.0, "Yes.") if off == 0 else (0.0, f"You are off by {off:g}.")
+
+
+def told(**everything: Any) -> dict[str, Any]:
+    return {"reward": 0.5, "feedback": ",".join(sorted(everything))}
+
+
+def silent(state: dict[str, Any]) -> None:
+    return None
+
+
+def curious(reply: str, model: str) -> float:
+    return 0.0
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> str:
+    rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n), "info": {"number": 2 * n}} for n in range(60)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    return str(path)
+
+
+def given(sums: str, reward: str, **more: Any) -> SingleTurn:
+    return SingleTurn(data=sums, reward=f"test_single_turn:{reward}", **more)
+
+
+def test_a_wrong_answer_may_be_followed_by_another_and_a_right_one_ends_it(sums: str) -> None:
+    environment = given(sums, "exact")
+    task = environment.tasks("train", 1)[0]
+    assert environment.reset(task).text == task.instruction and task.horizon == 4
+    assert environment.step("x") == Observation("That is not right. Reward: 0.")
+    right = environment.step(f" {task.payload['answer']} ")
+    assert right == Observation("That is right.", True, True, 1.0) == environment.step("x")
+
+
+def test_a_reward_function_may_be_asynchronous_and_say_what_is_wrong_and_changes_nothing(sums: str) -> None:
+    environment = given(sums, "near")
+    task = environment.tasks("train", 1)[0]
+    environment.reset(task)
+    number = task.payload["info"]["number"]
+    assert environment.step(str(number + 3)) == Observation("You are off by 3.")
+    assert environment.step(str(number)) == Observation("Yes.", True, True, 1.0)
+    assert task.payload["answer"] == str(number)
+
+
+def test_a_reward_function_gets_what_it_names(sums: str) -> None:
+    environment = given(sums, "told", success_reward=0.5)
+    environment.reset(environment.tasks("test", 1)[0])
+    assert environment.step("x") == Observation("answer,completion,info,prompt,reply,row,state,task", True, True, 0.5)
+
+
+def test_two_hundred_rollbacks_hold(sums: str) -> None:
+    arguments = {"data": sums, "reward": "test_single_turn:near"}
+    report = check_environment(
+        lambda: make("single-turn", arguments), name="single-turn", spec="single-turn", arguments=arguments, rollbacks=200
+    )
+    assert report.passed and {one.name: one.verdict for one in report.findings}["rollback"] == "pass"
+
+
+def test_splits_are_the_rows_own_or_follow_from_their_content(sums: str, tmp_path: Path) -> None:
+    drawn = [{task.id for task in given(sums, "exact").tasks(split, count)} for split, count in (("train", 30), ("test", 3))]
+    assert not drawn[0] & drawn[1]
+    (tmp_path / "own").write_text('{"prompt": [{"role": "user", "content": "Hm?"}], "split": "valid"}\n')
+    (task,) = given(str(tmp_path / "own"), "exact", question="prompt").tasks("valid", 1)
+    assert task.instruction == "Hm?"
+
+
+def test_a_reward_that_is_none_is_a_lost_episode(sums: str) -> None:
+    world = World(given(sums, "silent"))
+    world.reset(world.environment.tasks("train", 1)[0])
+    with pytest.raises(EnvironmentFailure, match="single-turn: TypeError"):
+        world.step("x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["data=nowhere.jsonl"], "single-turn finds no file nowhere.jsonl; give one of JSON lines, data=PATH"),
+        (["reward=nowhere_at_all:f"], "cannot import 'nowhere_at_all' for the reward function"),
+        (["reward=test_single_turn"], "is no reward function; write module:function"),
+        (["reward=test_single_turn:no"], "is no reward function; write module:function"),
+        (["reward=test_single_turn:curious"], "unknown argument of the reward function test_single_turn:curious 'model'"),
+        (["horizon=0"], "single-turn wants a horizon of at least 1 try"),
+        (["question=prompt"], "line 1 holds no question: every line wants to be a JSON object with a field 'prompt'"),
+        (["--split", "exam"], "unknown split 'exam'"),
+        (["--split", "valid", "data=SMALL"], "wanted 8 tasks of split 'valid', found 0"),
+        (["data=BROKEN"], "line 2 holds no question"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(arguments: list[str], sentence: str, sums: str, tmp_path: Path) -> None:
+    (tmp_path / "small").write_text('{"question": "a", "split": "train"}\n')
+    (tmp_path / "broken").write_text('{"question": "a"}\n{"question": \n')
+    files = {"data=SMALL": f"data={tmp_path / 'small'}", "data=BROKEN": f"data={tmp_path / 'broken'}"}
+    base = [] if any(one.startswith("data=") for one in arguments) else [f"data={sums}"]
+    base += [] if any(one.startswith("reward=") for one in arguments) else ["reward=test_single_turn:exact"]
+    assert_one_sentence(leafe("check-env", "single-turn", *base, *(files.get(one, one) for one in arguments)), sentence)
+
+
+def test_a_missing_reward_function_is_asked_for(sums: str) -> None:
+    with pytest.raises(UserError, match="missing a required argument: 'reward'"):
+        make("single-turn", {"data": sums})

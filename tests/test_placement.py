@@ -277,9 +277,9 @@ class Endless(Lookup):
 
 
 def test_a_world_that_does_not_answer_is_ended_and_the_next_call_has_a_fresh_one() -> None:
-    world = WorldProcess(Endless, limit=5)
+    world = WorldProcess(Endless, limit=3)
     first = world.take(Call("reset", TASK)).observation
-    with pytest.raises(EnvironmentFailure, match=r"did not answer in 5 s and was ended"):
+    with pytest.raises(EnvironmentFailure, match=r"did not answer in 3 s and was ended"):
         world.take(Call("step", action="open place1"))
     assert world.take(Call("reset", TASK)).observation == first
     world.close()

@@ -277,9 +277,9 @@ class Endless(Lookup):
 
 
 def test_a_world_that_does_not_answer_is_ended_and_the_next_call_has_a_fresh_one() -> None:
-    world = WorldProcess(Endless, limit=5)
+    world = WorldProcess(Endless, limit=3)
     first = world.take(Call("reset", TASK)).observation
-    with pytest.raises(EnvironmentFailure, match=r"did not answer in 5 s and was ended"):
+    with pytest.raises(EnvironmentFailure, match=r"did not answer in 3 s and was ended"):
         world.take(Call("step", action="open place1"))
     assert world.take(Call("reset", TASK)).observation == first
     world.close()
@@ -335,11 +335,24 @@ def test_rollbacks_in_another_process_are_verified_as_here() -> None:
     world.close()
 
 
+def children() -> set[str]:
+    """The processes that this one started and has not waited for, zombies included; none where the system does not tell."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = status.read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if parent == str(os.getpid()):
+            found.add(status.parent.name)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _no_child_is_left() -> Iterator[None]:
+    before = children()
     yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() <= before
 
 
 def test_a_stage_without_a_job_starts_nothing() -> None:
@@ -348,3 +361,25 @@ def test_a_stage_without_a_job_starts_nothing() -> None:
             await hosting(Lookup, placement).close()
 
     asyncio.run(main())
+
+
+class Single(Lookup):
+    """Counts how many of it are there."""
+
+    there: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Single.there += 1
+        Single.most = max(Single.most, Single.there)
+
+    def close(self) -> None:
+        Single.there -= 1
+
+
+@pytest.mark.parametrize("placement", [Placement.INLINE, Placement.THREAD])
+def test_there_are_no_more_worlds_than_there_can_be(placement: Placement) -> None:
+    Single.there = Single.most = 0
+    found = driven(means(Single, placement, instances=2), lookups(9), concurrency=9)
+    assert len(found) == 9 and Single.most <= 2 and Single.there == 0

@@ -32,6 +32,7 @@ from leafe.errors import EnvironmentFailure, EpisodeError, LeafeError, ReplayDiv
 from leafe.records import decode, encode
 
 LIMIT = 600.0  # seconds that one call may take
+START = 120.0  # seconds more for the first one, on a machine that is far too busy
 GRACE = 5.0  # seconds to close an environment in
 LONGEST_OUTPUT = 2**20  # bytes of what a child says that are kept, for its last words
 FAILURES: dict[str, type[LeafeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, ReplayDiverged, UserError)}
@@ -109,7 +110,7 @@ class _Child:
 
     def ask(self, request: str, limit: float) -> dict[str, Any]:
         """The answer to a request. Raises `_Lost`."""
-        self._socket.settimeout(limit)
+        self._socket.settimeout(limit + START if self._first else limit)
         if os.fstat(self._said.fileno()).st_size > LONGEST_OUTPUT:
             self._said.truncate(0)
         try:

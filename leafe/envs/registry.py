@@ -22,6 +22,7 @@ from leafe.envs.codecontests import CodeContests
 from leafe.envs.fakes import Lookup, SlipperySokoban
 from leafe.envs.household.environment import Household
 from leafe.envs.mbpp import Mbpp
+from leafe.envs.scienceworld.environment import ScienceWorld
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.webshop.environment import WebShop
 from leafe.errors import UnknownName, UserError
@@ -39,6 +40,7 @@ SHIPPED: dict[str, tuple[type[Environment], str]] = {
     "alfworld": (ALFWorld, "household tasks from the official game files (data=PATH), in our own engine; exact snapshots"),
     "alfworld-original": (OriginalALFWorld, "the same tasks in the original engine (extra alfworld-reference), slow; exact replay"),
     "household": (Household, "find things in generated houses and bring them where they belong; exact snapshots"),
+    "scienceworld": (ScienceWorld, "elementary science in the original simulator (extra scienceworld, and Java); exact replay"),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
 }

@@ -21,7 +21,7 @@ from leafe.records import Observation, Task
 
 WON = 100
 LEAST_HEAP = 128  # MiB; below it some tasks do not fit
-POOL = Pool()
+POOL = Pool(Simulator)
 _TOLD: dict[tuple[str, int], str] = {}  # what is wanted in a variation, by the task's name and its number
 
 

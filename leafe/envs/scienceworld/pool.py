@@ -13,11 +13,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from leafe.doctor import available_memory
-from leafe.envs.scienceworld.simulator import Options, Simulator
+from leafe.envs.scienceworld.simulator import Options
 from leafe.errors import UserError
 
 MIB = 2**20
@@ -38,27 +38,26 @@ class Member(Protocol):
         """Lets go of it in a process that was forked off."""
 
 
+One = TypeVar("One", bound=Member)
+
+
 @dataclass(eq=False)
-class _Seat:
+class _Seat(Generic[One]):
     """A simulator with the environment that it stands for; `used` orders the seats by their last use."""
 
     options: Options
-    simulator: Simulator | None = None
+    simulator: One | None = None
     tenant: object | None = None
     busy: bool = True
-    used: int = field(default=0)
+    used: int = 0
 
 
-class Pool:
-    """Lends simulators. One of it serves a whole process; tests make their own with a `start` and a `free` memory of theirs."""
+class Pool(Generic[One]):
+    """Lends simulators that `start` makes, where `free` bytes of memory suffice. One pool serves a whole process."""
 
-    def __init__(
-        self,
-        start: Callable[[Options], Simulator] = Simulator,
-        free: Callable[[], int | None] = available_memory,
-    ) -> None:
+    def __init__(self, start: Callable[[Options], One], free: Callable[[], int | None] = available_memory) -> None:
         self._start, self._free = start, free
-        self._seats: list[_Seat] = []
+        self._seats: list[_Seat[One]] = []
         self._changed = threading.Condition()
         self._clock = 0
         atexit.register(self.close)
@@ -70,7 +69,7 @@ class Pool:
         return len(self._seats)
 
     @contextmanager
-    def lent(self, tenant: object, options: Options, most: int) -> Iterator[tuple[Simulator, bool]]:
+    def lent(self, tenant: object, options: Options, most: int) -> Iterator[tuple[One, bool]]:
         """A simulator for the length of a `with`, and whether it is still as this tenant left it.
 
         Raises `UserError` when there is none and no memory for one. Whatever is raised inside ends the simulator.
@@ -101,7 +100,7 @@ class Pool:
         for seat in list(self._seats):
             self._drop(seat)
 
-    def _seat(self, tenant: object, options: Options, most: int) -> _Seat:
+    def _seat(self, tenant: object, options: Options, most: int) -> _Seat[One]:
         with self._changed:
             while True:
                 seat = self._existing(tenant, options)
@@ -121,7 +120,7 @@ class Pool:
                 raise
         return seat
 
-    def _existing(self, tenant: object, options: Options) -> _Seat | None:
+    def _existing(self, tenant: object, options: Options) -> _Seat[One] | None:
         """The tenant's own seat, else one that nobody has."""
         for seat in list(self._seats):
             if not seat.busy and not (seat.simulator and seat.simulator.alive):
@@ -130,7 +129,7 @@ class Pool:
         own = next((seat for seat in usable if seat.tenant is tenant), None)
         return own or next((seat for seat in usable if seat.tenant is None), None)
 
-    def _longest_unused(self, options: Options) -> _Seat | None:
+    def _longest_unused(self, options: Options) -> _Seat[One] | None:
         usable = [seat for seat in self._seats if not seat.busy and seat.options == options]
         return min(usable, key=lambda seat: seat.used, default=None)
 
@@ -148,13 +147,13 @@ class Pool:
             f"give it less with environment.args.heap (now {options.heap})"
         )
 
-    def _free_up(self, seat: _Seat) -> None:
+    def _free_up(self, seat: _Seat[One]) -> None:
         with self._changed:
             self._clock += 1
             seat.busy, seat.used = False, self._clock
             self._changed.notify()
 
-    def _drop(self, seat: _Seat) -> None:
+    def _drop(self, seat: _Seat[One]) -> None:
         with self._changed:
             if seat in self._seats:
                 self._seats.remove(seat)

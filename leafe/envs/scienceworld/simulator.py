@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import select
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -57,24 +58,24 @@ class Answer:
 
 
 def needs() -> tuple[str, Path]:
-    """The command `java` and the simulator's archive. Raises `MissingDependency` for what is not there."""
+    """The command `java` and the folder of the package. Raises `MissingDependency` for what is not there."""
     found = importlib.util.find_spec("scienceworld")
     if found is None or found.origin is None or importlib.util.find_spec("py4j") is None:
         raise MissingDependency("ScienceWorld", INSTALL)
     java = java_command()
     if java is None:
         raise MissingDependency("Java, which scienceworld runs on,", JAVA_INSTALL)
-    return java, Path(found.origin).parent / "scienceworld.jar"
+    return java, Path(found.origin).parent
 
 
 class Simulator:
     """The process and the simulator's interface in it."""
 
     def __init__(self, options: Options) -> None:
-        java, archive = needs()
+        java, folder = needs()
         self._owner = os.getpid()
         with tempfile.TemporaryFile() as complaints:
-            self._process = _started([java, *options.flags(), "-cp", str(archive)], archive.parent, complaints)
+            self._process = _started([java, *options.flags()], folder, complaints)
             try:
                 self._connect(*_address(self._process))
             except BaseException as error:
@@ -185,9 +186,12 @@ class Simulator:
 
 def _started(command: list[str], folder: Path, complaints: IO[bytes]) -> subprocess.Popen[bytes]:
     """The process. It ends when its input does, which is when we do, and it hears no signal that a terminal sends to us."""
+    from py4j.java_gateway import find_jar_path
+
     surroundings = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
+    archives = os.pathsep.join([find_jar_path(), str(folder / "scienceworld.jar")])  # the second holds an old py4j too
     return subprocess.Popen(
-        [*command, "py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"],
+        [*command, "-cp", archives, "py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,
@@ -200,6 +204,8 @@ def _started(command: list[str], folder: Path, complaints: IO[bytes]) -> subproc
 def _address(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     """Where the process listens and the word that it wants to hear. Raises `ValueError` when it says neither."""
     assert process.stdout is not None
+    if not select.select([process.stdout], [], [], PATIENCE)[0]:
+        raise ValueError(f"it said nothing for {PATIENCE} s")
     port = process.stdout.readline().decode(errors="replace").strip()
     if not port.isdecimal():
         raise ValueError(port or "it said nothing")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.scienceworld.catalogue import Spec, checked_simplifications, chosen_kinds, drawn, spec_of
@@ -22,7 +21,9 @@ from leafe.records import Observation, Task
 WON = 100
 LEAST_HEAP = 128  # MiB; below it some tasks do not fit
 POOL = Pool(Simulator)
-_TOLD: dict[tuple[str, int], str] = {}  # what is wanted in a variation, by the task's name and its number
+# What was once asked of a simulator: what is wanted in a variation, by the task's name and its number, and the simulator's own solutions.
+_TOLD: dict[tuple[str, int], str] = {}
+_SOLVED: dict[Spec, tuple[str, ...]] = {}
 
 
 @dataclass
@@ -139,9 +140,15 @@ class ScienceWorld(Environment):
         return self._episode
 
     def expert(self) -> Sequence[str]:
-        """The simulator's own solution at the start of an episode, which is seldom the shortest; later none is known."""
+        """The simulator's own solution, at the start of an episode only; seldom the shortest, and it may go on when all is done."""
         episode = self._present()
-        return () if episode.actions or episode.final else _gold_path(episode.spec, self._options, self._most)
+        if episode.actions or episode.final:
+            return ()
+        if episode.spec not in _SOLVED:
+            with self._simulator(episode) as simulator:
+                _SOLVED[episode.spec] = simulator.gold_path(episode.spec)
+                simulator.load(episode.spec)
+        return _SOLVED[episode.spec]
 
     def example_actions(self) -> Sequence[str]:
         """Every action that the simulator would take now, up to some thousands; asking takes longer than a step."""
@@ -165,13 +172,3 @@ def _lead(simulator: Simulator, episode: Episode) -> None:
             raise ReplayDiverged(
                 f"another simulator answers turn {turn} of {episode.spec.id} with {found!r:.160}, not {recorded!r:.160}"
             )
-
-
-@lru_cache(maxsize=1024)
-def _gold_path(spec: Spec, options: Options, most: int) -> tuple[str, ...]:
-    """The simulator's own solution, asked of a simulator that stands for no episode."""
-    asking = object()
-    with POOL.lent(asking, options, most) as (simulator, _):
-        path = simulator.gold_path(spec)
-    POOL.leave(asking)
-    return path

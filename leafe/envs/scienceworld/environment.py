@@ -19,7 +19,7 @@ from leafe.errors import ReplayDiverged, UserError
 from leafe.records import Observation, Task
 
 WON = 100
-LEAST_HEAP = 128  # MiB; below it some tasks do not fit
+LEAST_HEAP = 64  # MiB, with which every task could be played
 POOL = Pool(Simulator)
 # What was once asked of a simulator: what is wanted in a variation, by the task's name and its number, and the simulator's own solutions.
 _TOLD: dict[tuple[str, int], str] = {}
@@ -56,8 +56,8 @@ class ScienceWorld(Environment):
         types: str | None = None,
         horizon: int | None = None,
         objects: bool = False,
-        simulators: int = 8,
-        heap: int = 256,
+        simulators: int = 16,
+        heap: int = 128,
         deterministic: bool = True,
     ) -> None:
         for name, value, least in (("horizon", horizon, 1), ("simulators", simulators, 1), ("heap", heap, LEAST_HEAP)):

@@ -1,8 +1,8 @@
 """Simulators that environments take turns with: at most so many processes, however many environments live.
 
-A simulator takes seconds to start and holds a few hundred MB, so one that is left is handed on. Where there are more environments than
-simulators, the one that was used longest ago is taken from its environment, which finds a fresh one when it comes back and has to lead
-it to where it was. A simulator is held for the length of one call and no holder asks for a second one, so nobody waits for ever. What
+A simulator takes seconds to start and holds some 200 MB, so one that is left is handed on. Where there are more environments than
+simulators, the one that was used last is taken from its environment, whose next turn is likely the farthest off; when it comes back, it
+is given another and has to lead it to where it was. A simulator is held for the length of one call and no holder asks for a second one, so nobody waits for ever. What
 failed in a call is never used again.
 """
 
@@ -21,7 +21,7 @@ from leafe.envs.scienceworld.simulator import Options
 from leafe.errors import UserError
 
 MIB = 2**20
-BESIDE_HEAP = 128  # MiB that a process takes beside its heap, measured
+BESIDE_HEAP = 96  # MiB that a process takes beside its heap, measured
 
 
 class Member(Protocol):
@@ -107,7 +107,7 @@ class Pool(Generic[One]):
                 if seat is None and self._may_start(options, most):
                     seat = _Seat(options)
                     self._seats.append(seat)
-                seat = seat or self._longest_unused(options)
+                seat = seat or self._used_last(options)
                 if seat is not None:
                     seat.busy = True
                     break
@@ -129,9 +129,10 @@ class Pool(Generic[One]):
         own = next((seat for seat in usable if seat.tenant is tenant), None)
         return own or next((seat for seat in usable if seat.tenant is None), None)
 
-    def _longest_unused(self, options: Options) -> _Seat[One] | None:
+    def _used_last(self, options: Options) -> _Seat[One] | None:
+        # Episodes take turns, so taking what was used longest ago would take from everyone just before it is needed.
         usable = [seat for seat in self._seats if not seat.busy and seat.options == options]
-        return min(usable, key=lambda seat: seat.used, default=None)
+        return max(usable, key=lambda seat: seat.used, default=None)
 
     def _may_start(self, options: Options, most: int) -> bool:
         kin = [seat for seat in self._seats if seat.options == options]

@@ -41,7 +41,7 @@ class Options:
     """How the process is started: whether replays are to be exact, and its heap's limit in MiB."""
 
     deterministic: bool = True
-    heap: int = 256
+    heap: int = 128
 
     def flags(self) -> list[str]:
         """The flags for Java."""

@@ -19,6 +19,7 @@ from leafe.errors import ReplayDiverged, UserError
 from leafe.records import Observation, Task
 
 WON = 100
+TOLD_AT_ONCE = 50
 LEAST_HEAP = 64  # MiB, with which every task could be played
 POOL = Pool(Simulator)
 # What was once asked of a simulator: what is wanted in a variation, by the task's name and its number, and the simulator's own solutions.
@@ -93,8 +94,9 @@ class ScienceWorld(Environment):
         with POOL.lent(asking, self._options, self._most) as (simulator, _):
             for kind in sorted({kind for kind, _ in unknown}):
                 numbers = [number for other, number in unknown if other == kind]
-                told = simulator.descriptions(kind, numbers)
-                _TOLD.update(((kind, number), text) for number, text in zip(numbers, told, strict=True))
+                for some in (numbers[start : start + TOLD_AT_ONCE] for start in range(0, len(numbers), TOLD_AT_ONCE)):
+                    told = simulator.descriptions(kind, some)
+                    _TOLD.update(((kind, number), text) for number, text in zip(some, told, strict=True))
         POOL.leave(asking)
 
     def reset(self, task: Task) -> Observation:

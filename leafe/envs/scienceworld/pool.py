@@ -145,7 +145,7 @@ class Pool(Generic[One]):
             return False
         raise UserError(
             f"a ScienceWorld simulator wants {wanted // MIB} MiB of free memory and {free // MIB} MiB are free; close other programs, or "
-            f"give it less with environment.args.heap (now {options.heap})"
+            f"lower its argument heap (now {options.heap} MiB)"
         )
 
     def _free_up(self, seat: _Seat[One]) -> None:

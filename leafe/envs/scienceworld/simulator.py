@@ -17,7 +17,8 @@ import os
 import select
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,7 @@ EXACT = ("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 SMALL = ("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData", "-Djava.awt.headless=true")
 OPEN = "--add-opens=java.base/java.util=ALL-UNNAMED"  # so that the generator's state can be read
 OVERRIDES = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
+FULL = 3  # how Java ends when the heap is full
 PATIENCE = 600  # seconds that one call may take; far more than any does, for a busy machine is no failure
 SCRAMBLE = 0x5DEECE66D  # what java.util.Random turns a given seed over with
 
@@ -73,7 +75,7 @@ class Simulator:
 
     def __init__(self, options: Options) -> None:
         java, folder = needs()
-        self._owner = os.getpid()
+        self._owner, self._options = os.getpid(), options
         with tempfile.TemporaryFile() as complaints:
             self._process = _started([java, *options.flags()], folder, complaints)
             try:
@@ -115,24 +117,25 @@ class Simulator:
         return self.step("look around")
 
     def _load(self, spec: Spec, *, gold: bool) -> None:
-        trouble = str(self._server.load(spec.kind, spec.variation, spec.simplifications, gold))
+        trouble = str(self._call("load", spec.kind, spec.variation, spec.simplifications, gold))
         if trouble:
             raise EnvironmentFailure(f"the simulator cannot load {spec.id}: {trouble}")
 
     def step(self, action: str) -> Answer:
         """Takes an action. Raises `EnvironmentFailure` once the simulator itself has failed."""
-        text = str(self._server.step(action))
+        text = str(self._call("step", action))
         score = round(100 * self._server.getScore())
         if score < 0:
-            inner = self._server.agentInterface().get()
-            if inner.isInErrorState():
-                raise EnvironmentFailure(f"the simulator failed inside: {inner.getErrorStateMessage()}")
+            with self._held() as hold:
+                inner = hold(hold(self._server.agentInterface()).get())
+                if inner.isInErrorState():
+                    raise EnvironmentFailure(f"the simulator failed inside: {inner.getErrorStateMessage()}")
         return Answer(text, score, bool(self._server.getCompleted()))
 
     def gold_path(self, spec: Spec) -> tuple[str, ...]:
         """The actions of the simulator's own solver; whatever was loaded is lost. Not the shortest way."""
         self._load(spec, gold=True)
-        return tuple(self._listed(self._server.getGoldActionSequence()))
+        return tuple(self._listed(self._call("getGoldActionSequence")))
 
     def objects(self) -> list[str]:
         """What can be named in an action now."""
@@ -143,18 +146,58 @@ class Simulator:
         return self._asked("getValidActionObjectCombinations")
 
     def descriptions(self, kind: str, variations: Sequence[int]) -> list[str]:
-        """What is wanted in each variation of a task, told without building its world; whatever was loaded is lost."""
+        """What is wanted in each variation of a task, told without building its world; whatever was loaded is lost.
+
+        What the variations bring along piles up in one world, so ask for some tens at a time.
+        """
         self._load(Spec(kind, variations[0], ""), gold=False)
-        maker, world, agent = self._server.taskMaker(), self._server.agentInterface().get().universe(), self._server.agent().get()
         told = []
-        for variation in variations:
-            self._shared.setSeed(variation)
-            told.append(str(maker.doTaskSetup(kind, variation, world, agent)._1().get().description()).strip())
+        with self._held() as hold:
+            world = hold(hold(hold(self._server.agentInterface()).get()).universe())
+            agent, maker = hold(hold(self._server.agent()).get()), hold(self._server.taskMaker())
+            for variation in variations:
+                self._shared.setSeed(variation)
+                setup = hold(maker.doTaskSetup(kind, variation, world, agent))
+                told.append(str(hold(hold(setup._1()).get()).description()).strip())
         return told
+
+    @contextmanager
+    def _held(self) -> Iterator[Callable[[Any], Any]]:
+        """A way to hold Java objects to the end of a `with`. Python would drop them when it next looks for cycles, and they are large."""
+        held: list[Any] = []
+
+        def hold(thing: Any) -> Any:
+            held.append(thing)
+            return thing
+
+        try:
+            yield hold
+        finally:
+            for thing in held:
+                self._gateway.detach(thing)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """A call of the simulator's interface. Raises `EnvironmentFailure` when Java raises or is no more."""
+        from py4j.protocol import Py4JError
+
+        try:
+            return getattr(self._server, method)(*arguments)
+        except Py4JError as error:
+            raise EnvironmentFailure(self._why(error)) from None
+
+    def _why(self, error: Exception) -> str:
+        """What became of the process, which may still be ending."""
+        try:
+            status = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return f"the simulator failed: {' '.join(str(error).split()):.300}"
+        if status == FULL:
+            return f"the simulator's heap of {self._options.heap} MiB is full; give scienceworld a larger argument heap"
+        return f"the simulator's Java process ended with status {status}"
 
     def _asked(self, question: str) -> list[str]:
         state = int(self._seed.get(self._random))
-        answer = self._listed(getattr(self._server, question)())
+        answer = self._listed(self._call(question))
         self._random.setSeed(state ^ SCRAMBLE)
         return answer
 

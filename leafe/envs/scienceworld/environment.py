@@ -20,7 +20,7 @@ from leafe.records import Observation, Task
 
 WON = 100
 TOLD_AT_ONCE = 50
-LEAST_HEAP = 64  # MiB, with which every task could be played
+LEAST_HEAP = 128  # MiB, with which every task can be played; some of the simulator's own solutions want 256
 POOL = Pool(Simulator)
 # What was once asked of a simulator: what is wanted in a variation, by the task's name and its number, and the simulator's own solutions.
 _TOLD: dict[tuple[str, int], str] = {}
@@ -57,8 +57,8 @@ class ScienceWorld(Environment):
         types: str | None = None,
         horizon: int | None = None,
         objects: bool = False,
-        simulators: int = 16,
-        heap: int = 128,
+        simulators: int = 8,
+        heap: int = 256,
         deterministic: bool = True,
     ) -> None:
         for name, value, least in (("horizon", horizon, 1), ("simulators", simulators, 1), ("heap", heap, LEAST_HEAP)):

@@ -1,6 +1,6 @@
 """Simulators that environments take turns with: at most so many processes, however many environments live.
 
-A simulator takes seconds to start and holds some 200 MB, so one that is left is handed on. Where there are more environments than
+A simulator takes seconds to start and holds some 300 MB, so one that is left is handed on. Where there are more environments than
 simulators, the one that was used last is taken from its environment, whose next turn is likely the farthest off; when it comes back, it
 is given another and has to lead it to where it was. A simulator is held for the length of one call and no holder asks for a second one,
 so nobody waits for ever. What failed in a call is never used again.

@@ -43,7 +43,7 @@ class Options:
     """How the process is started: whether replays are to be exact, and its heap's limit in MiB."""
 
     deterministic: bool = True
-    heap: int = 128
+    heap: int = 256
 
     def flags(self) -> list[str]:
         """The flags for Java."""

@@ -34,8 +34,8 @@ from leafe.envs.scienceworld.catalogue import (
     variations,
 )
 from leafe.envs.scienceworld.environment import POOL, ScienceWorld
+from leafe.envs.scienceworld.java import Options, needs
 from leafe.envs.scienceworld.pool import Pool
-from leafe.envs.scienceworld.simulator import Options, needs
 from leafe.envs.world import World
 from leafe.errors import EnvironmentFailure, MissingDependency, UnknownName, UserError
 from leafe.progress import Silent
@@ -375,14 +375,15 @@ def test_a_simulator_that_dies_costs_one_episode_and_no_more(world: ScienceWorld
     place, task = World(world), task_of("find-plant", 4)
     start = place.reset(task)
     with POOL.lent(world, Options(), 2) as (simulator, _):
-        simulator._process.kill()
-        simulator._process.wait()
+        os.kill(simulator.process.pid, 9)
+        while simulator.process.runs:
+            time.sleep(0.01)
     assert place.step("look around").text == start.text, "another one is led to where this one stood"
     with (
         pytest.raises(EnvironmentFailure, match="Java process ended with status -9"),
         POOL.lent(world, Options(), 2) as (simulator, _),
     ):
-        simulator._process.kill()
+        os.kill(simulator.process.pid, 9)
         simulator.step("look around")
     assert place.reset(task).text == start.text
 
@@ -400,7 +401,6 @@ def test_check_env_passes_on_a_few_tasks() -> None:
     )
     assert report.passed, [finding for finding in report.findings if finding.verdict == "fail"]
     assert report.measured is report.declared
-    assert len(POOL) <= 1
 
 
 # Processes
@@ -442,7 +442,7 @@ def gone(pid: int, patience: float = 60) -> bool:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("end", ["kill", "exit"])
 def test_the_java_process_ends_with_ours_however_it_ends(end: str) -> None:
-    with in_a_process("print(POOL._seats[0].simulator._process.pid, flush=True)\nsys.stdin.read()") as process:
+    with in_a_process("print(POOL._seats[0].simulator.process.pid, flush=True)\nsys.stdin.read()") as process:
         assert process.stdout is not None and process.stdin is not None
         java = int(process.stdout.readline())
         assert Path(f"/proc/{java}").exists()

@@ -2,7 +2,7 @@
 
 Success is a score of 100 and nothing else: an episode is also over once the wrong thing was focused on, which the simulator scores below
 zero. Observations are the simulator's own words. There is no snapshot; going back is loading the task again and taking the same actions,
-which the simulator answers with the same words because of the flags in `simulator`. Turns are not counted here.
+which the simulator answers with the same words because of the flags in `java`. Turns are not counted here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.scienceworld.catalogue import Spec, checked_simplifications, chosen_kinds, drawn, spec_of
+from leafe.envs.scienceworld.java import Options, needs
 from leafe.envs.scienceworld.pool import Pool
-from leafe.envs.scienceworld.simulator import Answer, Options, Simulator, needs
+from leafe.envs.scienceworld.simulator import Answer, Simulator
 from leafe.errors import ReplayDiverged, UserError
 from leafe.records import Observation, Task
 

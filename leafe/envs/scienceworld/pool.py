@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from leafe.doctor import available_memory
-from leafe.envs.scienceworld.simulator import Options
+from leafe.envs.scienceworld.java import Options
 from leafe.errors import UserError
 
 MIB = 2**20

@@ -1,53 +1,23 @@
-"""One Java process with ScienceWorld's simulator in it, and the calls that an environment needs.
+"""ScienceWorld's simulator in a Java process of its own, and the calls that an environment needs.
 
-The process is ours alone: its flags are those here, whatever the surroundings say, its output goes nowhere, and it ends with us, however
-we end. Two of the flags make a replay exact: the simulator walks through sets of objects by their identity hashes, which are random unless
-`hashCode=2` makes them all equal, and then it walks in the order of insertion. Questions that change nothing in the world draw from the
-simulator's only random generator, which its animals and plants draw from too; here they leave it as it was.
-
-Nothing is known here of tasks, episodes and turns. The simulator keeps much of its state in one place for the whole process, so two
-episodes cannot share one.
+Questions that change nothing in the world draw from the simulator's only random generator, which its animals and plants draw from too;
+here they leave it as it was. Nothing is known here of tasks, episodes and turns. The simulator keeps much of its state in one place for
+the whole process, so two episodes cannot share one.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import select
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from leafe.doctor import JAVA_INSTALL, java_command
 from leafe.envs.scienceworld.catalogue import Spec
-from leafe.errors import EnvironmentFailure, MissingDependency, UserError
+from leafe.envs.scienceworld.java import PATIENCE, JavaProcess, Options
+from leafe.errors import EnvironmentFailure
 
-INSTALL = "pip install -c constraints.txt -e '.[scienceworld]'"
-EXACT = ("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
-# The serial collector has one thread and the least memory; a heap that is full ends the process and not just one of its threads.
-SMALL = ("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData", "-Djava.awt.headless=true")
-OPEN = "--add-opens=java.base/java.util=ALL-UNNAMED"  # so that the generator's state can be read
-OVERRIDES = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
-FULL = 3  # how Java ends when the heap is full
-PATIENCE = 600  # seconds that one call may take; far more than any does, for a busy machine is no failure
 SCRAMBLE = 0x5DEECE66D  # what java.util.Random turns a given seed over with
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How the process is started: whether replays are to be exact, and its heap's limit in MiB."""
-
-    deterministic: bool = True
-    heap: int = 256
-
-    def flags(self) -> list[str]:
-        """The flags for Java."""
-        return [*(EXACT if self.deterministic else ()), *SMALL, f"-Xmx{self.heap}m", OPEN]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,57 +29,42 @@ class Answer:
     completed: bool
 
 
-def needs() -> tuple[str, Path]:
-    """The command `java` and the folder of the package. Raises `MissingDependency` for what is not there."""
-    found = importlib.util.find_spec("scienceworld")
-    if found is None or found.origin is None or importlib.util.find_spec("py4j") is None:
-        raise MissingDependency("ScienceWorld", INSTALL)
-    java = java_command()
-    if java is None:
-        raise MissingDependency("Java, which scienceworld runs on,", JAVA_INSTALL)
-    return java, Path(found.origin).parent
-
-
 class Simulator:
-    """The process and the simulator's interface in it."""
+    """The simulator's interface, and the `process` that it lives in."""
 
     def __init__(self, options: Options) -> None:
-        java, folder = needs()
-        self._owner, self._options = os.getpid(), options
-        with tempfile.TemporaryFile() as complaints:
-            self._process = _started([java, *options.flags()], folder, complaints)
-            try:
-                self._connect(*_address(self._process))
-            except BaseException as error:
-                self._end()
-                if not isinstance(error, ValueError):
-                    raise
-                complaints.seek(0)
-                said = " ".join(complaints.read().decode(errors="replace").split())
-                raise UserError(
-                    f"{java} does not start ScienceWorld, which wants OpenJDK 11 or later: {said or error!s:.300}"
-                ) from None
+        from py4j.protocol import Py4JError
 
-    def _connect(self, port: int, token: str) -> None:
+        self.process = JavaProcess(options)
+        try:
+            self._connect()
+        except BaseException as error:
+            self.process.end()
+            if isinstance(error, Py4JError):
+                raise self.process.refusal(str(error)) from None
+            raise
+
+    def _connect(self) -> None:
         from py4j.java_gateway import GatewayParameters, JavaGateway
 
         logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it reports every broken connection, which we report ourselves
-        self._gateway = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token, read_timeout=PATIENCE))
+        parameters = GatewayParameters(port=self.process.port, auth_token=self.process.token, read_timeout=PATIENCE)
+        self._gateway = JavaGateway(gateway_parameters=parameters)
         machine = self._gateway.jvm
         silence = machine.java.io.PrintStream(machine.java.io.OutputStream.nullOutputStream())
         machine.java.lang.System.setOut(silence)  # it prints every step, and would wait for a reader
         machine.java.lang.System.setErr(silence)
         self._join = machine.java.lang.String.join
         self._server = machine.scienceworld.runtime.pythonapi.PythonInterface()
-        shared = getattr(getattr(machine.scala.util, "Random$"), "MODULE$")
-        self._shared, self._random = shared, shared.self()
+        self._shared = getattr(getattr(machine.scala.util, "Random$"), "MODULE$")
+        self._random = self._shared.self()
         self._seed = self._random.getClass().getDeclaredField("seed")
         self._seed.setAccessible(True)
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs and is this process's own: one that was forked off has none."""
-        return self._owner == os.getpid() and self._process.poll() is None
+        """Whether it can be used: its process runs, and is ours and not that of a process which we were forked off from."""
+        return self.process.ours and self.process.runs
 
     def load(self, spec: Spec) -> Answer:
         """Sets a task up and looks around, which takes no time there."""
@@ -183,17 +138,7 @@ class Simulator:
         try:
             return getattr(self._server, method)(*arguments)
         except Py4JError as error:
-            raise EnvironmentFailure(self._why(error)) from None
-
-    def _why(self, error: Exception) -> str:
-        """What became of the process, which may still be ending."""
-        try:
-            status = self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            return f"the simulator failed: {' '.join(str(error).split()):.300}"
-        if status == FULL:
-            return f"the simulator's heap of {self._options.heap} MiB is full; give scienceworld a larger argument heap"
-        return f"the simulator's Java process ended with status {status}"
+            raise EnvironmentFailure(self.process.why(error)) from None
 
     def _asked(self, question: str) -> list[str]:
         state = int(self._seed.get(self._random))
@@ -209,47 +154,11 @@ class Simulator:
     def close(self) -> None:
         """Ends the process. In a process that was forked off, only lets go of it."""
         self.disown()
-        if self._owner == os.getpid():
+        if self.process.ours:
             self._gateway._gateway_client.close()
-            self._end()
+            self.process.end()
 
     def disown(self) -> None:
         """Never speaks to the process again. One that was forked off does no more: the connection is its parent's."""
         self._gateway._gateway_client.is_connected = False  # or every Java object that Python drops is reported there
-        if self._process.stdin:
-            self._process.stdin.close()
-
-    def _end(self) -> None:
-        self._process.kill()  # it holds nothing that would be lost
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
-
-
-def _started(command: list[str], folder: Path, complaints: IO[bytes]) -> subprocess.Popen[bytes]:
-    """The process. It ends when its input does, which is when we do, and it hears no signal that a terminal sends to us."""
-    from py4j.java_gateway import find_jar_path
-
-    surroundings = {name: value for name, value in os.environ.items() if name not in OVERRIDES}
-    archives = os.pathsep.join([find_jar_path(), str(folder / "scienceworld.jar")])  # the second holds an old py4j too
-    return subprocess.Popen(
-        [*command, "-cp", archives, "py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        cwd=folder,  # the simulator reads a table that lies beside its archive
-        env=surroundings,
-        start_new_session=True,
-    )
-
-
-def _address(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Where the process listens and the word that it wants to hear. Raises `ValueError` when it says neither."""
-    assert process.stdout is not None
-    if not select.select([process.stdout], [], [], PATIENCE)[0]:
-        raise ValueError(f"it said nothing for {PATIENCE} s")
-    port = process.stdout.readline().decode(errors="replace").strip()
-    if not port.isdecimal():
-        raise ValueError(port or "it said nothing")
-    return int(port), process.stdout.readline().decode().strip()
+        self.process.let_go()

@@ -3,11 +3,14 @@
     python benchmarks/environments.py                                            # the worlds that need no data
     python benchmarks/environments.py --alfworld DATA --alfworld-python PYTHON   # ALFWorld, and the original in that interpreter
     python benchmarks/environments.py --openenv-python PYTHON                    # the published OpenEnv server, and its own client
+    python benchmarks/environments.py --scienceworld                             # ScienceWorld, and the loop of its own package
 
 Each row is measured in a process of its own, one after another, so memory is that process's peak. Times are the process's own, not the
 clock's, so that what else a machine does changes little; rows marked * wait for others (programs in a sandbox, a server) and are the
 clock's. `start` is making the environment and its first task, imports included. Programs are told apart by a comment, so that none is
-remembered. Without `--openenv-python` the OpenEnv row plays the small server of the tests.
+remembered. Without `--openenv-python` the OpenEnv row plays the small server of the tests. ScienceWorld's rows hold the time and the
+memory of the Java process, all threads; its step is the action alone for ours, which lists nothing unless asked, and for the original,
+which lists every possible action at each step, the whole of it.
 PYTHON is an interpreter with `pip install alfworld`; the original plays the same games with the same commands. A step's time holds what
 an agent's loop needs: the command taken and the admissible commands of the new state listed.
 """
@@ -35,7 +38,26 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TURNS = (5, 10, 25, 50)
 
 
-CLOCKS = {"own": time.process_time, "wall": time.perf_counter}
+def children() -> list[int]:
+    """The processes that this one started and that are still there."""
+    stats = {path.parent.name: path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")}
+    return [int(process) for process, stat in stats.items() if int(stat[1]) == os.getpid()]
+
+
+def with_children() -> float:
+    """Processor seconds of this process and of every thread of those in `watched`."""
+    files = [path for process in watched for path in Path(f"/proc/{process}/task").glob("*/schedstat")]
+    return time.process_time() + sum(int(path.read_text().split()[0]) for path in files) / 1e9
+
+
+def peak_mib() -> float:
+    """Most memory that this process and those in `watched` held."""
+    held = [line for child in watched for line in Path(f"/proc/{child}/status").read_text().splitlines() if "VmHWM" in line]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + sum(int(line.split()[1]) / 1024 for line in held)
+
+
+CLOCKS = {"own": time.process_time, "wall": time.perf_counter, "with children": with_children}
+watched: list[int] = []
 PROGRAMS = ("codecontests", "mbpp")
 LAKE = {"id": "FrozenLake-v1"}
 clock: Callable[[], float] = time.process_time
@@ -67,7 +89,7 @@ class Figures:
             "load_ms": {"median": 1e3 * median(self.loads), "most": 1e3 * max(self.loads)},
             "steps_per_second": len(self.steps) / sum(self.steps),
             "replay_ms": {str(turn): 1e3 * median(values) for turn, values in self.replays.items()},
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": peak_mib(),
         }
 
 
@@ -229,10 +251,67 @@ def original_play(path: str, steps: int, figures: Figures) -> None:
         figures.replays.setdefault(turn, []).append(timed(partial(replay, turn)))
 
 
+def scienceworld_row(request: dict[str, Any]) -> dict[str, Any]:
+    """ScienceWorld as an environment of leafe's; its start is the simulator's, with what is wanted in the first task."""
+    from leafe.envs.registry import make
+
+    environment = make("scienceworld")
+    figures = Figures(simulator_start(lambda: environment.tasks("dev", 1)))
+    for task in environment.tasks("dev", request["tasks"]):
+        simulated_play(partial(environment.reset, task), environment.step, environment.example_actions, figures)
+    return figures.summary()
+
+
+def scienceworld_original_row(request: dict[str, Any]) -> dict[str, Any]:
+    """The package's own loop, on the same tasks."""
+    from scienceworld import ScienceWorldEnv
+
+    original: list[Any] = []
+    info: dict[str, Any] = {}
+    figures = Figures(simulator_start(lambda: original.append(ScienceWorldEnv("", envStepLimit=1000))))
+    for payload in request["payloads"]:
+
+        def reset(payload: Any = payload) -> None:
+            original[0].load(payload["task"], payload["variation"], payload["simplifications"])
+            info.update(original[0].reset()[1])
+
+        def step(action: str) -> None:
+            info.update(original[0].step(action)[3])
+
+        simulated_play(reset, step, lambda: info["valid"], figures)
+    return figures.summary()
+
+
+def simulator_start(start: Callable[[], Any]) -> float:
+    """Seconds of a call that starts a process, which is watched from then on."""
+    here = timed(start)
+    watched.extend(children())
+    return here + with_children() - time.process_time()
+
+
+def simulated_play(reset: Callable[[], Any], step: Callable[[str], Any], actions_now: Callable[[], Any], figures: Figures) -> None:
+    """Random play for as many turns as are replayed, and the replays. A wrong focus would be the end."""
+    draw, taken = random.Random(0), list[str]()
+    figures.loads.append(timed(reset))
+    for _ in range(TURNS[-1]):
+        taken.append(draw.choice([action for action in actions_now() if not action.startswith("focus")]))
+        figures.steps.append(timed(partial(step, taken[-1])))
+
+    def replay(turn: int) -> None:
+        reset()
+        for action in taken[:turn]:
+            step(action)
+
+    for turn in TURNS:
+        figures.replays.setdefault(turn, []).append(timed(partial(replay, turn)))
+
+
 def measured(kind: str, request: dict[str, Any], python: str = sys.executable) -> dict[str, Any]:
     """A row from a process of its own."""
     command = [python, __file__, "--row", kind, json.dumps(request)]
-    surroundings = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
+    surroundings = {name: os.environ[name] for name in ("PATH", "JAVA_HOME") if name in os.environ}
+    own = os.environ.get("PYTHONPATH", "") if python == sys.executable else ""
+    surroundings |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), own])), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, capture_output=True, text=True, env=surroundings)
     if found.returncode:
         raise SystemExit(f"the row {kind} {request} failed:\n{found.stderr}")
@@ -255,6 +334,13 @@ def rows(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
         games = sorted(map(str, given.alfworld.rglob(f"{given.alfworld_split}/**/game.tw-pddl")))
         chosen = random.Random(0).sample(games, min(len(games), 1 + min(given.tasks, 10)))
         found["alfworld, the original"] = measured("original", {"games": chosen, "steps": 15}, given.alfworld_python)
+    if given.scienceworld:
+        from leafe.envs.registry import make
+
+        request = {"tasks": min(given.tasks, 10), "clock": "with children"}
+        payloads = [dict(task.payload) for task in make("scienceworld").tasks("dev", request["tasks"])]
+        found["scienceworld"] = measured("scienceworld", request)
+        found["scienceworld's own loop"] = measured("scienceworld original", {**request, "payloads": payloads})
     return found
 
 
@@ -295,6 +381,16 @@ def published_server(python: str) -> Iterator[str]:
             process.kill()
 
 
+ROWS = {
+    "environment": environment_row,
+    "original": original_row,
+    "gymnasium": gymnasium_row,
+    "openenv": openenv_row,
+    "scienceworld": scienceworld_row,
+    "scienceworld original": scienceworld_original_row,
+}
+
+
 def main() -> None:
     """Prints a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -302,6 +398,7 @@ def main() -> None:
     parser.add_argument("--alfworld-split", default="valid_seen")
     parser.add_argument("--alfworld-python", help="an interpreter that has the original")
     parser.add_argument("--openenv-python", help="an interpreter that has openenv-core")
+    parser.add_argument("--scienceworld", action="store_true", help="ScienceWorld too; it wants its extra and Java")
     parser.add_argument("--tasks", type=int, default=40)
     parser.add_argument("--steps", type=int, default=100, help="random steps a task")
     parser.add_argument("--json", action="store_true")
@@ -311,8 +408,7 @@ def main() -> None:
     if given.row:
         kind, request = given.row[0], json.loads(given.row[1])
         clock = CLOCKS[request.get("clock", "own")]
-        kinds = {"environment": environment_row, "original": original_row, "gymnasium": gymnasium_row, "openenv": openenv_row}
-        print(json.dumps(kinds[kind](request)))
+        print(json.dumps(ROWS[kind](request)))
         return
     found = rows(given)
     if given.json:

@@ -2,9 +2,9 @@
 
     python benchmarks/reflection_truth.py RUN_DIR/round-1/forest.jsonl [--json]
 
-A fact is shown when the episode that was looked back at showed that item at that place (or an earlier advice in it said so and nothing spoke
-against it), and true when the item lies there in the house. A place to try is fresh when the episode did not look into it. The copy
-is what the bundled model says before it judges: the turn that it names, word for word.
+A fact is shown when the episode that was looked back at showed that item at that place (or an earlier advice in it said so), and true
+when the item lies there in the house. A place to try is fresh when the episode did not look into it. The copy is what the bundled model
+says before it judges: the turn that it names, word for word.
 """
 
 from __future__ import annotations

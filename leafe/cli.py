@@ -254,12 +254,13 @@ def check_env(
     *,
     as_json: AsJson = False,
     rollbacks: Annotated[int, typer.Option(min=1)] = 200,
+    tasks: Annotated[int, typer.Option(min=1, help="each is played up to three times")] = 8,
     split: str = "train",
 ) -> None:
     """Proves what an environment declares; exit status 1 when it does not hold."""
     args = _values(arguments)
     made = partial(registry.make, spec, args)
-    result = check_environment(made, name=spec, rollbacks=rollbacks, split=split, spec=spec, arguments=args)
+    result = check_environment(made, name=spec, rollbacks=rollbacks, count=tasks, split=split, spec=spec, arguments=args)
     if as_json:
         _emit(encode(result) | {"passed": result.passed})
     else:

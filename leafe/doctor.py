@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from packaging.requirements import Requirement
 
 GIB = 2**30
 INSTALL = "pip install -c constraints.txt"  # in the repository's folder, as everything that mends a package
+JAVA_INSTALL = "apt-get install default-jre-headless (or: conda install openjdk)"
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
 
 
@@ -42,8 +44,9 @@ def examine(runs: Path = Path("runs")) -> list[Finding]:
         writable_finding(runs),
         cores_finding(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
         bfloat16_finding(_read(Path("/proc/cpuinfo"))),
-        memory_finding(_available_memory(_read(Path("/proc/meminfo")))),
+        memory_finding(available_memory()),
         accelerator_finding(Path("/dev")),
+        java_finding(java_command()),
     ]
 
 
@@ -144,6 +147,19 @@ def accelerator_finding(devices: Path) -> Finding:
     return Finding("accelerator", "none; the bundled model needs none", "optional")
 
 
+def java_command() -> str | None:
+    """The command `java`: that of JAVA_HOME where it is set and holds one, else the one on the path."""
+    home = os.environ.get("JAVA_HOME")
+    return (shutil.which("java", path=os.path.join(home, "bin")) if home else None) or shutil.which("java")
+
+
+def java_finding(command: str | None) -> Finding:
+    """Whether there is Java, which only scienceworld wants; `command` is where."""
+    if command:
+        return Finding("Java", command, "ok")
+    return Finding("Java", "none; only scienceworld wants it", "optional", JAVA_INSTALL)
+
+
 def sandbox_finding(why: str | None, mend: str = "") -> Finding:
     """Whether programs that a model wrote can be run; `why` says why not. Only the environments of programs want it."""
     if why is None:
@@ -158,8 +174,9 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _available_memory(meminfo: str | None) -> int | None:
-    for line in (meminfo or "").splitlines():
+def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that could be taken without swapping; None where the system does not tell. `meminfo` is the file that tells."""
+    for line in (_read(meminfo) or "").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None

@@ -22,6 +22,7 @@ from leafe.envs.household.environment import Household
 from leafe.envs.imports import import_here
 from leafe.envs.mbpp import Mbpp
 from leafe.envs.openenv import OpenEnv
+from leafe.envs.scienceworld.environment import ScienceWorld
 from leafe.envs.single_turn import SingleTurn
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.webshop.environment import WebShop
@@ -46,6 +47,7 @@ SHIPPED: dict[str, tuple[type[Environment], str]] = {
     ),
     "openenv": (OpenEnv, "any OpenEnv server by url=ADDRESS (extra openenv); no rollback unless replay is declared"),
     "single-turn": (SingleTurn, "questions from JSON lines (data=PATH), graded by a function of yours (reward=module:function)"),
+    "scienceworld": (ScienceWorld, "elementary science in the original simulator (extra scienceworld, and Java); exact replay"),
     "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
     "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
 }

@@ -1,0 +1,1 @@
+"""ScienceWorld in its original simulator, one Java process an episode, with flags that make a replay exact."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from command import leafe
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leafe.chat import Notes, Scene, act_messages, reflect_messages
 from leafe.engines.tokens import ChatTokenizer
@@ -21,6 +22,7 @@ from leafe.envs.fakes import Lookup
 from leafe.envs.household.environment import Household
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.errors import UserError
+from leafe.nano import CHECKPOINTS
 from leafe.nano.build import SAVED_EVERY, UNFINISHED, Plan, Shape, build
 from leafe.nano.curriculum import Curriculum, Lesson, Stage, Writer
 from leafe.nano.household_tutor import BLAME, HouseholdTutor
@@ -29,6 +31,7 @@ from leafe.nano.world_teacher import OracleTutor, WorldTeacher
 from leafe.nano.worlds import SHIPPED, world
 from leafe.prompts import load_prompts
 from leafe.records import Completion, Message, Observation, Turn
+from leafe.train.checkpoint import locate
 
 PROMPTS = load_prompts("terse", "household")
 
@@ -203,3 +206,13 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(tmp_path: Path
     assert not told or not told[0].startswith("step 1/")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("name", "most"), [("nano", 5_000_000), ("nano-household", 8_000_000)])
+def test_the_shipped_checkpoints_are_small_and_any_tool_loads_them(name: str, most: int) -> None:
+    folder = locate(name, CHECKPOINTS)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= most
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "1: ?"}], add_generation_prompt=True, return_tensors="pt")
+    assert model.config.vocab_size >= len(tokenizer) and model(**prompt).logits.isfinite().all()
+    assert (folder / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: apache-2.0")

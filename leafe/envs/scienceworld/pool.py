@@ -91,7 +91,9 @@ class Pool(Generic[One]):
             for seat in self._seats:
                 if seat.tenant is tenant:
                     seat.tenant = None
-            unused = [] if any(seat.busy or seat.tenant is not None for seat in self._seats) else self._seats[1:]
+            idle = not any(seat.busy or seat.tenant is not None for seat in self._seats)
+            unused = self._seats[1:] if idle else []
+            self._seats = [seat for seat in self._seats if seat not in unused]
         for seat in unused:
             self._drop(seat)
 

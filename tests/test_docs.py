@@ -84,7 +84,7 @@ def test_the_environment_of_the_documentation_is_checked_explored_and_measured(
     assert len(lines) <= 20 and source.count("Fidelity.REPLAY") == 1
     (tmp_path / f"{module}.py").write_text(source.replace("Fidelity.REPLAY", f"Fidelity.{fidelity}"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the import of module:Class adds the folder; put back as it was
 
     said = leafe("check-env", f"{module}:Drawers", "--json")
     found = json.loads(said.out)

@@ -173,6 +173,21 @@ def test_any_environment_with_an_expert_is_a_world_that_can_be_built(tmp_path: P
     assert refused.status == 2 and "--out DIR" in refused.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gymnasium", "id=FrozenLake-v1"], "missing: expert"),
+        (["codecontests"], "system prompt"),
+        (["lookup", "--split", "nowhere"], "nowhere"),
+        (["nowhere"], "nowhere"),
+    ],
+)
+def test_a_world_that_cannot_be_taught_is_refused_in_a_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
+    said = leafe("nano", "build", *arguments, "--out", tmp_path / "model")
+    assert said.status == 2 and words in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "model").exists()
+
+
 def test_the_shipped_worlds_are_taught_on_a_split_of_their_own() -> None:
     for name in SHIPPED:
         curriculum = world(name, {}, split="train").curriculum
@@ -197,10 +212,13 @@ def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(tmp_path: Path
     killed = context.Process(target=_build, args=(tmp_path / "killed", plan))
     killed.start()
     assert killed.pid is not None
+    (tmp_path / "killed").mkdir(exist_ok=True)
+    (tmp_path / "killed" / "model.safetensors").write_bytes(b"what stood there before")
     while killed.is_alive() and not (tmp_path / "killed" / UNFINISHED).exists():
         killed.join(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
+    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == b"what stood there before"
     told: list[str] = []
     build(BRIEF, tmp_path / "killed", plan, told.append)
     assert not told or not told[0].startswith("step 1/")

@@ -49,7 +49,8 @@ class ReplicatedEngine:
         self._homes: dict[str, _Replica] = {}
         self._assigned: Counter[int] = Counter()
         try:
-            self._replicas += [_Replica(make, number, self._add_up) for number, make in enumerate(makes)]
+            for number, make in enumerate(makes):  # one by one: what has started is stopped when the next cannot
+                self._replicas.append(_Replica(make, number, self._add_up))
             self.concurrency = sum(replica.ready() for replica in self._replicas)
         except BaseException:
             for replica in self._replicas:

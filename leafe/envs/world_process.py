@@ -174,7 +174,7 @@ def serve(descriptor: int) -> None:
         except (EpisodeError, UserError) as failure:
             kind = type(failure) if type(failure).__name__ in FAILURES else UserError
             answer = {"error": kind.__name__, "message": str(failure)}
-        except Exception:
+        except Exception:  # a bug of ours: the parent raises it, with this traceback
             answer = {"bug": traceback.format_exc()}
         link.sendall(json.dumps(answer).encode() + b"\n")
     if world is not None:

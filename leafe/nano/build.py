@@ -117,9 +117,11 @@ def _build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], N
     groups = islice(_groups(curriculum, writer, plan), training.done, None)
     with tree_attention(model):
         for done in training.steps(groups, log):
-            if done == plan.steps or done % SAVED_EVERY == 0:
+            if done == plan.steps:  # and not before: a build that was left must not stand where a finished checkpoint stood
                 _save(model, tokenizer, out, {**about, "steps_done": done})
-                training.save() if done < plan.steps else training.forget()
+                training.forget()
+            elif done % SAVED_EVERY == 0:
+                training.save()
 
 
 class Training:
@@ -148,6 +150,7 @@ class Training:
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
+        self._file.parent.mkdir(parents=True, exist_ok=True)
         beside = self._file.with_suffix(".part")
         torch.save(state, beside)
         beside.replace(self._file)

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from leafe.envs.base import Environment, Fidelity
 from leafe.envs.household.environment import Household
 from leafe.envs.registry import make
+from leafe.errors import UserError
 from leafe.nano.curriculum import Curriculum, Stage, Teacher
 from leafe.nano.household_tutor import HouseholdTutor
 from leafe.nano.sokoban_teacher import SokobanTeacher
 from leafe.nano.world_teacher import OracleTutor, WorldTeacher
+from leafe.prompts import load_prompts
+from leafe.records import Task
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,26 @@ SHIPPED = {"sokoban": World(SOKOBAN, 4600, 512, "nano"), "household": World(HOUS
 def world(spec: str, args: Mapping[str, Any], *, split: str) -> World:
     """The world of a name or `module:Class`; `args` and `split` are for environments that do not ship with a checkpoint.
 
-    Raises `UserError` when there is no such environment.
+    Raises `UserError` when there is no such environment, or it has nothing to teach with.
     """
     if spec in SHIPPED and not args:
         return SHIPPED[spec]
     environment = make(spec, args)
-    longest = max(task.horizon for task in environment.tasks(split, 8))
+    tasks = environment.tasks(split, 8)
+    longest = max(task.horizon for task in tasks)
+    _check(spec, environment, tasks[0])
     environment.close()
     stages = (Stage(0.3, max(1, longest // 4)), Stage(0.3, max(1, longest // 2)), Stage(0.4, longest))
     return World(Curriculum(environment.name, stages, partial(_any, spec, dict(args), split)), 3000, 1024)
+
+
+def _check(spec: str, environment: Environment, task: Task) -> None:
+    environment.reset(task)
+    lacking = [name for name in ("expert", "example_actions") if not getattr(environment, name)()]
+    if environment.fidelity is Fidelity.NONE:
+        lacking.append("fidelity")
+    if lacking:
+        wanted = "actions from expert() and example_actions(), and fidelity snapshot or replay"
+        raise UserError(f"to be taught {spec} wants {wanted}; missing: {', '.join(lacking)}; give the class what is missing")
+    if load_prompts("terse", environment.name).system:
+        raise UserError(f"{spec} has a system prompt and a small model reads none; take a larger model with prompts=full")

@@ -9,9 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from leafe.records import Observation, Task
+
+State = TypeVar("State")
 
 
 class Fidelity(StrEnum):
@@ -91,3 +93,23 @@ class Environment(ABC):
     def close(self) -> None:
         """Lets go of whatever the environment holds."""
         return None
+
+
+class FrozenStateEnvironment(Environment, Generic[State]):
+    """A world whose whole state is one frozen record, which `reset` and `step` put in `_now`: snapshots are exact and cost nothing."""
+
+    fidelity = Fidelity.SNAPSHOT
+    _now: State | None = None
+
+    def _present(self) -> State:
+        if self._now is None:
+            raise RuntimeError("no episode: call reset first")
+        return self._now
+
+    def snapshot(self) -> State:
+        """The record; nothing in it can change."""
+        return self._present()
+
+    def restore(self, snapshot: State) -> None:
+        """Returns to a snapshot, of this task or of another."""
+        self._now = snapshot

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from leafe.envs.base import Environment, Fidelity
+from leafe.envs.base import FrozenStateEnvironment
 from leafe.envs.pddl.game import Game
 from leafe.envs.pddl.gamefile import GameFile
 from leafe.envs.pddl.planner import plan
@@ -38,14 +38,11 @@ class Snapshot:
     final: Observation | None
 
 
-class GameEnvironment(Environment):
+class GameEnvironment(FrozenStateEnvironment[Snapshot]):
     """Plays game files. A class below it says with `load` which one a task means."""
-
-    fidelity = Fidelity.SNAPSHOT
 
     def __init__(self, *, horizon: int, admissible: bool) -> None:
         self._horizon, self._admissible = horizon, admissible
-        self._now: Snapshot | None = None
         self._walkthrough: tuple[str, ...] = ()
         self._plans: dict[int, list[str]] = {}
 
@@ -80,19 +77,6 @@ class GameEnvironment(Environment):
         observation = Observation(text, done=won, success=won, reward=float(won))
         self._now = Snapshot(game, state, observation if won else None)
         return observation
-
-    def _present(self) -> Snapshot:
-        if self._now is None:
-            raise RuntimeError("no episode: call reset first")
-        return self._now
-
-    def snapshot(self) -> Snapshot:
-        """The state's integer; nothing in it can change."""
-        return self._present()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Returns to a snapshot of this task."""
-        self._now = snapshot
 
     def expert(self) -> Sequence[str]:
         """The walkthrough at the start where the game has one, else a plan. One plan serves all the states that it leads through."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from leafe.digest import seed_for, text_digest
-from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.base import FrozenStateEnvironment, Placement
 from leafe.envs.programs.feedback import NO_PROGRAM, feedback, opening
 from leafe.envs.programs.files import check_files, places, problem_files, row_at
 from leafe.envs.programs.judge import judge
@@ -48,13 +48,12 @@ def program_in(text: str) -> str:
     return (blocks[-1] if blocks else text).strip("\n").encode("utf-8", "replace").decode()
 
 
-class Programming(Environment):
+class Programming(FrozenStateEnvironment[Episode]):
     """What CodeContests and MBPP share. `path` is a file or folder of problems, those of our own where it is not given.
 
     `hidden_tests` caps the hidden tests of a problem (0: all), `time_factor` stretches its time limit, `sandbox` is the kind of sandbox.
     """
 
-    fidelity = Fidelity.SNAPSHOT
     placement = Placement.THREAD  # it waits for programs to end
     splits: ClassVar[tuple[str, ...]]
     columns: ClassVar[tuple[str, ...]]  # that the schema must have
@@ -81,7 +80,6 @@ class Programming(Environment):
         check_files(self._root, self.columns)
         self._horizon, self._most, self._time_factor = horizon, hidden_tests, time_factor
         self._judged: OrderedDict[tuple[str, str], Observation] = OrderedDict()
-        self._now: Episode | None = None
 
     @abstractmethod
     def problem_of(self, row: Mapping[str, Any]) -> Problem:
@@ -201,19 +199,6 @@ class Programming(Environment):
         if len(self._judged) > REMEMBERED:
             self._judged.popitem(last=False)
         return self._judged[key]
-
-    def _present(self) -> Episode:
-        if self._now is None:
-            raise RuntimeError("no episode: call reset first")
-        return self._now
-
-    def snapshot(self) -> Episode:
-        """The problem and the submissions; nothing in it can change."""
-        return self._present()
-
-    def restore(self, snapshot: Episode) -> None:
-        """Returns to a snapshot, of this problem or of another."""
-        self._now = snapshot
 
     def expert(self) -> Sequence[str]:
         """The published solution; empty when the problem is solved or none was published in Python 3."""

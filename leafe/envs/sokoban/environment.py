@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.digest import seed_for, text_digest
-from leafe.envs.base import Environment, Fidelity
+from leafe.envs.base import FrozenStateEnvironment
 from leafe.envs.sokoban.board import ACTIONS, Level, State, parse
 from leafe.envs.sokoban.boxoban import level_files, read_blocks, to_level
 from leafe.envs.sokoban.generator import SPLITS, Recipe, levels, split_of
@@ -38,7 +38,7 @@ class Snapshot:
     dead: bool
 
 
-class Sokoban(Environment):
+class Sokoban(FrozenStateEnvironment[Snapshot]):
     """Push boxes onto targets; observations are the board, from the first step on below a sentence on what the move did.
 
     With `levels`, the path of a Boxoban file or of a folder of them, the boards come from there and `rows` to `max_length` say
@@ -48,7 +48,6 @@ class Sokoban(Environment):
     """
 
     name = "sokoban"
-    fidelity = Fidelity.SNAPSHOT
     actions_help = f"Moves: {', '.join(ACTIONS)}."
 
     def __init__(
@@ -68,7 +67,6 @@ class Sokoban(Environment):
         self._horizon = horizon
         self._levels = Path(levels).expanduser() if levels is not None else None
         self._deadlock_feedback = deadlock_feedback
-        self._now: Snapshot | None = None
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """`count` boards of a split; from files, in an order that the seed draws. See `Environment.tasks`."""
@@ -122,19 +120,6 @@ class Sokoban(Environment):
     def _observe(level: Level, state: State, text: str, info: dict[str, Any]) -> Observation:
         solved = level.solved(state)
         return Observation(text, done=solved, success=solved, reward=float(solved), info=info)
-
-    def _present(self) -> Snapshot:
-        if self._now is None:
-            raise RuntimeError("no episode: call reset first")
-        return self._now
-
-    def snapshot(self) -> Snapshot:
-        """The level and the positions; nothing in it can change."""
-        return self._present()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Returns to a snapshot, of this task or of another."""
-        self._now = snapshot
 
     def expert(self) -> Sequence[str]:
         """An optimal solution from here; empty when solved, spoiled or beyond the solver's limit."""

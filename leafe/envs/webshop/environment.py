@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leafe.envs.base import Environment, Fidelity
+from leafe.envs.base import FrozenStateEnvironment
 from leafe.envs.webshop import pages
 from leafe.envs.webshop.catalogue import Catalogue, files_of, open_catalogue
 from leafe.envs.webshop.goals import Choice, Goals, goal_of
@@ -39,7 +39,7 @@ class Snapshot:
     final: Observation | None = None
 
 
-class WebShop(Environment):
+class WebShop(FrozenStateEnvironment[Snapshot]):
     """Buy what the instruction asks for in a shop that is searched with words and read page by page.
 
     `data` is the path of WebShop's `items_shuffle` file or of the folder that holds it, with `items_ins_v2` and `items_human_ins` beside
@@ -48,7 +48,6 @@ class WebShop(Environment):
     """
 
     name = "webshop"
-    fidelity = Fidelity.SNAPSHOT
     actions_help = "Actions: search[keywords], click[label]."
 
     def __init__(
@@ -71,7 +70,6 @@ class WebShop(Environment):
         self._choice = Choice(goals, split_by, price_seed, horizon)
         self._catalogue: Catalogue = open_catalogue(files_of(data, attributes, instructions), folder)
         self._goals = Goals(self._catalogue, self._choice)
-        self._now: Snapshot | None = None
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """`count` goals of a split. See `Environment.tasks`."""
@@ -170,19 +168,6 @@ class WebShop(Environment):
 
     def _labels(self, visit: Visit) -> dict[str, tuple[str, str]]:
         return labels(visit, self._products(visit))
-
-    def _present(self) -> Snapshot:
-        if self._now is None:
-            raise RuntimeError("no episode: call reset first")
-        return self._now
-
-    def snapshot(self) -> Snapshot:
-        """The episode's state; nothing in it can change."""
-        return self._present()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Returns to a snapshot, of this task or of another."""
-        self._now = snapshot
 
     def expert(self) -> Sequence[str]:
         """Finds the goal's product, chooses its options and buys it; empty where that does not give the full reward."""

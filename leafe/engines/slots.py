@@ -49,7 +49,7 @@ class Tile:
     rows: int
     queries: int
     keys: int
-    take: torch.Tensor  # (rows * queries) places in the flat row of tokens
+    start: int  # where its queries begin among those of all tiles
     positions: torch.Tensor  # (rows * queries)
     blocks: torch.Tensor  # (rows * (depth + 1))
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
@@ -123,6 +123,8 @@ class Batch:
     places: torch.Tensor  # (tokens)
     last: torch.Tensor  # (pieces) the place of each piece's last token
     tiles: list[Tile]
+    take: torch.Tensor  # (queries of all tiles) the token of each, padding included
+    back: torch.Tensor  # (tokens) the query of each; padding tokens have some query
 
 
 @dataclass(slots=True)
@@ -160,29 +162,35 @@ def plan(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Ba
     nowhere = len(ids)
     for padded in (ids, positions, places):
         padded += [0] * padding
-    tiles = [
-        _tile(spans[key][index : index + rows], nowhere, size, device)
-        for key in sorted(spans)
-        for rows in [max(1, TILE_BYTES // ((key[0] + 1) * size * row_bytes))]
-        for index in range(0, len(spans[key]), rows)
-    ]
+    tiles: list[Tile] = []
+    take: list[int] = []
+    for depth, few in sorted(spans):
+        rows = max(1, TILE_BYTES // ((depth + 1) * size * row_bytes))
+        group = spans[depth, few]
+        for index in range(0, len(group), rows):
+            tiles.append(_tile(group[index : index + rows], take, nowhere, size, device))
+    back = [0] * len(ids)
+    for query, token in enumerate(take):
+        back[token] = query
     last += last[-1:] * max(0, QUERY_MULTIPLE - len(last))
-    flat = torch.tensor([ids, positions, places], device=device)
-    return Batch(cache, flat[0:1], flat[1:2], flat[2], torch.tensor(last, device=device), tiles)
+    flat = torch.tensor([ids, positions, places, back], device=device)
+    chosen, taken = torch.tensor(last, device=device), torch.tensor(take, device=device)
+    return Batch(cache, flat[0:1], flat[1:2], flat[2], chosen, tiles, taken, flat[3])
 
 
-def _tile(spans: Sequence[_Span], nowhere: int, size: int, device: torch.device) -> Tile:
+def _tile(spans: Sequence[_Span], take: list[int], nowhere: int, size: int, device: torch.device) -> Tile:
+    """A tile of these spans, whose queries it appends to `take`."""
     queries = max(span.count for span in spans)
     queries += -queries % QUERY_MULTIPLE
-    take: list[int] = []
+    start = len(take)
     positions: list[int] = []
     for span in spans:
         padding = queries - span.count
         take += [*range(span.first, span.first + span.count), *([nowhere] * padding)]
         positions += [*range(span.start, span.start + span.count), *([span.start] * padding)]
-    flat = torch.tensor([take, positions], device=device)
     blocks = torch.tensor([block for span in spans for block in span.blocks], device=device)
-    return Tile(len(spans), queries, len(spans[0].blocks) * size, flat[0], flat[1], blocks)
+    keys = len(spans[0].blocks) * size
+    return Tile(len(spans), queries, keys, start, torch.tensor(positions, device=device), blocks)
 
 
 def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, None]:
@@ -201,19 +209,21 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
     heads, tokens, width = query.shape[1:]
     layer: int = module.layer_idx
     batch.cache.store(layer, key, value, batch.places)
-    flat = query[0].transpose(0, 1).reshape(tokens, heads * width)
-    output = flat.new_zeros(tokens, heads * value.shape[-1])
+    queries = query[0].transpose(0, 1).reshape(tokens, heads * width).index_select(0, batch.take)
+    parts = []
     for tile in batch.tiles:
         keys, values = batch.cache.read(layer, tile, width)
+        count = tile.rows * tile.queries
         part = F.scaled_dot_product_attention(
-            flat.index_select(0, tile.take).view(tile.rows, tile.queries, heads, width).transpose(1, 2),
+            queries[tile.start : tile.start + count].view(tile.rows, tile.queries, heads, width).transpose(1, 2),
             keys,
             values,
             attn_mask=tile.mask(options.get("sliding_window"), query.dtype),
             scale=options.get("scaling"),
             enable_gqa=heads != key.shape[1],
         )
-        output.index_copy_(0, tile.take, part.transpose(1, 2).reshape(tile.rows * tile.queries, -1))
+        parts.append(part.transpose(1, 2).reshape(count, -1))
+    output = torch.cat(parts).index_select(0, batch.back)
     return output.view(1, tokens, heads, -1), None
 
 

@@ -332,20 +332,26 @@ def main() -> None:
     ways = [*dict.fromkeys([*options.ways, "padded"])]
     workloads = {name: made_up(name, options.steps) for name in options.made_up}
     workloads |= {str(folder): of_run(folder, options.steps, options.batch) for folder in options.run}
-    report = {name: measure(steps, ways, options) for name, steps in workloads.items()}
+    report = {}
+    for name, steps in workloads.items():
+        report[name] = measure(steps, ways, options)
+        if not options.json:
+            show(name, report[name], ways)
     if options.json:
         print(json.dumps(report))
-        return
-    for name, found in report.items():
-        print(f"{name}: {found['examples']} examples, {found['steps']} steps")
-        print(f"  {'':14} {'tokens':>9} {'saved':>6} {'s/step':>8} {'faster':>7}  {'spread':13} {'peak MB':>8}  last loss")
-        for way in ways:
-            one = found[way]
-            spread = "-".join(map(str, one["faster_spread"]))
-            print(
-                f"  {way:14} {one['tokens']:9} {one['tokens_saved']:6} {one['step_seconds']:8} {one['faster']:7}  {spread:13}"
-                f" {one['peak_megabytes']:8}  {one['last_loss']:.6f}"
-            )
+
+
+def show(name: str, found: dict[str, Any], ways: Sequence[str]) -> None:
+    print(f"{name}: {found['examples']} examples, {found['steps']} steps")
+    print(f"  {'':14} {'tokens':>9} {'saved':>6} {'s/step':>8} {'faster':>7}  {'spread':13} {'peak MB':>8}  last loss")
+    for way in ways:
+        one = found[way]
+        spread = "-".join(map(str, one["faster_spread"]))
+        print(
+            f"  {way:14} {one['tokens']:9} {one['tokens_saved']:6} {one['step_seconds']:8} {one['faster']:7}  {spread:13}"
+            f" {one['peak_megabytes']:8}  {one['last_loss']:.6f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,13 @@ def test_a_window_longer_than_every_path_is_no_window(kind: Any) -> None:
         assert torch.allclose(term_losses(model, BATCH), apart(mistral_like(model)), atol=1e-5)
 
 
+@pytest.mark.slow  # compiles, for which it wants a C++ compiler
+def test_flex_attention_computes_the_same_losses() -> None:
+    model = mistral(window=6).eval()
+    with torch.inference_mode(), tree_attention(model, "flex"):
+        assert torch.allclose(term_losses(model, BATCH), apart(mistral_like(model)), atol=1e-5)
+
+
 def mistral_like(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights, outside of any context."""
     twin = mistral(window=6).eval()

@@ -180,6 +180,13 @@ def test_nothing_to_train_on_is_one_sentence(base: Path, tmp_path: Path) -> None
         trained(base, tmp_path, [])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="FlexAttention trains here")
+def test_flex_attention_is_refused_where_it_cannot_train(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"wants a GPU.*train\.attention=tree"):
+        trained(base, tmp_path / "out", lessons(), PLAN.model_copy(update={"attention": "flex"}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_example_without_sampled_ids_is_refused(base: Path, tmp_path: Path) -> None:
     bare = Example("e", "rehearsal", "t", 0, "turn", (Message("user", "what now?"),), "go left", ())
     with pytest.raises(UserError, match=r"holds no sampled ids; explore with a server"):

@@ -148,6 +148,8 @@ def fine_tune(
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
+    if settings.attention == "flex" and not torch.cuda.is_available():
+        raise UserError("train.attention=flex wants a GPU, since FlexAttention cannot train on a CPU; set train.attention=tree")
     work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads))
     return in_processes(settings.processes, work, told) if settings.processes > 1 and not launched() else work(told)
 

@@ -168,7 +168,7 @@ def plan(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Ba
         rows = max(1, TILE_BYTES // ((depth + 1) * size * row_bytes))
         group = spans[depth, few]
         for index in range(0, len(group), rows):
-            tiles.append(_tile(group[index : index + rows], take, nowhere, size, device))
+            tiles.append(_tile(group[index : index + rows], take, nowhere, size=size, device=device))
     back = [0] * len(ids)
     for query, token in enumerate(take):
         back[token] = query
@@ -178,7 +178,7 @@ def plan(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Ba
     return Batch(cache, flat[0:1], flat[1:2], flat[2], chosen, tiles, taken, flat[3])
 
 
-def _tile(spans: Sequence[_Span], take: list[int], nowhere: int, size: int, device: torch.device) -> Tile:
+def _tile(spans: Sequence[_Span], take: list[int], nowhere: int, *, size: int, device: torch.device) -> Tile:
     """A tile of these spans, whose queries it appends to `take`."""
     queries = max(span.count for span in spans)
     queries += -queries % QUERY_MULTIPLE

@@ -7,13 +7,14 @@ weights, on passes of at most `--tokens` tokens with their padding, and computes
 
     tree           one trie a task, attention in blocks (what `leafe train` does)
     dense          the same rows with a mask of row by row, passes a quarter as long
-    flex           the same rows with FlexAttention (on a GPU only)
+    flex           the same rows with FlexAttention (on a CPU with --forward-only, since it has no backward pass there)
     padded         one sample a turn, sorted by length, padded
     trl            TRL's `pack_dataset` (best fit) and padding-free collator; wants `pip install trl`
     conversations  one sequence for each longest history, sorted by length, padded; a turn that several share is trained in one
 
 Ways take turns; passes are prepared beforehand, the step time is the median over steps and repeats and the ratio is taken step by
-step. Peak memory is measured in a process of its own for each way, above what the model, its gradients and its optimiser hold (Linux).
+step. The first step of each way is told apart, since compiling falls on it. Peak memory is measured in a process of its own for each
+way, above what the model, its gradients and its optimiser hold (Linux).
 `--run` adds the examples of a run as `leafe run` distilled them; its episodes are as long as its recipe says.
 """
 
@@ -176,13 +177,16 @@ class Learner:
         targets = sum(len(target) for _, target, *_ in flat(step))
         passes = list(WAYS[self.way](step, self.options.tokens, self.options.device))
         start, total, tokens = now(self.options.device), 0.0, 0
-        with self.attention():
+        learns = not self.options.forward_only
+        with self.attention(), torch.inference_mode(not learns):
             for one in passes:
                 loss = one.loss(self.model) / targets
-                loss.backward()
+                if learns:
+                    loss.backward()
                 total, tokens = total + float(loss.detach()), tokens + one.tokens
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if learns:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return now(self.options.device) - start, tokens, total
 
     def attention(self) -> Any:
@@ -289,8 +293,7 @@ def measure(steps: list[Step], ways: Sequence[str], options: argparse.Namespace)
     model = new_model(options)
     learners = {way: Learner(way, copy.deepcopy(model), options) for way in ways}
     warm = {way: Learner(way, copy.deepcopy(model), options) for way in ways}
-    for learner in warm.values():
-        learner.step(steps[0])
+    first = {way: learner.step(steps[0])[0] for way, learner in warm.items()}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     tokens = dict.fromkeys(ways, 0)
     loss: dict[str, float] = {}
@@ -305,6 +308,7 @@ def measure(steps: list[Step], ways: Sequence[str], options: argparse.Namespace)
         report[way] = {
             "tokens": tokens[way],
             "tokens_saved": round(tokens["padded"] / tokens[way], 2),
+            "first_seconds": round(first[way], 3),
             "step_seconds": round(statistics.median(seconds[way]), 3),
             "faster": round(statistics.median(ratios), 2),
             "faster_spread": [round(min(ratios), 2), round(max(ratios), 2)],
@@ -326,8 +330,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="examples of an optimiser step of a run")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--forward-only", action="store_true", help="computes losses and learns nothing")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if "flex" in options.ways and options.device == "cpu" and not options.forward_only:
+        parser.error("FlexAttention has no backward pass on a CPU; add --forward-only or name --device cuda")
     torch.set_num_threads(options.threads)
     ways = [*dict.fromkeys([*options.ways, "padded"])]
     workloads = {name: made_up(name, options.steps) for name in options.made_up}
@@ -343,13 +350,15 @@ def main() -> None:
 
 def show(name: str, found: dict[str, Any], ways: Sequence[str]) -> None:
     print(f"{name}: {found['examples']} examples, {found['steps']} steps")
-    print(f"  {'':14} {'tokens':>9} {'saved':>6} {'s/step':>8} {'faster':>7}  {'spread':13} {'peak MB':>8}  last loss")
+    print(
+        f"  {'':14} {'tokens':>9} {'saved':>6} {'first s':>8} {'s/step':>8} {'faster':>7}  {'spread':13} {'peak MB':>8}  last loss"
+    )
     for way in ways:
         one = found[way]
         spread = "-".join(map(str, one["faster_spread"]))
         print(
-            f"  {way:14} {one['tokens']:9} {one['tokens_saved']:6} {one['step_seconds']:8} {one['faster']:7}  {spread:13}"
-            f" {one['peak_megabytes']:8}  {one['last_loss']:.6f}",
+            f"  {way:14} {one['tokens']:9} {one['tokens_saved']:6} {one['first_seconds']:8} {one['step_seconds']:8}"
+            f" {one['faster']:7}  {spread:13} {one['peak_megabytes']:8}  {one['last_loss']:.6f}",
             flush=True,
         )
 

@@ -82,7 +82,7 @@ class Bars:
 
 def _table(title: str, heading: Sequence[str]) -> Table:
     """A table of figures beside names; in a narrow terminal figures go over several lines and nothing is cut off."""
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, text in enumerate(heading):
         table.add_column(text, justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
     return table

@@ -164,15 +164,13 @@ def test_nothing_is_subtracted_where_there_is_no_base() -> None:
 
 def test_a_table_for_the_terminal_holds_percent_with_bounds() -> None:
     found = compare([arm("base", 4, 0, 1), arm("leafe", 4, 2, 4)], how=QUICK)
-    heading, base, leafe = table_rows(found)
-    assert heading == ("arm", "Pass@1", "Pass@4", "- base @1", "- base @4", "turns", "tokens", "errors")
-    assert base[3:5] == ("-", "-")
-    assert leafe[0] == "leafe"
-    assert leafe[1] == "75.0 [50.0, 100.0]"
-    assert leafe[3] == "+62.5 [+50.0, +75.0]"
+    heading, base, base_most, leafe, _ = table_rows(found)
+    assert heading == ("arm", "k", "Pass@k", "- base", "turns", "tokens", "errors")
+    assert base[3] == base_most[3] == "-"
+    assert leafe[:4] == ("leafe", "1", "75.0 [50.0, 100.0]", "+62.5 [+50.0, +75.0]")
+    assert base_most[:2] == ("", "4")
     assert leafe[-1] == "none"
-    assert {len(row) for row in table_rows(found, [1, 2, 4, 8])} == {12}
-    assert table_rows(Comparison(())) == (("arm", "turns", "tokens", "errors"),)
+    assert table_rows(Comparison(())) == (heading,)
 
 
 def test_a_difference_of_nothing_has_no_minus_sign() -> None:

@@ -6,7 +6,7 @@ percent only in the formatting functions at the end, which the terminal and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,15 +116,18 @@ def with_bounds(interval: Interval, *, signed: bool = False) -> str:
     return f"{form(interval.value)} [{form(interval.low)}, {form(interval.high)}]"
 
 
-def table_rows(comparison: Comparison, ks: Sequence[int] = ()) -> tuple[tuple[str, ...], ...]:
-    """A heading and one row an arm, for a table in a terminal, in percent; by default at k = 1 and at the largest k of all."""
-    shown = tuple(ks) or tuple(dict.fromkeys(comparison.ks[:1] + comparison.ks[-1:]))
-    heading = ("arm", *(f"Pass@{k}" for k in shown), *(f"- base @{k}" for k in shown), "turns", "tokens", "errors")
-    return (heading, *(_row(arm, shown) for arm in comparison.arms))
+def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
+    """A heading and two rows an arm, at k = 1 and at the largest k of all, in percent: narrow enough for eighty characters."""
+    shown = dict.fromkeys(comparison.ks[:1] + comparison.ks[-1:])
+    heading = ("arm", "k", "Pass@k", "- base", "turns", "tokens", "errors")
+    return (heading, *(row for arm in comparison.arms for row in _rows(arm, [*shown])))
 
 
-def _row(arm: ArmResult, shown: Sequence[int]) -> tuple[str, ...]:
-    values = [with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-" for k in shown]
-    gains = [with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-" for k in shown]
+def _rows(arm: ArmResult, shown: Sequence[int]) -> Iterator[tuple[str, ...]]:
     broken = ", ".join(f"{count} {name}" for name, count in arm.errors.items()) or "none"
-    return (arm.name, *values, *gains, f"{arm.turns:,}", f"{arm.tokens:,}", broken)
+    for number, k in enumerate(shown):
+        value = with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-"
+        gain = with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-"
+        tokens = f"{arm.tokens:,}" if arm.tokens < 1e6 else f"{arm.tokens / 1e6:.2f}M"
+        spent = ("", "", "") if number else (f"{arm.turns:,}", tokens, broken)
+        yield ("" if number else arm.name, str(k), value, gain, *spent)

@@ -197,8 +197,9 @@ def compare(
     *,
     as_json: AsJson = False,
     k: Annotated[int | None, typer.Option(help="one more k")] = None,
+    base: Annotated[str, typer.Option(help="the arm that the others are compared with, as rehearsal or RUN:leafe")] = "base",
 ) -> None:
-    """Pass@k of the arms of one run or several, side by side, each minus its run's base. Intervals are as in the first run."""
+    """Pass@k of the arms of one run or several, side by side, minus their run's base or another arm. Intervals are as in the first run."""
     arms: list[ArmOutcomes] = []
     settings: list[EvaluateSettings] = []
     for path in runs:
@@ -210,7 +211,7 @@ def compare(
             arms += found if len(runs) == 1 else of_run(path.resolve().name, found)
     shared = min(settings, key=lambda one: one.samples).ks
     ks = () if k is None else tuple(sorted({*shared, k}))
-    comparison = compare_arms(arms, ks=ks, how=Resampling(settings[0].resamples, settings[0].confidence))
+    comparison = compare_arms(arms, base=base, ks=ks, how=Resampling(settings[0].resamples, settings[0].confidence))
     if as_json:
         _emit(comparison.as_json())
     else:

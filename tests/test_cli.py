@@ -143,6 +143,16 @@ def test_compare_takes_several_runs_and_one_more_k(first: tuple[Path, Said], fin
     assert all(set(arm["pass_at_k"]) == {"1", "2", "3", "4"} for arm in found["arms"])
 
 
+def test_compare_subtracts_the_arm_that_is_named(first: tuple[Path, Said]) -> None:
+    against_base, against_leafe = (
+        {arm["name"]: arm["minus_base"] for arm in json.loads(leafe("compare", first[0], "--json", "--base", base).out)["arms"]}
+        for base in ("base", "leafe")
+    )
+    assert against_leafe["leafe"] == {}
+    assert against_leafe["base"]["4"]["value"] == -against_base["leafe"]["4"]["value"]
+    assert "- leafe" in leafe("compare", first[0], "--base", "leafe").out
+
+
 def test_diagnose_gives_json_of_every_figure(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = leafe("diagnose", "smoke", f"model={model}", *WORLD, *QUICK, "--json", "--turns", "5")
@@ -224,6 +234,7 @@ def test_a_folder_that_is_no_run_is_refused(verb: str, tmp_path: Path) -> None:
 def test_pass_at_a_k_beyond_the_samples_is_refused(first: tuple[Path, Said]) -> None:
     assert_one_sentence(leafe("compare", first[0], "--k", "5"), "wants n >= k samples a task; base has n=4, k=5")
     assert_one_sentence(leafe("compare", first[0], "--k", "0"), "wants k >= 1")
+    assert_one_sentence(leafe("compare", first[0], "--base", "rehersal"), "did you mean 'rehearsal'?")
 
 
 def test_comparing_what_was_not_measured_is_refused(finished: Path) -> None:

@@ -32,10 +32,11 @@ class ArmResult:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The arms in the order in which they were given, and the confidence of every interval."""
+    """The arms in the order in which they were given, the confidence of every interval, and the arm that is subtracted."""
 
     arms: tuple[ArmResult, ...]
     confidence: float = 0.95
+    base: str | None = "base"
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -74,7 +75,7 @@ def compare(
             raise UserError(f"the arm {name!r} stands there twice; give each run once")
     counts = {arm.name: arm.counts() for arm in arms}
     bases = {name: None if base is None else counts[_base_of(name, names, base)] for name in names}
-    return Comparison(tuple(_result(arm, counts[arm.name], bases[arm.name], ks=ks, how=how) for arm in arms), how.confidence)
+    return Comparison(tuple(_result(arm, counts[arm.name], bases[arm.name], ks=ks, how=how) for arm in arms), how.confidence, base)
 
 
 def _base_of(name: str, names: Sequence[str], base: str) -> str:
@@ -119,7 +120,7 @@ def with_bounds(interval: Interval, *, signed: bool = False) -> str:
 def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     """A heading and two rows an arm, at k = 1 and at the largest k of all, in percent: narrow enough for eighty characters."""
     shown = dict.fromkeys(comparison.ks[:1] + comparison.ks[-1:])
-    heading = ("arm", "k", "Pass@k", "- base", "turns", "tokens", "errors")
+    heading = ("arm", "k", "Pass@k", f"- {comparison.base or 'base'}", "turns", "tokens", "errors")
     return (heading, *(row for arm in comparison.arms for row in _rows(arm, [*shown])))
 
 

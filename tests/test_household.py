@@ -21,6 +21,7 @@ from leafe.envs.household.environment import FORMS, Household
 from leafe.envs.household.generator import Recipe, houses
 from leafe.envs.household.house import GOALS, ITEMS, PLACES, SPLITS, House, from_payload, home_of, kind_of
 from leafe.envs.household.texts import game_file
+from leafe.envs.pddl.environment import KEPT
 from leafe.envs.pddl.game import Game
 from leafe.errors import UnknownName, UserError
 from leafe.progress import Silent
@@ -114,6 +115,16 @@ def test_no_house_is_in_two_splits_whatever_the_task_in_it() -> None:
         assert not any(some & others for name, others in shells.items() if name != split)
     house = next(iter(found["test"]))
     assert replace(house, goal="wash", item="vase", start=house.start).split() == "test"
+
+
+def test_a_game_is_made_once_while_any_episode_plays_it() -> None:
+    many = [(Household(), task) for task in Household().tasks("train", KEPT + 2, 3)]
+    for environment, task in many:
+        environment.reset(task)
+    games = [environment.snapshot().game for environment, _ in many]
+    for environment, task in many:
+        environment.reset(task)
+    assert all(environment.snapshot().game is game for (environment, _), game in zip(many, games, strict=True))
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(250, marks=pytest.mark.slow)])

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 from leafe.envs.base import FrozenStateEnvironment
 from leafe.envs.pddl.game import Game
@@ -17,12 +18,22 @@ from leafe.envs.pddl.gamefile import GameFile
 from leafe.envs.pddl.planner import plan
 from leafe.records import Observation, Task
 
-KEPT = 32  # games, the latest used
+KEPT = 32  # games beside those that some episode plays, the latest used
+
+# Hundreds of trees grow side by side, each of which comes back to its game again and again: a game is worth keeping as long as any does.
+_played: WeakValueDictionary[GameFile, Game] = WeakValueDictionary()
 
 
 @lru_cache(maxsize=KEPT)
 def game_of(file: GameFile) -> Game:
     """The game of a file's texts, made once while it is in use. Raises `ValueError` when they are no game."""
+    game = _played.get(file)
+    if game is None:
+        game = _played[file] = _made(file)
+    return game
+
+
+def _made(file: GameFile) -> Game:
     try:
         return Game(file)
     except (IndexError, KeyError, TypeError, RecursionError) as error:  # texts that are cut short in one of countless ways

@@ -346,7 +346,7 @@ def nano_build(
 def main() -> None:
     """Runs the command line; the entry point of the `leafe` command."""
     disable_progress_bar()  # ours stand alone
-    # What thousands of episodes leave behind is long-lived and holds no cycles; looking for some took a seventh of the time of exploring.
+    # What thousands of episodes leave behind is long-lived and holds no cycles; looking for some took a seventh of a profile of exploring.
     gc.set_threshold(100_000, 20, 20)
     try:
         app()

@@ -18,8 +18,8 @@ from leafe.envs.pddl.gamefile import GameFile
 from leafe.envs.pddl.grammar import Grammar, Wording, parse_grammar
 from leafe.envs.pddl.grounding import Binding, Check, Effects, Join, Operator, ground_condition
 from leafe.envs.pddl.names import shown_names
-from leafe.envs.pddl.symbols import Entity
-from leafe.envs.pddl.telling import Teller
+from leafe.envs.pddl.symbols import Entity, Symbol
+from leafe.envs.pddl.telling import Cast, Teller
 
 NOTHING = "Nothing happens."  # what the original says to whatever is no admissible command
 REMEMBERED = 500  # states whose commands are kept
@@ -52,6 +52,10 @@ class _Action:
         keys = [one for one in alternative.literals if one.positive and one.predicate in facts.fluent]
         key = min(keys, key=lambda literal: facts.counts.get(literal.predicate, 0), default=None)
         return Join(Alternative(self.parameters + alternative.variables, alternative.literals), facts, key)
+
+    def cast(self, binding: Binding) -> Cast:
+        """The chosen objects by the parameters' names."""
+        return {name[1:]: binding[name] for name, _ in self.parameters}
 
 
 class Game:
@@ -96,11 +100,18 @@ class Game:
         found: dict[str, Operator] = {}
         for operator in self._candidates(state):
             if state & operator.need == operator.need and not state & operator.ban:
-                known = found.setdefault(operator.command, operator)
+                command = self.command(operator)
+                known = found.setdefault(command, operator)
                 # Two operators of one command: which is meant must not depend on what was played before.
-                if known is not operator and _rank(operator) < _rank(known):
-                    found[operator.command] = operator
+                if known is not operator and self._rank(operator) < self._rank(known):
+                    found[command] = operator
         return found
+
+    def command(self, operator: Operator) -> str:
+        """What an operator is typed as. Most are never open to a player, so their words are made when first asked for."""
+        if operator.command is None:
+            operator.command = self._told(operator, self._wordings[operator.number].template, self.start)
+        return operator.command
 
     def _candidates(self, state: int) -> Iterator[Operator]:
         yield from self.operators(0, None)
@@ -133,11 +144,9 @@ class Game:
         check = join.check(binding)
         if check is None:
             return None
-        cast = {name[1:]: binding[name] for name, _ in action.parameters}
-        operator = Operator(action.number, action.effects, binding=binding, cast=cast, check=check)
+        operator = Operator(action.number, action.effects, binding=binding, check=check)
         if action.may_idle and operator.idle():
             return None
-        operator.command = self._teller.tell(self._wordings[action.number].template, cast, self.start)
         return operator
 
     def step(self, state: int, command: str) -> tuple[int, str]:
@@ -146,15 +155,17 @@ class Game:
         if operator is None:
             return state, NOTHING
         after = operator.applied(state)
-        return after, self._teller.tell(self._wordings[operator.number].feedback, dict(operator.cast), after)
+        return after, self._told(operator, self._wordings[operator.number].feedback, after)
+
+    def _told(self, operator: Operator, symbols: Sequence[Symbol], state: int) -> str:
+        return self._teller.tell(symbols, self._actions[operator.number].cast(operator.binding), state)
+
+    def _rank(self, operator: Operator) -> tuple[int, list[str]]:
+        return operator.number, list(self._actions[operator.number].cast(operator.binding).values())
 
     def won(self, state: int) -> bool:
         """Whether the goal holds."""
         return any(state & need == need and not state & ban for need, ban in self.goals)
-
-
-def _rank(operator: Operator) -> tuple[int, list[str]]:
-    return operator.number, list(operator.cast.values())
 
 
 def _understood(schemas: tuple[Schema, ...], reader: Reader) -> tuple[_Read, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from leafe.envs.pddl.facts import Facts
-from leafe.envs.pddl.formulas import Alternative, Effect, Literal
+from leafe.envs.pddl.formulas import ALWAYS, Alternative, Effect, Literal
 
 Binding = dict[str, str]
 Check = tuple[int, int]  # the facts that have to hold, the facts that must not
@@ -23,13 +23,40 @@ def is_variable(term: str) -> bool:
 
 def fact_of(literal: Literal, binding: Mapping[str, str]) -> tuple[str, ...]:
     """The fact that a literal speaks of, its variables replaced."""
-    return (literal.predicate, *(binding.get(term, term) for term in literal.terms))
+    return (literal.predicate, *[binding.get(term, term) for term in literal.terms])
 
 
 def holds(literal: Literal, binding: Mapping[str, str], facts: Facts) -> bool:
     """Whether the fact that a constant literal speaks of holds; its own sign is not looked at."""
     fact = fact_of(literal, binding)
     return fact[1] == fact[2] if literal.predicate == "=" else facts.holds_always(fact)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choose:
+    """Run through the objects of a variable that no literal gives."""
+
+    variable: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Confirm:
+    """Check a literal whose terms are all known by now."""
+
+    literal: Literal
+
+
+@dataclass(frozen=True, slots=True)
+class _Find:
+    """Look up the facts of a literal, by its term number `known` where one is known by now."""
+
+    literal: Literal
+    known: int | None
+
+
+def _first_known(literal: Literal, known: set[str]) -> int | None:
+    """The number of the first term that is an object or a known variable."""
+    return next((at for at, term in enumerate(literal.terms) if not is_variable(term) or term in known), None)
 
 
 class Join:
@@ -40,34 +67,33 @@ class Join:
 
     def __init__(self, alternative: Alternative, facts: Facts, key: Literal | None = None) -> None:
         self._facts, self.key = facts, key
-        self._kinds = dict(alternative.variables)
+        self._objects = {variable: facts.objects_of(kind) for variable, kind in alternative.variables}
         self.fixed = [one for one in alternative.literals if one.predicate not in facts.fluent]
         self.changing = [one for one in alternative.literals if one.predicate in facts.fluent]
         known = {term for term in key.terms if is_variable(term)} if key else set()
         self._steps = list(self._ordered(self.fixed, known))
 
-    def _ordered(self, literals: list[Literal], known: set[str]) -> Iterator[Literal | str]:
-        """Literals to look up or check, and variables to run through where no literal gives them."""
+    def _ordered(self, literals: list[Literal], known: set[str]) -> Iterator[_Choose | _Confirm | _Find]:
+        """What to do first is what leaves the least to do after it."""
         waiting, known = list(literals), set(known)
-        while waiting or not known >= self._kinds.keys():
+        while waiting or not known >= self._objects.keys():
             ready = [one for one in waiting if all(not is_variable(term) or term in known for term in one.terms)]
             givers = [one for one in waiting if one.positive and one.predicate != "="]
             if ready or givers:
                 best = ready[0] if ready else min(givers, key=lambda one: self._cost(one, known))
                 waiting.remove(best)
+                yield _Confirm(best) if ready else _Find(best, _first_known(best, known))
                 known |= {term for term in best.terms if is_variable(term)}
-                yield best
             else:
-                variable = next((name for name in self._kinds if name not in known), None)
+                variable = next((name for name in self._objects if name not in known), None)
                 if variable is None:
                     terms = {term for one in waiting for term in one.terms if is_variable(term)}
                     raise ValueError(f"no parameter is named {', '.join(sorted(terms - known))}")
                 known.add(variable)
-                yield variable
+                yield _Choose(variable)
 
     def _cost(self, literal: Literal, known: set[str]) -> tuple[bool, int]:
-        bound = any(not is_variable(term) or term in known for term in literal.terms)
-        return (not bound, len(self._facts.rows(literal.predicate)))
+        return (_first_known(literal, known) is None, len(self._facts.rows(literal.predicate)))
 
     def solutions(self, fact: tuple[str, ...] | None = None) -> Iterator[Binding]:
         """Every choice of the variables for which the constant literals hold, with the key standing for `fact`."""
@@ -78,14 +104,12 @@ class Join:
 
     def _bind(self, literal: Literal, values: Sequence[str], binding: Binding) -> bool:
         for term, value in zip(literal.terms, values, strict=True):
-            if not is_variable(term):
-                if term != value:
-                    return False
-            elif term not in binding:
-                if value not in self._facts.objects_of(self._kinds[term]):
+            known = binding.get(term) if is_variable(term) else term
+            if known is None:
+                if value not in self._objects[term]:
                     return False
                 binding[term] = value
-            elif binding[term] != value:
+            elif known != value:
                 return False
         return True
 
@@ -94,23 +118,23 @@ class Join:
             yield binding
             return
         step = self._steps[at]
-        if isinstance(step, str):
-            for value in sorted(self._facts.objects_of(self._kinds[step])):
-                yield from self._solve(at + 1, {**binding, step: value})
-        elif all(not is_variable(term) or term in binding for term in step.terms):
-            if holds(step, binding, self._facts) == step.positive:
-                yield from self._solve(at + 1, binding)
-        else:
+        if isinstance(step, _Find):
             for values, _ in self._candidates(step, binding):
                 wider = dict(binding)
-                if self._bind(step, values, wider):
+                if self._bind(step.literal, values, wider):
                     yield from self._solve(at + 1, wider)
+        elif isinstance(step, _Confirm):
+            if holds(step.literal, binding, self._facts) == step.literal.positive:
+                yield from self._solve(at + 1, binding)
+        else:
+            for value in sorted(self._objects[step.variable]):
+                yield from self._solve(at + 1, {**binding, step.variable: value})
 
-    def _candidates(self, literal: Literal, binding: Binding) -> Sequence[tuple[tuple[str, ...], int]]:
-        for at, term in enumerate(literal.terms):
-            if not is_variable(term) or term in binding:
-                return self._facts.rows_with(literal.predicate, at, binding.get(term, term))
-        return self._facts.rows(literal.predicate)
+    def _candidates(self, step: _Find, binding: Binding) -> Sequence[tuple[tuple[str, ...], int]]:
+        if step.known is None:
+            return self._facts.rows(step.literal.predicate)
+        term = step.literal.terms[step.known]
+        return self._facts.rows_with(step.literal.predicate, step.known, binding.get(term, term))
 
     def check(self, binding: Binding) -> Check | None:
         """The masks of a solution; None when it wants a fact both true and false."""
@@ -153,24 +177,25 @@ class Effects:
         for effect in effects:
             if any(one.variables for one in effect.when):
                 raise ValueError("an effect's condition with exists is not supported; name its objects as parameters")
-        self._effects = [(effect, [Join(one, facts) for one in effect.when]) for effect in effects]
+        # Most effects have no condition, and are found without looking at one. None stands for those.
+        self._effects = [(one.literal, None if one.when == ALWAYS else [Join(case, facts) for case in one.when]) for one in effects]
 
     def may_idle(self, literals: Sequence[Literal]) -> bool:
         """Whether some choice of objects may change nothing where these literals hold; a quick look at the predicates only."""
-        gains = {effect.literal.predicate for effect, _ in self._effects if effect.literal.positive}
+        gains = {effect.predicate for effect, _ in self._effects if effect.positive}
         held = {literal.predicate for literal in literals if literal.positive}
         missing = {literal.predicate for literal in literals if not literal.positive}
-        loses = {effect.literal.predicate for effect, _ in self._effects if not effect.literal.positive}
+        loses = {effect.predicate for effect, _ in self._effects if not effect.positive}
         return gains <= held and loses <= missing | gains
 
     def changes(self, binding: Binding) -> tuple[Change, tuple[Change, ...]]:
         """What always happens, and what happens under conditions."""
         gain = lose = 0
         conditional: list[Change] = []
-        for effect, joins in self._effects:
-            gains, loses = self._masks(effect.literal, binding)
-            when = [_instance(join, binding, self._facts) for join in joins]
-            if any(check == (0, 0) for check in when):
+        for literal, joins in self._effects:
+            gains, loses = self._masks(literal, binding)
+            when = [(0, 0)] if joins is None else [_instance(join, binding, self._facts) for join in joins]
+            if (0, 0) in when:
                 gain, lose = gain | gains, lose | loses
             elif possible := tuple(check for check in when if check is not None):
                 conditional.append(Change(gains, loses, possible))
@@ -193,14 +218,13 @@ def _instance(join: Join, binding: Binding, facts: Facts) -> Check | None:
 class Operator:
     """An action with its parameters chosen: when it can be taken, and what it changes, worked out when first needed."""
 
-    __slots__ = ("_changes", "ban", "binding", "cast", "command", "effects", "need", "number")
+    __slots__ = ("_changes", "ban", "binding", "command", "effects", "need", "number")
 
-    def __init__(self, number: int, effects: Effects, *, binding: Binding, cast: Binding, check: Check) -> None:
+    def __init__(self, number: int, effects: Effects, *, binding: Binding, check: Check) -> None:
         self.number = number  # its action's place in the domain
         self.effects, self.binding = effects, binding
-        self.cast = cast  # the chosen objects by the parameters' names
         self.need, self.ban = check
-        self.command = ""
+        self.command: str | None = None  # what it is typed as, once that was asked for
         self._changes: tuple[Change, tuple[Change, ...]] | None = None
 
     @property

@@ -139,17 +139,17 @@ def plan(game: Game, state: int) -> list[str] | None:
         costs = [prices.of(condition) for condition in _conditions(goal)]
         if None not in costs:
             priced.append((sum(cost for cost in costs if cost is not None), goal))
-    best: list[str] | None = None
+    best: list[Operator] | None = None
     for _, goal in heapq.nsmallest(GOALS, priced):
         found = _search(state, goal, prices.useful(prices.wanted(goal)), longest=len(best) - 1 if best else None)
         best = found or best
-    return best
+    return None if best is None else [game.command(operator) for operator in best]
 
 
-def _search(state: int, goal: Check, operators: Sequence[Operator], longest: int | None) -> list[str] | None:
-    """The shortest plan of these operators, of at most `longest` commands."""
+def _search(state: int, goal: Check, operators: Sequence[Operator], longest: int | None) -> list[Operator] | None:
+    """The shortest plan of these operators, of at most `longest` steps."""
     need, ban = goal
-    came_from: dict[int, tuple[int, str] | None] = {state: None}
+    came_from: dict[int, tuple[int, Operator] | None] = {state: None}
     layer, depth = [state], 0
     while layer and len(came_from) < STATES and (longest is None or depth < longest):
         depth, following = depth + 1, []
@@ -160,7 +160,7 @@ def _search(state: int, goal: Check, operators: Sequence[Operator], longest: int
                 after = operator.applied(here)
                 if after in came_from:
                     continue
-                came_from[after] = (here, operator.command)
+                came_from[after] = (here, operator)
                 if after & need == need and not after & ban:
                     return _way(came_from, after)
                 following.append(after)
@@ -168,9 +168,9 @@ def _search(state: int, goal: Check, operators: Sequence[Operator], longest: int
     return None
 
 
-def _way(came_from: dict[int, tuple[int, str] | None], state: int) -> list[str]:
-    commands: list[str] = []
+def _way(came_from: dict[int, tuple[int, Operator] | None], state: int) -> list[Operator]:
+    steps: list[Operator] = []
     while (step := came_from[state]) is not None:
-        state, command = step
-        commands.append(command)
-    return commands[::-1]
+        state, operator = step
+        steps.append(operator)
+    return steps[::-1]

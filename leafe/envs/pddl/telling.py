@@ -23,7 +23,7 @@ class Teller:
 
     def tell(self, symbols: Sequence[Symbol], cast: Cast, state: int) -> str:
         """The text of some symbols."""
-        return "".join(self._text(symbol, cast, state) for symbol in symbols)
+        return "".join([self._text(symbol, cast, state) for symbol in symbols])
 
     def rule(self, name: str, cast: Cast, state: int) -> str:
         """The text of a rule: of its first option whose condition has an answer."""
@@ -38,15 +38,15 @@ class Teller:
         if isinstance(symbol, Use):
             return self.rule(symbol.rule, cast, state)
         if isinstance(symbol, Listing):
-            return self._listed([*self._parts(symbol.each, cast, state)], cast, state)
+            return self._listed(self._parts(symbol.each, cast, state), cast, state)
         return "".join(self._parts(symbol, cast, state))
 
-    def _parts(self, each: Each, cast: Cast, state: int) -> Iterator[str]:
-        for chosen in [cast] if each.query is None else self.answers(each.query, cast, state):
-            if isinstance(each.inner, Value):
-                yield str(each.inner.evaluate(chosen, self._entities))
-            else:
-                yield self.rule(each.inner.rule, chosen, state)
+    def _parts(self, each: Each, cast: Cast, state: int) -> list[str]:
+        casts = [cast] if each.query is None else self.answers(each.query, cast, state)
+        if isinstance(each.inner, Value):
+            evaluate = each.inner.evaluate
+            return [str(evaluate(chosen, self._entities)) for chosen in casts]
+        return [self.rule(each.inner.rule, chosen, state) for chosen in casts]
 
     def _listed(self, parts: list[str], cast: Cast, state: int) -> str:
         if not parts:

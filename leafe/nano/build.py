@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from leafe.digest import seed_for
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
+from leafe.doctor import multiplies_bfloat16
 from leafe.nano.curriculum import Curriculum, Weights, Writer, batches
 from leafe.nano.tokenizer import build_tokenizer
 from leafe.prompts import load_prompts
@@ -207,7 +208,7 @@ def _by_length(rows: Iterator[PackedRow], tokens: int) -> Iterator[list[PackedRo
 
 def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, group: list[PackedRow]) -> float:
     batch = collate(group)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16()):
         losses = term_losses(model, batch)
     loss = (losses * batch.term_weight).sum() / batch.term_weight.sum()
     loss.backward()

@@ -10,10 +10,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from leafe.doctor import bfloat16_finding
+from leafe.doctor import PROCESSOR, multiplies_bfloat16
 from leafe.errors import UserError
-
-PROCESSOR = Path("/proc/cpuinfo")
 
 
 def locate(model: str, bundled: Mapping[str, Path]) -> Path:
@@ -51,8 +49,7 @@ def dtype_of(name: Literal["float32", "bfloat16", "auto"], processor: Path = PRO
     """The precision of a name; `auto` is bfloat16 where the processor multiplies it itself, as `leafe doctor` tells, else float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-    told = processor.read_text(encoding="utf-8", errors="replace") if processor.is_file() else None
-    return torch.bfloat16 if bfloat16_finding(told).verdict == "ok" else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(processor) else torch.float32
 
 
 def device_of(name: str, number: int = 0) -> str:

@@ -23,7 +23,7 @@ from leafe.envs.household.environment import Household
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.errors import UserError
 from leafe.nano import CHECKPOINTS
-from leafe.nano.build import SAVED_EVERY, UNFINISHED, Plan, Shape, build
+from leafe.nano.build import UNFINISHED, Plan, Shape, build
 from leafe.nano.curriculum import Curriculum, Lesson, Stage, Writer
 from leafe.nano.household_tutor import BLAME, HouseholdTutor
 from leafe.nano.tokenizer import build_tokenizer
@@ -206,7 +206,7 @@ def _build(out: Path, plan: Plan) -> None:
 
 
 def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
-    plan = Plan(steps=SAVED_EVERY + 20, tokens=64, shape=SMALL)
+    plan = Plan(steps=60, tokens=64, shape=SMALL, saved_every=20)
     _build(tmp_path / "whole", plan)
     context = multiprocessing.get_context("fork")
     killed = context.Process(target=_build, args=(tmp_path / "killed", plan))

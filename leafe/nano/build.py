@@ -33,7 +33,6 @@ from leafe.nano.tokenizer import build_tokenizer
 from leafe.prompts import load_prompts
 
 UNFINISHED = "unfinished.pt"  # in the checkpoint's folder, as long as the build is not done
-SAVED_EVERY = 250  # steps
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ class Shape:
 class Plan:
     """How long and on what.
 
-    `tokens` is the padded size of a batch of one process; `start` is a checkpoint to go on from, empty for fresh weights.
+    `tokens` is the padded size of a batch of one process; `start` is a checkpoint to go on from, empty for fresh weights; every
+    `saved_every` steps the build is kept, to go on from there after a kill.
     """
 
     steps: int
@@ -63,6 +63,7 @@ class Plan:
     weights: Weights = Weights()
     shape: Shape = Shape()
     start: str = ""
+    saved_every: int = 250
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausalLM:
@@ -121,7 +122,7 @@ def _build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], N
             if done == plan.steps:  # and not before: a build that was left must not stand where a finished checkpoint stood
                 _save(model, tokenizer, out, {**about, "steps_done": done})
                 training.forget()
-            elif done % SAVED_EVERY == 0:
+            elif done % plan.saved_every == 0:
                 training.save()
 
 

@@ -18,7 +18,6 @@ from leafe.envs.pddl.game import Game
 from leafe.errors import UnknownName, UserError
 from leafe.records import Task
 
-PATIENCE = 5_000  # random houses in a row without a new one of the split, after which a recipe counts as used up
 FORMS = (
     "look, inventory, walk to ROOM, go to PLACE, open PLACE, close PLACE, take ITEM from PLACE, put ITEM in PLACE, "
     "wash ITEM in PLACE, warm ITEM in PLACE, chill ITEM in PLACE, switch on ITEM"
@@ -53,7 +52,7 @@ class Household(GameEnvironment):
         """`count` houses of a split, each with a task. See `Environment.tasks`."""
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
-        drawn = houses(self._recipe, split, seed, patience=PATIENCE)
+        drawn = houses(self._recipe, split, seed)
         found = [self._task(house) for _, house in zip(range(count), drawn, strict=False)]
         if len(found) < count:
             raise UserError(f"wanted {count} tasks of split {split!r}, found {len(found)} with this recipe; ask for fewer")

@@ -77,8 +77,8 @@ def _spot_for(kind: str, places: list[str], skew: float, draw: random.Random) ->
     return draw.choice(places)
 
 
-def houses(recipe: Recipe, split: str, seed: int, patience: int = 5_000) -> Iterator[House]:
-    """Distinct houses of a split; ends after `patience` draws in a row without a new one, for small recipes hold few."""
+def houses(recipe: Recipe, split: str, seed: int, patience: int = 2_000) -> Iterator[House]:
+    """Distinct houses of a split. Small recipes hold few: after `patience` draws in a row without a new one they count as used up."""
     draw = random.Random(seed_for("household", seed, split))
     seen: set[House] = set()
     idle = 0

@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
-INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# Ten thousand modules are installed and a few thousand used; Python compiles those when it first imports them.
+INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 
 export OMP_NUM_THREADS ?= 1
 

@@ -265,12 +265,12 @@ def peak(way: str, steps: list[Step], options: argparse.Namespace, answer: Any) 
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         learner.step(steps[0])
-        answer.put(torch.cuda.max_memory_allocated() - before)
+        answer.send(torch.cuda.max_memory_allocated() - before)
         return
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage would tell the parent's
     before = resident_peak()
     learner.step(steps[0])
-    answer.put(resident_peak() - before)
+    answer.send(resident_peak() - before)
 
 
 def resident_peak() -> int:
@@ -281,10 +281,15 @@ def resident_peak() -> int:
 
 def peak_memory(way: str, steps: list[Step], options: argparse.Namespace) -> int:
     context = get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=peak, args=(way, steps, options, answer))
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=peak, args=(way, steps, options, writer))
     process.start()
-    found: int = answer.get()
+    writer.close()  # so that the child's death ends the waiting
+    try:
+        found: int = reader.recv()
+    except EOFError:
+        process.join()
+        raise SystemExit(f"measuring the memory of {way!r} ended with status {process.exitcode}; -9: out of memory") from None
     process.join()
     return found
 

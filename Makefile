@@ -4,10 +4,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
-# Ten thousand modules are installed and a few thousand used; Python compiles those when it first imports them.
+# Ten thousand modules are installed and a few thousand used; Python compiles those when it first imports them, and has to keep what it
+# compiled: where containers tell it not to, each of the many processes would compile PyTorch anew.
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
 
 export OMP_NUM_THREADS ?= 1
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test check
 

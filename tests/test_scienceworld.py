@@ -389,14 +389,14 @@ def test_a_simulator_that_dies_costs_one_episode_and_no_more(world: ScienceWorld
 
 @with_simulator
 def test_check_env_passes_on_a_few_tasks() -> None:
-    kinds = "lifespan-longest-lived,chemistry-mix-paint-secondary-color"
+    arguments = {"types": "lifespan-longest-lived,chemistry-mix-paint-secondary-color", "horizon": 10}
     report = check_environment(
-        lambda: make("scienceworld", {"types": kinds}),
+        lambda: make("scienceworld", arguments),
         name="scienceworld",
         rollbacks=12,
         count=2,
         spec="scienceworld",
-        arguments={"types": kinds},
+        arguments=arguments,
     )
     assert report.passed, [finding for finding in report.findings if finding.verdict == "fail"]
     assert report.measured is report.declared

@@ -85,7 +85,7 @@ class _PackedTrainer(Trainer):
         """The same steps in the same order in every process."""
         order = torch.Generator().manual_seed(self.args.data_seed or 0)
         return DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
+            self.train_dataset,
             batch_size=self.args.per_device_train_batch_size,
             shuffle=True,
             generator=order,

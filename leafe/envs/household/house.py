@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from leafe.digest import digest, seed_for
@@ -33,6 +34,7 @@ GOALS = {
 SPLITS = {"pretrain": range(0, 5), "train": range(5, 7), "valid": range(7, 8), "test": range(8, 10)}
 
 
+@cache
 def home_of(item: str, rank: int = 0) -> str:
     """Where items of a kind are usually kept, `rank` 0 first, then 1: the regularity of skewed houses, which nothing tells a player."""
     others = [place for place in PLACES if rank == 0 or place != home_of(item)]

@@ -18,6 +18,7 @@ an agent's loop needs: the command taken and the admissible commands of the new 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -408,6 +409,7 @@ def main() -> None:
     if given.row:
         kind, request = given.row[0], json.loads(given.row[1])
         clock = CLOCKS[request.get("clock", "own")]
+        gc.set_threshold(100_000, 20, 20)  # as the command line has it; for every row, the originals' too
         print(json.dumps(ROWS[kind](request)))
         return
     found = rows(given)

@@ -18,7 +18,7 @@ from leafe.envs.pddl.gamefile import GameFile
 from leafe.envs.pddl.grammar import Grammar, Wording, parse_grammar
 from leafe.envs.pddl.grounding import Binding, Check, Effects, Join, Operator, ground_condition
 from leafe.envs.pddl.names import shown_names
-from leafe.envs.pddl.symbols import Entity, Symbol
+from leafe.envs.pddl.symbols import Entity, Symbol, names_read
 from leafe.envs.pddl.telling import Cast, Teller
 
 NOTHING = "Nothing happens."  # what the original says to whatever is no admissible command
@@ -37,8 +37,11 @@ class _Read:
 class _Action:
     """An action of one game: what makes operators of it."""
 
-    def __init__(self, number: int, read: _Read, facts: Facts, used: frozenset[str]) -> None:
-        self.number, self.parameters = number, read.schema.parameters
+    def __init__(self, number: int, read: _Read, facts: Facts, *, wording: Wording, used: frozenset[str]) -> None:
+        self.number, self.parameters, self.wording = number, read.schema.parameters, wording
+        named = names_read(wording.template)
+        # The parameters that its command names, where the command says nothing else.
+        self.named = None if named is None else tuple(sorted(f"?{name}" for name in named))
         denials = frozenset(name.removeprefix("not_") for name in used if name.startswith("not_"))
         told = [effect for effect in read.effects if effect.literal.predicate in used or effect.literal.predicate in denials]
         self.effects = Effects(told, facts, denials)
@@ -71,13 +74,16 @@ class Game:
         self.facts = Facts(domain, problem, frozenset(changed | {f"not_{name}" for name in changed}))
         goal = reader.condition(problem.goal)
         used = grammar.predicates() | _predicates(goal) | {name for one in actions for name in _read_by(one)}
-        self._actions = [_Action(number, read, self.facts, used) for number, read in enumerate(actions)]
-        self._wordings = [_wording(grammar, one.schema.name) for one in actions]
+        self._actions = [
+            _Action(number, read, self.facts, wording=_wording(grammar, read.schema.name), used=used)
+            for number, read in enumerate(actions)
+        ]
         named = {name for fact in problem.facts for name in fact[1:]}
         names = shown_names(named)
         entities = {name: Entity(name, problem.objects[name], names.get(name, name)) for name in problem.objects}
         self._teller = Teller(grammar, self.facts, entities)
         self._by_key: dict[int, list[Operator]] = {}
+        self._words: dict[tuple[int | str, ...], str] = {}
         self._keyed = {join.key.predicate for action in self._actions for join in action.joins if join.key is not None}
         self._offers: dict[int, Mapping[str, Operator]] = {}
         self.goals: list[Check] = ground_condition(goal, self.facts)
@@ -110,7 +116,14 @@ class Game:
     def command(self, operator: Operator) -> str:
         """What an operator is typed as. Most are never open to a player, so their words are made when first asked for."""
         if operator.command is None:
-            operator.command = self._told(operator, self._wordings[operator.number].template, self.start)
+            action = self._actions[operator.number]
+            if action.named is None:
+                operator.command = self._told(operator, action.wording.template, self.start)
+            else:  # a walk is typed as its end, wherever it begins
+                key: tuple[int | str, ...] = (operator.number, *[operator.binding.get(name, "") for name in action.named])
+                if key not in self._words:
+                    self._words[key] = self._told(operator, action.wording.template, self.start)
+                operator.command = self._words[key]
         return operator.command
 
     def _candidates(self, state: int) -> Iterator[Operator]:
@@ -155,7 +168,7 @@ class Game:
         if operator is None:
             return state, NOTHING
         after = operator.applied(state)
-        return after, self._told(operator, self._wordings[operator.number].feedback, after)
+        return after, self._told(operator, self._actions[operator.number].wording.feedback, after)
 
     def _told(self, operator: Operator, symbols: Sequence[Symbol], state: int) -> str:
         return self._teller.tell(symbols, self._actions[operator.number].cast(operator.binding), state)

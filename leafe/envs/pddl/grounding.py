@@ -6,8 +6,10 @@ the start: those that need a certain fact, such as the player's place, are made 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 
 from leafe.envs.pddl.facts import Facts
 from leafe.envs.pddl.formulas import ALWAYS, Alternative, Effect, Literal
@@ -72,6 +74,15 @@ class Join:
         self.changing = [one for one in alternative.literals if one.predicate in facts.fluent]
         known = {term for term in key.terms if is_variable(term)} if key else set()
         self._steps = list(self._ordered(self.fixed, known))
+        self._masks = [(self._speaker(one), one.positive) for one in self.changing]
+
+    def _speaker(self, literal: Literal) -> Callable[[Binding], tuple[str, ...]]:
+        """`fact_of` for one literal, in half the time where all of its terms are variables."""
+        predicate = literal.predicate
+        if len(literal.terms) < 2 or not self._objects.keys() >= set(literal.terms):
+            return partial(fact_of, literal)
+        terms = itemgetter(*literal.terms)
+        return lambda binding: (predicate, *terms(binding))
 
     def _ordered(self, literals: list[Literal], known: set[str]) -> Iterator[_Choose | _Confirm | _Find]:
         """What to do first is what leaves the least to do after it."""
@@ -139,9 +150,9 @@ class Join:
     def check(self, binding: Binding) -> Check | None:
         """The masks of a solution; None when it wants a fact both true and false."""
         need = ban = 0
-        for literal in self.changing:
-            mask = self._facts.bit(fact_of(literal, binding))
-            if literal.positive:
+        for speaker, positive in self._masks:
+            mask = self._facts.bit(speaker(binding))
+            if positive:
                 need |= mask
             else:
                 ban |= mask

@@ -46,9 +46,13 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An expression over placeholders, such as `o.indefinite + ' ' + o.name`. `evaluate` is told who plays which, and who they are."""
+    """An expression over the placeholders `names`, such as `o.indefinite + ' ' + o.name`.
+
+    `evaluate` is told who plays which, and who they are.
+    """
 
     evaluate: Evaluator
+    names: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +105,28 @@ def parse_symbols(text: str) -> tuple[Symbol, ...]:
 
 
 def _each(rule: str | None, expression: str | None, query: str | None) -> Each:
-    inner = Use(rule) if rule is not None else Value(parse_value(str(expression)))
+    inner = Use(rule) if rule is not None else parse_value(str(expression))
     return Each(inner, parse_query(query) if query is not None else None)
 
 
-def parse_value(text: str) -> Evaluator:
+def parse_value(text: str) -> Value:
     """An expression that may name placeholders, their attributes and quoted words, joined by `+` and `or`; anything else is refused."""
     try:
-        return _evaluator(ast.parse(text.strip(), mode="eval").body)
+        body = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
         raise ValueError(f"the expression {text.strip()!r} cannot be read") from None
+    return Value(_evaluator(body), frozenset(node.id for node in ast.walk(body) if isinstance(node, ast.Name)))
+
+
+def names_read(symbols: tuple[Symbol, ...]) -> frozenset[str] | None:
+    """The placeholders that a text is made of; None when it also asks about the state."""
+    found: frozenset[str] = frozenset()
+    for symbol in symbols:
+        if isinstance(symbol, Each) and isinstance(symbol.inner, Value) and symbol.query is None:
+            found |= symbol.inner.names
+        elif not isinstance(symbol, Text):
+            return None
+    return found
 
 
 def _evaluator(node: ast.expr) -> Evaluator:

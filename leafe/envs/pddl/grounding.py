@@ -106,40 +106,37 @@ class Join:
     def _cost(self, literal: Literal, known: set[str]) -> tuple[bool, int]:
         return (_first_known(literal, known) is None, len(self._facts.rows(literal.predicate)))
 
-    def solutions(self, fact: tuple[str, ...] | None = None) -> Iterator[Binding]:
+    def solutions(self, fact: tuple[str, ...] | None = None) -> list[Binding]:
         """Every choice of the variables for which the constant literals hold, with the key standing for `fact`."""
-        binding: Binding = {}
-        if self.key is not None and (fact is None or not self._bind(self.key, fact[1:], binding)):
-            return
-        yield from self._solve(0, binding)
+        start: Binding | None = {}
+        if self.key is not None:
+            start = None if fact is None else self._bound(self.key, fact[1:], {})
+        found = [] if start is None else [start]
+        for step in self._steps:
+            found = self._widened(step, found)
+        return found
 
-    def _bind(self, literal: Literal, values: Sequence[str], binding: Binding) -> bool:
+    def _bound(self, literal: Literal, values: Sequence[str], binding: Binding) -> Binding | None:
+        """The binding with the literal's variables standing for `values`; None where they cannot."""
+        wider = dict(binding)
         for term, value in zip(literal.terms, values, strict=True):
-            known = binding.get(term) if is_variable(term) else term
+            known = wider.get(term) if is_variable(term) else term
             if known is None:
                 if value not in self._objects[term]:
-                    return False
-                binding[term] = value
+                    return None
+                wider[term] = value
             elif known != value:
-                return False
-        return True
+                return None
+        return wider
 
-    def _solve(self, at: int, binding: Binding) -> Iterator[Binding]:
-        if at == len(self._steps):
-            yield binding
-            return
-        step = self._steps[at]
+    def _widened(self, step: _Choose | _Confirm | _Find, found: list[Binding]) -> list[Binding]:
         if isinstance(step, _Find):
-            for values, _ in self._candidates(step, binding):
-                wider = dict(binding)
-                if self._bind(step.literal, values, wider):
-                    yield from self._solve(at + 1, wider)
-        elif isinstance(step, _Confirm):
-            if holds(step.literal, binding, self._facts) == step.literal.positive:
-                yield from self._solve(at + 1, binding)
-        else:
-            for value in sorted(self._objects[step.variable]):
-                yield from self._solve(at + 1, {**binding, step.variable: value})
+            literal = step.literal
+            tried = (self._bound(literal, values, one) for one in found for values, _ in self._candidates(step, one))
+            return [one for one in tried if one is not None]
+        if isinstance(step, _Confirm):
+            return [one for one in found if holds(step.literal, one, self._facts) == step.literal.positive]
+        return [{**one, step.variable: value} for one in found for value in sorted(self._objects[step.variable])]
 
     def _candidates(self, step: _Find, binding: Binding) -> Sequence[tuple[tuple[str, ...], int]]:
         if step.known is None:

@@ -270,14 +270,13 @@ def world() -> Iterator[ScienceWorld]:
 
 
 def solved(world: ScienceWorld, task: Task) -> list[str]:
-    """Plays the simulator's own solution, which may go on when all is done, and returns what it took of it."""
-    answers, taken = [world.reset(task)], []
-    for action in world.expert():
-        if not answers[-1].done:
-            answers.append(world.step(action))
-            taken.append(action)
+    """Plays the simulator's own solution, which ends when all is done, and returns it."""
+    answers, path = [world.reset(task)], list(world.expert())
+    for action in path:
+        assert not answers[-1].done
+        answers.append(world.step(action))
     assert answers[-1].success and answers[-1].done and answers[-1].reward == 1.0
-    return taken
+    return path
 
 
 @with_simulator
@@ -308,6 +307,13 @@ def test_the_simulators_own_solution_ends_in_success_and_is_known_at_the_start_o
     world.reset(task)
     world.step(path[0])
     assert world.expert() == ()
+
+
+@with_simulator
+def test_a_solution_of_the_simulators_that_loses_is_no_solution(world: ScienceWorld) -> None:
+    start = world.reset(task_of("measure-melting-point-unknown-substance", 60))
+    assert world.expert() == ()
+    assert world.reset(task_of("measure-melting-point-unknown-substance", 60)) == start
 
 
 @with_simulator

@@ -77,7 +77,7 @@ class Join:
         self._masks = [(self._speaker(one), one.positive) for one in self.changing]
 
     def _speaker(self, literal: Literal) -> Callable[[Binding], tuple[str, ...]]:
-        """`fact_of` for one literal, in half the time where all of its terms are variables."""
+        """`fact_of` for one literal, without a loop where all of its terms are variables."""
         predicate = literal.predicate
         if len(literal.terms) < 2 or not self._objects.keys() >= set(literal.terms):
             return partial(fact_of, literal)

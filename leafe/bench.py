@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from leafe.chat import Prompts
-from leafe.config import RunConfig
 from leafe.digest import seed_for
 from leafe.distill.examples import Choice
 from leafe.engines.base import Engine
@@ -32,6 +31,7 @@ from leafe.progress import Progress
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
+from leafe.settings import RunConfig
 from leafe.train.sft import fine_tune
 
 Result = TypeVar("Result")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -22,13 +21,10 @@ from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from leafe.bench import Bench
-from leafe.config import EngineSettings, EvaluateSettings, RunConfig, load_recipe
+from leafe.compose import bench_of
+from leafe.config import load_recipe
 from leafe.distill.store import export, read_examples
 from leafe.doctor import examine, sandbox_finding
-from leafe.engines.base import Engine
-from leafe.engines.openai import OpenAIEngine
-from leafe.engines.replicas import ReplicatedEngine
-from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
 from leafe.envs.check import check_environment
 from leafe.envs.person import person_plays
@@ -45,8 +41,9 @@ from leafe.nano.worlds import SHIPPED, world
 from leafe.progress import Progress, Silent
 from leafe.records import encode
 from leafe.run import RunDirectory, next_free
+from leafe.settings import EvaluateSettings
 from leafe.terminal import Bars, check_table, diagnosis_table, exploration_table, findings_table, pass_table
-from leafe.train.checkpoint import device_of, dtype_of, locate
+from leafe.train.checkpoint import locate
 from leafe.viewer.report import arms_of, comparison_of, exploration_of, notice_of, rows_of, write_report
 
 app = typer.Typer(
@@ -85,42 +82,6 @@ def _values(texts: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def _threads(settings: EngineSettings) -> int:
-    # Not every system can say which cores are this process's own.
-    return settings.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _engine(settings: EngineSettings, base: Path, folder: Path) -> Engine:
-    """An engine on a model. A server serves the base and nothing else: what is trained from it is loaded here."""
-    if settings.kind == "openai" and folder == base:
-        return OpenAIEngine(settings.base_url, settings.served_model or str(folder), concurrency=settings.concurrency)
-    loads = [
-        partial(
-            TransformersEngine.load,
-            folder,
-            device=device_of(settings.device, number),
-            dtype=dtype_of(settings.dtype),
-            slots=max(1, min(settings.slots, settings.concurrency) // settings.processes),
-            max_context=settings.max_context,
-            threads=max(1, _threads(settings) // (1 if settings.threads else settings.processes)),
-        )
-        for number in range(settings.processes)
-    ]
-    return loads[0]() if len(loads) == 1 else ReplicatedEngine(loads)
-
-
-def _bench(config: RunConfig, progress: Progress) -> Bench:
-    base = locate(config.model, CHECKPOINTS)
-    return Bench(
-        config=config,
-        base=base,
-        load_engine=partial(_engine, config.engine, base),
-        make_environment=partial(registry.make, config.environment.name, config.environment.args),
-        progress=progress,
-        threads=_threads(config.engine),
-    )
-
-
 def _show(run: RunDirectory) -> None:
     """The tables of a run and the path of its page."""
     forests = exploration_of(run)
@@ -136,7 +97,7 @@ def _show(run: RunDirectory) -> None:
 def _stage(path: Path, work: Callable[[Bench, RunDirectory], None]) -> None:
     """One stage on a run directory, then the tables."""
     with RunDirectory.existing(path) as run:
-        work(_bench(run.config, Bars(console)), run)
+        work(bench_of(run.config, Bars(console)), run)
         _show(run)
 
 
@@ -146,7 +107,7 @@ def run(
 ) -> None:
     """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
     config = load_recipe(recipe, overrides or [])
-    bench = _bench(config, Bars(console))
+    bench = bench_of(config, Bars(console))
     bench.check()
     with RunDirectory.open(out or next_free(Path("runs"), config.name), config) as directory:
         if not directory.done:
@@ -233,7 +194,7 @@ def diagnose(
     """
     config = load_recipe(recipe, overrides or [])
     progress: Progress = Silent() if as_json else Bars(console)
-    bench = _bench(config, progress)
+    bench = bench_of(config, progress)
     bench.check()
     found = diagnose_model(bench, points=turns)
     if as_json:

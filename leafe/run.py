@@ -24,10 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from leafe.config import RunConfig, differing_fields, parse
+from leafe.config import dump, parse
 from leafe.digest import text_digest
 from leafe.errors import CorruptFile, RunConflict, UserError
 from leafe.jsonl import write_text_atomically
+from leafe.settings import RunConfig, differing_fields
 
 HEADER = "# A leafe run; the digest of the lines below is "
 
@@ -236,7 +237,7 @@ def _settle_config(path: Path, config: RunConfig) -> None:
         if differing:
             changes = "; ".join(differing)
             raise RunConflict(f"{path} was started with other settings ({changes}); resume it with its own, or give another --out")
-    body = config.dump()
+    body = dump(config)
     text = HEADER + text_digest(body) + "\n" + body
     if not target.exists() or target.read_text(encoding="utf-8") != text:
         write_text_atomically(target, text)

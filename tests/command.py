@@ -14,11 +14,11 @@ from players import Hand, key_in, rules, turns_in
 from tiny import tiny_model, tiny_tokenizer
 
 from leafe.cli import main
-from leafe.config import TrainSettings
 from leafe.envs.fakes import Lookup
 from leafe.forest.explore import explore
 from leafe.forest.growth import Growth
 from leafe.records import Ask, Example
+from leafe.settings import TrainSettings
 from leafe.train.sft import fine_tune
 
 WORLD = ("environment.name=lookup", "environment.args={places: 3, horizon: 2}")

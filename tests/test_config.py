@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.config import RunConfig, differing_fields, load_recipe, parse, recipe_names
+from leafe.config import dump, load_recipe, parse, recipe_names
 from leafe.errors import UnknownName, UserError
 from leafe.records import Sampling
+from leafe.settings import RunConfig, differing_fields
 
 MINIMAL = "name: trial\nenvironment: {name: sokoban}\n"
 
@@ -53,7 +54,7 @@ configs = st.builds(
 
 @given(configs)
 def test_a_configuration_written_as_yaml_reads_back_equal(config: RunConfig) -> None:
-    again = parse(config.dump(), "written")
+    again = parse(dump(config), "written")
     assert again == config
     assert again.digest == config.digest
     assert differing_fields(config, again) == []
@@ -70,7 +71,7 @@ def test_digests_are_equal_exactly_where_no_field_differs(one: RunConfig, other:
 )
 def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
     config = RunConfig.model_validate({"name": "trial", "model": text, "environment": {"name": "sokoban"}})
-    assert parse(config.dump(), "written").model == text
+    assert parse(dump(config), "written").model == text
 
 
 @pytest.mark.parametrize("name", recipe_names())

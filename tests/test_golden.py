@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from leafe.bench import Bench
 from leafe.chat import fill
 from leafe.cli import app
-from leafe.config import RunConfig, parse
+from leafe.config import parse
 from leafe.distill.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
@@ -29,6 +29,7 @@ from leafe.methods.leafe import run_recipe
 from leafe.progress import Silent
 from leafe.records import Ask, StopReason, Tree
 from leafe.run import RunDirectory
+from leafe.settings import RunConfig
 from leafe.viewer.report import write_report
 
 RECIPE = """

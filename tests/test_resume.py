@@ -18,11 +18,11 @@ from killed_exploration import WORLDS, bench, explored, plot
 from players import erratic
 
 from leafe.bench import grow
-from leafe.config import DrawSettings, SamplingSettings
 from leafe.engines.scripted import ScriptedEngine
 from leafe.errors import CorruptFile, EngineError, RunConflict
 from leafe.forest.store import read_forest
 from leafe.records import StopReason
+from leafe.settings import DrawSettings, SamplingSettings
 
 HERE = Path(__file__).resolve().parent
 FEW = 3

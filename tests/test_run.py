@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from leafe.config import RunConfig, load_recipe, parse
+from leafe.config import load_recipe, parse
 from leafe.errors import CorruptFile, RunConflict, UserError
 from leafe.run import RunDirectory, next_free, whole_folder
+from leafe.settings import RunConfig
 
 
 def config(*overrides: str) -> RunConfig:

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from leafe.config import LoraSettings, TrainSettings
 from leafe.distill.pack import collate, term_losses
 from leafe.distill.rows import pack_examples
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, UserError
 from leafe.records import Ask, Completion, Example, Message, Sampling
+from leafe.settings import LoraSettings, TrainSettings
 from leafe.train.sft import TrainReport, fine_tune
 
 TOKENIZER = tiny_tokenizer()

@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from leafe.bench import UNTRAINED, Bench
-from leafe.config import RunConfig, parse
+from leafe.config import parse
 from leafe.distill.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
@@ -21,6 +21,7 @@ from leafe.methods import leafe as method
 from leafe.progress import Silent
 from leafe.records import Ask
 from leafe.run import RunDirectory
+from leafe.settings import RunConfig
 
 RECIPE = """
 name: trial

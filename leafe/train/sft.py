@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from leafe.config import LoraSettings, TrainSettings
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
 from leafe.distill.rows import Bundle, pack_examples, shares
@@ -30,6 +29,7 @@ from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import load_checkpoint
 from leafe.errors import UserError
 from leafe.records import Example
+from leafe.settings import LoraSettings, TrainSettings
 from leafe.train.launch import Told, in_processes, launched
 
 DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less

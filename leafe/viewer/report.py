@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from leafe.config import RunConfig
 from leafe.evaluate.compare import Comparison, compare
 from leafe.evaluate.outcomes import ArmOutcomes, read_outcomes
 from leafe.evaluate.passk import Resampling
@@ -13,6 +12,7 @@ from leafe.forest.store import read_forest
 from leafe.jsonl import write_text_atomically
 from leafe.records import Tree
 from leafe.run import RunDirectory
+from leafe.settings import RunConfig
 from leafe.viewer.page import ExplorationRow, PageContent, exploration_row, render_page
 
 SHOWN_TREES = 6

@@ -1,0 +1,56 @@
+"""From a configuration to what it is carried out with: engine, environment, bench. Nothing is begun and nothing printed."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from leafe.bench import Bench
+from leafe.engines.base import Engine
+from leafe.engines.openai import OpenAIEngine
+from leafe.engines.replicas import ReplicatedEngine
+from leafe.engines.transformers import TransformersEngine
+from leafe.envs import registry
+from leafe.nano import CHECKPOINTS
+from leafe.progress import Progress
+from leafe.settings import EngineSettings, RunConfig
+from leafe.train.checkpoint import device_of, dtype_of, locate
+
+
+def threads_of(settings: EngineSettings) -> int:
+    """How many threads torch may use: as the setting says, or one for each core that is this process's own."""
+    # Not every system can say which cores are this process's own.
+    return settings.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _engine(settings: EngineSettings, base: Path, folder: Path) -> Engine:
+    """An engine on a model. A server serves the base and nothing else: what is trained from it is loaded here."""
+    if settings.kind == "openai" and folder == base:
+        return OpenAIEngine(settings.base_url, settings.served_model or str(folder), concurrency=settings.concurrency)
+    loads = [
+        partial(
+            TransformersEngine.load,
+            folder,
+            device=device_of(settings.device, number),
+            dtype=dtype_of(settings.dtype),
+            slots=max(1, min(settings.slots, settings.concurrency) // settings.processes),
+            max_context=settings.max_context,
+            threads=max(1, threads_of(settings) // (1 if settings.threads else settings.processes)),
+        )
+        for number in range(settings.processes)
+    ]
+    return loads[0]() if len(loads) == 1 else ReplicatedEngine(loads)
+
+
+def bench_of(config: RunConfig, progress: Progress) -> Bench:
+    """The bench of a configuration. Raises `UserError` when its model cannot be had."""
+    base = locate(config.model, CHECKPOINTS)
+    return Bench(
+        config=config,
+        base=base,
+        load_engine=partial(_engine, config.engine, base),
+        make_environment=partial(registry.make, config.environment.name, config.environment.args),
+        progress=progress,
+        threads=threads_of(config.engine),
+    )

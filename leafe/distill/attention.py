@@ -88,7 +88,10 @@ def attention_inputs(model: Any, end: Tensor, depth: Tensor, plan: Sequence[Bloc
     implementation = inner.config._attn_implementation
     if implementation == TREE:
         return {"tree": plan}
-    return {"attention_mask": _flex_mask(end) if implementation == FLEX else dense_mask(end)}
+    if implementation == FLEX:
+        return {"attention_mask": _flex_mask(end)}
+    mask = dense_mask(end)
+    return {"attention_mask": mask if implementation == "sdpa" else _added(mask, inner.dtype)}
 
 
 def _plain(model: Any) -> Any:
@@ -111,6 +114,11 @@ def _check(model: Any, longest: int) -> None:
         )
 
 
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as attention without `scaled_dot_product_attention` takes it: added to the scores."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
 def _flex_mask(end: Tensor) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask  # pulls in the compiler
 
@@ -121,10 +129,12 @@ def _flex_mask(end: Tensor) -> Any:
 
 
 def _attend(
-    module: Any, *inputs: Any, tree: Sequence[Block], scaling: float | None = None, dropout: float = 0.0, **extras: Any
+    module: Any, *inputs: Any, tree: Sequence[Block] | None = None, scaling: float | None = None, dropout: float = 0.0, **extras: Any
 ) -> tuple[Tensor, None]:
     """The attention function of a layer: queries are `(1, heads, T, size)`, the result `(1, T, heads, size)`."""
-    query, key, value, _ = inputs
+    query, key, value = inputs[:3]  # a mask may follow, or be named, and is not needed
+    if tree is None:
+        raise UserError("its layers do not hand on what attention in blocks needs; set train.attention=dense")
     for extra in ("softcap", "s_aux", "position_bias"):
         if extras.get(extra) is not None:
             raise UserError(

@@ -205,7 +205,7 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     if unknown:
         raise EngineError(f"its attention needs {unknown[0]}")
-    query, key, value, _ = states
+    query, key, value = states[:3]  # a mask may follow, or be named, and is not needed
     heads, tokens, width = query.shape[1:]
     layer: int = module.layer_idx
     batch.cache.store(layer, key, value, batch.places)

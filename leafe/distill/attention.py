@@ -104,14 +104,15 @@ def _check(model: Any, longest: int) -> None:
     name, config = type(model).__name__, model.config.get_text_config()
     if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
         raise UserError(f"{name} takes no position ids, which packed trees need; choose a decoder with rotary positions")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if strange := kinds - {"full_attention", "sliding_attention"}:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention", "sliding_attention"])
+    if strange := kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
         raise UserError(f"{name} has layers of the kind {', '.join(sorted(strange))}; packed trees need attention over whole paths")
-    window = getattr(config, "sliding_window", None)
-    if window and longest > window and ("sliding_attention" in kinds or not getattr(config, "layer_types", None)):
-        raise UserError(
-            f"{name} sees {window} tokens back, and the longest example has {longest}; choose a model with a longer window"
-        )
+    for kind, field in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
+        window = getattr(config, field, None)
+        if kind in kinds and window and longest > window:
+            raise UserError(
+                f"{name} sees {window} tokens back, and the longest example has {longest}; choose a model with a longer window"
+            )
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from leafe.engines.prefixes import Copy
-from leafe.errors import EngineError, UserError
+from leafe.errors import EngineError
 
 ATTENTION = "leafe_blocks"
 QUERY_MULTIPLE = 4
@@ -239,50 +237,6 @@ def forward(model: Any, batch: Batch) -> torch.Tensor:
     )
     logits: torch.Tensor = output.logits[0]
     return logits
-
-
-def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    if torch.is_grad_enabled() or layer.weight.dtype != torch.float32 or layer.weight.device.type != "cpu":
-        return F.linear(states, layer.weight, layer.bias)
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, layer.weight, layer.bias, "none", [], "")
-    return product
-
-
-def give_back(model: Any, attention: str) -> None:
-    """Undoes `take_over`; `attention` is what that returned."""
-    model.set_attn_implementation(attention)
-    for layer in model.modules():
-        if type(layer) is nn.Linear:
-            layer.__dict__.pop("forward", None)
-
-
-@torch.inference_mode()
-def take_over(model: Any) -> str:
-    """Sets the model's attention to `ATTENTION`, after a trial that shows that the model computes the same with it.
-
-    Returns the name of the usual attention. Raises `UserError` for a model that keeps state of another kind or whose attention cannot
-    be replaced, and leaves it as it was.
-    """
-    usual: str = model.config._attn_implementation
-    ids = [(7 * index + 3) % model.config.vocab_size for index in range(24)]
-    wanted = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
-    model.set_attn_implementation(ATTENTION)
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # in float32 twice as fast as MKL on processors that MKL does not favour
-        for layer in model.modules():
-            if type(layer) is nn.Linear:
-                layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
-    cache = BlockCache(2, 32)
-    try:
-        for start, stop in ((0, 13), (13, 23), (23, 24)):
-            found = forward(model, plan([Piece(ids[start:stop], start, [1])], cache, model.device))[0].float()
-        allowed = (1e-3 if model.dtype == torch.float32 else 0.1) * float(wanted.max() - wanted.min())
-        reason = "" if float((found - wanted).abs().max()) <= allowed else "its layers keep more than keys and values"
-    except Exception as error:  # whatever a foreign forward pass raises
-        reason = str(error)
-    if reason:
-        give_back(model, usual)
-        raise UserError(f"the in-process engine cannot run a {type(model).__name__} ({reason}); serve it over HTTP instead.")
-    return usual
 
 
 def _lazy_zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leafe.engines.base import EngineStats
 from leafe.engines.batching import Batcher, Request
-from leafe.engines.slots import give_back, take_over
+from leafe.engines.trial import give_back, take_over
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import CorruptFile, EngineError, UserError
 from leafe.records import Ask, Completion
@@ -59,7 +59,9 @@ class TransformersEngine:
         self.max_context = min(max_context, getattr(model.config, "max_position_embeddings", max_context))
         self.stop_ids = self.tokens.stop_ids | _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
         self._model = model.eval() if dtype is None else model.eval().to(dtype)
-        self._usual_attention = take_over(self._model)
+        taken = take_over(self._model)
+        self._usual_attention = taken.attention
+        self.max_context = min(self.max_context, taken.longest or self.max_context)
         self._threads = threads
         # `_arrived` and `_flushing` belong to the event loop, `_queue` to who holds `_changed`, `_batcher` to the worker.
         self._arrived: list[_Call] = []

@@ -12,10 +12,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 # Fields of configurations that count tokens, beyond which attention is computed otherwise.
 LIMIT = re.compile(
@@ -70,17 +72,34 @@ def twin(model: Any, limit: str = "", tokens: int = 0) -> Any | None:
             if limit:
                 _set(text_config(config), limit, tokens)
             with torch.device("meta"):
-                weights = sum(weight.numel() for weight in type(model)(config).parameters())
+                weights = sum(weight.numel() for weight in _built(type(model), config).parameters())
             if weights > MOST:
                 continue
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                built = type(model)(config)
-                _draw(built)
+            built = _built(type(model), config)
             return built.to(model.device, torch.float32).eval()
         except Exception:  # whatever a class makes of sizes that it does not expect
             continue
     return None
+
+
+def _built(kind: Any, config: Any) -> Any:
+    """A model with weights that depend on nothing but its configuration."""
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = kind(config)
+        _draw(built)
+    return built
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's remarks on what it is told to do."""
+    loudness = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(loudness)
 
 
 def _draw(model: nn.Module) -> None:

@@ -208,7 +208,7 @@ def train_stage(
         seed = seed_for(bench.config.seed, "train", arm)
         report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
-    run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, **losses})
+    run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, "attention": report.attention, **losses})
 
 
 def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> None:

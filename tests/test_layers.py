@@ -49,10 +49,13 @@ TORCH = (
     "leafe.engines.transformers",
     "leafe.engines.slots",
     "leafe.engines.sampling",
+    "leafe.engines.trial",
+    "leafe.engines.twin",
     "leafe.train",
     "leafe.nano",
     "leafe.distill.attention",
     "leafe.distill.pack",
+    "leafe.distill.trial",
 )
 
 

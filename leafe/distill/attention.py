@@ -130,7 +130,12 @@ def _flex_mask(end: Tensor) -> Any:
 
 
 def _attend(
-    module: Any, *inputs: Any, tree: Sequence[Block] | None = None, scaling: float | None = None, dropout: float = 0.0, **extras: Any
+    module: Any,
+    *inputs: Any,
+    tree: Sequence[Block] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **extras: Any,
 ) -> tuple[Tensor, None]:
     """The attention function of a layer: queries are `(1, heads, T, size)`, the result `(1, T, heads, size)`."""
     query, key, value = inputs[:3]  # a mask may follow, or be named, and is not needed

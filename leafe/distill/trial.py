@@ -1,8 +1,8 @@
 """Whether a model computes on packed trees what it computes on the samples one by one, tried on random ids before anything is trained.
 
-No list of names: every way of attending is tried on the model itself, and beyond each limit that its configuration names (a window, a chunk,
-an original context) on a small twin of it in which that limit is short. What differs is refused; what differs only beyond a limit is allowed
-up to it.
+No list of names: every way of attending is tried on the model itself, and beyond each limit that its configuration names (a window, a
+chunk, an original context) on a small twin of it in which that limit is short. What differs is refused; what differs only beyond a limit
+is allowed up to it.
 
 Logits are compared after the last tokens of each sample. The difference is told in units of what attention does: the root mean square over
 the vocabulary of the error, divided by how much logits after the same token differ with what came before. In float32 rounding gave at most
@@ -61,16 +61,18 @@ def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] 
     ways: tuple[Kind, ...] = ("flex", "tree", "dense") if model.device.type == "cuda" else ("tree", "dense")
     if wanted != "auto":
         ways = (wanted,)
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for kind in ways:
         try:
             return try_packing(model, kind)
-        except UserError as error:
-            reasons.append(f"{kind}: {error}")
-    hint = "train.attention=auto" if wanted not in ("auto", "dense") else "a model that docs/architectures.md calls equal"
+        except UserError as error:  # its advice is to try another way, which is done here
+            reasons.setdefault(str(error).split("; ")[0], []).append(kind)
+    hint = (
+        "set train.attention=auto" if wanted not in ("auto", "dense") else "choose a model that docs/architectures.md calls equal"
+    )
+    found = "; ".join(f"{', '.join(kinds)}: {reason}" for reason, kinds in reasons.items())
     raise UserError(
-        f"a {type(model).__name__} does not compute on packed trees what it computes on single samples"
-        f" ({'; '.join(dict.fromkeys(reasons))}); choose {hint}"
+        f"a {type(model).__name__} does not compute on packed trees what it computes on single samples ({found}); {hint}"
     )
 
 
@@ -104,9 +106,7 @@ def _cap(model: Any, kind: Kind, name: str, value: int) -> Cap:
     if key not in _known:
         short = min(value, SHORT)
         small = twin(model, name, short)
-        if small is None or not _equal(small, kind, inside(small, short)):
-            _known[key] = Cap(value, value)
-        elif not _equal(small, kind, wide(small, short)):
+        if small is None or not all(_equal(small, kind, shape(small, short)) for shape in (inside, wide)):
             _known[key] = Cap(value, value)
         else:
             _known[key] = Cap(None, None if _equal(small, kind, long(small, short)) else value)
@@ -142,11 +142,11 @@ def long(model: Any, tokens: int) -> Rows:
 
 
 def _branches(model: Any, start: int, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
-    """Samples that share `start` ids and go on, each with other ids; all end alike, for what comes after the same token to differ by history."""
+    """Samples that share `start` ids and go on, each with other ids; all end alike, so that logits after the last differ by history."""
     shared, tail = random_ids(model, max(1, start), 100 + seed), random_ids(model, TAIL, 99)
     samples = []
     for number, length in enumerate(lengths, start=1):
-        ending = tail[:max(0, min(TAIL, length - 1))]
+        ending = tail[: max(0, min(TAIL, length - 1))]
         samples.append([*shared, *random_ids(model, max(1, length - len(ending)), seed + number), *ending])
     return samples
 
@@ -194,5 +194,6 @@ def _packed(model: Any, kind: Kind, rows: Rows) -> list[Tensor]:
         logits = term_logits(model, batch).float()
     kinds = list(batch.term_kind)
     return [
-        logits[[place for place, kind_ in enumerate(kinds) if kind_ == str(number)]] for number in range(sum(len(row) for row in rows))
+        logits[[place for place, kind_ in enumerate(kinds) if kind_ == str(number)]]
+        for number in range(sum(len(row) for row in rows))
     ]

@@ -198,6 +198,9 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
     """
     batch: Batch | None = options.pop("batch", None)
     if batch is None:
+        mask = states[3] if len(states) > 3 else options.get("attention_mask")
+        if mask is not None and mask.numel() == 1 < states[0].shape[2]:  # that of `forward`, so somebody has dropped the batch
+            raise EngineError("its layers do not hand on what attention over blocks needs")
         output, _ = sdpa_attention_forward(module, *states, **options)
         return output, None
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]

@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leafe.engines.base import EngineStats
 from leafe.engines.batching import Batcher, Request
-from leafe.engines.trial import give_back, take_over
 from leafe.engines.tokens import ChatTokenizer
+from leafe.engines.trial import give_back, take_over
 from leafe.errors import CorruptFile, EngineError, UserError
 from leafe.records import Ask, Completion
 

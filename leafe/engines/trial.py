@@ -6,8 +6,8 @@ after each piece are compared with those of the whole text alone: on the model i
 limit caps the length of a conversation.
 
 Differences are told in units of what attention does: the root mean square over the vocabulary of the error, divided by how much logits
-after the same token differ with what came before. In float32 rounding gave at most 1e-4. In sixteen bits a single choice of experts may fall
-otherwise, so there the median over places counts, at a tolerance that only shows gross faults, and a twin in float32 is tried beside.
+after the same token differ with what came before. In float32 rounding gave at most 1e-4. In sixteen bits a single choice of experts may
+fall otherwise, so there the median over places counts, at a tolerance that only shows gross faults, and a twin in float32 is tried beside.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def take_over(model: Any) -> Taken:
     except Exception as error:  # whatever a foreign forward pass raises
         give_back(model, usual)
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise UserError(f"the in-process engine cannot run a {type(model).__name__} ({reason:.200}); serve it over HTTP instead.") from error
+        name = type(model).__name__
+        raise UserError(f"the in-process engine cannot run a {name} ({reason:.200}); serve it over HTTP instead.") from error
     return Taken(usual, longest, difference)
 
 
@@ -120,7 +121,7 @@ def _goes_beyond(model: Any, name: str, value: int) -> bool:
 
 
 def _tried(model: Any, longest: int, *, strict: bool) -> float:
-    """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens. Raises `ValueError` when it is too far."""
+    """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens. Raises `ValueError` at too far."""
     usual = model.config._attn_implementation
     requests = _requests(model, longest)
     wanted = [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float() for ids in requests]
@@ -139,40 +140,53 @@ def _tried(model: Any, longest: int, *, strict: bool) -> float:
 
 
 def _requests(model: Any, longest: int) -> list[list[int]]:
-    """Texts of different lengths that end alike; the second shares the first half of the first."""
+    """Texts of different lengths, some much shorter, that end alike; the second shares the first half of the first."""
     tail = random_ids(model, min(3, longest - 1), 99)
     first = random_ids(model, longest - len(tail), 1)
     half = max(1, len(first) // 2)
-    lengths = [max(1, longest // 2 - len(tail)), longest - len(tail)] if longest > SHORT else [max(1, longest // 4)]
+    lengths = [max(1, longest // 6), *([longest // 2, longest - len(tail)] if longest > SHORT else [])]
     others = [random_ids(model, length, 3 + number) for number, length in enumerate(lengths)]
     texts = [first, [*first[:half], *random_ids(model, max(1, half - 2), 2)], *others]
     return [[*text, *tail] for text in texts]
 
 
-def _engine(model: Any, requests: Sequence[Sequence[int]]) -> list[tuple[int, int, torch.Tensor]]:
-    """(request, place, logits) after each piece: prompts in parts beside each other, then a token at a time, one on the blocks of another."""
-    first, second, *others = requests
-    each = -(-max(map(len, requests)) // BLOCK)
-    cache = BlockCache(1 + each * len(requests), BLOCK)
-    tables = [list(range(1 + each * number, 1 + each * (number + 1))) for number in range(len(requests))]
-    half = next((place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), 0)
-    half = min(half, len(second) - 1)
-    whole = half // BLOCK
-    tables[1][:whole] = tables[0][:whole]
-    cut = max(1, half)
-    found: list[tuple[int, int, torch.Tensor]] = []
+class _Passes:
+    """Passes of the engine over parts of requests. `found` has request, place and logits after each part."""
 
-    def compute(*parts: tuple[int, int, int]) -> None:
+    def __init__(self, model: Any, requests: Sequence[Sequence[int]]) -> None:
+        self.found: list[tuple[int, int, torch.Tensor]] = []
+        self._model, self._requests = model, requests
+        each = -(-max(map(len, requests)) // BLOCK)
+        self._cache = BlockCache(1 + each * len(requests), BLOCK)
+        self._tables = [list(range(1 + each * number, 1 + each * (number + 1))) for number in range(len(requests))]
+
+    def compute(self, *parts: tuple[int, int, int]) -> None:
+        """One pass over `(request, start, stop)`; empty parts are left out."""
         parts = tuple(part for part in parts if part[1] < part[2])
-        pieces = [Piece(requests[number][start:stop], start, tables[number]) for number, start, stop in parts]
-        logits = forward(model, plan(pieces, cache, model.device)).float()
-        found.extend((number, stop - 1, row) for (number, _, stop), row in zip(parts, logits, strict=False))
+        pieces = [Piece(self._requests[number][start:stop], start, self._tables[number]) for number, start, stop in parts]
+        logits = forward(self._model, plan(pieces, self._cache, self._model.device)).float()
+        self.found += [(number, stop - 1, row) for (number, _, stop), row in zip(parts, logits, strict=False)]
 
+    def reuse(self, source: int, target: int, count: int) -> None:
+        """Gives one request the first `count` tokens that another has computed: whole blocks, then a copy of the rest."""
+        whole = count // BLOCK
+        self._tables[target][:whole] = self._tables[source][:whole]
+        if count % BLOCK:
+            self._cache.copy([Copy(self._tables[source][whole], self._tables[target][whole], count % BLOCK)])
+
+
+def _engine(model: Any, requests: Sequence[Sequence[int]]) -> list[tuple[int, int, torch.Tensor]]:
+    """(request, place, logits) after parts of requests side by side, then a token at a time; the second stands on the first's blocks."""
     lengths = [len(ids) for ids in requests]
-    compute((0, 0, cut), *((number, 0, lengths[number] // 2) for number in range(2, len(requests))))
-    if half % BLOCK:
-        cache.copy([Copy(tables[0][whole], tables[1][whole], half % BLOCK)])
-    compute((0, cut, lengths[0] - 2), (1, half, lengths[1] - 1), *((n, lengths[n] // 2, lengths[n] - 1) for n in range(2, len(requests))))
-    compute((0, lengths[0] - 2, lengths[0] - 1), *((n, lengths[n] - 1, lengths[n]) for n in range(1, len(requests))))
-    compute((0, lengths[0] - 1, lengths[0]))
-    return found
+    others = range(2, len(requests))
+    shared = next(place for place in range(lengths[1]) if place + 1 == lengths[1] or requests[0][place] != requests[1][place])
+    passes = _Passes(model, requests)
+    passes.compute((0, 0, 1))  # alone, for what depends on the longest position of a pass
+    passes.compute((0, 1, max(1, shared)), *((number, 0, lengths[number] // 2) for number in others))
+    passes.reuse(0, 1, shared)
+    rest = [(number, lengths[number] // 2, lengths[number] - 1) for number in others]
+    passes.compute((0, max(1, shared), lengths[0] - 2), (1, shared, lengths[1] - 1), *rest)
+    last = [(number, lengths[number] - 1, lengths[number]) for number in (1, *others)]
+    passes.compute((0, max(1, shared, lengths[0] - 2), lengths[0] - 1), *last)
+    passes.compute((0, lengths[0] - 1, lengths[0]))
+    return passes.found

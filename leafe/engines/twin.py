@@ -1,8 +1,8 @@
 """Small copies of a model for trials: the same attention, few layers, random weights, and limits so short that a few tokens pass them.
 
-A window, a chunk or an original context changes what attention computes only beyond so many tokens, which are often too many to try. `limits`
-says what a configuration names; `twin` builds the model anew with one of these limits cut to a few tokens, so that the same code runs
-beyond it in milliseconds. The weights are drawn so that attention matters, or a trial could not fail.
+A window, a chunk or an original context changes what attention computes only beyond so many tokens, often too many to try. `limits` says
+what a configuration names; `twin` builds the model anew with one of these limits cut to a few tokens, so that the same code runs beyond it
+in milliseconds. The weights are drawn so that attention matters, or a trial could not fail.
 
 A limit that stands in the code of a model and not in its configuration is not known here.
 """
@@ -64,7 +64,7 @@ def random_ids(model: Any, length: int, seed: int) -> list[int]:
 
 
 def twin(model: Any, limit: str = "", tokens: int = 0) -> Any | None:
-    """A small model of the same class in float32, with random weights and the field `limit` set to `tokens`. None where none can be built."""
+    """A small model of the same class in float32, with random weights and the field `limit` set to `tokens`; None where none can be had."""
     for narrow in (True, False):
         config = copy.deepcopy(model.config)
         try:
@@ -75,8 +75,7 @@ def twin(model: Any, limit: str = "", tokens: int = 0) -> Any | None:
                 weights = sum(weight.numel() for weight in _built(type(model), config).parameters())
             if weights > MOST:
                 continue
-            built = _built(type(model), config)
-            return built.to(model.device, torch.float32).eval()
+            return _built(type(model), config).to(model.device, torch.float32).eval()
         except Exception:  # whatever a class makes of sizes that it does not expect
             continue
     return None
@@ -105,10 +104,10 @@ def quiet() -> Iterator[None]:
 def _draw(model: nn.Module) -> None:
     """Weights by which scores, values and gates have about the size that they have in a trained model."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         if weight.ndim < 2:
             with torch.no_grad():
-                weight += torch.randn_like(weight) * 0.1
+                weight.add_(torch.randn_like(weight), alpha=0.1)
         elif id(weight) in embeddings:
             nn.init.normal_(weight)
         else:

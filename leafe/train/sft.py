@@ -2,12 +2,14 @@
 
 The loss is the sum over target tokens of weight times minus log-probability, divided by the number of target tokens of the whole
 optimiser step. What a step holds follows from the examples and the seed alone, so it depends neither on how it is cut into passes nor
-on how many processes share it. The way of attending is chosen by a trial on the model itself (`distill/trial.py`). Schedule, clipping, optimiser and processes are `transformers.Trainer`'s: under `torchrun` each process
-takes its share of every step. Weights are trained and saved in float32, because steps as small as 1e-6 are lost in bfloat16.
+on how many processes share it. The way of attending is chosen by a trial on the model itself. Schedule, clipping, optimiser and processes
+are `transformers.Trainer`'s: under `torchrun` each process takes its share of every step. Weights are trained and saved in float32, because
+steps as small as 1e-6 are lost in bfloat16.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -32,6 +33,7 @@ from leafe.engines.transformers import load_checkpoint
 from leafe.errors import UserError
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
+from leafe.train.checkpoint import device_of
 from leafe.train.launch import Told, in_processes, launched
 from leafe.train.weights import save, with_adapter
 
@@ -181,8 +183,7 @@ def _fine_tune(job: _Job, told: Told) -> TrainReport:
     torch.set_num_threads(max(1, job.threads))
     model, tokenizer = load_checkpoint(job.checkpoint, dtype=torch.float32)
     use_cache = getattr(model.config, "use_cache", None)  # which the trainer turns off
-    if torch.cuda.is_available():
-        model.to(PartialState().device)  # where the trial is to run
+    model.to(device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))))  # the trial runs where training does
     packing = choose_packing(model, settings.attention)
     pass_tokens = min(settings.micro_tokens // (DENSE_SHARE if packing.kind == "dense" else 1), packing.cap.tokens or inf)
     bundles = pack_examples(examples, ChatTokenizer(tokenizer), row_tokens=int(pass_tokens), most=settings.batch_size)

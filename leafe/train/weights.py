@@ -50,7 +50,7 @@ def _untie(model: Any, targets: tuple[str, ...]) -> None:
 
 
 def save(model: Any, out: Path, *, use_cache: bool | None) -> None:
-    """Saves a trained model whole, an adapter merged into it, so that every tool loads the result; `use_cache` is what its configuration said.
+    """Saves a trained model whole, an adapter merged into it, so that every tool loads the result; `use_cache` is for its configuration.
 
     Raises `UserError` when what was saved does not compute what was trained.
     """

@@ -49,6 +49,7 @@ TORCH = (
     "leafe.engines.transformers",
     "leafe.engines.slots",
     "leafe.engines.sampling",
+    "leafe.engines.scores",
     "leafe.engines.trial",
     "leafe.engines.twin",
     "leafe.train",

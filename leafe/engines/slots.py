@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from leafe.engines import scores
 from leafe.engines.prefixes import Copy
 from leafe.errors import EngineError
 
@@ -203,7 +203,7 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
             raise EngineError("its layers do not hand on what attention over blocks needs")
         output, _ = sdpa_attention_forward(module, *states, **options)
         return output, None
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    unknown = [name for name in scores.UNKNOWN if options.get(name) is not None]
     if unknown:
         raise EngineError(f"its attention needs {unknown[0]}")
     query, key, value = states[:3]  # a mask may follow, or be named, and is not needed
@@ -215,14 +215,8 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
     for tile in batch.tiles:
         keys, values = batch.cache.read(layer, tile, width)
         count = tile.rows * tile.queries
-        part = F.scaled_dot_product_attention(
-            queries[tile.start : tile.start + count].view(tile.rows, tile.queries, heads, width).transpose(1, 2),
-            keys,
-            values,
-            attn_mask=tile.mask(options.get("sliding_window"), query.dtype),
-            scale=options.get("scaling"),
-            enable_gqa=heads != key.shape[1],
-        )
+        shaped = queries[tile.start : tile.start + count].view(tile.rows, tile.queries, heads, width).transpose(1, 2)
+        part = scores.attend(shaped, keys, values, tile.mask(options.get("sliding_window"), query.dtype), **options)
         parts.append(part.transpose(1, 2).reshape(count, -1))
     output = torch.cat(parts).index_select(0, batch.back)
     return output.view(1, tokens, heads, -1), None

@@ -367,8 +367,9 @@ benchmarks/architectures.py --write docs/architectures.md` found it: {count} for
 Nothing is known by name. When `leafe` loads a model it tries random ids: a packed tree against its samples one by one, and the batched
 engine against the plain forward pass, on the model itself and, beyond every window, chunk and original context that its configuration
 names, on a small copy in which that limit is short. *equal* means that the trial passed and that a longer check with other ids found the
-same. Behind it stand the way of attending, the length up to which it holds where there is one (windows, chunks and the like are {window} to
-64 tokens here), and the largest difference, in units of what attention does. Each model is small and of random weights, in float32 on a CPU.
+same. Behind it stand the way of attending, the length up to which it holds where there is one (windows, chunks and the like are {window}
+to 64 tokens here), and the largest difference, in units of what attention does. Each model is small and of random weights, in float32 on a
+CPU.
 
 A length is that of the model: where its chunks are 8,192 tokens, examples of up to 8,192 tokens are trained on and longer ones refused, and
 the engine's `max_context` is cut to it. `train.attention=auto` takes the first of `tree` and `dense` that passes (`flex` before them on a

@@ -15,7 +15,9 @@ from leafe.envs import registry
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
 from leafe.settings import EngineSettings, RunConfig
-from leafe.train.checkpoint import device_of, dtype_of, locate
+from leafe.train.checkpoint import device_of, dtype_of, locate, processes_of
+
+GIB = 1 << 30
 
 
 def threads_of(settings: EngineSettings) -> int:
@@ -28,17 +30,20 @@ def _engine(settings: EngineSettings, base: Path, folder: Path) -> Engine:
     """An engine on a model. A server serves the base and nothing else: what is trained from it is loaded here."""
     if settings.kind == "openai" and folder == base:
         return OpenAIEngine(settings.base_url, settings.served_model or str(folder), concurrency=settings.concurrency)
+    processes = settings.processes or processes_of(settings.device, folder, threads_of(settings))
     loads = [
         partial(
             TransformersEngine.load,
             folder,
             device=device_of(settings.device, number),
             dtype=dtype_of(settings.dtype),
-            slots=max(1, min(settings.slots, settings.concurrency) // settings.processes),
+            slots=max(1, min(settings.slots, settings.concurrency) // processes),
             max_context=settings.max_context,
-            threads=max(1, threads_of(settings) // (1 if settings.threads else settings.processes)),
+            cache_bytes=int(settings.cache_gib * GIB / processes),
+            sharers=processes,
+            threads=max(1, threads_of(settings) // (1 if settings.threads else processes)),
         )
-        for number in range(settings.processes)
+        for number in range(processes)
     ]
     return loads[0]() if len(loads) == 1 else ReplicatedEngine(loads)
 

@@ -59,7 +59,7 @@ def scripted(*answers: str) -> Policy:
 
 
 def completion(text: str, ask: Ask) -> Completion:
-    """A reply as `ScriptedEngine` would give it."""
+    """A reply as `ScriptedEngine` would give it, however long it is."""
     ids = tuple(text.encode())
     prompt = sum(len(message.content.encode()) for message in ask.messages)
     return Completion(text, ids, (0.0,) * len(ids), prompt_tokens=prompt)

@@ -30,7 +30,7 @@ _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The templates of one profile. `form` is how replies look: `bare` text, or `tags` (`<think>`, `<action>`, ...)."""
+    """The templates of one profile. `form` is how replies look: `bare` text, `tags` (`<think>`, `<action>`, ...) or a `program`."""
 
     system: str
     first: str

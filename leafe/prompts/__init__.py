@@ -11,6 +11,7 @@ from pathlib import Path
 
 from leafe.chat import Prompts, check_prompts
 from leafe.errors import UnknownName, UserError
+from leafe.replies import FORMS
 
 _HERE = Path(__file__).parent
 PROFILES = ("terse", "full")
@@ -21,7 +22,7 @@ def load_prompts(profile: str, environment: str) -> Prompts:
     """The prompts of a profile (`terse`, `full`), or of a folder with a file `PURPOSE.txt` for each of `PURPOSES`, for an environment.
 
     Replies to a folder's prompts are read as tagged ones unless it, or its subfolder for the environment, holds a file `form.txt` with
-    the word `bare`. The newline that an
+    the word `bare` or `program`. The newline that an
     editor leaves at the end of a file is no part of a prompt. Raises `UserError` for a file that is missing or cannot be used.
     """
     folder = _HERE / profile if profile in PROFILES else Path(profile)
@@ -39,9 +40,10 @@ def load_prompts(profile: str, environment: str) -> Prompts:
     form_files = [folder / environment / "form.txt", folder / "form.txt"]
     form_file = next((path for path in form_files if path.is_file()), form_files[-1])
     form = _read(form_file).strip() if form_file.is_file() else "tags"
-    if form not in ("bare", "tags"):
-        raise UserError(f"{form_file} wants the word bare or tags and holds {form!r}")
-    prompts = Prompts(form="bare" if form == "bare" else "tags", **texts)
+    known = next((one for one in FORMS if one == form), None)
+    if known is None:
+        raise UserError(f"{form_file} wants one of the words {', '.join(FORMS)} and holds {form!r}")
+    prompts = Prompts(form=known, **texts)
     check_prompts(prompts)
     return prompts
 

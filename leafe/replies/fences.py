@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate
 
 LONGEST = 60_000  # characters of a program that is parsed
 BUDGET = 600_000  # characters that are parsed for one reply
@@ -92,7 +92,8 @@ def blocks(reply: str, syntax: Syntax) -> list[Block]:
         following = lines[number + 1] if number + 1 < len(lines) else ""
         opening = _opening(lines[number], offsets[number], following) if offsets[number] >= at else None
         if opening is not None:
-            ends = ((lines[other], offsets[other]) for other in islice(marks, index + 1, None))
+            later = (marks[other] for other in range(index + 1, len(marks)))
+            ends = ((lines[other], offsets[other]) for other in later)
             end = _end(reply, opening, ends, syntax)
             at = min(end.resume, len(reply))
             text = _straight(reply[opening.held : end.stop])

@@ -52,7 +52,9 @@ def parse_program(reply: str, *, whole: bool) -> str:
 
 
 def program_in(text: str) -> str:
-    """The program in a submission, by the same rule; a text that holds none by it is taken as it stands."""
+    """The program in a submission, by the same rule; one that is Python as it stands, or holds no program by that rule, stays as it is."""
+    if Syntax().tree(text) is not None:
+        return text.strip("\n")
     try:
         return parse_program(text, whole=True)
     except Unreadable:

@@ -98,14 +98,12 @@ class ChatTemplate:
         return not self._control.named_in([("user", content)])
 
     def closing_id(self, stop_ids: frozenset[int]) -> int | None:
-        """The token that ends an assistant message, unless one of `stop_ids` does: what a reply stops at although no `eos_token` says so."""
-        replied, next_asked = self.arranged(TRIAL[:3]), self.arranged(TRIAL[:4])
+        """The token that the template ends an assistant message with, unless it is one of `stop_ids`: a reply stops there as well."""
         reply, sight = TRIAL[2][1], TRIAL[3][1]
-        last = self._added(self.text(replied).partition(reply)[2])
-        if stop_ids.intersection(last):
-            return None
-        between = self._added(self.text(next_asked).partition(reply)[2].partition(sight)[0])
-        return next(iter([*last, *between]), None)
+        last = self._added(self.text(self.arranged(TRIAL[:3])).partition(reply)[2])
+        between = self._added(self.text(self.arranged(TRIAL[:4])).partition(reply)[2].partition(sight)[0])
+        first = next(iter([*last, *between]), None)
+        return None if first in stop_ids else first
 
     def _apply(self, tokenizer: Any, turns: Turns, **options: Any) -> Any:
         chat = [{"role": role, "content": self._content(content)} for role, content in turns]
@@ -166,7 +164,7 @@ class ChatTemplate:
         return ""
 
     def _check_generation_prompt(self) -> None:
-        """Refuses a template that opens assistant messages and never offers such an opening to be gone on from."""
+        """Refuses a template that opens assistant messages with something that no prompt ends in."""
         asked, replied = self.arranged(TRIAL[:2]), self.arranged(TRIAL[:3])
         bare, prompt, whole = self.text(asked), self.text(asked, prompt=True), self.text(replied)
         opening = whole[len(bare) :].partition(TRIAL[2][1])[0]

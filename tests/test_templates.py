@@ -32,7 +32,10 @@ CHAT = [
     Message("user", "now?"),
 ]
 THOUGHTFUL = "<think>\nwhy\n</think>\ngo right"
-WHOLE = f"<|system|>be good<|end|><|user|>go up<|end|><|assistant|>go left<|end|><|user|>a wall<|end|><|assistant|>{THOUGHTFUL}<|end|><|user|>now?<|end|><|assistant|>"
+WHOLE = (
+    "<|system|>be good<|end|><|user|>go up<|end|><|assistant|>go left<|end|><|user|>a wall<|end|>"
+    f"<|assistant|>{THOUGHTFUL}<|end|><|user|>now?<|end|><|assistant|>"
+)
 MERGED = WHOLE.replace("<|system|>be good<|end|><|user|>go up", "<|user|>be good\n\ngo up")
 
 # What the conversation above looks like to the model, by template.
@@ -49,14 +52,18 @@ RIGHT: dict[str, tuple[Any, str]] = {
     ),
     "today's date": (DATED + TEMPLATE, "<|system|>Today is 26 Jul 2024.<|end|>" + WHOLE),
     "the date where there is a clock": (
-        "{% if strftime_now is defined %}{% set d = strftime_now('%Y-%m-%d') %}{% else %}{% set d = 'never' %}{% endif %}{{ d }}" + TEMPLATE,
+        "{% if strftime_now is defined %}{% set d = strftime_now('%Y-%m-%d') %}{% else %}{% set d = 'never' %}{% endif %}{{ d }}"
+        + TEMPLATE,
         "2024-07-26" + WHOLE,
     ),
     "the date in a macro": (
         "\n{% macro head() %}{{ strftime_now('%-d %B %y, %A %H:%M %p') }}{% endmacro %}\n{{ head() }}" + TEMPLATE,
         "\n26 July 24, Friday 12:00 PM" + WHOLE,
     ),
-    "earlier thoughts dropped": (LOOP + THOUGHTS + ROLE.replace("m.content", "said") + END + PROMPT, WHOLE.replace(THOUGHTFUL, "\ngo right")),
+    "earlier thoughts dropped": (
+        LOOP + THOUGHTS + ROLE.replace("m.content", "said") + END + PROMPT,
+        WHOLE.replace(THOUGHTFUL, "\ngo right"),
+    ),
     "contents trimmed": (LOOP + ROLE.replace("m.content", "m.content | trim") + END + PROMPT, WHOLE),
     "a system message of its own": (
         "{% if messages[0].role != 'system' %}<|system|>be kind<|end|>{% endif %}" + TEMPLATE,
@@ -83,7 +90,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a value that nobody gives": (LOOP + "{{ m.content + persona.name }}" + END, "UndefinedError: 'persona' is undefined"),
     "contents left out": (LOOP + "{{ '<|' + m.role + '|><|end|>' }}" + END + PROMPT, "leaves out what the system says"),
     "only the last message": ("{{ messages[-1].content }}", "leaves out what the system says"),
-    "replies left out": (LOOP + "{% if m.role != 'assistant' %}" + ROLE + "{% endif %}" + END + PROMPT, "leaves out what the assistant says"),
+    "replies left out": (LOOP + "{% if m.role == 'user' %}" + ROLE + "{% endif %}" + END + PROMPT, "leaves out what the"),
     "messages in another order": (LOOP.replace("messages", "messages | reverse") + ROLE + END + PROMPT, "leaves out what the|elsewhere"),
     "a single turn": (
         "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}" + TEMPLATE,
@@ -91,7 +98,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "no generation prompt": (LOOP + ROLE + END, r"no generation prompt; wanted '<\|assistant\|>'"),
     "thoughts that have to be closed": (
-        LOOP + "{% if '</think>' in m.content and '<think>' not in m.content %}{{ raise_exception('unbalanced') }}{% endif %}" + ROLE + END + PROMPT,
+        LOOP
+        + "{% if '</think>' in m.content and '<think>' not in m.content %}{{ raise_exception('unbalanced') }}{% endif %}"
+        + ROLE
+        + END
+        + PROMPT,
         "raises TemplateError: unbalanced on the reply '</think>'",
     ),
 }  # fmt: skip

@@ -114,7 +114,10 @@ class ChatTemplate:
 
     def arranged(self, turns: Turns) -> Turns:
         """Plain turns as the template takes them."""
-        return [(role, content if not self._blank or content.strip() else self._blank) for role, content in self.arrangement.turns(turns)]
+        return [
+            (role, content if not self._blank or content.strip() else self._blank)
+            for role, content in self.arrangement.turns(turns)
+        ]
 
     def _found(self) -> Arrangement:
         """The first arrangement in which the trial conversation is whole, with a system message and without."""
@@ -236,10 +239,14 @@ def _source(tokenizer: Any) -> str:
     if isinstance(source, dict):
         if "default" not in source:
             known = ", ".join(sorted(source)) or "none"
-            raise UserError(f"the tokenizer has several chat templates and none is named default; found {known}: name one of them so.")
+            raise UserError(
+                f"the tokenizer has several chat templates and none is named default; found {known}: name one of them so."
+            )
         source = source["default"]
     if not source or not isinstance(source, str):
-        raise UserError("the tokenizer has no chat template; put a chat_template.jinja beside tokenizer.json, as its makers publish it.")
+        raise UserError(
+            "the tokenizer has no chat template; put a chat_template.jinja beside tokenizer.json, as its makers publish it."
+        )
     return (_stopped_clock() if CLOCK in source else "") + source
 
 

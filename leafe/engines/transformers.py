@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leafe.engines.base import EngineStats
 from leafe.engines.batching import Batcher, Request
+from leafe.engines.loading import end_tokens, load_checkpoint
 from leafe.engines.slots import give_back, take_over
 from leafe.engines.tokens import ChatTokenizer
-from leafe.errors import CorruptFile, EngineError, UserError
+from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion
 
 
@@ -56,8 +56,13 @@ class TransformersEngine:
     ) -> None:
         self.concurrency = slots
         self.tokens = ChatTokenizer(tokenizer)
-        self.max_context = min(max_context, getattr(model.config, "max_position_embeddings", max_context))
-        self.stop_ids = self.tokens.stop_ids | _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+        text = model.config.get_text_config()  # of a model that also sees, the part that reads
+        self.max_context = min(max_context, getattr(text, "max_position_embeddings", None) or max_context)
+        self.stop_ids = self.tokens.stop_ids | end_tokens(getattr(model.generation_config, "eos_token_id", None))
+        if not self.stop_ids:
+            raise UserError(
+                "the tokenizer has no end-of-sequence token and its chat template ends messages with none; set eos_token."
+            )
         self._model = model.eval() if dtype is None else model.eval().to(dtype)
         self._usual_attention = take_over(self._model)
         self._threads = threads
@@ -164,34 +169,6 @@ class TransformersEngine:
             reason = EngineError(f"the forward pass failed: {type(error).__name__}: {error}")
             reason.__cause__ = error
             _notify(call.loop, partial(_refuse, call.future, reason))
-
-
-def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """The model and the tokenizer in the directory `path`. Raises as `TransformersEngine.load` does."""
-    place = Path(path)
-    if not (place / "config.json").is_file():
-        raise UserError(f"no checkpoint in {str(path)!r}: wanted a directory with config.json, model.safetensors and a tokenizer.")
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except Exception as error:  # the errors of json, safetensors and of the library's own code all come through
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CorruptFile(f"the checkpoint in {str(path)!r} cannot be loaded: {reason}") from error
-    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
-    if "a" not in letter:  # without its files a tokenizer is loaded all the same, and knows no words
-        raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
-    model, found = loaded
-    absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found[kind])
-    if absent:
-        raise CorruptFile(f"the checkpoint in {str(path)!r} lacks weights that its config.json describes, such as {absent[0]}.")
-    return model, tokenizer
-
-
-def _ids(value: int | Iterable[int] | None) -> frozenset[int]:
-    return frozenset(() if value is None else [value] if isinstance(value, int) else value)
 
 
 def _notify(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:

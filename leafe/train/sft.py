@@ -25,8 +25,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
 from leafe.distill.rows import Bundle, pack_examples, shares
+from leafe.engines.loading import load_checkpoint
 from leafe.engines.tokens import ChatTokenizer
-from leafe.engines.transformers import load_checkpoint
 from leafe.errors import UserError
 from leafe.records import Example
 from leafe.settings import LoraSettings, TrainSettings

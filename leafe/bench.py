@@ -224,7 +224,7 @@ def train_stage(
             gauge.advance(1 / total)
 
         seed = seed_for(bench.config.seed, "train", arm)
-        report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told)
+        report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, **losses})
 

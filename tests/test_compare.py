@@ -117,7 +117,7 @@ def test_the_comparison_as_json_has_exactly_the_agreed_shape() -> None:
     json.dumps(found, allow_nan=False)
     assert list(found) == ["arms"]
     base, leafe = found["arms"]
-    assert list(leafe) == ["name", "pass_at_k", "minus_base", "turns", "tokens", "errors"]
+    assert list(leafe) == ["name", "pass_at_k", "minus_base", "turns", "tokens", "errors", "faults"]
     assert list(leafe["pass_at_k"]) == list(leafe["minus_base"]) == ["1", "2", "4"]
     assert leafe["pass_at_k"]["1"]["value"] == 0.75
     assert leafe["minus_base"]["1"] == {"value": 0.625, "low": 0.5, "high": 0.75}

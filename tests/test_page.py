@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from leafe.evaluate.compare import ArmResult, Comparison, percent, points
 from leafe.evaluate.passk import Interval
+from leafe.forest.faults import Faults, faults_of
 from leafe.records import Attempt, Completion, Experience, Observation, Reflection, Spend, StopReason, Task, Tree, Turn
 from leafe.viewer.markup import preformatted, tag
 from leafe.viewer.page import ExplorationRow, PageContent, exploration_row, render_page
@@ -273,6 +274,7 @@ def test_exploration_is_counted_from_the_trees_alone() -> None:
         reflections=6,
         unparsed=2,
         diverged=0,
+        faults=faults_of([small_tree()] * 2),
     )
     rows = rows_below(render_page(content()), "Exploration")
     assert dict(zip(rows[0], rows[1], strict=True))["Unparsed"] == "1"
@@ -319,7 +321,7 @@ def test_a_branch_is_told_with_what_it_replaced_the_advice_and_what_it_did() -> 
 
 def test_every_turn_of_every_attempt_is_on_the_page() -> None:
     reader = Reader(render_page(content()))
-    assert len(list(reader.named("li"))) == len(small_tree().turns) + len(measured().arms)
+    assert len(list(reader.named("li"))) == len(small_tree().turns) + len(small_tree().reflections) + len(measured().arms)
     assert [one.attributes["aria-label"] for one in reader.named("a")][2] == "attempt 2: solved after 3 turns"
 
 

@@ -126,15 +126,18 @@ def _part(value: float | None, noun: str, plural: str) -> str:
     return f"every {noun}" if value == 1 else f"{_percent(value or 0.0)} of {plural}"
 
 
+def _was_cut(value: float | None, noun: str, plural: str, *, limit: str) -> str:
+    verb = "was" if value == 1 else "were"
+    return f"{_part(value, noun, plural)} {verb} cut at {limit}: raise it"
+
+
 def _on_replies(faults: Faults, config: RunConfig) -> Iterator[str]:
-    silent, cut = (_part(value, "reply", "replies") for value in (faults.no_action, faults.cut))
-    limit = f"cut at sampling.act.max_tokens={config.sampling.act.max_tokens}: raise it"
-    if _is_loud(faults.no_action) and _is_loud(faults.cut):
-        yield f"{silent} held no action; {cut} {'was' if faults.cut == 1 else 'were'} {limit}"
-    elif _is_loud(faults.no_action):
-        yield f"{silent} held no action: {_of_form(config)}"
+    cut = _was_cut(faults.cut, "reply", "replies", limit=f"sampling.act.max_tokens={config.sampling.act.max_tokens}")
+    silent = "no reply held an action" if faults.no_action == 1 else f"{_part(faults.no_action, 'reply', 'replies')} held no action"
+    if _is_loud(faults.no_action):
+        yield f"{silent}; {cut}" if _is_loud(faults.cut) else f"{silent}: {_of_form(config)}"
     elif _is_loud(faults.cut):
-        yield f"{cut} {'was' if faults.cut == 1 else 'were'} {limit}"
+        yield cut
 
 
 def _of_form(config: RunConfig) -> str:
@@ -157,14 +160,11 @@ def _room(config: RunConfig) -> str:
 
 def on_reflections(faults: Faults, config: RunConfig) -> Iterator[str]:
     """What `alarms` says about reflections."""
+    limit = f"sampling.reflect.max_tokens={config.sampling.reflect.max_tokens}"
     if _is_loud(faults.unread):
-        limit = f"cut at sampling.reflect.max_tokens={config.sampling.reflect.max_tokens}: raise it"
-        cut = _part(faults.unread_cut, "one", "them")
-        mend = (
-            f"; {cut} {'was' if faults.unread_cut == 1 else 'were'} {limit}"
-            if _is_loud(faults.unread_cut)
-            else f": {_of_form(config)}"
-        )
-        yield f"{_part(faults.unread, 'reflection', 'reflections')} could not be read{mend}"
+        some = f"{_part(faults.unread, 'reflection', 'reflections')} could not be read"
+        found = "no reflection could be read" if faults.unread == 1 else some
+        cut = _was_cut(faults.unread_cut, "reflection", "reflections", limit=limit)
+        yield f"{found}; {cut}" if _is_loud(faults.unread_cut) else f"{found}: {_of_form(config)}"
     if _is_loud(faults.no_room):
         yield f"{_part(faults.no_room, 'reflection', 'reflections')} found no room {_room(config)}"

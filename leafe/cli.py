@@ -95,8 +95,8 @@ def _values(texts: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def _show(run: RunDirectory) -> None:
-    """The tables of a run, what makes them mean little, and the path of its page."""
+def _show(run: RunDirectory, *, ends: bool = True) -> None:
+    """The tables of a run, what makes them mean little, and the path of its page. `ends`: and why there was nothing to train on."""
     rows, arms = rows_of(exploration_of(run)), arms_of(run)
     if rows:
         console.print(exploration_table(rows))
@@ -105,7 +105,7 @@ def _show(run: RunDirectory) -> None:
     if arms:
         console.print(pass_table(comparison_of(run)))
     named = faults_named(rows, arms)
-    _show_faults(named, (*alarms_of(named, run.config), *ends_of(run)))
+    _show_faults(named, (*alarms_of(named, run.config), *(ends_of(run) if ends else ())))
     console.print(f"The page: {write_report(run)}", soft_wrap=True, highlight=False)
 
 
@@ -122,7 +122,7 @@ def _shown(run: RunDirectory, work: Callable[[], None]) -> None:
         work()
     except UserError:
         if run.stages:
-            _show(run)
+            _show(run, ends=False)
         raise
     _show(run)
 

@@ -87,10 +87,10 @@ def _errors(attempts: Iterable[Attempt]) -> Iterator[str | None]:
     return (attempt.error or attempt.stop.value for attempt in attempts if attempt.stop in BROKEN)
 
 
-def fault_cells(faults: Faults) -> tuple[str, ...]:
-    """The shares in percent, in the order of `HEADING`; a dash where there is none."""
+def fault_cells(faults: Faults, *, none: str = "-") -> tuple[str, ...]:
+    """The shares in percent, in the order of `HEADING`; `none` where there is no share."""
     shares = (getattr(faults, name) for name in HEADING)
-    return tuple("-" if value is None else f"{100 * value:.1f}" for value in shares)
+    return tuple(none if value is None else f"{100 * value:.1f}" for value in shares)
 
 
 def loud(faults: Faults) -> Iterator[str]:

@@ -148,19 +148,13 @@ def _reply_notes(turn: Turn) -> Iterator[str]:
     if not turn.parsed:
         yield "no action found in this reply"
     if not turn.stepped:
-        yield "the environment was not asked; the answer is ours"
+        yield "the environment never saw it; the answer is ours"
     if turn.completion.finish == "length":
-        yield "the reply was cut at its limit of tokens"
-    left = (
-        _of_first("thoughts", turn.shortening.thoughts),
-        _of_first("observations", turn.shortening.observations),
-    )
-    if any(left):
-        yield f"left out of the prompt: {' and '.join(filter(None, left))}"
-
-
-def _of_first(what: str, turns: int) -> str:
-    return f"the {what} of the first {plural(turns, 'turn')}" if turns else ""
+        yield "cut at its limit of tokens"
+    left_out = {"thoughts": turn.shortening.thoughts, "observations": turn.shortening.observations}
+    first = [f"{what} of the first {plural(turns, 'turn')}" for what, turns in left_out.items() if turns]
+    if first:
+        yield f"left out of the prompt: {', '.join(first)}"
 
 
 def _reflections(shown: _Shown, attempt: Attempt) -> Iterator[Markup]:

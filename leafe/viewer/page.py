@@ -193,7 +193,7 @@ def _faults(named: Sequence[tuple[str, Faults]], caption: str) -> Markup:
     """The shares that came to nothing; a column that nobody counted anything for is left out."""
     shown = [name for name in HEADING if any(getattr(faults, name) is not None for _, faults in named)]
     columns = [list(HEADING).index(name) for name in shown]
-    rows = (_count_row(name, *(fault_cells(faults)[column] for column in columns)) for name, faults in named)
+    rows = (_count_row(name, *(fault_cells(faults, none="–")[column] for column in columns)) for name, faults in named)
     return (
         _table(("", *(HEADING[name].capitalize() for name in shown)), tag("tbody", *rows), caption=caption) if shown else join(())
     )

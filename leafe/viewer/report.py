@@ -65,8 +65,12 @@ def faults_named(rows: Sequence[ExplorationRow], arms: Sequence[ArmOutcomes]) ->
 
 
 def alarms_of(named: Sequence[tuple[str, Faults]], config: RunConfig) -> tuple[str, ...]:
-    """What is so frequent in explorers and arms that their figures mean little, a sentence each."""
-    return tuple(f"{name}: {sentence}" for name, faults in named for sentence in alarms(faults, config))
+    """What is so frequent in explorers and arms that their figures mean little, each sentence once behind the names that it is about."""
+    names: dict[str, list[str]] = {}
+    for name, faults in named:
+        for sentence in alarms(faults, config):
+            names.setdefault(sentence, []).append(name)
+    return tuple(f"{'; '.join(owners)}: {sentence}" for sentence, owners in names.items())
 
 
 def ends_of(run: RunDirectory) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ def fine_tune(
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
-    one saves. Raises `UserError` when there is nothing to train on or the model cannot be trained on packed trees, `CorruptFile` when the
+    one saves, unless a caller is `alone` all the same. Raises `UserError` when there is nothing to train on or the model cannot be trained on packed trees, `CorruptFile` when the
     checkpoint cannot be loaded.
     """
     if not examples:

@@ -78,7 +78,7 @@ class Bench:
             played = rehearse(environment, self.prompts, task)
         finally:
             environment.close()
-        for sentence in check_lengths(self.config, played, meter) if played else ():
+        for sentence in (*meter.notes, *(check_lengths(self.config, played, meter) if played else ())):
             self.progress.say(sentence)
 
     @cached_property

@@ -22,6 +22,7 @@ FLOORS = {
     "run": 1,
     "replies": 1,
     "chat": 1,
+    "history": 1,
     "progress": 1,
     "doctor": 1,
     "envs": 2,
@@ -32,6 +33,7 @@ FLOORS = {
     "train": 5,
     "evaluate": 5,
     "nano": 5,
+    "preflight": 6,
     "bench": 6,
     "methods": 7,
     "viewer": 7,
@@ -47,6 +49,7 @@ APART = {2, 5, 7}
 
 # The only modules that may import torch: everything else works where it is not installed.
 TORCH = (
+    "leafe.engines.loading",
     "leafe.engines.transformers",
     "leafe.engines.slots",
     "leafe.engines.sampling",

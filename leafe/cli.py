@@ -141,11 +141,16 @@ def _opened(where: str, overrides: list[str] | None, out: Path | None) -> tuple[
     return bench_of(run.config, Bars(console)), run
 
 
-def _started(recipe: str, overrides: list[str] | None, out: Path | None) -> tuple[Bench, RunDirectory]:
-    """A new run in `out`, or the one that is there with the same settings; refused before anything is made."""
+def _started(recipe: str, overrides: list[str] | None, out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
+    """A new run in `out`, or the one that is there with the same settings; refused before anything is made.
+
+    Where the run `trains` and is new, a step of training is tried.
+    """
     config = load_recipe(recipe, overrides or [])
     bench = bench_of(config, Bars(console))
     bench.check()
+    if trains and not (out and (out / "stages.json").is_file()):
+        bench.try_training()
     run = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not run.done:
         console.print(f"{config.name} in {run.path}", highlight=False, soft_wrap=True)
@@ -161,7 +166,7 @@ def _stage(path: Path, work: Callable[[Bench, RunDirectory], None]) -> None:
 @app.command()
 def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None:
     """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
-    bench, directory = _started(recipe, overrides, out)
+    bench, directory = _started(recipe, overrides, out, trains=True)
 
     def work() -> None:
         if not directory.done:

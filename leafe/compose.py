@@ -69,4 +69,4 @@ def _meter(settings: EngineSettings, base: Path) -> Meter:
     """Counts with the tokenizer of the base. What a server's context is, only the server knows."""
     tokens = ChatTokenizer(load_tokenizer(base))
     context = settings.max_context if settings.kind == "openai" else context_of(load_config(base), settings.max_context)
-    return Meter(lambda messages: len(tokens.prompt_ids(messages)), tokens.count, context)
+    return Meter(lambda messages: len(tokens.prompt_ids(messages)), tokens.count, context, tokens.notes)

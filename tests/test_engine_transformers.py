@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from leafe.engines.memory import free_bytes
 from leafe.engines.transformers import TransformersEngine
@@ -337,10 +337,26 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def capped() -> Any:
+    """A model with a cap on its scores and a window in one of its two layers."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Gemma2Config(
+        vocab_size=300, head_dim=16, sliding_window=20, attn_logit_softcapping=1.0, initializer_range=0.3, eos_token_id=4, **sizes
+    )
+    return Gemma2ForCausalLM(config).eval()
+
+
+def test_attention_with_a_cap_and_a_window_is_sampled_alike_alone_and_in_company() -> None:
+    plays = asks(Sampling(0.9, 0.95, 7))
+    crowd = run(lambda served: together(served, plays), engine(model=capped(), tokens_per_pass=100))
+    for ask, completion in list(zip(plays[4], crowd[4], strict=True))[::2]:
+        assert run(lambda served, ask=ask: served.generate(ask), engine(model=capped(), slots=1)) == completion  # type: ignore[misc]
+
+
 def test_a_model_whose_attention_is_of_another_kind_is_refused_and_left_as_it_was() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=300, head_dim=16, **sizes)).eval()
+    model = GPTJForCausalLM(GPTJConfig(vocab_size=300, n_embd=32, n_layer=2, n_head=2, rotary_dim=8)).eval()
     usual = model.config._attn_implementation
-    with pytest.raises(UserError, match=r"cannot run a Gemma2ForCausalLM.*softcap.*over HTTP"):
+    with pytest.raises(UserError, match=r"cannot run a GPTJForCausalLM \(it takes no attention function from outside\).*over HTTP"):
         engine(model=model)
     assert model.config._attn_implementation == usual

@@ -118,6 +118,12 @@ def test_what_was_not_counted_is_a_dash_and_raises_no_alarm() -> None:
     assert set(fault_cells(Faults())) == {"-"} and not alarms(Faults(), config()) and not list(loud(Faults()))
 
 
+def test_an_error_is_told_on_one_line_without_what_a_terminal_would_obey() -> None:
+    attempt = ended(StopReason.ENVIRONMENT_ERROR, error="EnvironmentFailure: lookup: OSError: \x1b[31mgone\n\ud800" + "x" * 500)
+    error = faults_of([tree((), (attempt,))]).error
+    assert error is not None and error.startswith("lookup: OSError: \ufffd[31mgone \ufffdxxx") and len(error) == 200
+
+
 def test_what_is_not_all_is_never_called_all_of_it() -> None:
     (sentence,) = alarms(Faults(replies=1000, cut=0.999), config())
     assert sentence.startswith("99 % of replies were cut")

@@ -46,8 +46,7 @@ class Diagnosis:
     """The figures, as shares from 0 to 1 with intervals over tasks. None where there was nothing to measure.
 
     `advised_optimal`, `unadvised_optimal` and `reflection_gap` are about the `branch_points` that come of attempts without advice, those
-    named `later` about branches of branches. Reflections that found no room in the context are among `reflections` and not `parsed`;
-    the faults tell them apart.
+    named `later` about branches of branches. Reflections that found no room in the context are in the faults alone.
     """
 
     reflections: int
@@ -170,7 +169,7 @@ def diagnosis(
     trees: Sequence[Tree], independent: Sequence[Tree], points: Sequence[BranchPoint], unadvised: Sequence[float]
 ) -> Diagnosis:
     """The figures from two forests, the branch points and, for each point, its share of best actions without advice."""
-    reflections = [[float(one.error is None) for one in tree.reflections] for tree in trees]
+    reflections = [[float(not one.unread) for one in tree.reflections if not one.no_room] for tree in trees]
     named = Counter(str(one.experience.turn) for tree in trees for one in tree.reflections if one.experience)
     branches = [
         [float(one.success) for one in tree.attempts if one.experience is not None and one.stop not in BROKEN] for tree in trees

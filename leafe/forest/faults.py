@@ -56,9 +56,14 @@ def share(count: int | None, of: int) -> float | None:
 
 
 def commonest_error(errors: Iterable[str | None]) -> str | None:
-    """The most frequent of some attempts' errors, without our own class in front and on one line."""
-    texts = Counter(" ".join(error.removeprefix("EnvironmentFailure: ").split())[:QUOTED] for error in errors if error)
+    """The most frequent of some attempts' errors, without our own class in front, on one line and fit for a terminal."""
+    texts = Counter(_one_line(error.removeprefix("EnvironmentFailure: ")) for error in errors if error)
     return texts.most_common(1)[0][0] if texts else None
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())[:QUOTED]
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
 def faults_of(trees: Sequence[Tree]) -> Faults:

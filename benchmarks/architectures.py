@@ -84,6 +84,14 @@ SIZES: dict[str, Any] = {
     "topk_group": 1,
     "index_head_dim": 32,
     "index_n_heads": 4,
+    "mamba_chunk_size": 8,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_d_ssm": 128,
+    "mamba_d_state": 16,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 32,
+    "ssm_state_size": 16,
     "is_decoder": True,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -101,6 +109,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "llama4_text": {"floor_scale": 48, "attn_scale": 0.5, "intermediate_size_mlp": 96},
     "minimax_m3_vl_text": {"index_block_size": 8, "index_topk_blocks": 3},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "state_size": 16, "chunk_size": 8},
+    "nemotron_h": {"n_groups": 1, "chunk_size": 8},
     "phi3": {"original_max_position_embeddings": 512, "sliding_window": WINDOW},
     "qwen2": {"use_sliding_window": True, "max_window_layers": 2},
     "qwen3": {"use_sliding_window": True, "max_window_layers": 2},
@@ -367,8 +377,9 @@ benchmarks/architectures.py --write docs/architectures.md` found it: {count} for
 Nothing is known by name. When `leafe` loads a model it tries random ids: a packed tree against its samples one by one, and the batched
 engine against the plain forward pass, on the model itself and, beyond every window, chunk and original context that its configuration
 names, on a small copy in which that limit is short. *equal* means that the trial passed and that a longer check with other ids found the
-same. Behind it stand the way of attending, the length up to which it holds where there is one (windows, chunks and the like are {window} to
-64 tokens here), and the largest difference, in units of what attention does. Each model is small, of random weights, in float32 on a CPU.
+same. Behind it stand the way of attending, the length up to which it holds where there is one (windows, chunks and the like are {window}
+to 64 tokens here), and the largest difference, in units of what attention does. Each model is small and of random weights, in float32 on a
+CPU.
 
 A length is that of the model: where its chunks are 8,192 tokens, examples of up to 8,192 tokens are trained on and longer ones refused, and
 the engine's `max_context` is cut to it. `train.attention=auto` takes the first of `tree` and `dense` that passes (`flex` before them on a

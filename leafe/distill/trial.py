@@ -157,8 +157,8 @@ def _difference(model: Any, kind: Kind, rows: Rows) -> float:
     training = model.training
     model.eval()
     try:
+        together = _tried(lambda: _packed(model, kind, rows))  # first, since it is refused at once where it is not possible
         apart = _tried(lambda: [_last(model, ids) for row in rows for ids in row])
-        together = _tried(lambda: _packed(model, kind, rows))
     finally:
         model.train(training)
     effect = spread([logits[-1] for logits in apart])

@@ -144,8 +144,8 @@ def fine_tune(
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
-    one saves; a caller that is `alone` all the same says so. Raises `UserError` when there is nothing to train on or the model cannot be trained on packed trees, `CorruptFile` when the
-    checkpoint cannot be loaded.
+    one saves; a caller that is `alone` whatever the environment says tells so. Raises `UserError` when there is nothing to train on or the
+    model cannot be trained on packed trees, `CorruptFile` when the checkpoint cannot be loaded.
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")

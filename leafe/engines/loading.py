@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import CorruptFile, UserError
 
 SERVE = "serve it over HTTP instead (engine.kind=openai)"
+UNTOLD_CONTEXT = 4096  # for a configuration that names no longest conversation
 OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -27,7 +29,7 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     """
     place = Path(path)
     _check_kind(place)
-    tokenizer = load_tokenizer(place)
+    tokenizer = _tokenizer(place)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **OPTIONS
@@ -43,16 +45,16 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     return model, tokenizer
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer in the folder `path`. Raises `CorruptFile` when there is no usable one."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(Path(path), **OPTIONS)
-    except Exception as error:  # as above
-        raise _unreadable(Path(path), error) from error
-    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
-    if "a" not in letter.lower():  # without its files a tokenizer is loaded all the same, and knows no words
-        raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
-    return tokenizer
+def load_tokenizer(path: str | Path) -> tuple[ChatTokenizer, Any]:
+    """The chat tokenizer and the configuration in the folder `path`, without the model. Raises as `load_checkpoint` does."""
+    config = _check_kind(Path(path))
+    return ChatTokenizer(_tokenizer(Path(path))), config
+
+
+def context_of(config: Any, cap: int = 0) -> int:
+    """The longest conversation, in tokens, that a model's configuration allows, within a cap where there is one (not 0)."""
+    own = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+    return min(own or cap, cap or own) or UNTOLD_CONTEXT
 
 
 def what_it_is(place: Path) -> str:
@@ -65,8 +67,19 @@ def what_it_is(place: Path) -> str:
     return ""
 
 
-def _check_kind(place: Path) -> None:
-    """Refuses what the small files say cannot be used."""
+def _tokenizer(place: Path) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **OPTIONS)
+    except Exception as error:  # as above
+        raise _unreadable(place, error) from error
+    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+    if "a" not in letter.lower():  # without its files a tokenizer is loaded all the same, and knows no words
+        raise CorruptFile(f"the checkpoint in {str(place)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
+    return tokenizer
+
+
+def _check_kind(place: Path) -> Any:
+    """The configuration of a checkpoint. Refuses what the small files say cannot be used."""
     if not (place / "config.json").is_file():
         wanted = what_it_is(place) or "wanted a directory with config.json, model.safetensors and a tokenizer"
         raise UserError(f"no checkpoint in {str(place)!r}: {wanted}.")

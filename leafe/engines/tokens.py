@@ -97,6 +97,10 @@ class ChatTokenizer:
         shape = tuple(role for role, _ in turns)
         return ids if shape in self._shapes and self._unchecked <= 0 else self._checked(ids, turns, shape)
 
+    def count(self, text: str) -> int:
+        """How many tokens a text is by itself."""
+        return len(self._tokenise(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, special tokens and the token that ended it dropped."""
         key = tuple(ids)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leafe.chat import Scene, Unreadable, bare_messages, parse_action
+from leafe.chat import Scene, bare_messages
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment
@@ -24,7 +24,8 @@ from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluate.passk import Interval
 from leafe.forest.growth import Rules
-from leafe.records import BROKEN, Ask, Attempt, Tree, Turn
+from leafe.records import BROKEN, Ask, Attempt, Tree, Turn, taken
+from leafe.replies import Unreadable, parse_action
 
 RESAMPLES = 2000
 
@@ -84,7 +85,7 @@ def best_actions(environment: Environment, tree: Tree, turn: Turn) -> tuple[str,
 
     The state is reached by a verified replay, once for each candidate. Raises `EpisodeError` when it is not reached.
     """
-    world, walk = World(environment), tree.walk(turn.parent)
+    world, walk = World(environment), taken(tree.walk(turn.parent))
     actions = [one.action for one in walk]
     digests = [observation_digest(tree.root), *(observation_digest(one.observation) for one in walk)]
 
@@ -123,13 +124,14 @@ def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environm
 
 async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws: int) -> float:
     """The share of `draws` actions that are best when the policy stands at the same turn and is told nothing."""
-    messages = bare_messages(Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent))
+    scene, walk = Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent)
+    messages = bare_messages(scene, walk, point.turn.shortening)
     right = 0
     for number in range(draws):
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
         completion = await engine.generate(Ask(messages, rules.act, seed))
         try:
-            right += parse_action(rules.prompts, completion.text) in point.best
+            right += parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length") in point.best
         except Unreadable:
             continue
     return right / draws

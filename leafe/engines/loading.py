@@ -46,8 +46,11 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
 
 
 def load_tokenizer(path: str | Path) -> tuple[ChatTokenizer, Any]:
-    """The chat tokenizer and the configuration in the folder `path`, without the model. Raises as `load_checkpoint` does."""
-    config = _check_kind(Path(path))
+    """The chat tokenizer and the configuration in the folder `path`, without the weights, which a server may have in another form.
+
+    Raises as `load_checkpoint` does for these.
+    """
+    config = _configuration(Path(path))
     return ChatTokenizer(_tokenizer(Path(path))), config
 
 
@@ -78,15 +81,19 @@ def _tokenizer(place: Path) -> Any:
     return tokenizer
 
 
-def _check_kind(place: Path) -> Any:
-    """The configuration of a checkpoint. Refuses what the small files say cannot be used."""
-    if not (place / "config.json").is_file():
-        wanted = what_it_is(place) or "wanted a directory with config.json, model.safetensors and a tokenizer"
-        raise UserError(f"no checkpoint in {str(place)!r}: {wanted}.")
+def _config_text(place: Path) -> str:
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        reason = _unusable(config)
-    except (ValueError, AttributeError, OSError) as error:
+        return (place / "config.json").read_text(encoding="utf-8")
+    except OSError:
+        wanted = what_it_is(place) or "wanted a directory with config.json, model.safetensors and a tokenizer"
+        raise UserError(f"no checkpoint in {str(place)!r}: {wanted}.") from None
+
+
+def _check_kind(place: Path) -> None:
+    """Refuses what the small files say cannot be used."""
+    try:
+        reason = _unusable(json.loads(_config_text(place)))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise _unreadable(place, error) from error
     if reason:
         raise UserError(f"the model in {str(place)!r} {reason}.")
@@ -95,14 +102,18 @@ def _check_kind(place: Path) -> Any:
         raise CorruptFile(
             f"the checkpoint in {str(place)!r} has {others}; wanted model.safetensors: save it again by transformers 5."
         )
+    config = _configuration(place)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = config.model_type
+        raise UserError(f"the model in {str(place)!r} ({kind}) is no decoder that continues text; wanted a causal model.")
+
+
+def _configuration(place: Path) -> Any:
+    _config_text(place)
     try:
-        known = AutoConfig.from_pretrained(place, **OPTIONS)
+        return AutoConfig.from_pretrained(place, **OPTIONS)
     except Exception as error:  # configurations are checked by code of their own
         raise _unreadable(place, error) from error
-    if type(known) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(
-            f"the model in {str(place)!r} ({known.model_type}) is no decoder that continues text; wanted a causal model."
-        )
 
 
 def _unusable(config: Mapping[str, Any]) -> str:

@@ -202,7 +202,7 @@ def test_a_model_without_weights_is_one_sentence(model: Path, tmp_path: Path) ->
     for path in model.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, tmp_path / "hollow")
-    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow' cannot be loaded")
+    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow' has no weights; wanted model.safetensors")
 
 
 def test_another_configuration_on_a_run_is_refused_naming_the_setting(finished: Path, model: Path) -> None:

@@ -25,7 +25,7 @@ Count = Callable[[Sequence[Message]], int]
 class Meter:
     """How long things are for a model: `prompt` counts the tokens of a conversation, `text` those of a text; `context` is 0 if unknown.
 
-    `notes` are sentences about how its chat template is spoken to.
+    `notes` says what is done for the model's chat template that its user may not expect.
     """
 
     prompt: Count
@@ -61,12 +61,8 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
 
 
 def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[str]:
-    """What to tell the user about lengths and the template. Raises `UserError` where no reply or no prompt can fit."""
-    return [
-        *meter.notes,
-        *_reply_sentences(config, played, meter),
-        *(_context_sentences(config, played, meter) if meter.context else ()),
-    ]
+    """What to tell the user about lengths. Raises `UserError` where no reply or no prompt can fit."""
+    return [*_reply_sentences(config, played, meter), *(_context_sentences(config, played, meter) if meter.context else ())]
 
 
 def _reply_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:

@@ -23,10 +23,9 @@ from transformers import (
 
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import collate, pack, term_losses
-from leafe.engines.loading import context_of, load_checkpoint, load_tokenizer
+from leafe.engines.loading import context_of, load_checkpoint, load_config, load_tokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, UserError
-from leafe.records import Message
 from leafe.train.checkpoint import locate
 
 END = SPECIAL.index("<|end|>")
@@ -206,11 +205,11 @@ def test_a_broken_file_is_told_from_a_wrong_kind(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_the_tokenizer_and_the_context_are_known_without_the_weights(tmp_path: Path) -> None:
-    no_weights(tmp_path)
-    tokens, config = load_tokenizer(tmp_path)
-    assert tokens.decode(tokens.prompt_ids([Message("user", "go left")])) == "go left"
+def test_the_tokenizer_and_the_context_are_known_without_a_model(tmp_path: Path) -> None:
+    config = load_config(checkpoint(tmp_path))
     assert [context_of(config, cap) for cap in (0, 512, 9999)] == [2048, 512, 2048]
+    (tmp_path / "model.safetensors").unlink()
+    assert load_tokenizer(tmp_path).encode("go left") == tiny_tokenizer().encode("go left")
 
 
 @pytest.mark.parametrize("name", ["GGUF", "no tokenizer", "a broken configuration"])
@@ -218,4 +217,5 @@ def test_what_is_needed_to_know_them_is_refused_in_the_same_words(name: str, tmp
     make, reason = FAULTS[name]
     make(tmp_path)
     with pytest.raises(UserError, match=reason):
+        load_config(tmp_path)
         load_tokenizer(tmp_path)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import CorruptFile, UserError
 
 SERVE = "serve it over HTTP instead (engine.kind=openai)"
@@ -29,7 +28,7 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     """
     place = Path(path)
     _check_kind(place)
-    tokenizer = _tokenizer(place)
+    tokenizer = load_tokenizer(place)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **OPTIONS
@@ -45,19 +44,26 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     return model, tokenizer
 
 
-def load_tokenizer(path: str | Path) -> tuple[ChatTokenizer, Any]:
-    """The chat tokenizer and the configuration in the folder `path`, without the weights, which a server may have in another form.
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer in the folder `path`. Raises `CorruptFile` when there is no usable one."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(Path(path), **OPTIONS)
+    except Exception as error:  # as above
+        raise _unreadable(Path(path), error) from error
+    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+    if "a" not in letter.lower():  # without its files a tokenizer is loaded all the same, and knows no words
+        raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
+    return tokenizer
 
-    Raises as `load_checkpoint` does for these.
-    """
-    config = _configuration(Path(path))
-    return ChatTokenizer(_tokenizer(Path(path))), config
 
-
-def context_of(config: Any, cap: int = 0) -> int:
-    """The longest conversation, in tokens, that a model's configuration allows, within a cap where there is one (not 0)."""
-    own = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
-    return min(own or cap, cap or own) or UNTOLD_CONTEXT
+def load_config(path: str | Path) -> Any:
+    """The configuration of the model in the folder `path`, without its weights. Raises as `load_checkpoint` does."""
+    place = Path(path)
+    _check_kind(place)
+    try:
+        return AutoConfig.from_pretrained(place, **OPTIONS)
+    except Exception as error:  # as above
+        raise _unreadable(place, error) from error
 
 
 def what_it_is(place: Path) -> str:
@@ -70,30 +76,15 @@ def what_it_is(place: Path) -> str:
     return ""
 
 
-def _tokenizer(place: Path) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **OPTIONS)
-    except Exception as error:  # as above
-        raise _unreadable(place, error) from error
-    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
-    if "a" not in letter.lower():  # without its files a tokenizer is loaded all the same, and knows no words
-        raise CorruptFile(f"the checkpoint in {str(place)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
-    return tokenizer
-
-
-def _config_text(place: Path) -> str:
-    try:
-        return (place / "config.json").read_text(encoding="utf-8")
-    except OSError:
-        wanted = what_it_is(place) or "wanted a directory with config.json, model.safetensors and a tokenizer"
-        raise UserError(f"no checkpoint in {str(place)!r}: {wanted}.") from None
-
-
 def _check_kind(place: Path) -> None:
     """Refuses what the small files say cannot be used."""
+    if not (place / "config.json").is_file():
+        wanted = what_it_is(place) or "wanted a directory with config.json, model.safetensors and a tokenizer"
+        raise UserError(f"no checkpoint in {str(place)!r}: {wanted}.")
     try:
-        reason = _unusable(json.loads(_config_text(place)))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        reason = _unusable(config)
+    except (ValueError, AttributeError, OSError) as error:
         raise _unreadable(place, error) from error
     if reason:
         raise UserError(f"the model in {str(place)!r} {reason}.")
@@ -102,18 +93,14 @@ def _check_kind(place: Path) -> None:
         raise CorruptFile(
             f"the checkpoint in {str(place)!r} has {others}; wanted model.safetensors: save it again by transformers 5."
         )
-    config = _configuration(place)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        kind = config.model_type
-        raise UserError(f"the model in {str(place)!r} ({kind}) is no decoder that continues text; wanted a causal model.")
-
-
-def _configuration(place: Path) -> Any:
-    _config_text(place)
     try:
-        return AutoConfig.from_pretrained(place, **OPTIONS)
+        known = AutoConfig.from_pretrained(place, **OPTIONS)
     except Exception as error:  # configurations are checked by code of their own
         raise _unreadable(place, error) from error
+    if type(known) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"the model in {str(place)!r} ({known.model_type}) is no decoder that continues text; wanted a causal model."
+        )
 
 
 def _unusable(config: Mapping[str, Any]) -> str:
@@ -163,3 +150,11 @@ def _check_end_tokens(place: Path, model: Any) -> None:
 def end_tokens(value: Any) -> frozenset[int]:
     """The ids of an `eos_token_id`, which is one, several or none."""
     return frozenset(() if value is None else value if isinstance(value, Iterable) and not isinstance(value, str) else [value])
+
+
+def context_of(config: Any, cap: int = 0) -> int:
+    """The longest conversation, in tokens, that a model's configuration allows, within a cap where there is one (not 0)."""
+    own = int(
+        getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    )  # of a model that also sees, the part that reads
+    return min(own or cap, cap or own) or UNTOLD_CONTEXT

@@ -23,6 +23,7 @@ from leafe.envs.base import Environment
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluate.passk import Interval
+from leafe.forest.faults import Faults, faults_of
 from leafe.forest.growth import Rules
 from leafe.records import BROKEN, Ask, Attempt, Tree, Turn, taken
 from leafe.replies import Unreadable, parse_action
@@ -45,7 +46,8 @@ class Diagnosis:
     """The figures, as shares from 0 to 1 with intervals over tasks. None where there was nothing to measure.
 
     `advised_optimal`, `unadvised_optimal` and `reflection_gap` are about the `branch_points` that come of attempts without advice, those
-    named `later` about branches of branches.
+    named `later` about branches of branches. Reflections that found no room in the context are among `reflections` and not `parsed`;
+    the faults tell them apart.
     """
 
     reflections: int
@@ -65,6 +67,8 @@ class Diagnosis:
     advised_optimal_later: Interval | None
     unadvised_optimal_later: Interval | None
     reflection_gap_later: Interval | None
+    tree_faults: Faults
+    independent_faults: Faults
 
 
 def shares(values: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
@@ -122,6 +126,15 @@ def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environm
     return points
 
 
+def is_best(point: BranchPoint, action: str) -> bool:
+    """Whether an action is one of the best at a point, read as lenient worlds read it: without regard to case and a final full stop."""
+
+    def read(text: str) -> str:
+        return " ".join(text.lower().rstrip(" .").split())
+
+    return read(action) in {read(best) for best in point.best}
+
+
 async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws: int) -> float:
     """The share of `draws` actions that are best when the policy stands at the same turn and is told nothing."""
     scene, walk = Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent)
@@ -131,7 +144,7 @@ async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws:
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
         completion = await engine.generate(Ask(messages, rules.act, seed))
         try:
-            right += parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length") in point.best
+            right += is_best(point, parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length"))
         except Unreadable:
             continue
     return right / draws
@@ -142,9 +155,9 @@ class _Gap:
 
     def __init__(self, points: Sequence[tuple[BranchPoint, float]]) -> None:
         self.points = points
-        self.advised = self._share(lambda point, share: float(point.turn.action in point.best))
+        self.advised = self._share(lambda point, share: float(is_best(point, point.turn.action)))
         self.unadvised = self._share(lambda point, share: share)
-        self.gap = self._share(lambda point, share: float(point.turn.action in point.best) - share)
+        self.gap = self._share(lambda point, share: float(is_best(point, point.turn.action)) - share)
 
     def _share(self, value: Callable[[BranchPoint, float], float]) -> Interval | None:
         by_task: dict[str, list[float]] = {}
@@ -186,6 +199,8 @@ def diagnosis(
         advised_optimal_later=later.advised,
         unadvised_optimal_later=later.unadvised,
         reflection_gap_later=later.gap,
+        tree_faults=faults_of(trees),
+        independent_faults=faults_of(independent),
     )
 
 

@@ -23,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from leafe.bench import Bench
 from leafe.compose import bench_of
 from leafe.config import load_recipe, recipe_names
-from leafe.distill.store import export, read_examples
+from leafe.distill.store import HINTS, export, read_examples
 from leafe.doctor import examine, sandbox_finding
 from leafe.envs import registry
 from leafe.envs.check import check_environment
@@ -330,7 +330,7 @@ def export_examples(
             raise UserError(f"{path} has no examples yet; type: leafe distill {path}")
         if out.exists():
             raise RunConflict(f"{out} is there already; give another file")
-        console.print(f"{export(read_examples(source), kind, out)} examples in {out}", highlight=False)
+        console.print(f"{export(read_examples(source), kind, out)} examples in {out}; {HINTS[kind]}", highlight=False)
 
 
 @app.command()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from command import QUICK, WORLD, Said, leafe, teach
+from pyarrow.parquet import read_table
 
-from leafe.distill.store import FORMATS
+from leafe.distill.store import FORMATS, HINTS
 from leafe.envs.fakes import Lookup
 from leafe.records import Observation, Task
 from leafe.run import RunDirectory
@@ -250,7 +251,7 @@ def test_a_model_without_weights_is_one_sentence(model: Path, tmp_path: Path) ->
     for path in model.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, tmp_path / "hollow")
-    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow' cannot be loaded")
+    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow' has no weights; wanted model.safetensors")
 
 
 def test_another_configuration_on_a_run_is_refused_naming_the_setting(finished: Path, model: Path) -> None:
@@ -293,10 +294,12 @@ def test_comparing_what_was_not_measured_is_refused(finished: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted(FORMATS))
 def test_examples_are_exported_for_other_trainers(first: tuple[Path, Said], tmp_path: Path, kind: str) -> None:
-    said = leafe("export", first[0], kind, tmp_path / "out.jsonl")
+    out = tmp_path / ("out.parquet" if kind == "verl" else "out.jsonl")
+    said = leafe("export", first[0], kind, out)
     wanted = json.loads((first[0] / "stages.json").read_text())["train leafe"]["examples"]
     assert said.status == 0 and f"{wanted} examples in" in said.out
-    assert len((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()) == wanted
+    assert HINTS[kind].split(":")[0] in " ".join(said.out.split())
+    assert (read_table(out).num_rows if kind == "verl" else len(out.read_text(encoding="utf-8").splitlines())) == wanted
 
 
 def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished: Path, tmp_path: Path) -> None:

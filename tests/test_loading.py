@@ -23,7 +23,8 @@ from transformers import (
 
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import collate, pack, term_losses
-from leafe.engines.transformers import TransformersEngine, load_checkpoint
+from leafe.engines.loading import context_of, load_checkpoint, load_config, load_tokenizer
+from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, UserError
 from leafe.train.checkpoint import locate
 
@@ -202,3 +203,19 @@ def test_a_broken_file_is_told_from_a_wrong_kind(tmp_path: Path) -> None:
     text("config.json", "{")(tmp_path)
     with pytest.raises(CorruptFile):
         load_checkpoint(tmp_path)
+
+
+def test_the_tokenizer_and_the_context_are_known_without_a_model(tmp_path: Path) -> None:
+    config = load_config(checkpoint(tmp_path))
+    assert [context_of(config, cap) for cap in (0, 512, 9999)] == [2048, 512, 2048]
+    (tmp_path / "model.safetensors").unlink()
+    assert load_tokenizer(tmp_path).encode("go left") == tiny_tokenizer().encode("go left")
+
+
+@pytest.mark.parametrize("name", ["GGUF", "no tokenizer", "a broken configuration"])
+def test_what_is_needed_to_know_them_is_refused_in_the_same_words(name: str, tmp_path: Path) -> None:
+    make, reason = FAULTS[name]
+    make(tmp_path)
+    with pytest.raises(UserError, match=reason):
+        load_config(tmp_path)
+        load_tokenizer(tmp_path)

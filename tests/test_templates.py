@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SPECIAL, TEMPLATE, tiny_tokenizer
+from command import QUICK, WORLD, leafe
+from tiny import SPECIAL, TEMPLATE, tiny_model, tiny_tokenizer
 
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
@@ -186,3 +189,15 @@ def test_the_token_that_ended_a_reply_is_no_part_of_its_text_though_it_is_not_sp
     ids = tokenizer("go left<stop>", add_special_tokens=False)["input_ids"]
     assert ids[-1] in tokens.stop_ids
     assert tokens.decode(ids) == "go left"
+
+
+@pytest.mark.parametrize("name", ["missing", "contents left out", "no generation prompt", "several templates and no default"])
+def test_a_run_with_such_a_template_is_refused_before_anything_is_begun(name: str, tmp_path: Path) -> None:
+    template, reason = REFUSED[name]
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "model")
+    tiny_model().save_pretrained(tmp_path / "model")
+    said = leafe("run", "smoke", f"model={tmp_path / 'model'}", *WORLD, *QUICK, "--out", tmp_path / "run")
+    assert (said.status, said.err.count("\n")) == (2, 1) and re.search(reason, said.err), said
+    assert "Traceback" not in said.out + said.err and not (tmp_path / "run" / "round-1").exists()

@@ -1,8 +1,7 @@
-"""History to messages, and replies to actions and reflections: the only place that knows what a prompt looks like.
+"""History to messages: the only place that knows what a prompt looks like. What replies look like stands in `replies.py`.
 
-Rendering and parsing are inverses: `parse_action(render_action(a)) == a`, and likewise for reflections. A prompt is a function of
-records alone, so the same history gives the same prompt when it is sampled from, when it is trained on without its experiences, and
-when it is measured. Values are put into a template once and never read as templates themselves.
+A prompt is a function of records alone, so the same history gives the same prompt when it is sampled from, when it is trained on without
+its experiences, and when it is measured. Values are put into a template once and never read as templates themselves.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from leafe.errors import UserError
-from leafe.records import Experience, Message, Observation, Task, Turn
+from leafe.records import Message, Observation, Task, Turn
+from leafe.replies import Form
 
 # What each template may name, and what it has to; anything else in braces is a mistake that is reported when the prompts are loaded.
 PLACES: dict[str, set[str]] = {
@@ -27,15 +26,6 @@ PLACES: dict[str, set[str]] = {
 }
 NEEDED = {"first": "observation", "turn": "observation", "experience": "experience", "feedback": "experiences"}
 _PLACE = re.compile(r"\{([a-z_]+)\}")
-_TAGGED_ACTION = re.compile(r"<action>(.*)</action>\s*\Z", re.DOTALL)
-_TAGGED_REFLECTION = re.compile(r"<turn>\s*([0-9]{1,6}|none)\s*</turn>\s*(?:<experience>(.*)</experience>)?\s*\Z", re.DOTALL)
-# A bare reflection is the last line of its reply; the lines before it are the policy's own thoughts, as `<think>` is among tags.
-_BARE_REFLECTION = re.compile(r"(?:\A|\n)\s*turn ([0-9]{1,6}|none)(?:: ([^\n]+))?\s*\Z")
-_BARE_OPENING = re.compile(r"^\s*turn ", re.MULTILINE)
-
-
-class Unreadable(ValueError):
-    """A reply that does not have the form that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +39,7 @@ class Prompts:
     reflect: str
     reflect_end: str
     feedback: str
-    form: Literal["bare", "tags"] = "tags"
+    form: Form = "tags"
 
 
 def check_prompts(prompts: Prompts) -> None:
@@ -138,57 +128,3 @@ def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...]) -> l
 
 def _extended(message: Message, text: str) -> Message:
     return Message(message.role, message.content + text, message.sampled)
-
-
-def _once(reply: str, tag: str) -> bool:
-    return reply.count(f"<{tag}>") == reply.count(f"</{tag}>") == 1
-
-
-def render_action(prompts: Prompts, action: str) -> str:
-    """A reply that takes an action."""
-    return action if prompts.form == "bare" else f"<action>{action}</action>"
-
-
-def parse_action(prompts: Prompts, reply: str) -> str:
-    """The action that a reply takes. Raises `Unreadable` when there is not exactly one, at the end of the reply.
-
-    A bare action is one line; one in tags may be any text, such as a program.
-    """
-    if prompts.form == "bare":
-        action = reply.strip()
-        if not action or "\n" in action:
-            raise Unreadable("wanted one line with an action")
-        return action
-    found = _TAGGED_ACTION.search(reply)
-    if found is None or not _once(reply, "action") or not found.group(1).strip():
-        raise Unreadable("wanted one <action>...</action> at the end")
-    return found.group(1).strip()
-
-
-def render_reflection(prompts: Prompts, experience: Experience | None) -> str:
-    """A reply that names a turn and an experience, or (None) says that nothing went wrong."""
-    if prompts.form == "bare":
-        return "turn none" if experience is None else f"turn {experience.turn}: {experience.text}"
-    if experience is None:
-        return "<turn>none</turn>"
-    return f"<turn>{experience.turn}</turn>\n<experience>{experience.text}</experience>"
-
-
-def parse_reflection(prompts: Prompts, reply: str, turns: int) -> Experience | None:
-    """The experience that a reply names, or None when it says that nothing went wrong.
-
-    Raises `Unreadable` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped.
-    """
-    tagged = prompts.form == "tags"
-    found = (_TAGGED_REFLECTION if tagged else _BARE_REFLECTION).search(reply)
-    single = not tagged and len(_BARE_OPENING.findall(reply)) == 1
-    if found is None or not (single or (_once(reply, "turn") and (found.group(2) is None or _once(reply, "experience")))):
-        raise Unreadable("wanted one turn and one experience")
-    number, text = found.group(1), (found.group(2) or "").strip()
-    if number == "none":
-        return None
-    if not 1 <= int(number) <= turns:
-        raise Unreadable(f"wanted a turn from 1 to {turns}, found {number}")
-    if not text:
-        raise Unreadable("wanted an experience in words")
-    return Experience(int(number), text)

@@ -12,24 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from players import FULL, TERSE, completion, key_in, turns_in
 
-from leafe.chat import (
-    Notes,
-    Prompts,
-    Scene,
-    Unreadable,
-    act_messages,
-    bare_messages,
-    check_prompts,
-    fill,
-    parse_action,
-    parse_reflection,
-    reflect_messages,
-    render_action,
-    render_reflection,
-)
+from leafe.chat import Notes, Prompts, Scene, act_messages, bare_messages, check_prompts, fill, reflect_messages
 from leafe.errors import UnknownName, UserError
 from leafe.prompts import PROFILES, load_prompts
 from leafe.records import Ask, Experience, Message, Observation, Sampling, Turn
+from leafe.replies import Unreadable, parse_action, parse_reflection, render_action, render_reflection
 
 BOTH = pytest.mark.parametrize("prompts", [TERSE, FULL], ids=["bare", "tags"])
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).map(str.strip).filter(bool)
@@ -55,7 +42,7 @@ def scene(prompts: Prompts = TERSE, shows: str = "Places.") -> Scene:
 @given(text=WORDS)
 def test_a_rendered_action_is_read_back_as_it_was(prompts: Prompts, text: str) -> None:
     assume(sayable(prompts, text))
-    assert parse_action(prompts, render_action(prompts, text)) == text
+    assert parse_action(prompts.form, render_action(prompts.form, text)) == text
 
 
 @BOTH
@@ -63,18 +50,18 @@ def test_a_rendered_action_is_read_back_as_it_was(prompts: Prompts, text: str) -
 def test_a_rendered_reflection_is_read_back_as_it_was(prompts: Prompts, text: str, number: int, beyond: int) -> None:
     assume(sayable(prompts, text))
     experience = Experience(number, text)
-    assert parse_reflection(prompts, render_reflection(prompts, experience), number + beyond) == experience
+    assert parse_reflection(prompts.form, render_reflection(prompts.form, experience), number + beyond) == experience
 
 
 @BOTH
 def test_a_reflection_that_finds_no_mistake_is_read_back_as_none(prompts: Prompts) -> None:
-    assert parse_reflection(prompts, render_reflection(prompts, None), 3) is None
+    assert parse_reflection(prompts.form, render_reflection(prompts.form, None), 3) is None
 
 
 @BOTH
 @given(reply=st.text(max_size=30) | st.text("turnone 0123:<>/action", max_size=40))
 def test_any_reply_is_either_read_or_unreadable(prompts: Prompts, reply: str) -> None:
-    for read in (lambda: parse_action(prompts, reply), lambda: parse_reflection(prompts, reply, 3)):
+    for read in (lambda: parse_action(prompts.form, reply), lambda: parse_reflection(prompts.form, reply, 3)):
         try:
             read()
         except Unreadable:
@@ -83,7 +70,7 @@ def test_any_reply_is_either_read_or_unreadable(prompts: Prompts, reply: str) ->
 
 def test_a_tagged_action_may_be_a_program_and_may_follow_thoughts() -> None:
     program = "while a < b and b > c:\n    print({a})"
-    assert parse_action(FULL, f"<think>hm < {{}}</think>\n<action>\n{program}\n</action>\n") == program
+    assert parse_action(FULL.form, f"<think>hm < {{}}</think>\n<action>\n{program}\n</action>\n") == program
 
 
 @pytest.mark.parametrize(
@@ -104,7 +91,7 @@ def test_a_tagged_action_may_be_a_program_and_may_follow_thoughts() -> None:
 )
 def test_a_reply_without_exactly_one_action_at_its_end_is_unreadable(prompts: Prompts, reply: str) -> None:
     with pytest.raises(Unreadable):
-        parse_action(prompts, reply)
+        parse_action(prompts.form, reply)
 
 
 @pytest.mark.parametrize("number", ["0", "4", "-1", "999999", "1000000", "1.5", "two", "٣", ""])
@@ -112,7 +99,7 @@ def test_a_reply_without_exactly_one_action_at_its_end_is_unreadable(prompts: Pr
 def test_a_turn_out_of_range_is_unreadable_and_never_clamped(prompts: Prompts, number: str) -> None:
     reply = f"turn {number}: go" if prompts.form == "bare" else f"<turn>{number}</turn><experience>go</experience>"
     with pytest.raises(Unreadable):
-        parse_reflection(prompts, reply, 3)
+        parse_reflection(prompts.form, reply, 3)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +126,12 @@ def test_a_turn_out_of_range_is_unreadable_and_never_clamped(prompts: Prompts, n
 )
 def test_a_reflection_in_another_form_is_unreadable(prompts: Prompts, reply: str) -> None:
     with pytest.raises(Unreadable):
-        parse_reflection(prompts, reply, 3)
+        parse_reflection(prompts.form, reply, 3)
 
 
 def test_a_tagged_reflection_may_follow_thoughts_and_hold_several_lines() -> None:
     reply = "Turn 2 was bad.\n<turn> 2 </turn>\n<experience>\ngo left,\nthen {up}\n</experience>\n"
-    assert parse_reflection(FULL, reply, 3) == Experience(2, "go left,\nthen {up}")
+    assert parse_reflection(FULL.form, reply, 3) == Experience(2, "go left,\nthen {up}")
 
 
 @given(value=st.text(max_size=30) | st.sampled_from(["{turn}", "{observation}{instruction}", "{{x}}", "{experience}", "\\1"]))
@@ -270,7 +257,7 @@ def test_braces_that_name_no_value_are_plain_text() -> None:
 
 def test_a_bare_reflection_is_the_last_line_and_may_follow_thoughts_of_the_policy_but_no_second_reflection() -> None:
     thoughts = "4: You moved.\n######\n#P_XO#\n######\n"
-    assert parse_reflection(TERSE, f"{thoughts}turn 4: up was wrong. Go left.", 9) == Experience(4, "up was wrong. Go left.")
+    assert parse_reflection(TERSE.form, f"{thoughts}turn 4: up was wrong. Go left.", 9) == Experience(4, "up was wrong. Go left.")
     for reply in (f"turn 4: go left\n{thoughts}", "turn 4: go left\nturn 5: go up", f"{thoughts}turn 4: go left\nand so on"):
         with pytest.raises(Unreadable):
-            parse_reflection(TERSE, reply, 9)
+            parse_reflection(TERSE.form, reply, 9)

@@ -20,6 +20,7 @@ FLOORS = {
     "config": 1,
     "settings": 1,
     "run": 1,
+    "replies": 1,
     "chat": 1,
     "progress": 1,
     "doctor": 1,

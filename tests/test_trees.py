@@ -21,7 +21,6 @@ import pytest
 from openenv_server import LETTERS, serve_fake
 from players import turns_in
 
-from leafe.chat import parse_action, render_action, render_reflection
 from leafe.digest import canonical
 from leafe.distill.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
@@ -33,6 +32,7 @@ from leafe.forest.explore import explore
 from leafe.forest.growth import Growth, Rules
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Experience, StopReason, Task, Tree, encode
+from leafe.replies import parse_action, render_action, render_reflection
 
 LESSON = "THE LESSON: it was the other one."
 
@@ -132,9 +132,9 @@ def told(story: Story) -> tuple[Tree, list[Ask]]:
 
     def policy(ask: Ask) -> str:
         if ask.purpose == "reflect":
-            return render_reflection(prompts, Experience(story.turn, LESSON))
+            return render_reflection(prompts.form, Experience(story.turn, LESSON))
         turn, taught = turns_in(ask), any(LESSON in message.content for message in ask.messages)
-        return render_action(prompts, story.right[turn] if taught or turn < story.turn - 1 else story.useless)
+        return render_action(prompts.form, story.right[turn] if taught or turn < story.turn - 1 else story.useless)
 
     engine, environment = ScriptedEngine(policy), story.make()
     rules = Rules(prompts, 1, turns=100, max_attempts=2, can_roll_back=environment.fidelity is not Fidelity.NONE)
@@ -158,12 +158,12 @@ def test_an_attempt_that_failed_succeeds_after_the_rollback_and_its_lesson_is_le
     assert (second.stop, second.parent, second.turn, second.error) == (StopReason.SUCCESS, 0, story.turn, None)
     prompts = load_prompts("full", story.task.env)
     taken = [turn.action for turn in tree.walk(second.leaf)]
-    assert taken == [parse_action(prompts, render_action(prompts, action)) for action in story.right]
+    assert taken == [parse_action(prompts.form, render_action(prompts.form, action)) for action in story.right]
     assert tree.spend.rollbacks == 1 and tree.spend.turns == story.task.horizon + len(story.right) - story.turn + 1
     examples = distill([tree], prompts, Choice("success", success_share=1.0))
     (lesson,) = [example for example in examples if example.kind == "counterfactual"]
     assert lesson.messages == asks[story.turn - 1].messages  # what the first attempt read at that turn
-    assert lesson.target == render_action(prompts, story.right[story.turn - 1])
+    assert lesson.target == render_action(prompts.form, story.right[story.turn - 1])
     assert asks[story.turn - 1].purpose == "act" and lesson.target_ids == tuple(lesson.target.encode())
     assert LESSON not in canonical(encode(examples))
     assert len([example for example in examples if example.kind == "rehearsal"]) == len(story.right)

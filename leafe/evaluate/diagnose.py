@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leafe.chat import Scene, Unreadable, bare_messages, parse_action
+from leafe.chat import Scene, bare_messages
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment
@@ -25,6 +25,7 @@ from leafe.errors import EpisodeError
 from leafe.evaluate.passk import Interval
 from leafe.forest.growth import Rules
 from leafe.records import BROKEN, Ask, Attempt, Tree, Turn
+from leafe.replies import Unreadable, parse_action
 
 RESAMPLES = 2000
 
@@ -129,7 +130,7 @@ async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws:
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
         completion = await engine.generate(Ask(messages, rules.act, seed))
         try:
-            right += parse_action(rules.prompts, completion.text) in point.best
+            right += parse_action(rules.prompts.form, completion.text) in point.best
         except Unreadable:
             continue
     return right / draws

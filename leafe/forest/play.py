@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from leafe.chat import Notes, Unreadable, act_messages, parse_action
+from leafe.chat import Notes, act_messages
 from leafe.errors import EpisodeError, ReplayDiverged
 from leafe.forest.effects import Play, Reset, Rollback, Step
 from leafe.forest.growth import Growth, Start, last_id, unread
 from leafe.records import Attempt, Completion, Observation, StopReason, Tree, Turn
+from leafe.replies import Unreadable, parse_action
 
 Pause = Callable[[int, tuple[Turn, ...]], Play[None]]
 
@@ -113,7 +114,7 @@ def _verdict(observation: Observation) -> StopReason | None:
 def _take(growth: Growth, completion: Completion, walk: list[Turn], advice: str | None) -> Play[Turn]:
     """Reads the action out of a reply and takes it."""
     try:
-        action, parsed = parse_action(growth.rules.prompts, completion.text), True
+        action, parsed = parse_action(growth.rules.prompts.form, completion.text), True
     except Unreadable:
         action, parsed = unread(completion), False
     observation: Observation = yield Step(action)

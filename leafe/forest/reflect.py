@@ -5,10 +5,11 @@ Nothing is ever made up or clamped: a reply that does not parse twice over is a 
 
 from __future__ import annotations
 
-from leafe.chat import Unreadable, parse_reflection, reflect_messages
+from leafe.chat import reflect_messages
 from leafe.forest.effects import Play
 from leafe.forest.growth import Growth
 from leafe.records import Completion, Experience, Reflection, Turn
+from leafe.replies import Unreadable, parse_reflection
 
 TRIES = 2
 
@@ -30,7 +31,7 @@ def reflect(
             error = "the model's context leaves no room to reflect"
             break
         try:
-            experience, error = parse_reflection(growth.rules.prompts, reply.text, len(walk)), None
+            experience, error = parse_reflection(growth.rules.prompts.form, reply.text, len(walk)), None
             break
         except Unreadable as failure:
             error = str(failure)

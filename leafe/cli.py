@@ -108,7 +108,7 @@ def run(
     """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
     config = load_recipe(recipe, overrides or [])
     bench = bench_of(config, Bars(console))
-    bench.check()
+    bench.check(trains=bool(config.arms))
     with RunDirectory.open(out or next_free(Path("runs"), config.name), config) as directory:
         if not directory.done:
             console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)

@@ -101,7 +101,7 @@ def test_a_number_may_be_written_without_a_point_before_its_exponent() -> None:
 
 
 def test_a_value_that_holds_an_equals_sign_is_kept_whole() -> None:
-    assert trial("engine.base_url='http://localhost/v1?key=a'").engine.base_url == "http://localhost/v1?key=a"
+    assert trial("engine.base_url='http://localhost/v1?version=a'").engine.base_url == "http://localhost/v1?version=a"
 
 
 def test_an_unknown_setting_is_refused_with_the_closest_one_and_all_of_its_level() -> None:

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "digest": 0,
     "jsonl": 0,
+    "address": 0,
     "config": 1,
     "settings": 1,
     "run": 1,

@@ -60,9 +60,7 @@ class OpenAIEngine:
         self.max_context = max_context
         self._dialect = dialect
         self._gate = asyncio.Semaphore(concurrency)
-        self._client = Client(
-            base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, transport=transport
-        )
+        self._client = Client(base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, transport=transport)
         self._url = self._client.address(COMPLETIONS)
 
     async def generate(self, ask: Ask) -> Completion:
@@ -94,7 +92,7 @@ class OpenAIEngine:
         self.stats.sampled_tokens += sampled
         if reply.finish == "length" and 0 < sampled < most:  # it was cut, and not by the limit that was asked for
             return Completion("", finish="context", prompt_tokens=reply.prompt_tokens)
-        return Completion(reply.text, ids, logprobs, reply.finish, reply.prompt_tokens, sampled)
+        return Completion(reply.text, ids, logprobs, reply.finish, reply.prompt_tokens, 0 if reply.ids else sampled)
 
     def _encoded(self, reply: Reply) -> tuple[int, ...]:
         """Ids made from the text, as close to the sampled ones as can be had."""

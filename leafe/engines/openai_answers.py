@@ -87,7 +87,7 @@ def json_of(body: bytes) -> Any:
     except RecursionError:
         raise Malformed("JSON that is nested too deeply") from None
     except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
-        raise Malformed(f"no JSON ({str(error):.100}): {Answer(200, body).said}") from None
+        raise Malformed(f"no JSON ({error!s:.100}): {Answer(200, body).said}") from None
 
 
 def error_of(body: bytes) -> str:
@@ -125,7 +125,7 @@ def read_reply(body: bytes, *, most: int) -> Reply:
         logprobs=logprobs,
         prompt_tokens=_count(usage, "prompt_tokens") or 0,
         reused_tokens=_count(details, "cached_tokens") or 0,
-        counted=counted,
+        counted=counted if counted is not None else len(logprobs) or None,
     )
 
 
@@ -204,11 +204,14 @@ def _joined(content: Any) -> str | None:
         return content
     if not isinstance(content, list):
         raise Malformed(f"content is {_shown(content)} and no text")
-    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-    wrong = [part for part, text in zip(content, texts, strict=True) if not isinstance(text, str)]
-    if wrong:
-        raise Malformed(f"content holds a part that is no text: {_shown(wrong[0])}")
-    return "".join(texts)
+    return "".join(map(_part, content))
+
+
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    if not isinstance(text, str):
+        raise Malformed(f"content holds a part that is no text: {_shown(part)}")
+    return text
 
 
 def _encodable(text: str) -> str:
@@ -252,7 +255,6 @@ def _id(entry: Mapping[str, Any]) -> int | None:
 
 def _logprob(entry: Mapping[str, Any]) -> float:
     value = entry.get("logprob")
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST_COUNT < value <= ROUNDING
-    if not sound:  # which NaN is not either
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -LARGEST_COUNT < value <= ROUNDING:  # nor is NaN
         raise Malformed(f"{_shown(value)} as the log-probability of a token")
     return min(round(float(value), 5), 0.0)

@@ -89,9 +89,9 @@ class Client:
         """The answer to a request in JSON. Raises `EngineError` when none can be had or it is longer than `longest` bytes."""
         return await self._insist("POST", path, payload, longest)
 
-    async def get(self, path: str, *, longest: int = 1 << 22) -> Answer:
-        """What stands under a path. Raises `EngineError` as `post` does."""
-        return await self._insist("GET", path, None, longest)
+    async def look(self, path: str, *, longest: int = 1 << 22) -> Answer:
+        """What stands under a path, a failure included; only a server that is away is waited for."""
+        return await self._insist("GET", path, None, longest, settled=FAILED)
 
     async def close(self) -> None:
         """Closes the connections; requests in flight fail."""
@@ -100,14 +100,22 @@ class Client:
     def _at(self, path: str) -> httpx.URL:
         return self._url.copy_with(path=self._url.path.rstrip("/") + path)
 
-    async def _insist(self, method: str, path: str, payload: Mapping[str, Any] | None, longest: int) -> Answer:
-        """Asks until there is an answer or no reason to go on asking."""
+    async def _insist(
+        self,
+        method: str,
+        path: str,
+        payload: Mapping[str, Any] | None,
+        longest: int,
+        *,
+        settled: frozenset[int] = frozenset(),
+    ) -> Answer:
+        """Asks until there is an answer or no reason to go on asking; what is `settled` counts as an answer."""
         trouble = _Trouble()
         while True:
             answer: Answer | None = None
             try:
                 answer = await self._once(method, path, payload, longest)
-                if answer.status not in AWAY | FAILED or answer.is_overflow:
+                if answer.status not in (AWAY | FAILED) - settled or answer.is_overflow:
                     self._heard()
                     return answer
                 away, reason = answer.status in AWAY, f"answered {answer.status}: {answer.said}"

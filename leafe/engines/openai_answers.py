@@ -116,6 +116,8 @@ def read_reply(body: bytes, *, most: int) -> Reply:
     counted = _count(usage, "completion_tokens")
     if counted is not None and counted > most:
         raise Malformed(f"usage.completion_tokens is {counted} where at most {most} were asked for")
+    if counted is not None and len(ids) > counted:
+        raise Malformed(f"{len(ids)} ids of tokens where {counted} were counted")
     text = _text(_group(choice.get("message"), "message"), finish, counted or len(ids))
     details = _optional(usage, "prompt_tokens_details")
     return Reply(

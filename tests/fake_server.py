@@ -99,13 +99,16 @@ class FakeServer:
         cut, ids = len(ids) > most, ids[:most]
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": self.tokenizer.decode(ids, skip_special_tokens=True)},
+            "message": {"role": "assistant", "content": self.text(ids)},
             "finish_reason": "length" if cut else "stop",
             "logprobs": self.logprobs(request, ids),
         }
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids), "total_tokens": len(prompt) + len(ids)}
         more = {"prompt_token_ids": prompt} if self.kind == "vllm" and request.get("return_token_ids") else {}
         return {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": usage, **more}
+
+    def text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def encoded(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from leafe.forest.explore import EXPLORERS
 from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
+from leafe.history import History
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
@@ -58,8 +59,10 @@ class Bench:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The run's prompts for its environment."""
-        return load_prompts(self.config.prompts, self.config.environment.name)
+        """The run's prompts for its environment. Where every text is an action, the environment is given each reply as it is."""
+        config, said = self.config, self._declared
+        prompts = load_prompts(config.prompts, config.environment.name, remind=config.remind, actions_help=said.actions_help)
+        return replace(prompts, unread="") if said.free_text else prompts
 
     def check(self, *, trains: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had, before anything is begun.
@@ -115,6 +118,7 @@ class Bench:
             reflect_every=settings.reflect_every,
             reflect_on_failure=settings.reflect_on_failure,
             can_roll_back=self.can_roll_back,
+            history=History(self.config.history.keep, self.config.history.turns),
         )
 
     def explore_seed(self, number: int) -> int:

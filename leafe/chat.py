@@ -11,26 +11,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from leafe.errors import UserError
-from leafe.records import Message, Observation, Task, Turn
-from leafe.replies import Form
+from leafe.records import Message, Observation, Shortening, Task, Turn
+from leafe.replies import Form, render_action
 
 # What each template may name, and what it has to; anything else in braces is a mistake that is reported when the prompts are loaded.
 PLACES: dict[str, set[str]] = {
-    "system": set(),
+    "system": {"actions_help"},
     "first": {"instruction", "observation", "horizon"},
     "turn": {"turn", "observation", "horizon", "instruction"},
     "experience": {"experience"},
     "reflect": {"turn"},
     "reflect_end": {"turn"},
     "feedback": {"experiences"},
+    "unread": {"problem", "turn"},
+    "reflect_again": {"problem", "turn"},
+    "left_out": set(),
+    "reminder": set(),
 }
 NEEDED = {"first": "observation", "turn": "observation", "experience": "experience", "feedback": "experiences"}
+# Templates that a profile may do without. Without `unread` the world is given a reply that holds no action; without `reflect_again` an
+# unreadable reflection is asked for again in the same words.
+OPTIONAL = frozenset({"unread", "reflect_again", "left_out", "reminder"})
+LEFT_OUT = "(left out)"
+LONGEST_QUOTED = 2000  # characters of an unreadable reflection that the second question repeats
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The templates of one profile. `form` is how replies look: `bare` text, or `tags` (`<think>`, `<action>`, ...)."""
+    """The templates of one profile, and the environment's own line of help, which `system` may name.
+
+    `unread` answers a reply without an action in the environment's place, `reflect_again` asks anew after an unreadable reflection,
+    `left_out` stands for an observation that a shortened history leaves out, `reminder` ends what is read at each turn.
+    """
 
     system: str
     first: str
@@ -39,7 +52,12 @@ class Prompts:
     reflect: str
     reflect_end: str
     feedback: str
+    unread: str = ""
+    reflect_again: str = ""
+    left_out: str = LEFT_OUT
+    reminder: str = ""
     form: Form = "tags"
+    actions_help: str = ""
 
 
 def check_prompts(prompts: Prompts) -> None:
@@ -61,7 +79,15 @@ def fill(template: str, **values: str | int) -> str:
 def turn_text(prompts: Prompts, task: Task, turn: int, observation: str) -> str:
     """What the policy reads before it takes turn `turn`."""
     template = prompts.first if turn == 1 else prompts.turn
-    return fill(template, turn=turn, observation=observation, horizon=task.horizon, instruction=task.instruction)
+    text = fill(template, turn=turn, observation=observation, horizon=task.horizon, instruction=task.instruction)
+    return text + prompts.reminder
+
+
+def reply_text(prompts: Prompts, turn: Turn, *, thoughts: bool = True) -> str:
+    """What stands in a history as the policy's reply at a turn: the reply as it was, or without its thoughts the action alone."""
+    if thoughts:
+        return turn.completion.text
+    return render_action(prompts.form, turn.action) if turn.parsed else turn.action
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,36 +110,52 @@ class Scene:
     root: Observation
 
 
-def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING) -> tuple[Message, ...]:
+WHOLE = Shortening()
+
+
+def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING, shortening: Shortening = WHOLE) -> tuple[Message, ...]:
     """The prompt for the turn after `walk`, every experience of the walk in its place."""
-    messages = _history(scene, walk, notes.feedback)
+    messages = _history(scene, walk, notes.feedback, shortening)
     if notes.advice is not None:
         messages[-1] = _extended(messages[-1], fill(scene.prompts.experience, experience=notes.advice))
     return tuple(messages)
 
 
-def reflect_messages(scene: Scene, walk: Sequence[Turn], *, ended: bool, feedback: tuple[str, ...] = ()) -> tuple[Message, ...]:
+def reflect_messages(
+    scene: Scene, walk: Sequence[Turn], *, ended: bool, feedback: tuple[str, ...] = (), shortening: Shortening = WHOLE
+) -> tuple[Message, ...]:
     """The prompt that asks where the walk went wrong, below the history and `feedback` that the policy acted on.
 
     `ended` says whether the attempt is over.
     """
-    messages = _history(scene, walk, feedback)
+    messages = _history(scene, walk, feedback, shortening)
     question = scene.prompts.reflect_end if ended else scene.prompts.reflect
     messages[-1] = _extended(messages[-1], fill(question, turn=len(walk)))
     return tuple(messages)
 
 
-def bare_messages(scene: Scene, walk: Sequence[Turn]) -> tuple[Message, ...]:
-    """The experience-free prompt for the turn after `walk`: what a model without any advice would have read there."""
-    return tuple(_history(scene, [replace(turn, experience=None) for turn in walk], ()))
+def asked_again(prompts: Prompts, messages: tuple[Message, ...], reply: str, problem: str, *, turns: int) -> tuple[Message, ...]:
+    """The same question after a reply to it that could not be read, with what was wrong with it where the prompts have words for that."""
+    if not prompts.reflect_again:
+        return messages
+    again = fill(prompts.reflect_again, problem=problem, turn=turns)
+    return (*messages, Message("assistant", reply[:LONGEST_QUOTED], sampled=True), Message("user", again))
 
 
-def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...]) -> list[Message]:
+def bare_messages(scene: Scene, walk: Sequence[Turn], shortening: Shortening = WHOLE) -> tuple[Message, ...]:
+    """The experience-free prompt for the turn after `walk`: what a model without any advice would have read there.
+
+    `shortening` is that of the prompt that the turn was sampled from.
+    """
+    return tuple(_history(scene, [replace(turn, experience=None) for turn in walk], (), shortening))
+
+
+def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening) -> list[Message]:
     prompts, task, root = scene.prompts, scene.task, scene.root
-    messages = [Message("system", fill(prompts.system))] if prompts.system else []
-    observation = root
+    messages = [Message("system", fill(prompts.system, actions_help=prompts.actions_help))] if prompts.system else []
+    seen = root.text
     for number in range(1, len(walk) + 2):
-        content = turn_text(prompts, task, number, observation.text)
+        content = turn_text(prompts, task, number, seen)
         if number == 1 and feedback:
             content += fill(prompts.feedback, experiences="\n".join(f"- {text}" for text in feedback))
         if number > len(walk):
@@ -121,8 +163,10 @@ def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...]) -> l
         turn = walk[number - 1]
         if turn.experience is not None:
             content += fill(prompts.experience, experience=turn.experience)
-        messages += [Message("user", content), Message("assistant", turn.completion.text, sampled=True)]
-        observation = turn.observation
+        reply = reply_text(prompts, turn, thoughts=number > shortening.thoughts)
+        messages += [Message("user", content), Message("assistant", reply, sampled=True)]
+        # What the last turn came to is what the policy stands before: that always stays.
+        seen = prompts.left_out if number <= shortening.observations and number < len(walk) else turn.observation.text
     raise AssertionError("unreachable: the loop returns at its last number")
 
 

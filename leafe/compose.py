@@ -26,7 +26,9 @@ from leafe.errors import UserError
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
 from leafe.settings import API_KEY_ENV, EngineSettings, RunConfig
-from leafe.train.checkpoint import device_of, dtype_of, locate
+from leafe.train.checkpoint import device_of, dtype_of, locate, processes_of
+
+GIB = 1 << 30
 
 
 def threads_of(settings: EngineSettings) -> int:
@@ -98,17 +100,20 @@ def _served(config: RunConfig, base: Path, progress: Progress, found: Findings) 
 
 def _engine(settings: EngineSettings, folder: Path) -> Engine:
     """An engine in this process, or several, on a model."""
+    processes = settings.processes or processes_of(settings.device, folder, threads_of(settings))
     loads = [
         partial(
             TransformersEngine.load,
             folder,
             device=device_of(settings.device, number),
             dtype=dtype_of(settings.dtype),
-            slots=max(1, min(settings.slots, settings.concurrency) // settings.processes),
+            slots=max(1, min(settings.slots, settings.concurrency) // processes),
             max_context=settings.max_context,
-            threads=max(1, threads_of(settings) // (1 if settings.threads else settings.processes)),
+            cache_bytes=int(settings.cache_gib * GIB / processes),
+            sharers=processes,
+            threads=max(1, threads_of(settings) // (1 if settings.threads else processes)),
         )
-        for number in range(settings.processes)
+        for number in range(processes)
     ]
     return loads[0]() if len(loads) == 1 else ReplicatedEngine(loads)
 

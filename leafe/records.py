@@ -8,7 +8,7 @@ turn `t` is the action taken in the state after `t - 1` actions.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
@@ -144,6 +144,11 @@ class Turn:
     experience: str | None = None
     stepped: bool = True
     shortening: Shortening = Shortening()
+
+
+def taken(walk: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns of a walk whose actions the world was given; they alone lead back to where it stands."""
+    return tuple(turn for turn in walk if turn.stepped)
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,7 @@ def test_a_recipe_file_that_is_not_there_is_refused_with_the_shipped_ones(tmp_pa
 
 def test_differing_fields_name_the_setting_and_both_values() -> None:
     assert differing_fields(trial(), trial("train.epochs=3", "train.lora.rank=8")) == [
-        "train.epochs: 2.0 -> 3.0",
+        "train.epochs: 6.0 -> 3.0",
         "train.lora.rank: none -> 8",
         "train.lora.alpha: none -> 32",
         "train.lora.targets: none -> []",

@@ -23,6 +23,7 @@ FLOORS = {
     "run": 1,
     "replies": 1,
     "chat": 1,
+    "history": 1,
     "progress": 1,
     "doctor": 1,
     "envs": 2,

@@ -21,11 +21,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leafe.engines.base import EngineStats
-from leafe.engines.batching import Batcher, Request
-from leafe.engines.slots import give_back, take_over
+from leafe.engines.batching import BLOCK, Batcher, Request, blocks_for
+from leafe.engines.memory import free_bytes
+from leafe.engines.slots import BlockCache, Piece, forward, give_back, plan, take_over
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import CorruptFile, EngineError, UserError
 from leafe.records import Ask, Completion
+
+GIB = 1 << 30
+UNTOLD_CONTEXT = 4096  # for a configuration that names no longest conversation
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -39,8 +43,9 @@ class _Call(Request):
 class TransformersEngine:
     """Samples from `model` with the chat template of `tokenizer`. The model belongs to the engine until `close`.
 
-    `slots` requests are sampled at once; `max_context` tokens, prompt and completion together, is the longest conversation. The cache
-    holds `slots * max_context` tokens. `threads` is for torch; None leaves the process's setting.
+    At most `slots` requests are sampled at once. `max_context` tokens, prompt and completion together, is the longest conversation; 0 is
+    what the model's configuration says. The cache takes at most `cache_bytes`; 0 is half of what is free, which `sharers` engines share.
+    `threads` is for torch; None leaves the process's setting. Raises `UserError` when the cache cannot hold one conversation.
     """
 
     def __init__(
@@ -53,10 +58,12 @@ class TransformersEngine:
         tokens_per_pass: int = 2048,
         threads: int | None = 1,
         dtype: torch.dtype | None = None,
+        cache_bytes: int = 0,
+        sharers: int = 1,
     ) -> None:
         self.concurrency = slots
         self.tokens = ChatTokenizer(tokenizer)
-        self.max_context = min(max_context, getattr(model.config, "max_position_embeddings", max_context))
+        self.max_context = context_of(model.config, max_context)
         self.stop_ids = self.tokens.stop_ids | _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
         self._model = model.eval() if dtype is None else model.eval().to(dtype)
         self._usual_attention = take_over(self._model)
@@ -68,9 +75,12 @@ class TransformersEngine:
         self._queue: list[_Call] = []
         self._closed = False
         self._worker: threading.Thread | None = None
-        self._batcher: Batcher[_Call] = Batcher(
-            model, self.stop_ids, slots=slots, max_context=self.max_context, tokens_per_pass=tokens_per_pass
-        )
+        try:
+            blocks = _affordable_blocks(model, slots, self.max_context, cache_bytes or _free_bytes(model.device) // (2 * sharers))
+        except BaseException:
+            give_back(self._model, self._usual_attention)
+            raise
+        self._batcher: Batcher[_Call] = Batcher(model, self.stop_ids, slots=slots, blocks=blocks, tokens_per_pass=tokens_per_pass)
         self.stats: EngineStats = self._batcher.stats
 
     @classmethod
@@ -188,6 +198,33 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     if absent:
         raise CorruptFile(f"the checkpoint in {str(path)!r} lacks weights that its config.json describes, such as {absent[0]}.")
     return model, tokenizer
+
+
+def context_of(config: Any, cap: int = 0) -> int:
+    """The longest conversation, in tokens, that a model's configuration allows, within a cap where there is one (not 0)."""
+    own = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+    return min(own or cap, cap or own) or UNTOLD_CONTEXT
+
+
+@torch.inference_mode()
+def _affordable_blocks(model: Any, slots: int, max_context: int, allowed: int) -> int:
+    """Blocks for `slots` conversations of any length, or as many as `allowed` bytes hold."""
+    trial = BlockCache(2, BLOCK)
+    forward(model, plan([Piece([0], 0, [1])], trial, model.device))
+    block_bytes = sum(layer[0].nbytes for layer in trial.layers.values()) or 1
+    least, most = blocks_for(max_context) + 1, slots * blocks_for(max_context) + 1
+    if least * block_bytes > allowed:
+        wanted, found = least * block_bytes / GIB, allowed / GIB
+        fits = max(BLOCK, (allowed // block_bytes - 2) * BLOCK)
+        raise UserError(
+            f"a conversation of {max_context:,} tokens takes {wanted:.1f} GiB of keys and values, and {found:.1f} GiB are for them; "
+            f"type engine.max_context={fits}, or give more with engine.cache_gib"
+        )
+    return int(min(most, allowed // block_bytes))
+
+
+def _free_bytes(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_bytes()
 
 
 def _ids(value: int | Iterable[int] | None) -> frozenset[int]:

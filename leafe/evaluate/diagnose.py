@@ -24,7 +24,7 @@ from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluate.passk import Interval
 from leafe.forest.growth import Rules
-from leafe.records import BROKEN, Ask, Attempt, Tree, Turn
+from leafe.records import BROKEN, Ask, Attempt, Tree, Turn, taken
 from leafe.replies import Unreadable, parse_action
 
 RESAMPLES = 2000
@@ -85,7 +85,7 @@ def best_actions(environment: Environment, tree: Tree, turn: Turn) -> tuple[str,
 
     The state is reached by a verified replay, once for each candidate. Raises `EpisodeError` when it is not reached.
     """
-    world, walk = World(environment), tree.walk(turn.parent)
+    world, walk = World(environment), taken(tree.walk(turn.parent))
     actions = [one.action for one in walk]
     digests = [observation_digest(tree.root), *(observation_digest(one.observation) for one in walk)]
 
@@ -124,7 +124,8 @@ def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environm
 
 async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws: int) -> float:
     """The share of `draws` actions that are best when the policy stands at the same turn and is told nothing."""
-    messages = bare_messages(Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent))
+    scene, walk = Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent)
+    messages = bare_messages(scene, walk, point.turn.shortening)
     right = 0
     for number in range(draws):
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from leafe.chat import Prompts, Scene
 from leafe.digest import digest, seed_for
+from leafe.history import History
 from leafe.records import Ask, Attempt, Completion, Message, Observation, Reflection, Sampling, Spend, Task, Tree, Turn
 
 
@@ -19,8 +20,8 @@ class Rules:
     """What exploration of one task may do.
 
     `turns` and `tokens` are budgets a task (0 tokens: no such budget); `reflect_every` is K of the paper (0: only at the end);
-    `patience` is how many replies in a row may hold no action before the attempt is given up. Where nothing `can_roll_back`, a reset may
-    show something else each time, and experiences become feedback to fresh attempts.
+    `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is how much of itself an attempt
+    reads. Where nothing `can_roll_back`, a reset may show something else each time, and experiences become feedback to fresh attempts.
     """
 
     prompts: Prompts
@@ -35,6 +36,7 @@ class Rules:
     reflect_on_failure: bool = True
     patience: int = 4
     can_roll_back: bool = True
+    history: History = History()
 
 
 @dataclass

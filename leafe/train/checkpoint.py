@@ -13,6 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from leafe.doctor import PROCESSOR, multiplies_bfloat16
 from leafe.errors import UserError
 
+SMALL_MODEL = 100_000_000  # bytes
+
 
 def locate(model: str, bundled: Mapping[str, Path]) -> Path:
     """The folder of a checkpoint; `bundled` has those that ship, by name. A Hub name (`owner/name`) is downloaded into the Hub's own cache.
@@ -65,3 +67,11 @@ def device_of(name: str, number: int = 0) -> str:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"torch cannot use engine.device={name!r} here ({reason:.120}); type engine.device=auto") from None
     return name
+
+
+def processes_of(device: str, folder: Path, cores: int) -> int:
+    """How many engine processes suit a model: one a GPU; on a processor one a core, at most two, where copies of it cost nothing."""
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return max(1, torch.cuda.device_count() if device in ("auto", "cuda") else 1)
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL_MODEL
+    return min(2, cores) if small else 1

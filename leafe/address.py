@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, urlsplit
 
 SECRETS = frozenset({"key", "api_key", "api-key", "apikey", "token", "access_token", "password", "secret", "sig", "signature"})
@@ -27,6 +28,15 @@ def server_address(text: str) -> str:
     if any(name.lower() in SECRETS for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
         raise ValueError(f"{wanted}, found one with a key in its query; {WHERE_KEYS_GO}")
     return text if parts.query else text.rstrip("/")
+
+
+def hidden(text: str) -> str:
+    """A text without what stands before an `@` in its addresses.
+
+    >>> hidden("wanted a group, found 'http://me:secret@host/v1'")
+    "wanted a group, found 'http://***@host/v1'"
+    """
+    return re.sub(r"//[^/\s@]+@", "//***@", text)
 
 
 def _before_path(text: str) -> str:

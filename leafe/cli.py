@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
+from leafe.address import hidden
 from leafe.bench import Bench
 from leafe.compose import bench_of
 from leafe.config import load_recipe
@@ -44,7 +45,7 @@ from leafe.run import RunDirectory, next_free
 from leafe.settings import EvaluateSettings
 from leafe.terminal import Bars, check_table, diagnosis_table, exploration_table, findings_table, pass_table
 from leafe.train.checkpoint import locate
-from leafe.viewer.report import arms_of, comparison_of, exploration_of, notice_of, rows_of, write_report
+from leafe.viewer.report import arms_of, comparison_of, exploration_of, flags_of, notice_of, rows_of, write_report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,6 +92,8 @@ def _show(run: RunDirectory) -> None:
             console.print(escape(notice), highlight=False)
     if arms_of(run):
         console.print(pass_table(comparison_of(run)))
+    for flag in flags_of(run):
+        console.print(escape(flag), highlight=False)
     console.print(f"The page: {write_report(run)}", soft_wrap=True, highlight=False)
 
 
@@ -312,10 +315,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"leafe: {error}", file=sys.stderr)
+        print(f"leafe: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except LeafeError as error:
-        print(f"leafe: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"leafe: {type(error).__name__}: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except SystemExit as ended:
         if ended.code == INTERRUPTED:

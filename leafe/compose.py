@@ -84,14 +84,16 @@ def _probe(config: RunConfig, base: Path, progress: Progress) -> Findings:
 
 def _served(config: RunConfig, base: Path, progress: Progress, found: Findings) -> Engine:
     """An engine on the server that was probed."""
-    settings = config.engine
+    settings, tokens = config.engine, _tokenizer(config, base)
     return OpenAIEngine(
         settings.base_url,
         found.model,
         api_key=_key(settings),
-        tokenizer=_tokenizer(config, base).tokenizer if found.ids == "encoded" else None,
+        tokenizer=tokens.tokenizer if found.ids == "encoded" else None,
         dialect=found.dialect,
         max_context=found.max_context,
+        cap=settings.max_context,
+        count=lambda messages: len(tokens.prompt_ids(messages)),
         concurrency=settings.concurrency,
         waiting=_waiting(settings),
         told=progress.say,

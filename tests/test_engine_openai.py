@@ -257,6 +257,15 @@ def test_a_reply_about_context_lengths_is_a_reply() -> None:
     assert ask(lambda _: httpx.Response(200, json=body("maximum context length"))).text == "maximum context length"
 
 
+def test_a_cap_on_the_context_is_kept_before_the_server_is_asked() -> None:
+    server = FakeServer("llama", context=2048)
+    found = served(server, max_context=2048, cap=60, count=lambda messages: 11)
+    assert found == Completion("", finish="context", prompt_tokens=11) and server.asked == []
+    assert served(server, max_context=2048, cap=61, count=lambda messages: 11).finish == "stop"
+    sizes = [(2048, 60), (60, 2048), (60, 0), (None, 60), (None, 0)]
+    assert [OpenAIEngine("http://s", "m", max_context=says, cap=cap).max_context for says, cap in sizes] == [60, 60, 60, 60, None]
+
+
 def test_no_more_requests_than_allowed_are_in_flight() -> None:
     flying: list[int] = [0, 0]
 

@@ -9,7 +9,7 @@ than it was sampled, or are missing without a tokenizer. `openai_probe.py` finds
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -19,7 +19,7 @@ from leafe.engines.openai_answers import Malformed, Reply, read_reply
 from leafe.engines.openai_fields import Dialect
 from leafe.engines.openai_http import Client, Waiting
 from leafe.errors import EngineError
-from leafe.records import Ask, Completion
+from leafe.records import Ask, Completion, Message
 
 COMPLETIONS = "/chat/completions"
 LONGEST_ANSWER = (1 << 20, 1 << 12)  # bytes, and bytes more for each token that is asked for
@@ -36,7 +36,7 @@ class OpenAIEngine:
     """Asks `model` at `base_url` (such as `http://localhost:8000/v1`), at most `concurrency` requests at a time, in one event loop.
 
     `tokenizer` makes the ids of replies that come without. `max_context` is what the server says of its context, None where it says
-    nothing. `told` hears that the server is away and that it is back.
+    nothing; a `cap` below that is kept by `count`, the tokens of a conversation. `told` hears that the server is away and that it is back.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class OpenAIEngine:
         tokenizer: Any = None,
         dialect: Dialect = Dialect(),
         max_context: int | None = None,
+        cap: int = 0,
+        count: Callable[[Sequence[Message]], int] = lambda messages: 0,
         concurrency: int = 64,
         waiting: Waiting = Waiting(),
         told: Callable[[str], None] = lambda text: None,
@@ -57,7 +59,8 @@ class OpenAIEngine:
         self.concurrency = concurrency
         self.model = model
         self.tokenizer = tokenizer
-        self.max_context = max_context
+        self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
+        self._cap, self._count = cap if self.max_context == cap else 0, count
         self._dialect = dialect
         self._gate = asyncio.Semaphore(concurrency)
         self._client = Client(base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, transport=transport)
@@ -66,6 +69,9 @@ class OpenAIEngine:
     async def generate(self, ask: Ask) -> Completion:
         """One completion by the server. Raises `EngineError` when it cannot be reached, refuses, or answers something else."""
         most = ask.sampling.max_tokens
+        if self._cap and (length := self._count(ask.messages)) + most > self._cap:
+            self.stats.requests += 1
+            return Completion("", finish="context", prompt_tokens=length)
         async with self._gate:
             payload = self._dialect.payload(ask, self.model)
             answer = await self._client.post(COMPLETIONS, payload, longest=longest_answer(most))

@@ -42,9 +42,10 @@ class Findings:
     decoded: bool | None
 
     def as_json(self) -> dict[str, Any]:
-        """The same for a file."""
+        """The same for a file, with the sentences about it."""
         dialect = {"refused": sorted(self.dialect.refused), "samples_by_config": self.dialect.samples_by_config}
-        return asdict(self) | {"listed": list(self.listed), "prompt_tokens": list(self.prompt_tokens), "dialect": dialect}
+        lists = {"listed": list(self.listed), "prompt_tokens": list(self.prompt_tokens), "lines": self.lines, "flags": self.flags}
+        return asdict(self) | {"dialect": dialect} | lists
 
     @property
     def lines(self) -> list[str]:

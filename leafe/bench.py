@@ -29,6 +29,7 @@ from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
+from leafe.preflight import Meter, check_lengths, rehearse
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
@@ -54,6 +55,7 @@ class Bench:
     make_environment: Callable[[], Environment]
     progress: Progress
     threads: int = 1
+    load_meter: Callable[[], Meter | None] = lambda: None
     load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
     probe: Callable[[], Findings] | None = None  # where a server is explored with
 
@@ -65,7 +67,7 @@ class Bench:
         return replace(prompts, unread="") if said.free_text else prompts
 
     def check(self, *, trains: bool = False) -> None:
-        """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had, before anything is begun.
+        """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had or used, before anything is begun.
 
         `trains` is whether what is explored will be trained on in the same go.
         """
@@ -76,6 +78,18 @@ class Bench:
             refuse_lacking(self.probe(), trains=trains)
             if self.config.arms:
                 self.progress.say(MEASURED_HERE)
+        if meter := self.load_meter():
+            self._check_lengths(meter)
+
+    def _check_lengths(self, meter: Meter) -> None:
+        environment, wanted = self.make_environment(), self.config.tasks
+        try:
+            (task,) = environment.tasks(wanted.train_split, 1, wanted.seed)
+            played = rehearse(environment, self.prompts, task)
+        finally:
+            environment.close()
+        for sentence in check_lengths(self.config, played, meter) if played else ():
+            self.progress.say(sentence)
 
     @cached_property
     def _declared(self) -> Environment:

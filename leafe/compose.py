@@ -5,27 +5,22 @@ A server is asked a few questions when it is first needed in a process, or by `B
 
 from __future__ import annotations
 
-import asyncio
 import os
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from leafe.bench import Bench
 from leafe.engines.base import Engine
-from leafe.engines.openai import OpenAIEngine
 from leafe.engines.openai_findings import Findings
-from leafe.engines.openai_http import Client, Waiting
-from leafe.engines.openai_probe import Question, probe
 from leafe.engines.replicas import ReplicatedEngine
-from leafe.engines.tokens import ChatTokenizer
-from leafe.engines.transformers import TransformersEngine
+from leafe.engines.transformers import TransformersEngine, context_of, load_tokenizer
 from leafe.envs import registry
-from leafe.errors import UserError
 from leafe.nano import CHECKPOINTS
+from leafe.preflight import Meter
 from leafe.progress import Progress
-from leafe.settings import API_KEY_ENV, EngineSettings, RunConfig
+from leafe.serving import probe_server, served_engine
+from leafe.settings import EngineSettings, RunConfig
 from leafe.train.checkpoint import device_of, dtype_of, locate, processes_of
 
 GIB = 1 << 30
@@ -35,69 +30,6 @@ def threads_of(settings: EngineSettings) -> int:
     """How many threads torch may use: as the setting says, or one for each core that is this process's own."""
     # Not every system can say which cores are this process's own.
     return settings.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _key(settings: EngineSettings) -> str | None:
-    """The key for a server. Raises `UserError` where a variable was named and is not set; only the usual one may be missing."""
-    key = os.environ.get(settings.api_key_env, "").strip()
-    if not key and settings.api_key_env != API_KEY_ENV:
-        raise UserError(
-            "the environment variable that engine.api_key_env names is not set; type: export NAME=KEY, with its name and the key"
-        )
-    return key or None
-
-
-def _waiting(settings: EngineSettings) -> Waiting:
-    return Waiting(settings.timeout, settings.retries, settings.patience)
-
-
-def _tokenizer(config: RunConfig, base: Path) -> ChatTokenizer:
-    """The local tokenizer beside a server: the one that is named, or the model's."""
-    named = config.engine.tokenizer
-    folder = base if named in ("", "model") else locate(named, CHECKPOINTS)
-    return ChatTokenizer(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False))
-
-
-def _probe(config: RunConfig, base: Path, progress: Progress) -> Findings:
-    """What the server of a configuration is, told in lines. Raises `UserError` or `EngineError`, as `probe` does."""
-    settings = config.engine
-    question = Question(
-        served=settings.served_model,
-        names=(config.model, str(base)),
-        sampling=config.sampling.act.sampling(),
-        tokenizer=_tokenizer(config, base),
-        fallback=bool(settings.tokenizer),
-    )
-
-    async def ask() -> Findings:
-        client = Client(settings.base_url, api_key=_key(settings), waiting=_waiting(settings), told=progress.say)
-        try:
-            return await probe(client, question)
-        finally:
-            await client.close()
-
-    found = asyncio.run(ask())
-    for line in found.lines:
-        progress.say(line)
-    return found
-
-
-def _served(config: RunConfig, base: Path, progress: Progress, found: Findings) -> Engine:
-    """An engine on the server that was probed."""
-    settings, tokens = config.engine, _tokenizer(config, base)
-    return OpenAIEngine(
-        settings.base_url,
-        found.model,
-        api_key=_key(settings),
-        tokenizer=tokens.tokenizer if found.ids == "encoded" else None,
-        dialect=found.dialect,
-        max_context=found.max_context,
-        cap=settings.max_context,
-        count=lambda messages: len(tokens.prompt_ids(messages)),
-        concurrency=settings.concurrency,
-        waiting=_waiting(settings),
-        told=progress.say,
-    )
 
 
 def _engine(settings: EngineSettings, folder: Path) -> Engine:
@@ -124,11 +56,11 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
     """The bench of a configuration. Raises `UserError` when its model cannot be had."""
     base = locate(config.model, CHECKPOINTS)
     load = partial(_engine, config.engine)
-    probed = cache(partial(_probe, config, base, progress)) if config.engine.kind == "openai" else None
+    probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 
     def explores(folder: Path) -> Engine:
         # A server serves the base and nothing else: what is trained from it is loaded here.
-        return _served(config, base, progress, probed()) if probed and folder == base else load(folder)
+        return served_engine(config, base, progress, probed()) if probed and folder == base else load(folder)
 
     return Bench(
         config=config,
@@ -139,4 +71,13 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         make_environment=partial(registry.make, config.environment.name, config.environment.args),
         progress=progress,
         threads=threads_of(config.engine),
+        load_meter=partial(_meter, config.engine, base, probed),
     )
+
+
+def _meter(settings: EngineSettings, base: Path, probed: Callable[[], Findings] | None) -> Meter:
+    """Counts with the tokenizer of the base. What a server's context is, only the server knows."""
+    tokens, own = load_tokenizer(base)
+    told = (probed().max_context, settings.max_context) if probed else (context_of(own, settings.max_context),)
+    context = min((limit for limit in told if limit), default=0)
+    return Meter(lambda messages: len(tokens.prompt_ids(messages)), tokens.count, context)

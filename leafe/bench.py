@@ -76,7 +76,7 @@ class Bench:
             self.tasks(part)
         if self.probe:
             refuse_lacking(self.probe(), trains=trains)
-            if self.config.arms:
+            if trains:
                 self.progress.say(MEASURED_HERE)
         if meter := self.load_meter():
             self._check_lengths(meter)

@@ -206,7 +206,14 @@ def test_differing_fields_name_the_setting_and_both_values() -> None:
 
 
 def test_settings_of_the_machine_make_no_other_run() -> None:
-    engine = ("engine.threads=3", "engine.slots=8", "engine.concurrency=4", "engine.base_url=http://other/v1")
+    engine = (
+        "engine.threads=3",
+        "engine.slots=8",
+        "engine.concurrency=4",
+        "engine.base_url=http://other/v1",
+        "engine.patience=1.0",
+        "engine.api_key_env=KEY",
+    )
     elsewhere = trial(*engine, "train.processes=2", "train.attention=dense", "train.checkpointing=true")
     assert elsewhere.digest == trial().digest
     assert differing_fields(trial(), elsewhere) == []

@@ -151,10 +151,10 @@ def test_whatever_pause_a_server_asks_for_it_is_asked_again_a_few_times_and_no_m
 
     def answer(request: httpx.Request) -> httpx.Response:
         count[0] += 1
-        return httpx.Response(429, headers={"retry-after": asked.encode()})  # type: ignore[dict-item]
+        return httpx.Response(500, headers={"retry-after": asked.encode()})  # type: ignore[dict-item]
 
     with pytest.raises(
-        EngineError, match=r"answered 429: '', 4 times \(engine.retries=3\); what was done is kept, and the same command"
+        EngineError, match=r"answered 500: '', 4 times \(engine.retries=3\); what was done is kept, and the same command"
     ):
         ask(answer, waiting=Waiting(retries=3, pause=0.001))
     assert count[0] == 4
@@ -250,7 +250,7 @@ def test_a_prompt_that_is_too_long_for_the_server_draws_nothing(status: int, wor
 )
 def test_other_refusals_are_not_taken_for_a_full_context(status: int, words: str) -> None:
     with pytest.raises(EngineError, match=f"answered {status}"):
-        ask(lambda _: httpx.Response(status, json={"error": words}), waiting=Waiting(retries=0))
+        ask(lambda _: httpx.Response(status, json={"error": words}), waiting=Waiting(retries=0, patience=0))
 
 
 def test_a_reply_about_context_lengths_is_a_reply() -> None:

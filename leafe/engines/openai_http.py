@@ -1,8 +1,8 @@
 """Talking to a server that may be busy, broken or away, and saying what happened without giving away a key.
 
-Three kinds of trouble are told apart. A server that is *away* (no connection, or a gateway that says so) is waited for, up to `patience`
-seconds, which is what a restart takes. A request that *fails* (lost in the middle, timed out, answered 500 or 429) is sent again, `retries`
-times. Anything else is an answer, which this file does not judge.
+Three kinds of trouble are told apart. A server that is *away* (no connection, a gateway that says so, too many requests) is waited for, up
+to `patience` seconds, which is more than a restart takes. A request that *fails* (lost in the middle, timed out, answered 500) is sent
+again, `retries` times. Anything else is an answer, which this file does not judge.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from leafe.address import server_address
 from leafe.engines.openai_answers import Answer
 from leafe.errors import EngineError, UserError
 
-AWAY = frozenset({502, 503, 504})
-FAILED = frozenset({408, 409, 425, 429, 500, 529})
+AWAY = frozenset({429, 502, 503, 504, 529})
+FAILED = frozenset({408, 409, 425, 500})
 LONGEST_PAUSE = 30.0
 LONGEST_PAUSE_AWAY = 5.0  # a server that comes back is found soon
 BROUGHT_BACK = "what was done is kept, and the same command goes on from there"
@@ -47,11 +47,11 @@ class _Trouble:
 
     def pause(self, waiting: Waiting, answer: Answer | None) -> float:
         """Seconds before the next attempt: doubling, or longer where the server asks for it; never nothing, whatever it asks for."""
-        own = waiting.pause * 2.0 ** min(self.pauses, 10)
+        own = min(waiting.pause * 2.0 ** min(self.pauses, 10), LONGEST_PAUSE if self.away_since is None else LONGEST_PAUSE_AWAY)
         self.pauses += 1
         asked = answer.retry_after if answer else ""
         wanted = float(asked) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", asked) else 0.0
-        return min(max(own, wanted), LONGEST_PAUSE if self.away_since is None else LONGEST_PAUSE_AWAY)
+        return min(max(own, wanted), LONGEST_PAUSE)
 
 
 @dataclass

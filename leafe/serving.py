@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.openai_findings import Findings
 from leafe.engines.openai_http import Client, Waiting
 from leafe.engines.openai_probe import Question, probe
 from leafe.engines.tokens import ChatTokenizer
-from leafe.engines.transformers import load_tokenizer
 from leafe.errors import UserError
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
+from leafe.records import Message
 from leafe.settings import API_KEY_ENV, EngineSettings, RunConfig
 from leafe.train.checkpoint import locate
 
 
 def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
     """What the server of a configuration is, told in lines. Raises `UserError` or `EngineError`, as `probe` does."""
-    settings = config.engine
+    settings, tokens = config.engine, _tokenizer(config, base)
     question = Question(
         served=settings.served_model,
         names=(config.model, str(base)),
         sampling=config.sampling.act.sampling(),
-        tokenizer=_tokenizer(config, base),
+        tokenizer=tokens,
+        arrange=partial(_arranged, tokens),
         fallback=bool(settings.tokenizer),
     )
 
@@ -55,6 +59,7 @@ def served_engine(config: RunConfig, base: Path, progress: Progress, found: Find
         max_context=found.max_context,
         cap=settings.max_context,
         count=lambda messages: len(tokens.prompt_ids(messages)),
+        arrange=partial(_arranged, tokens),
         concurrency=settings.concurrency,
         waiting=_waiting(settings),
         told=progress.say,
@@ -77,4 +82,9 @@ def _waiting(settings: EngineSettings) -> Waiting:
 def _tokenizer(config: RunConfig, base: Path) -> ChatTokenizer:
     """The local tokenizer beside a server: the one that is named, or the model's."""
     named = config.engine.tokenizer
-    return load_tokenizer(base if named in ("", "model") else locate(named, CHECKPOINTS))[0]
+    return ChatTokenizer(load_tokenizer(base if named in ("", "model") else locate(named, CHECKPOINTS)))
+
+
+def _arranged(tokens: ChatTokenizer, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """A conversation as the chat template takes it: the server's is the same, and does not put up with other ones either."""
+    return tuple(Message(role, content) for role, content in tokens.template.turns(messages))  # type: ignore[arg-type]

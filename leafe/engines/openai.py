@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from leafe.records import Ask, Completion, Message
 COMPLETIONS = "/chat/completions"
 LONGEST_ANSWER = (1 << 20, 1 << 12)  # bytes, and bytes more for each token that is asked for
 LONGEST_PROBABLE = 1 << 26
+Arrange = Callable[[Sequence[Message]], tuple[Message, ...]]
 
 
 def longest_answer(max_tokens: int) -> int:
@@ -36,7 +38,8 @@ class OpenAIEngine:
     """Asks `model` at `base_url` (such as `http://localhost:8000/v1`), at most `concurrency` requests at a time, in one event loop.
 
     `tokenizer` makes the ids of replies that come without. `max_context` is what the server says of its context, None where it says
-    nothing; a `cap` below that is kept by `count`, the tokens of a conversation. `told` hears that the server is away and that it is back.
+    nothing; a `cap` below that is kept by `count`, the tokens of a conversation. `arrange` makes of a conversation what the server's chat
+    template takes. `told` hears that the server is away and that it is back.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class OpenAIEngine:
         max_context: int | None = None,
         cap: int = 0,
         count: Callable[[Sequence[Message]], int] = lambda messages: 0,
+        arrange: Arrange = tuple,
         concurrency: int = 64,
         waiting: Waiting = Waiting(),
         told: Callable[[str], None] = lambda text: None,
@@ -61,7 +65,7 @@ class OpenAIEngine:
         self.tokenizer = tokenizer
         self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
         self._cap, self._count = cap if self.max_context == cap else 0, count
-        self._dialect = dialect
+        self._dialect, self._arrange = dialect, arrange
         self._gate = asyncio.Semaphore(concurrency)
         self._client = Client(base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, transport=transport)
         self._url = self._client.address(COMPLETIONS)
@@ -73,7 +77,7 @@ class OpenAIEngine:
             self.stats.requests += 1
             return Completion("", finish="context", prompt_tokens=length)
         async with self._gate:
-            payload = self._dialect.payload(ask, self.model)
+            payload = self._dialect.payload(replace(ask, messages=self._arrange(ask.messages)), self.model)
             answer = await self._client.post(COMPLETIONS, payload, longest=longest_answer(most))
         self.stats.requests += 1
         if answer.is_overflow:

@@ -61,7 +61,8 @@ class Findings:
             same = "one seed gives one reply" if self.seed_repeats else "one seed does not give the same reply twice"
             said.append(f"{'seeds differ' if self.seeds_differ else 'three seeds gave one and the same reply'}, and {same}")
         if self.dialect.refused:
-            said.append(f"it refuses {', '.join(sorted(self.dialect.refused))}, and has its own way with what these would set")
+            instead = "samples by a configuration in each request" if self.dialect.samples_by_config else "sets these as it likes"
+            said.append(f"it refuses {', '.join(sorted(self.dialect.refused))}, and {instead}")
         return [*said, PROMPTS[self.prompt].format(*self.prompt_tokens), *self.flags]
 
     @property

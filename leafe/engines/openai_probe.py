@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leafe.engines.openai import COMPLETIONS, longest_answer
+from leafe.engines.openai import COMPLETIONS, Arrange, longest_answer
 from leafe.engines.openai_answers import Answer, Malformed, Reply, json_of, read_reply
 from leafe.engines.openai_fields import GROUPS, OPTIONAL, Dialect
 from leafe.engines.openai_findings import Findings, Prompt
@@ -31,7 +31,7 @@ class Question:
     """What a recipe would ask of a server: the name of the model, how it samples, and the tokenizer at hand.
 
     `served` is the name that the user gave, empty for none; then one of `names` that the server lists, or the only one that it lists.
-    `fallback` is whether the local tokenizer makes ids where the server returns none.
+    `fallback` is whether the local tokenizer makes ids where the server returns none; `arrange` is as the engine's.
     """
 
     served: str
@@ -39,10 +39,11 @@ class Question:
     sampling: Sampling
     tokenizer: ChatTokenizer | None = None
     fallback: bool = False
+    arrange: Arrange = tuple
 
     def ask(self, seed: int) -> Ask:
         """A short request that is drawn as the recipe draws."""
-        return Ask(SAID, replace(self.sampling, max_tokens=TOKENS), seed)
+        return Ask(self.arrange(SAID), replace(self.sampling, max_tokens=TOKENS), seed)
 
     def model(self, listed: Sequence[str]) -> str:
         """The name to ask for. Raises `UserError` where the server lists several and none was named."""

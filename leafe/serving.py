@@ -28,7 +28,7 @@ def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
     question = Question(
         served=settings.served_model,
         names=(config.model, str(base)),
-        sampling=config.sampling.act.sampling(),
+        samples=config.sampling.act.temperature > 0,
         tokenizer=tokens,
         arrange=partial(_arranged, tokens),
         fallback=bool(settings.tokenizer),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
-from fake_server import FakeServer
+from fake_server import Body, FakeServer
 from tiny import tiny_tokenizer
 
 from leafe.engines.openai_fields import Dialect
@@ -15,20 +16,17 @@ from leafe.engines.openai_http import Client, Waiting
 from leafe.engines.openai_probe import Question, probe
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import EngineError, UserError
-from leafe.records import Sampling
 
 LOCAL = ChatTokenizer(tiny_tokenizer())
 UNKNOWN_TO_OPENAI = {"top_k", "min_p", "typical_p", "repetition_penalty", "repeat_penalty", "return_tokens_as_token_ids"}
 
 
-def found(
-    server: FakeServer, *, served: str = "", fallback: bool = False, sampling: Sampling = Sampling(), **more: Any
-) -> Findings:
+def found(server: FakeServer, *, served: str = "", fallback: bool = False, samples: bool = True, **more: Any) -> Findings:
     async def ask() -> Findings:
         waiting = Waiting(retries=1, patience=0.05, pause=0.001)
         client = Client("http://server/v1", transport=server.transport(), waiting=waiting, **more)
         try:
-            return await probe(client, Question(served, ("folder", "owner/name"), sampling, LOCAL, fallback))
+            return await probe(client, Question(served, ("folder", "owner/name"), samples, LOCAL, fallback))
         finally:
             await client.close()
 
@@ -87,8 +85,17 @@ def test_seeds_that_draw_the_same_are_refused() -> None:
         refuse_lacking(here, trains=False)
 
 
+def test_a_model_that_is_sure_of_itself_is_not_taken_for_a_server_without_seeds() -> None:
+    class Sure(FakeServer):
+        def draw(self, request: Body) -> random.Random:
+            return random.Random(0) if request["temperature"] <= 1 else super().draw(request)
+
+    here = found(Sure("vllm"))
+    assert (here.seeds_differ, here.dialect) == (True, Dialect())
+
+
 def test_at_temperature_zero_seeds_are_not_asked_about() -> None:
-    here = found(FakeServer("vllm"), sampling=Sampling(0.0, 1.0, 8))
+    here = found(FakeServer("vllm"), samples=False)
     assert here.seeds_differ is None
     refuse_lacking(here, trains=True)
 

@@ -23,12 +23,13 @@ from leafe.records import Ask, Message, Sampling
 SAID = (Message("system", "You answer in one sentence."), Message("user", "Tell me about some animal that you like."))
 TOKENS = 24
 SEEDS = (11, 12, 13, 11)  # the last one again
+HOT = 2.0
 CONTEXT_NAMES = ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a recipe would ask of a server: the name of the model, how it samples, and the tokenizer at hand.
+    """What a recipe would ask of a server: the name of the model, whether it samples (or is greedy), and the tokenizer at hand.
 
     `served` is the name that the user gave, empty for none; then one of `names` that the server lists, or the only one that it lists.
     `fallback` is whether the local tokenizer makes ids where the server returns none; `arrange` is as the engine's.
@@ -36,14 +37,14 @@ class Question:
 
     served: str
     names: tuple[str, ...]
-    sampling: Sampling
+    samples: bool = True
     tokenizer: ChatTokenizer | None = None
     fallback: bool = False
     arrange: Arrange = tuple
 
-    def ask(self, seed: int) -> Ask:
-        """A short request that is drawn as the recipe draws."""
-        return Ask(self.arrange(SAID), replace(self.sampling, max_tokens=TOKENS), seed)
+    def ask(self, seed: int, temperature: float) -> Ask:
+        """A short request."""
+        return Ask(self.arrange(SAID), Sampling(temperature, 1.0, TOKENS), seed)
 
     def model(self, listed: Sequence[str]) -> str:
         """The name to ask for. Raises `UserError` where the server lists several and none was named."""
@@ -61,7 +62,6 @@ async def probe(client: Client, question: Question) -> Findings:
     dialect = await trial.dialect()
     dialect, replies = await trial.seeds(dialect)
     first, texts = replies[0], [reply.text for reply in replies]
-    drawn = question.sampling.temperature > 0
     prompt, counts = await trial.prompt(dialect, first)
     return Findings(
         model=trial.model,
@@ -69,8 +69,8 @@ async def probe(client: Client, question: Question) -> Findings:
         dialect=dialect,
         ids="sampled" if first.ids else "encoded" if question.fallback and question.tokenizer else "none",
         logprobs=bool(first.logprobs),
-        seeds_differ=len(set(texts[:3])) > 1 if drawn else None,
-        seed_repeats=texts[0] == texts[3] if drawn else None,
+        seeds_differ=len(set(texts[:3])) > 1 if question.samples else None,
+        seed_repeats=texts[0] == texts[3] if question.samples else None,
         max_context=_context(entries, trial.model),
         prompt=prompt,
         prompt_tokens=counts,
@@ -87,12 +87,12 @@ class _Trial:
     model: str
     listed: Sequence[str]
 
-    async def answer(self, dialect: Dialect, *, seed: int = SEEDS[0], **more: Any) -> Answer:
-        payload = dialect.payload(self.question.ask(seed), self.model) | more
-        return await self.client.post(COMPLETIONS, payload, longest=longest_answer(TOKENS))
+    async def answer(self, dialect: Dialect, *, seed: int = SEEDS[0], warmth: float = 1.0, **more: Any) -> Answer:
+        ask = self.question.ask(seed, warmth if self.question.samples else 0.0)
+        return await self.client.post(COMPLETIONS, dialect.payload(ask, self.model) | more, longest=longest_answer(TOKENS))
 
-    async def reply(self, dialect: Dialect, seed: int) -> Reply:
-        return self.read(await self.answer(dialect, seed=seed))
+    async def replies(self, dialect: Dialect, warmth: float = 1.0) -> list[Reply]:
+        return [self.read(await self.answer(dialect, seed=seed, warmth=warmth)) for seed in SEEDS]
 
     def read(self, answer: Answer) -> Reply:
         try:
@@ -138,15 +138,21 @@ class _Trial:
         return UserError(f"{self.client.address(COMPLETIONS)} refuses a first request ({answer.status}: {said}){hint}")
 
     async def seeds(self, dialect: Dialect) -> tuple[Dialect, list[Reply]]:
-        """Replies for three seeds and the first of them again; sampling is asked for in another way where they are all the same."""
-        replies = [await self.reply(dialect, seed) for seed in SEEDS]
-        by_config = replace(dialect, samples_by_config=True)
-        alike = len({reply.text for reply in replies}) == 1 and self.question.sampling.temperature > 0
-        if alike and (await self.answer(by_config)).status == 200:
-            others = [await self.reply(by_config, seed) for seed in SEEDS]
-            if len({reply.text for reply in others}) > 1:
-                return by_config, others
-        return dialect, replies
+        """Replies for three seeds and the first of them again.
+
+        Where they are all the same, the model may be that sure of itself, which it is not at a high temperature, or sampling has to be
+        asked for in another way.
+        """
+        replies = first = await self.replies(dialect)
+        ways = ((dialect, HOT), (replace(dialect, samples_by_config=True), 1.0)) if self.question.samples else ()
+        for way, warmth in ways:
+            if len({reply.text for reply in replies}) > 1:
+                break
+            if (await self.answer(way, warmth=warmth)).status == 200:
+                replies, dialect = await self.replies(way, warmth), way
+        return (
+            (dialect, replies) if len({reply.text for reply in replies}) > 1 else (replace(dialect, samples_by_config=False), first)
+        )
 
     async def prompt(self, dialect: Dialect, reply: Reply) -> tuple[Prompt, tuple[int, int]]:
         """How the server's chat template compares with the local tokenizer's: by ids where it returns them (vLLM), else by their number."""

@@ -180,7 +180,7 @@ def test_a_malformed_answer_is_journaled_never_and_the_same_command_goes_on(reci
 
 
 def test_a_server_that_is_away_for_a_while_pauses_the_run(recipe: Path, model: Path) -> None:
-    """The server stops in the middle and stands at the same port again two seconds later."""
+    """The server stops in the middle and stands at the same port again a moment later."""
     with FakeServer(play=searching).listening() as address:
         assert run(recipe, model, address).status == 0
     whole = forest(recipe)
@@ -193,7 +193,7 @@ def test_a_server_that_is_away_for_a_while_pauses_the_run(recipe: Path, model: P
         with slow.listening(port):
             up.set()
             reached.wait(60)
-        time.sleep(2)
+        time.sleep(0.5)
         back.append(FakeServer(play=searching))
         with back[0].listening(port):
             over.wait(60)

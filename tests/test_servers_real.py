@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from leafe.distill.store import read_examples
 from leafe.forest.store import read_forest
 from leafe.records import BROKEN
 from leafe.run import RunDirectory
@@ -147,6 +148,26 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     finally:
         found.leafe.kill()
         found.server.kill()
+
+
+@pytest.mark.parametrize("scene", [llama], indirect=True)
+def test_ids_that_a_real_server_sampled_are_trained_on(scene: Scene) -> None:
+    """One optimiser step on what llama.cpp's server said; the ids are those that it drew, and the arms are measured in this process."""
+    started = time.monotonic()
+    scene.server.start()
+    scene.leafe.command += ["environment.name=agreeable:Agreeable", "arms=[leafe]", "distill.success_share=1.0", "train.epochs=1"]
+    scene.leafe.command += ["tasks.test=1", "engine.threads=1"]
+    tests = str(Path(__file__).parent)
+    paths = os.pathsep.join([tests, str(Path(tests).parent), os.environ.get("PYTHONPATH", "")])
+    assert scene.leafe.start(PYTHONPATH=paths).wait(1500) == 0, scene.leafe.said.read_text(errors="replace")
+
+    drawn = {turn.completion.token_ids for tree in read_forest(scene.out / "round-1" / "forest.jsonl") for turn in tree.turns}
+    examples = list(read_examples(scene.out / "round-1" / "examples.jsonl"))
+    assert examples and {example.target_ids for example in examples} <= drawn
+    with RunDirectory.existing(scene.out, read_only=True) as run:
+        assert run.stages["train leafe"]["examples"] == len(examples) and run.stages["evaluate leafe"]["attempts"] == 2
+        loss = run.stages["train leafe"]["loss"]
+    print(f"\n{len(examples)} examples, loss {loss}, {time.monotonic() - started:.0f} s")
 
 
 def test_a_real_server_is_probed_explored_and_measured_with_although_everything_is_killed_once(scene: Scene) -> None:

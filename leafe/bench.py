@@ -38,7 +38,7 @@ from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
-from leafe.train.sft import fine_tune
+from leafe.train.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
 ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attempt taught stands in the prompt of a fresh one"
@@ -84,6 +84,10 @@ class Bench:
         if meter := self.load_meter():
             self._check_lengths(meter)
 
+    def try_training(self) -> None:
+        """One step of training of which nothing is kept, so that a model that cannot be trained is refused before it has explored."""
+        try_training(self.base, self.config.train, threads=self.threads)
+
     def _check_lengths(self, meter: Meter) -> None:
         environment, wanted = self.make_environment(), self.config.tasks
         try:
@@ -91,7 +95,7 @@ class Bench:
             played = rehearse(environment, self.prompts, task)
         finally:
             environment.close()
-        for sentence in check_lengths(self.config, played, meter) if played else ():
+        for sentence in (*meter.notes, *(check_lengths(self.config, played, meter) if played else ())):
             self.progress.say(sentence)
 
     @cached_property
@@ -269,7 +273,7 @@ def train_stage(bench: Bench, run: RunDirectory, arm: str, model: Path, *, examp
         seed = seed_for(bench.config.seed, "train", arm)
         report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
-    run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, **losses})
+    run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, "attention": report.attention, **losses})
 
 
 def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> None:

@@ -144,10 +144,13 @@ def _opened(where: str, overrides: list[str] | None, out: Path | None) -> tuple[
 
 
 def _started(recipe: str, overrides: list[str] | None, out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
-    """A new run in `out`, or the one that is there with the same settings; refused before anything is made."""
+    """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where a new one `trains`."""
     config = load_recipe(recipe, overrides or [])
     bench = bench_of(config, Bars(console))
-    bench.check(trains=trains and bool(config.arms))
+    trains = trains and bool(config.arms)
+    bench.check(trains=trains)
+    if trains and not (out and (out / "stages.json").is_file()):
+        bench.try_training()
     run = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not run.done:
         console.print(f"{config.name} in {run.path}", highlight=False, soft_wrap=True)

@@ -82,4 +82,4 @@ def _meter(settings: EngineSettings, base: Path, probed: Callable[[], Findings] 
     tokens = ChatTokenizer(load_tokenizer(base))
     told = (probed().max_context, settings.max_context) if probed else (context_of(load_config(base), settings.max_context),)
     context = min((limit for limit in told if limit), default=0)
-    return Meter(lambda messages: len(tokens.prompt_ids(messages)), tokens.count, context)
+    return Meter(lambda messages: len(tokens.prompt_ids(messages)), tokens.count, context, tokens.notes)

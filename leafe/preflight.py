@@ -23,11 +23,15 @@ Count = Callable[[Sequence[Message]], int]
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """How long things are for a model: `prompt` counts the tokens of a conversation, `text` those of a text; `context` is 0 if unknown."""
+    """How long things are for a model: `prompt` counts the tokens of a conversation, `text` those of a text; `context` is 0 if unknown.
+
+    `notes` says what is done for the model's chat template that its user may not expect.
+    """
 
     prompt: Count
     text: Callable[[str], int]
     context: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,7 +178,8 @@ class LoraSettings(Settings):
 class TrainSettings(Settings):
     """Supervised training. A batch is `batch_size` examples; `micro_tokens` is what one forward pass may hold.
 
-    `attention`: `tree` in blocks, `flex` by FlexAttention (on a GPU), `dense` with a mask, for models that take nothing else.
+    `attention`: `tree` in blocks, `flex` by FlexAttention (on a GPU), `dense` with a mask, for models that take nothing else; `auto` is the
+    fastest of them that passes a trial on the model.
     `checkpointing` computes activations twice to hold fewer of them. `processes` on this machine share every step.
     """
 
@@ -189,7 +190,7 @@ class TrainSettings(Settings):
     warmup_share: Share = 0.05
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    attention: Literal["tree", "flex", "dense"] = "tree"
+    attention: Literal["auto", "tree", "flex", "dense"] = "auto"
     checkpointing: bool = False
     processes: int = Field(1, ge=1)
     lora: LoraSettings | None = None

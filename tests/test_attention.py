@@ -42,10 +42,11 @@ def apart(model: PreTrainedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["tree", "dense"])
-def test_a_window_longer_than_every_path_is_no_window(kind: Any) -> None:
-    model = mistral(window=6).eval()
+@pytest.mark.parametrize("window", [6, 4, 2])
+def test_a_window_is_that_of_each_path(kind: Any, window: int) -> None:
+    model = mistral(window).eval()
     with torch.inference_mode(), tree_attention(model, kind):
-        assert torch.allclose(term_losses(model, BATCH), apart(mistral_like(model)), atol=1e-5)
+        assert torch.allclose(term_losses(model, BATCH), apart(mistral_like(model, window)), atol=1e-5)
 
 
 @pytest.mark.slow  # compiles, for which it wants a C++ compiler
@@ -55,17 +56,17 @@ def test_flex_attention_computes_the_same_losses() -> None:
         assert torch.allclose(term_losses(model, BATCH), apart(mistral_like(model)), atol=1e-5)
 
 
-def mistral_like(model: PreTrainedModel) -> PreTrainedModel:
+def mistral_like(model: PreTrainedModel, window: int = 6) -> PreTrainedModel:
     """The same weights, outside of any context."""
-    twin = mistral(window=6).eval()
+    twin = mistral(window).eval()
     twin.load_state_dict(model.state_dict())
     return twin
 
 
-@pytest.mark.parametrize("kind", ["tree", "dense"])
-def test_a_window_shorter_than_a_path_is_refused(kind: Any) -> None:
+@pytest.mark.slow
+def test_a_window_shorter_than_a_path_is_refused_by_flex_attention() -> None:
     model = mistral(window=4)
-    with tree_attention(model, kind), pytest.raises(UserError, match=r"sees 4 tokens back, and the longest example has 5"):
+    with tree_attention(model, "flex"), pytest.raises(UserError, match=r"sees 4 tokens back, and the longest example has 5"):
         term_losses(model, BATCH)
 
 
@@ -81,10 +82,15 @@ def test_a_model_that_takes_no_attention_function_is_refused() -> None:
         pass
 
 
-def test_attention_with_a_cap_is_refused_in_blocks() -> None:
-    model = Gemma2ForCausalLM(Gemma2Config(**SIZES, **HEADS, sliding_window=64))
-    with tree_attention(model), pytest.raises(UserError, match=r"'softcap'.*train\.attention=dense"):
-        term_losses(model, BATCH)
+@pytest.mark.parametrize("kind", ["tree", "dense"])
+def test_attention_with_a_cap_on_its_scores_and_a_window_in_some_layers_is_that_of_each_path(kind: Any) -> None:
+    torch.manual_seed(0)
+    config = Gemma2Config(**SIZES, **HEADS, sliding_window=3, attn_logit_softcapping=0.5, initializer_range=0.3)
+    model = Gemma2ForCausalLM(config).eval()
+    with torch.inference_mode():
+        wanted = apart(model)
+        with tree_attention(model, kind):
+            assert torch.allclose(term_losses(model, BATCH), wanted, atol=1e-5)
 
 
 def test_a_model_is_left_as_it_was() -> None:

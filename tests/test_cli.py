@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,52 @@ def test_stages_can_be_taken_one_command_at_a_time(model: Path, tmp_path: Path, 
         assert (run / name).read_bytes() == (first[0] / name).read_bytes()
 
 
+def test_a_recipe_can_be_explored_alone_and_the_run_goes_on_from_there(
+    model: Path, tmp_path: Path, first: tuple[Path, Said]
+) -> None:
+    run = tmp_path / "run"
+    said = leafe("explore", "smoke", f"model={model}", *WORLD, *QUICK, "--out", run)
+    assert (said.status, said.err) == (0, "") and "Exploration at equal budget" in said.out
+    assert list(json.loads((run / "stages.json").read_text())) == ["explore round 1", "explore independent"]
+    assert leafe("evaluate", "smoke", f"model={model}", *WORLD, *QUICK, "--out", run).status == 0
+    assert list(json.loads((run / "stages.json").read_text())) == ["explore round 1", "explore independent", "evaluate base"]
+    assert sorted((run / "round-1" / "forest.jsonl").read_bytes().splitlines()) == sorted(
+        (first[0] / "round-1" / "forest.jsonl").read_bytes().splitlines()
+    )
+    before = stamps(run)
+    assert leafe("explore", run).status == 0 and stamps(run) == before
+
+
+@pytest.mark.parametrize("verb", ["explore", "evaluate"])
+def test_what_is_neither_a_run_directory_nor_a_recipe_is_told_so(verb: str, finished: Path, tmp_path: Path) -> None:
+    known = "Known: household-nano, quickstart, smoke"
+    assert_one_sentence(leafe(verb, "smoek"), f"unknown run directory or recipe 'smoek'; did you mean 'smoke'? {known}")
+    assert_one_sentence(leafe(verb, tmp_path / "gone"), "unknown run directory or recipe")
+    assert_one_sentence(leafe(verb, "./gone.yaml"), "cannot read the recipe ./gone.yaml")
+    assert_one_sentence(leafe(verb, finished, "seed=2"), "a run keeps the settings that it was started with")
+    assert_one_sentence(leafe(verb, finished, "--out", tmp_path / "run"), "a run keeps the settings that it was started with")
+    assert_one_sentence(leafe(verb, "smoke", "explore.trns=3", "--out", tmp_path / "run"), "did you mean 'explore.turns'?")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_an_action_says_so_and_names_the_limit_that_cut_the_replies(model: Path, tmp_path: Path) -> None:
+    limits = ("sampling.act.max_tokens=1", "prompts=full", "tasks.train=2", "tasks.test=2")
+    said = leafe("run", "smoke", f"model={model}", *WORLD, *QUICK, *limits, "--out", tmp_path / "run")
+    assert_one_sentence(said, "there is no example to train on: no reply held an action; ")
+    cause = r"no reply held an action; [^:!]* cut at sampling\.act\.max_tokens=1: raise it"
+    assert re.search(cause, said.err)
+    tables = said.out.partition("Exploration at")[2].rpartition("The page:")[0]
+    assert max(map(len, tables.splitlines())) <= 80 and "…" not in tables
+    words = " ".join(said.out.split())
+    assert "100 % no action" in words and "none" not in tables and re.search(rf"! [^!]*base: {cause}", words)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert re.search(f"there is no example to train on: {cause}", page)
+    found = json.loads(leafe("compare", tmp_path / "run", "--json").out)
+    assert found["arms"][0]["faults"]["no_action"] == 1 and found["arms"][0]["faults"]["cut"] > 0.5
+    for verb in ("compare", "report"):
+        assert re.search(rf"! [^!]*base: {cause}", " ".join(leafe(verb, tmp_path / "run").out.split()))
+
+
 def test_compare_gives_json_of_the_agreed_shape(first: tuple[Path, Said]) -> None:
     found = json.loads(leafe("compare", first[0], "--json").out)
     assert [arm["name"] for arm in found["arms"]] == ["base", "leafe", "rehearsal", "independent"]
@@ -160,11 +207,13 @@ def test_diagnose_gives_json_of_every_figure(model: Path, tmp_path: Path, monkey
     assert (said.status, said.err) == (0, "") and not list(tmp_path.iterdir())
     assert found["tasks"] == 4 and 0 < found["branch_points"] <= 5 and found["reflections"] > 0
     assert set(found["reflection_gap"]) == {"value", "low", "high"}
+    assert found["tree_faults"]["replies"] > 0 and found["tree_faults"]["reflections"] == found["reflections"]
+    assert found["independent_faults"]["no_action"] is not None and found["independent_faults"]["unread"] is None
 
 
 def test_diagnose_shows_a_table(model: Path) -> None:
     said = leafe("diagnose", "smoke", f"model={model}", *WORLD, *QUICK)
-    assert said.status == 0 and "reflection gap" in said.out
+    assert said.status == 0 and "reflection gap" in said.out and "Replies, tries and reflections, %" in said.out
 
 
 @pytest.mark.parametrize(

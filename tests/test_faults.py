@@ -43,6 +43,8 @@ name: trial
 model: DIR
 environment: {name: lookup, args: {places: 3, horizon: 2}}
 prompts: full
+history: {keep: all}
+sampling: {act: {max_tokens: 16}, reflect: {max_tokens: 48}}
 tasks: {train: 12, test: 12}
 explore: {turns: 6, max_attempts: 3}
 evaluate: {samples: 2, resamples: 10}
@@ -135,6 +137,22 @@ def test_what_is_not_all_is_never_called_all_of_it() -> None:
 def test_a_high_share_is_a_sentence_with_the_setting_to_change(faults: Faults, sentence: str) -> None:
     (found,) = alarms(faults, config())
     assert found.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["engine.max_context=512"], "in engine.max_context=512: raise it or set history.keep=fit"),
+        (["engine.max_context=512", "history.keep=fit"], "in engine.max_context=512: raise it"),
+        ([], "in the context of the model: set history.keep=fit"),
+        (["history.keep=fit"], "in the context of the model: ask for shorter replies than sampling.act.max_tokens="),
+    ],
+)
+def test_a_full_context_names_only_what_is_not_on_already(overrides: list[str], sentence: str) -> None:
+    attempts, reflections = alarms(Faults(out_of_room=0.8, no_room=1.0), config(*overrides))
+    assert attempts.startswith(f"80 % of attempts ran out of room {sentence}")
+    assert reflections.startswith(f"every reflection found no room {sentence}")
+    assert ("history.keep=fit" in attempts) == ("history.keep=fit" not in overrides)
 
 
 def test_a_share_of_half_is_still_no_alarm() -> None:

@@ -55,10 +55,14 @@ TORCH = (
     "leafe.engines.transformers",
     "leafe.engines.slots",
     "leafe.engines.sampling",
+    "leafe.engines.scores",
+    "leafe.engines.trial",
+    "leafe.engines.twin",
     "leafe.train",
     "leafe.nano",
     "leafe.distill.attention",
     "leafe.distill.pack",
+    "leafe.distill.trial",
 )
 
 

@@ -276,10 +276,11 @@ def cost(read: Callable[[str], object], reply: str) -> float:
 
 @ALL
 @pytest.mark.parametrize("piece", HOSTILE, ids=lambda piece: f"{piece!r:.24}")
-def test_a_reply_four_times_as_long_is_not_sixteen_times_as_dear(form: Form, piece: str) -> None:
-    small, large = (piece * (size // len(piece)) for size in (10_000, 40_000))
+def test_reading_a_long_reply_costs_as_much_as_reading_its_parts(form: Form, piece: str) -> None:
+    short, long = (piece * (size // len(piece)) for size in (4_000, 64_000))
     for read in (lambda reply: parse_action(form, reply), lambda reply: parse_reflection(form, reply, 4)):
-        assert cost(read, large) < 10 * max(min(cost(read, small) for _ in range(2)), 0.01)
+        most = 60 * max(min(cost(read, short) for _ in range(2)), 0.004)  # sixteen times as long; the square would be 256 times
+        assert any(cost(read, long) < most for _ in range(4))  # other work on the machine may come between
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,17 @@ def test_the_table_of_variations_is_the_simulators_own(world: ScienceWorld) -> N
 
 
 @with_simulator
+def test_case_and_articles_never_matter_and_a_full_stop_does_not_in_a_lenient_world(world: ScienceWorld) -> None:
+    lenient = ScienceWorld(simulators=2, lenient=True)
+    lenient.reset(task_of("find-animal", 0))
+    plain, otherwise = (lenient.step(action).text for action in ("open door to hallway", "OPEN the door to a hallway."))
+    lenient.close()  # its simulator goes to the next
+    world.reset(task_of("find-animal", 0))
+    assert plain == otherwise == world.step("Open door to the hallway").text
+    assert world.step("open door to hallway.").text == "No known action matches that input."
+
+
+@with_simulator
 def test_what_is_wanted_is_what_the_simulator_says_once_the_task_is_loaded(world: ScienceWorld) -> None:
     for task in world.tasks("dev", 6, seed=1):
         world.reset(task)

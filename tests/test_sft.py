@@ -182,7 +182,7 @@ def test_nothing_to_train_on_is_one_sentence(base: Path, tmp_path: Path) -> None
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="FlexAttention trains here")
 def test_flex_attention_is_refused_where_it_cannot_train(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"wants a GPU.*train\.attention=tree"):
+    with pytest.raises(UserError, match=r"wants a GPU.*train\.attention=auto"):
         trained(base, tmp_path / "out", lessons(), PLAN.model_copy(update={"attention": "flex"}))
     assert not (tmp_path / "out").exists()
 

@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from leafe.engines import scores
 from leafe.errors import UserError
 
 TREE = "leafe_tree"
@@ -33,6 +33,12 @@ class Block(NamedTuple):
     stop: int
     keys: Tensor
     mask: Tensor
+
+    def within(self, window: int | None) -> Tensor:
+        """The mask of a layer that sees so many tokens back. A query's keys are its path in order, so they are counted from its end."""
+        if window is None:
+            return self.mask
+        return self.mask & (self.mask.flip(-1).cumsum(-1).flip(-1) <= window)
 
     def to(self, device: torch.device | str) -> Block:
         """The same on another device."""
@@ -84,11 +90,23 @@ def attention_inputs(model: Any, end: Tensor, depth: Tensor, plan: Sequence[Bloc
     Raises `UserError` for a model that cannot do that: without position ids, with recurrent layers, with a window shorter than a path.
     """
     inner = _plain(model)
-    _check(inner, longest=int(depth.max()) + 1)
     implementation = inner.config._attn_implementation
+    _check(inner, longest=int(depth.max()) + 1, windows=implementation != FLEX)
     if implementation == TREE:
         return {"tree": plan}
-    return {"attention_mask": _flex_mask(end) if implementation == FLEX else dense_mask(end)}
+    return {"attention_mask": _flex_mask(end) if implementation == FLEX else _masks(inner, end, depth)}
+
+
+def _masks(model: Any, end: Tensor, depth: Tensor) -> Tensor | dict[str, Tensor]:
+    """A mask of row by row, or one for each kind of layer where some see a window only."""
+    config = model.config.get_text_config()
+    full, window = dense_mask(end), getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    near = full if window is None else full & (depth[:, None] - depth[None, :] < window)
+    masks = {kind: near if kind == "sliding_attention" else full for kind in kinds or ("sliding_attention",)}
+    if model.config._attn_implementation != "sdpa":
+        masks = {kind: _added(mask, model.dtype) for kind, mask in masks.items()}
+    return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def _plain(model: Any) -> Any:
@@ -97,18 +115,25 @@ def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _check(model: Any, longest: int) -> None:
+def _check(model: Any, longest: int, *, windows: bool) -> None:
     name, config = type(model).__name__, model.config.get_text_config()
     if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
         raise UserError(f"{name} takes no position ids, which packed trees need; choose a decoder with rotary positions")
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if strange := kinds - {"full_attention", "sliding_attention"}:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention", "sliding_attention"])
+    if strange := kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
         raise UserError(f"{name} has layers of the kind {', '.join(sorted(strange))}; packed trees need attention over whole paths")
-    window = getattr(config, "sliding_window", None)
-    if window and longest > window and ("sliding_attention" in kinds or not getattr(config, "layer_types", None)):
-        raise UserError(
-            f"{name} sees {window} tokens back, and the longest example has {longest}; choose a model with a longer window"
-        )
+    for kind, field in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
+        window = getattr(config, field, None)
+        known = windows and kind == "sliding_attention"
+        if kind in kinds and not known and window and longest > window:
+            raise UserError(
+                f"{name} sees {window} tokens back, and the longest example has {longest}; choose a model with a longer window"
+            )
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as attention without `scaled_dot_product_attention` takes it: added to the scores."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _flex_mask(end: Tensor) -> Any:
@@ -120,26 +145,23 @@ def _flex_mask(end: Tensor) -> Any:
     return create_block_mask(ancestor, None, None, len(end), len(end), device=str(end.device))
 
 
-def _attend(
-    module: Any, *inputs: Any, tree: Sequence[Block], scaling: float | None = None, dropout: float = 0.0, **extras: Any
-) -> tuple[Tensor, None]:
+def _attend(module: Any, *inputs: Any, tree: Sequence[Block] | None = None, **extras: Any) -> tuple[Tensor, None]:
     """The attention function of a layer: queries are `(1, heads, T, size)`, the result `(1, T, heads, size)`."""
-    query, key, value, _ = inputs
-    for extra in ("softcap", "s_aux", "position_bias"):
+    query, key, value = inputs[:3]  # a mask may follow, or be named, and is not needed
+    if tree is None:
+        raise UserError("its layers do not hand on what attention in blocks needs; set train.attention=dense")
+    for extra in scores.UNKNOWN:
         if extras.get(extra) is not None:
             raise UserError(
                 f"this model's attention needs '{extra}', which attention in blocks does not know; set train.attention=dense"
             )
-    grouped = query.shape[1] != key.shape[1]
     parts = [
-        scaled_dot_product_attention(
+        scores.attend(
             query[:, :, block.start : block.stop],
             key.index_select(2, block.keys),
             value.index_select(2, block.keys),
-            attn_mask=block.mask,
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=grouped,
+            block.within(extras.get("sliding_window")),
+            **extras,
         )
         for block in tree
     ]

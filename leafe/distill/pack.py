@@ -151,18 +151,24 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
     )
 
 
-def term_losses(model: Any, batch: PackedBatch) -> Tensor:
-    """Minus log-probability of each term's target, `(terms,)`, unweighted, float32 or better. Works on any Hugging Face causal decoder.
+def term_logits(model: Any, batch: PackedBatch) -> Tensor:
+    """Logits (terms, vocabulary) from which each term's target is told. Works on any Hugging Face causal decoder that passes its trial.
 
     Fast inside `leafe.distill.attention.tree_attention(model)`, with a mask of `T` by `T` outside of it.
     """
-    logits = model(
+    logits: Tensor = model(
         input_ids=batch.ids[None],
         position_ids=batch.depth[None],
         logits_to_keep=batch.term_at,
         use_cache=False,
         **attention_inputs(model, batch.end, batch.depth, batch.blocks),
     ).logits[0]
+    return logits
+
+
+def term_losses(model: Any, batch: PackedBatch) -> Tensor:
+    """Minus log-probability of each term's target, `(terms,)`, unweighted, float32 or better."""
+    logits = term_logits(model, batch)
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses: Tensor = torch.nn.functional.cross_entropy(precise, batch.term_target, reduction="none")
     return losses

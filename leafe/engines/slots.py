@@ -12,19 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from leafe.engines import scores
 from leafe.engines.prefixes import Copy
-from leafe.errors import EngineError, UserError
+from leafe.errors import EngineError
 
 ATTENTION = "leafe_blocks"
 QUERY_MULTIPLE = 4
@@ -200,12 +198,15 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
     """
     batch: Batch | None = options.pop("batch", None)
     if batch is None:
+        mask = states[3] if len(states) > 3 else options.get("attention_mask")
+        if mask is not None and mask.numel() == 1 < states[0].shape[2]:  # that of `forward`, so somebody has dropped the batch
+            raise EngineError("its layers do not hand on what attention over blocks needs")
         output, _ = sdpa_attention_forward(module, *states, **options)
         return output, None
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    unknown = [name for name in scores.UNKNOWN if options.get(name) is not None]
     if unknown:
         raise EngineError(f"its attention needs {unknown[0]}")
-    query, key, value, _ = states
+    query, key, value = states[:3]  # a mask may follow, or be named, and is not needed
     heads, tokens, width = query.shape[1:]
     layer: int = module.layer_idx
     batch.cache.store(layer, key, value, batch.places)
@@ -214,14 +215,8 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
     for tile in batch.tiles:
         keys, values = batch.cache.read(layer, tile, width)
         count = tile.rows * tile.queries
-        part = F.scaled_dot_product_attention(
-            queries[tile.start : tile.start + count].view(tile.rows, tile.queries, heads, width).transpose(1, 2),
-            keys,
-            values,
-            attn_mask=tile.mask(options.get("sliding_window"), query.dtype),
-            scale=options.get("scaling"),
-            enable_gqa=heads != key.shape[1],
-        )
+        shaped = queries[tile.start : tile.start + count].view(tile.rows, tile.queries, heads, width).transpose(1, 2)
+        part = scores.attend(shaped, keys, values, tile.mask(options.get("sliding_window"), query.dtype), **options)
         parts.append(part.transpose(1, 2).reshape(count, -1))
     output = torch.cat(parts).index_select(0, batch.back)
     return output.view(1, tokens, heads, -1), None
@@ -239,50 +234,6 @@ def forward(model: Any, batch: Batch) -> torch.Tensor:
     )
     logits: torch.Tensor = output.logits[0]
     return logits
-
-
-def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    if torch.is_grad_enabled() or layer.weight.dtype != torch.float32 or layer.weight.device.type != "cpu":
-        return F.linear(states, layer.weight, layer.bias)
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, layer.weight, layer.bias, "none", [], "")
-    return product
-
-
-def give_back(model: Any, attention: str) -> None:
-    """Undoes `take_over`; `attention` is what that returned."""
-    model.set_attn_implementation(attention)
-    for layer in model.modules():
-        if type(layer) is nn.Linear:
-            layer.__dict__.pop("forward", None)
-
-
-@torch.inference_mode()
-def take_over(model: Any) -> str:
-    """Sets the model's attention to `ATTENTION`, after a trial that shows that the model computes the same with it.
-
-    Returns the name of the usual attention. Raises `UserError` for a model that keeps state of another kind or whose attention cannot
-    be replaced, and leaves it as it was.
-    """
-    usual: str = model.config._attn_implementation
-    ids = [(7 * index + 3) % model.config.get_text_config().vocab_size for index in range(24)]
-    wanted = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
-    model.set_attn_implementation(ATTENTION)
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # in float32 twice as fast as MKL on processors that MKL does not favour
-        for layer in model.modules():
-            if type(layer) is nn.Linear:
-                layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
-    cache = BlockCache(2, 32)
-    try:
-        for start, stop in ((0, 13), (13, 23), (23, 24)):
-            found = forward(model, plan([Piece(ids[start:stop], start, [1])], cache, model.device))[0].float()
-        allowed = (1e-3 if model.dtype == torch.float32 else 0.1) * float(wanted.max() - wanted.min())
-        reason = "" if float((found - wanted).abs().max()) <= allowed else "its layers keep more than keys and values"
-    except Exception as error:  # whatever a foreign forward pass raises
-        reason = str(error)
-    if reason:
-        give_back(model, usual)
-        raise UserError(f"the in-process engine cannot run a {type(model).__name__} ({reason}); serve it over HTTP instead.")
-    return usual
 
 
 def _lazy_zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

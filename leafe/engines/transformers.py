@@ -23,8 +23,9 @@ from leafe.engines.base import EngineStats
 from leafe.engines.batching import BLOCK, Batcher, Request, blocks_for
 from leafe.engines.loading import context_of, end_tokens, load_checkpoint
 from leafe.engines.memory import free_bytes
-from leafe.engines.slots import BlockCache, Piece, forward, give_back, plan, take_over
+from leafe.engines.slots import BlockCache, Piece, forward, plan
 from leafe.engines.tokens import ChatTokenizer
+from leafe.engines.trial import give_back, take_over
 from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion
 
@@ -69,7 +70,9 @@ class TransformersEngine:
                 "the tokenizer has no end-of-sequence token and its chat template ends messages with none; set eos_token."
             )
         self._model = model.eval() if dtype is None else model.eval().to(dtype)
-        self._usual_attention = take_over(self._model)
+        taken = take_over(self._model)
+        self._usual_attention = taken.attention
+        self.max_context = min(self.max_context, taken.longest or self.max_context)
         self._threads = threads
         # `_arrived` and `_flushing` belong to the event loop, `_queue` to who holds `_changed`, `_batcher` to the worker.
         self._arrived: list[_Call] = []

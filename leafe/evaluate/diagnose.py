@@ -126,6 +126,15 @@ def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environm
     return points
 
 
+def is_best(point: BranchPoint, action: str) -> bool:
+    """Whether an action is one of the best at a point, read as lenient worlds read it: without regard to case and a final full stop."""
+
+    def read(text: str) -> str:
+        return " ".join(text.lower().rstrip(" .").split())
+
+    return read(action) in {read(best) for best in point.best}
+
+
 async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws: int) -> float:
     """The share of `draws` actions that are best when the policy stands at the same turn and is told nothing."""
     scene, walk = Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent)
@@ -135,7 +144,7 @@ async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws:
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
         completion = await engine.generate(Ask(messages, rules.act, seed))
         try:
-            right += parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length") in point.best
+            right += is_best(point, parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length"))
         except Unreadable:
             continue
     return right / draws
@@ -146,9 +155,9 @@ class _Gap:
 
     def __init__(self, points: Sequence[tuple[BranchPoint, float]]) -> None:
         self.points = points
-        self.advised = self._share(lambda point, share: float(point.turn.action in point.best))
+        self.advised = self._share(lambda point, share: float(is_best(point, point.turn.action)))
         self.unadvised = self._share(lambda point, share: share)
-        self.gap = self._share(lambda point, share: float(point.turn.action in point.best) - share)
+        self.gap = self._share(lambda point, share: float(is_best(point, point.turn.action)) - share)
 
     def _share(self, value: Callable[[BranchPoint, float], float]) -> Interval | None:
         by_task: dict[str, list[float]] = {}

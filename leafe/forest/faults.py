@@ -155,7 +155,12 @@ def _on_attempts(faults: Faults, config: RunConfig) -> Iterator[str]:
 
 
 def _room(config: RunConfig) -> str:
-    return f"in a context of engine.max_context={config.engine.max_context} tokens: raise it"
+    limit, shortened = config.engine.max_context, config.history.keep == "fit"
+    mends = [*(["raise it"] if limit else []), *([] if shortened else ["set history.keep=fit"])]
+    last = (
+        f"ask for shorter replies than sampling.act.max_tokens={config.sampling.act.max_tokens}, or take a model with a longer one"
+    )
+    return f"in {f'engine.max_context={limit}' if limit else 'the context of the model'}: {' or '.join(mends) or last}"
 
 
 def on_reflections(faults: Faults, config: RunConfig) -> Iterator[str]:

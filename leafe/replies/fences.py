@@ -17,6 +17,7 @@ from itertools import accumulate
 LONGEST = 60_000  # characters of a program that is parsed
 BUDGET = 600_000  # characters that are parsed for one reply
 ENDS = 8  # of a fence that are tried, sure and doubtful ones each
+LOOKED_AT = 40  # lines with marks or tags among which a fence's ends are sought
 _OPEN = re.compile(r"([^`~\n]*)(`{3,}|~{3,})([^`\n]*)")
 _MARKED = re.compile(r"[ \t]*(`{3,}|~{3,})([^`\n]*)")
 _MARKED_AT_END = re.compile(r"[^`\n]*[^`\s](`{3,})[ \t]*")
@@ -92,7 +93,7 @@ def blocks(reply: str, syntax: Syntax) -> list[Block]:
         following = lines[number + 1] if number + 1 < len(lines) else ""
         opening = _opening(lines[number], offsets[number], following) if offsets[number] >= at else None
         if opening is not None:
-            later = (marks[other] for other in range(index + 1, len(marks)))
+            later = (marks[other] for other in range(index + 1, min(index + 1 + LOOKED_AT, len(marks))))
             ends = ((lines[other], offsets[other]) for other in later)
             end = _end(reply, opening, ends, syntax)
             at = min(end.resume, len(reply))
@@ -126,9 +127,9 @@ def _end(reply: str, opening: _Opening, following: Iterator[tuple[str, int]], sy
         end = _end_at(line, offset, opening.mark)
         if end is not None:
             (sure if end.sure else doubtful).append(end)
-        if len(sure) == ENDS or len(doubtful) == ENDS or (opening.label == "other" and end is not None):
+        if len(sure) == ENDS or (opening.label == "other" and end is not None):
             break
-    for end in [*sure, *doubtful] if opening.label != "other" else ():
+    for end in [*sure, *doubtful[:ENDS]] if opening.label != "other" else ():
         held = reply[opening.held : end.stop] if end.stop - opening.held <= LONGEST else ""
         if held.strip() and syntax.tree(_straight(held)) is not None:
             return end

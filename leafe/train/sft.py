@@ -2,22 +2,24 @@
 
 The loss is the sum over target tokens of weight times minus log-probability, divided by the number of target tokens of the whole
 optimiser step. What a step holds follows from the examples and the seed alone, so it depends neither on how it is cut into passes nor
-on how many processes share it. Schedule, clipping, optimiser and processes are `transformers.Trainer`'s: under `torchrun` each process
-takes its share of every step. Weights are trained and saved in float32, because steps as small as 1e-6 are lost in bfloat16.
+on how many processes share it. The way of attending is chosen by a trial on the model itself. Schedule, clipping, optimiser and processes
+are `transformers.Trainer`'s: under `torchrun` each process takes its share of every step. Weights are trained and saved in float32, because
+steps as small as 1e-6 are lost in bfloat16.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -25,12 +27,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
 from leafe.distill.rows import Bundle, pack_examples, shares
-from leafe.engines.loading import load_checkpoint
+from leafe.distill.trial import Packing, choose_packing
+from leafe.engines.loading import load_checkpoint, load_tokenizer
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
-from leafe.records import Example
-from leafe.settings import LoraSettings, TrainSettings
+from leafe.records import Example, Message
+from leafe.settings import TrainSettings
+from leafe.train.checkpoint import device_of
 from leafe.train.launch import Told, by_hand, in_processes, launched
+from leafe.train.weights import save, with_adapter
 
 DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
 
@@ -39,7 +44,8 @@ DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass ho
 class TrainReport:
     """What a training was: how many examples in how many rows of how many tokens, and the mean loss over its steps.
 
-    `by_kind` is the part of the loss that came from examples of each kind; the parts add up to the loss.
+    `by_kind` is the part of the loss that came from examples of each kind; the parts add up to the loss. `attention` is the way of
+    attending that was used, the fastest that passed its trial where the settings leave it open.
     """
 
     examples: int
@@ -48,15 +54,16 @@ class TrainReport:
     steps: int
     loss: float
     by_kind: Mapping[str, float]
+    attention: str = "tree"
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What `fine_tune` was asked for, to be sent to other processes."""
+    """What `fine_tune` was asked for, to be sent to other processes. Without `out` nothing is kept."""
 
     checkpoint: Path
     examples: Sequence[Example]
-    out: Path
+    out: Path | None
     settings: TrainSettings
     seed: int
     threads: int
@@ -149,8 +156,7 @@ def fine_tune(
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
-    if settings.attention == "flex" and not torch.cuda.is_available():
-        raise UserError("train.attention=flex wants a GPU, since FlexAttention cannot train on a CPU; set train.attention=tree")
+    _check_flex(settings)
     work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads))
     if launched() and not alone:
         return work(told)
@@ -158,41 +164,66 @@ def fine_tune(
         return in_processes(settings.processes, work, told) if settings.processes > 1 else work(told)
 
 
+def _check_flex(settings: TrainSettings) -> None:
+    if settings.attention == "flex" and not torch.cuda.is_available():
+        raise UserError("train.attention=flex wants a GPU, since FlexAttention cannot train on a CPU; set train.attention=auto")
+
+
+def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1) -> TrainReport:
+    """One optimiser step on one made-up example with these settings, of which nothing is kept: what a training would refuse is refused now.
+
+    Raises as `fine_tune` does.
+    """
+    _check_flex(settings)
+    ids = load_tokenizer(checkpoint)("a", add_special_tokens=False)["input_ids"]
+    example = Example("trial", "rehearsal", "trial", 0, "trial", (Message("user", "a"),), "a", tuple(ids[:1]))
+    once = settings.model_copy(update={"epochs": 1.0, "batch_size": 1, "processes": 1, "warmup_share": 0.0})
+    with by_hand():
+        return _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), lambda done, total: None)
+
+
 def _fine_tune(job: _Job, told: Told) -> TrainReport:
     examples, settings, seed = job.examples, job.settings, job.seed % 2**32
     torch.set_num_threads(max(1, job.threads))
     model, tokenizer = load_checkpoint(job.checkpoint, dtype=torch.float32)
-    pass_tokens = settings.micro_tokens // (DENSE_SHARE if settings.attention == "dense" else 1)
-    bundles = pack_examples(examples, ChatTokenizer(tokenizer), row_tokens=pass_tokens, most=settings.batch_size)
+    use_cache = getattr(model.config, "use_cache", None)  # which the trainer turns off
+    model.to(device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))))  # the trial runs where training does
+    packing = choose_packing(model, settings.attention)
+    pass_tokens = min(settings.micro_tokens // (DENSE_SHARE if packing.kind == "dense" else 1), packing.cap.tokens or inf)
+    bundles = pack_examples(examples, ChatTokenizer(tokenizer), row_tokens=int(pass_tokens), most=settings.batch_size)
+    _check_lengths(bundles, packing)
     set_seed(seed)  # an adapter starts from random weights
     if settings.lora is not None:
-        model = _with_adapter(model, settings.lora)
-    trainer = _PackedTrainer(
-        model=model,
-        args=_arguments(bundles, settings, out=job.out, seed=seed),
-        train_dataset=_Bundles(bundles),
-        callbacks=[_Progress(told)],
-        pass_tokens=pass_tokens,
-    )
-    trainer.remove_callback(PrinterCallback)
-    with tree_attention(model, settings.attention):
-        result = trainer.train()
-    if trainer.is_world_process_zero():
-        _save(trainer, model, job.out)
+        model = with_adapter(model, settings.lora)
+    with TemporaryDirectory() as nowhere:
+        trainer = _PackedTrainer(
+            model=model,
+            args=_arguments(bundles, settings, out=job.out or Path(nowhere), seed=seed),
+            train_dataset=_Bundles(bundles),
+            callbacks=[_Progress(told)],
+            pass_tokens=int(pass_tokens),
+        )
+        trainer.remove_callback(PrinterCallback)
+        with tree_attention(model, packing.kind):
+            result = trainer.train()
+    if trainer.is_world_process_zero() and job.out is not None:
+        save(trainer.accelerator.unwrap_model(model), job.out, use_cache=use_cache)
         tokenizer.save_pretrained(job.out)
     lengths = [len(row.ids) for bundle in bundles for row in bundle.rows]
     steps = result.global_step
     by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}
-    return TrainReport(len(examples), len(lengths), sum(lengths), steps, float(result.training_loss), by_kind)
+    return TrainReport(len(examples), len(lengths), sum(lengths), steps, float(result.training_loss), by_kind, packing.kind)
 
 
-def _with_adapter(model: Any, settings: LoraSettings) -> Any:
-    targets = list(settings.targets) or "all-linear"
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, task_type="CAUSAL_LM")
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"train.lora.targets: wanted names of linear layers of the model, found {targets}: {error}") from None
+def _check_lengths(bundles: Sequence[Bundle], packing: Packing) -> None:
+    """Refuses examples beyond what the trial allows."""
+    longest = max(max(row.depth) + 1 for bundle in bundles for row in bundle.rows)
+    most = min(packing.cap.path or longest, packing.cap.tokens or longest)
+    if longest > most:
+        raise UserError(
+            f"this model computes the same on packed trees up to {most} tokens, which its configuration names, and the longest example has"
+            f" {longest}; choose a model with a longer window, or explore with engine.max_context={most}"
+        )
 
 
 def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, *, out: Path, seed: int) -> TrainingArguments:
@@ -226,11 +257,3 @@ def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, *, out: Path,
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # Trainer would spread a batch over the devices, which a list of rows is not made for
     return arguments
-
-
-def _save(trainer: Trainer, model: Any, out: Path) -> None:
-    """Saves the whole model; an adapter is merged into it, so that every tool loads the result."""
-    trained = trainer.accelerator.unwrap_model(model)
-    if hasattr(trained, "merge_and_unload"):
-        trained = trained.merge_and_unload()
-    trained.save_pretrained(out)

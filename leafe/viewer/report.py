@@ -51,12 +51,14 @@ def rows_of(forests: Sequence[tuple[str, Sequence[Tree]]]) -> list[ExplorationRo
 
 def notice_of(run: RunDirectory) -> str:
     """What the exploration of a run noted, empty where there is nothing."""
-    return next(_notes_of(run, "explore "), "")
+    return next((note for _, note in _notes_of(run, "explore ")), "")
 
 
-def _notes_of(run: RunDirectory, kind: str) -> Iterator[str]:
-    found = (result for stage, result in run.stages.items() if stage.startswith(kind) and isinstance(result, dict))
-    return (str(result["note"]) for result in found if "note" in result)
+def _notes_of(run: RunDirectory, kind: str) -> Iterator[tuple[str, str]]:
+    """The stages of a kind that left a note, with it."""
+    for stage, result in run.stages.items():
+        if stage.startswith(kind) and isinstance(result, dict) and "note" in result:
+            yield stage, str(result["note"])
 
 
 def faults_named(rows: Sequence[ExplorationRow], arms: Sequence[ArmOutcomes]) -> list[tuple[str, Faults]]:
@@ -75,7 +77,7 @@ def alarms_of(named: Sequence[tuple[str, Faults]], config: RunConfig) -> tuple[s
 
 def ends_of(run: RunDirectory) -> tuple[str, ...]:
     """Why a run found nothing to train on, where it did not."""
-    return tuple(_notes_of(run, "distil "))
+    return tuple(f"{stage}: {note}" for stage, note in _notes_of(run, "distil "))
 
 
 def flags_of(run: RunDirectory) -> tuple[str, ...]:

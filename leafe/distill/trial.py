@@ -1,0 +1,199 @@
+"""Whether a model computes on packed trees what it computes on the samples one by one, tried on random ids before anything is trained.
+
+No list of names: every way of attending is tried on the model itself, and beyond each limit that its configuration names (a window, a
+chunk, an original context) on a small twin of it in which that limit is short. What differs is refused; what differs only beyond a limit
+is allowed up to it.
+
+Logits are compared after the last tokens of each sample. The difference is told in units of what attention does: the root mean square over
+the vocabulary of the error, divided by how much logits after the same token differ with what came before. In float32 rounding gave at most
+1e-4 on the architectures of `docs/architectures.md`, and the least fault 1e-2.
+
+A trial says nothing about ids, lengths and weights that it did not try, nor about what a model does in training only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from leafe.distill.attention import tree_attention
+from leafe.distill.pack import PackedRow, Sample, collate, pack, term_logits
+from leafe.engines.twin import limits, random_ids, spread, twin
+from leafe.errors import UserError
+
+Kind = Literal["tree", "flex", "dense"]
+TOLERANCE = 1e-3
+TWIN_TOLERANCE = 1e-4  # a twin is small and of ordinary weights, so its rounding is too
+LARGE = 20_000_000  # weights of a model that is tried on few tokens, and its twin on more
+SHORT = 16  # tokens of a limit in a twin
+LONG = 48  # tokens of a path where no limit is
+TAIL = 3  # tokens that all samples end with
+_known: dict[tuple[Any, ...], Cap] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """How many tokens a pass and a path may have, None for as many as there are."""
+
+    tokens: int | None = None
+    path: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """A way of attending to packed trees that passed its trial: up to which lengths, and how far its logits were off."""
+
+    kind: Kind
+    cap: Cap
+    difference: float
+
+
+def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] = "auto") -> Packing:
+    """The fastest way of attending that passes, or the one that is wanted.
+
+    Raises `UserError`, with what was found, when none passes.
+    """
+    ways: tuple[Kind, ...] = ("flex", "tree", "dense") if model.device.type == "cuda" else ("tree", "dense")
+    if wanted != "auto":
+        ways = (wanted,)
+    reasons: dict[str, list[str]] = {}
+    for kind in ways:
+        try:
+            return try_packing(model, kind)
+        except UserError as error:  # its advice is to try another way, which is done here
+            reasons.setdefault(str(error).split("; ")[0], []).append(kind)
+    hint = (
+        "set train.attention=auto" if wanted not in ("auto", "dense") else "choose a model that docs/architectures.md calls equal"
+    )
+    found = "; ".join(f"{', '.join(kinds)}: {reason}" for reason, kinds in reasons.items())
+    raise UserError(
+        f"a {type(model).__name__} does not compute on packed trees what it computes on single samples ({found}); {hint}"
+    )
+
+
+def try_packing(model: Any, kind: Kind) -> Packing:
+    """Tries one way of attending. Raises `UserError` that says what differs."""
+    named = limits(model.config)
+    large = sum(weight.numel() for weight in model.parameters()) > LARGE
+    small = twin(model) if large else None
+    difference = 0.0
+    if named or small is not None:  # before anything that costs more
+        difference = _refused(_difference(model, kind, inside(model, min([SHORT, *named.values()]))))
+    caps = [_cap(model, kind, name, value) for name, value in named.items()]
+    tokens = min((cap.tokens for cap in caps if cap.tokens), default=None)
+    path = min((cap.path for cap in caps if cap.path), default=None)
+    length = min(LONG, path or LONG)
+    shape = wide if tokens is None or tokens > 4 * length else inside
+    tried = model if small is None else small
+    found = _refused(_difference(tried, kind, shape(tried, min(length, tokens or length))))
+    return Packing(kind, Cap(tokens, path), max(found, difference))
+
+
+def _refused(difference: float) -> float:
+    if difference > TOLERANCE:
+        raise UserError(f"its logits are off by {difference:.2g} of what attention does to them")
+    return difference
+
+
+def _cap(model: Any, kind: Kind, name: str, value: int) -> Cap:
+    """What holds for a model whose configuration names the limit `value`; where that cannot be tried, nothing goes beyond it."""
+    key = (type(model), model.config.to_json_string(), kind, model.device, name)
+    if key not in _known:
+        short = min(value, SHORT)
+        small = twin(model, name, short)
+        if small is None or not all(_equal(small, kind, shape(small, short)) for shape in (inside, wide)):
+            _known[key] = Cap(value, value)
+        else:
+            _known[key] = Cap(None, None if _equal(small, kind, long(small, short)) else value)
+    return _known[key]
+
+
+def _equal(model: Any, kind: Kind, rows: Rows) -> bool:
+    try:
+        return _difference(model, kind, rows) <= TWIN_TOLERANCE
+    except UserError:
+        return False
+
+
+Rows = Sequence[Sequence[Sequence[int]]]
+"""Samples by the row that they are packed in."""
+
+
+def inside(model: Any, tokens: int) -> Rows:
+    """One row of at most `tokens` tokens."""
+    return [_branches(model, tokens // 4, [tokens // 4] * 3)]
+
+
+def wide(model: Any, tokens: int) -> Rows:
+    """Rows that are together much longer than `tokens`, of paths that are not."""
+    start = tokens // 4
+    return [_branches(model, start, [tokens - start] * 4), _branches(model, start, [tokens // 3, tokens // 4], seed=50)]
+
+
+def long(model: Any, tokens: int) -> Rows:
+    """Paths of more than `tokens`, beside short ones."""
+    half = max(1, tokens // 2)
+    return [_branches(model, half, [3 * tokens, half // 2, 2 * tokens]), _branches(model, half, [half, half // 2], seed=50)]
+
+
+def _branches(model: Any, start: int, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    """Samples that share `start` ids and go on, each with other ids; all end alike, so that logits after the last differ by history."""
+    shared, tail = random_ids(model, max(1, start), 100 + seed), random_ids(model, TAIL, 99)
+    samples = []
+    for number, length in enumerate(lengths, start=1):
+        ending = tail[: max(0, min(TAIL, length - 1))]
+        samples.append([*shared, *random_ids(model, max(1, length - len(ending)), seed + number), *ending])
+    return samples
+
+
+@torch.no_grad()
+def _difference(model: Any, kind: Kind, rows: Rows) -> float:
+    """How far packed logits are from those of the samples one by one. Raises `UserError` where the model cannot compute one of them."""
+    training = model.training
+    model.eval()
+    try:
+        apart = _tried(lambda: [_last(model, ids) for row in rows for ids in row])
+        together = _tried(lambda: _packed(model, kind, rows))
+    finally:
+        model.train(training)
+    effect = spread([logits[-1] for logits in apart])
+    errors = [float((one - other).square().mean(-1).sqrt().max()) for one, other in zip(together, apart, strict=True)]
+    found = max(errors) / effect if effect > 0 else inf
+    return found if isfinite(found) else inf
+
+
+def _tried(work: Callable[[], list[Tensor]]) -> list[Tensor]:
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign forward pass raises
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"it fails with {type(error).__name__}: {reason:.160}") from error
+
+
+def _last(model: Any, ids: Sequence[int]) -> Tensor:
+    """Logits (2, vocabulary) after the last tokens of a sample alone."""
+    logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -2:]
+    return logits.float()
+
+
+def _packed(model: Any, kind: Kind, rows: Rows) -> list[Tensor]:
+    """The same for each sample, from one pass over packed rows."""
+    numbers = iter(range(sum(len(row) for row in rows)))
+    packed: list[PackedRow] = []
+    for row in rows:  # the two targets follow the two last tokens; what they are plays no part
+        packed.append(pack(Sample(ids[:-1], [ids[-1], 0], kind=str(next(numbers))) for ids in row))
+    batch = collate(packed).to(model.device)
+    with tree_attention(model, kind):
+        logits = term_logits(model, batch).float()
+    kinds = list(batch.term_kind)
+    return [
+        logits[[place for place, kind_ in enumerate(kinds) if kind_ == str(number)]]
+        for number in range(sum(len(row) for row in rows))
+    ]

@@ -1,0 +1,192 @@
+"""The in-process engine takes a model over, after a trial that shows that batched requests compute what the plain forward pass computes.
+
+Several requests of different lengths go through a cache of small blocks, one of them on blocks that another one computed, and the logits
+after each piece are compared with those of the whole text alone: on the model itself, and beyond each limit that its configuration names
+(a window, a chunk, an original context) on a small twin in which that limit is short. What differs is refused; what differs only beyond a
+limit caps the length of a conversation.
+
+Differences are told in units of what attention does: the root mean square over the vocabulary of the error, divided by how much logits
+after the same token differ with what came before. In float32 rounding gave at most 1e-4. In sixteen bits a single choice of experts may
+fall otherwise, so there the median over places counts, at a tolerance that only shows gross faults, and a twin in float32 is tried beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf, isfinite
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from leafe.engines.prefixes import Copy
+from leafe.engines.slots import ATTENTION, BlockCache, Piece, forward, plan
+from leafe.engines.twin import limits, quiet, random_ids, spread, twin
+from leafe.errors import UserError
+
+TOLERANCE = 1e-3
+TWIN_TOLERANCE = 1e-4  # a twin is small and of ordinary weights, so its rounding is too
+ROUGH = 0.5  # in sixteen bits
+SHORT = 16  # tokens of a limit in a twin
+LONG = 40  # tokens of the longest request where no limit is
+BLOCK = 8
+LARGE = 20_000_000  # weights of a model that is tried on few tokens, and its twin on more
+_known: dict[tuple[Any, ...], bool] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What `take_over` found: the name of the model's usual attention, the longest conversation (None: any), how far logits were off."""
+
+    attention: str
+    longest: int | None
+    difference: float
+
+
+@torch.inference_mode()
+def take_over(model: Any) -> Taken:
+    """Sets the model's attention to the engine's, after a trial that shows that the model computes the same with it.
+
+    Raises `UserError` for a model that keeps state of another kind or whose attention cannot be replaced, and leaves it as it was.
+    """
+    usual: str = model.config._attn_implementation
+    try:
+        difference, longest = _trials(model)
+        _replace(model)
+    except Exception as error:  # whatever a foreign forward pass raises
+        give_back(model, usual)
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        name = type(model).__name__
+        raise UserError(f"the in-process engine cannot run a {name} ({reason:.200}); serve it over HTTP instead.") from error
+    return Taken(usual, longest, difference)
+
+
+def _trials(model: Any) -> tuple[float, int | None]:
+    """The difference on the model itself and the longest conversation. A large model says a few words, and its twin the rest."""
+    named = limits(model.config)
+    large = model.dtype != torch.float32 or sum(weight.numel() for weight in model.parameters()) > LARGE
+    small = twin(model) if large else None
+    if named or small is not None:  # before anything that costs more
+        difference = _tried(model, min([SHORT, *named.values()]), strict=False)
+    longest = min((value for name, value in named.items() if not _goes_beyond(model, name, value)), default=None)
+    length = min(LONG, longest or LONG)
+    if small is None:
+        difference = _tried(model, length, strict=False)
+    else:
+        _tried(small, length, strict=True)
+    return difference, longest
+
+
+def give_back(model: Any, attention: str) -> None:
+    """Undoes `take_over`; `attention` is what that returned."""
+    model.set_attn_implementation(attention)
+    for layer in model.modules():
+        if type(layer) is nn.Linear:
+            layer.__dict__.pop("forward", None)
+
+
+def _replace(model: Any) -> None:
+    with quiet():
+        model.set_attn_implementation(ATTENTION)
+    if model.config._attn_implementation != ATTENTION:
+        raise ValueError("it takes no attention function from outside")
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # in float32 twice as fast as MKL on processors that MKL does not favour
+        for layer in model.modules():
+            if type(layer) is nn.Linear:
+                layer.forward = partial(_linear, layer)  # type: ignore[method-assign]
+
+
+def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    if torch.is_grad_enabled() or layer.weight.dtype != torch.float32 or layer.weight.device.type != "cpu":
+        return F.linear(states, layer.weight, layer.bias)
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, layer.weight, layer.bias, "none", [], "")
+    return product
+
+
+def _goes_beyond(model: Any, name: str, value: int) -> bool:
+    """Whether requests may be longer than a limit that the configuration names. Where that cannot be tried they may not."""
+    key = (type(model), model.config.to_json_string(), model.device, name)
+    if key not in _known:
+        short = min(value, SHORT)
+        small = twin(model, name, short)
+        try:
+            _known[key] = small is not None and _tried(small, 3 * short, strict=True) <= TWIN_TOLERANCE
+        except Exception:  # as above
+            _known[key] = False
+    return _known[key]
+
+
+def _tried(model: Any, longest: int, *, strict: bool) -> float:
+    """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens. Raises `ValueError` at too far."""
+    usual = model.config._attn_implementation
+    requests = _requests(model, longest)
+    wanted = [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float() for ids in requests]
+    try:
+        _replace(model)
+        found = _engine(model, requests)
+    finally:
+        give_back(model, usual)
+    effect = spread([logits[-1] for logits in wanted])
+    errors = [float((row - wanted[number][place]).square().mean().sqrt()) for number, place, row in found]
+    rough = model.dtype != torch.float32
+    difference = (median(errors) if rough else max(errors)) / effect if effect > 0 else inf
+    if not isfinite(difference) or difference > (ROUGH if rough else TWIN_TOLERANCE if strict else TOLERANCE):
+        raise ValueError(f"its logits are off by {difference:.2g} of what attention does to them")
+    return difference
+
+
+def _requests(model: Any, longest: int) -> list[list[int]]:
+    """Texts of different lengths, some much shorter, that end alike; the second shares the first half of the first."""
+    tail = random_ids(model, min(3, longest - 1), 99)
+    first = random_ids(model, longest - len(tail), 1)
+    half = max(1, len(first) // 2)
+    lengths = [max(1, longest // 6), *([longest // 2, longest - len(tail)] if longest > SHORT else [])]
+    others = [random_ids(model, length, 3 + number) for number, length in enumerate(lengths)]
+    texts = [first, [*first[:half], *random_ids(model, max(1, half - 2), 2)], *others]
+    return [[*text, *tail] for text in texts]
+
+
+class _Passes:
+    """Passes of the engine over parts of requests. `found` has request, place and logits after each part."""
+
+    def __init__(self, model: Any, requests: Sequence[Sequence[int]]) -> None:
+        self.found: list[tuple[int, int, torch.Tensor]] = []
+        self._model, self._requests = model, requests
+        each = -(-max(map(len, requests)) // BLOCK)
+        self._cache = BlockCache(1 + each * len(requests), BLOCK)
+        self._tables = [list(range(1 + each * number, 1 + each * (number + 1))) for number in range(len(requests))]
+
+    def compute(self, *parts: tuple[int, int, int]) -> None:
+        """One pass over `(request, start, stop)`; empty parts are left out."""
+        parts = tuple(part for part in parts if part[1] < part[2])
+        pieces = [Piece(self._requests[number][start:stop], start, self._tables[number]) for number, start, stop in parts]
+        logits = forward(self._model, plan(pieces, self._cache, self._model.device)).float()
+        self.found += [(number, stop - 1, row) for (number, _, stop), row in zip(parts, logits, strict=False)]
+
+    def reuse(self, source: int, target: int, count: int) -> None:
+        """Gives one request the first `count` tokens that another has computed: whole blocks, then a copy of the rest."""
+        whole = count // BLOCK
+        self._tables[target][:whole] = self._tables[source][:whole]
+        if count % BLOCK:
+            self._cache.copy([Copy(self._tables[source][whole], self._tables[target][whole], count % BLOCK)])
+
+
+def _engine(model: Any, requests: Sequence[Sequence[int]]) -> list[tuple[int, int, torch.Tensor]]:
+    """(request, place, logits) after parts of requests side by side, then a token at a time; the second stands on the first's blocks."""
+    lengths = [len(ids) for ids in requests]
+    others = range(2, len(requests))
+    shared = next(place for place in range(lengths[1]) if place + 1 == lengths[1] or requests[0][place] != requests[1][place])
+    passes = _Passes(model, requests)
+    passes.compute((0, 0, 1))  # alone, for what depends on the longest position of a pass
+    passes.compute((0, 1, max(1, shared)), *((number, 0, lengths[number] // 2) for number in others))
+    passes.reuse(0, 1, shared)
+    rest = [(number, lengths[number] // 2, lengths[number] - 1) for number in others]
+    passes.compute((0, max(1, shared), lengths[0] - 2), (1, shared, lengths[1] - 1), *rest)
+    last = [(number, lengths[number] - 1, lengths[number]) for number in (1, *others)]
+    passes.compute((0, max(1, shared, lengths[0] - 2), lengths[0] - 1), *last)
+    passes.compute((0, lengths[0] - 1, lengths[0]))
+    return passes.found

@@ -1,0 +1,196 @@
+"""Small copies of a model for trials: the same attention, few layers, random weights, and limits so short that a few tokens pass them.
+
+A window, a chunk or an original context changes what attention computes only beyond so many tokens, often too many to try. `limits` says
+what a configuration names; `twin` builds the model anew with one of these limits cut to a few tokens, so that the same code runs beyond it
+in milliseconds. The weights are drawn so that attention matters, or a trial could not fail.
+
+A limit that stands in the code of a model and not in its configuration is not known here.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging
+
+# Fields of configurations that count tokens, beyond which attention is computed otherwise.
+LIMIT = re.compile(
+    r"(window|chunk)(_size|_len|_length)?$|^local_attention$|floor_scale|n_floor$|^original_max_position_embeddings$"
+    r"|^index_topk$|^rel_extent$|max_distance$|context_length$|^mem_len$|^block_size$|^index_block_size$"
+)
+WIDTH = re.compile(r"(intermediate|ffn|feed_forward).*(size|dim)$|^(n_inner|d_ff|dff|ffn_dim)$")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+VOCABULARY = 256
+MOST = 400_000_000  # weights of a twin
+
+
+def limits(config: Any) -> dict[str, int]:
+    """The lengths in tokens that a model's configuration names, by the path of the field, as `rope_parameters.original_max...`."""
+    text = text_config(config)
+    found = {path: value for path, value in _numbers(text.to_dict()) if LIMIT.search(path.rsplit(".", 1)[-1]) and value > 1}
+    if any(isinstance(kind, str) and kind == "dynamic" for kind in _rope_types(text)):
+        found["max_position_embeddings"] = text.max_position_embeddings
+    return found
+
+
+def text_config(config: Any) -> Any:
+    """The configuration of the decoder, of a model for several kinds of input too."""
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError:  # several fit
+        return config
+
+
+def vocabulary(model: Any) -> int:
+    """How many ids a model embeds."""
+    size = getattr(text_config(model.config), "vocab_size", None)
+    return int(model.get_input_embeddings().weight.shape[0] if size is None else size)
+
+
+def random_ids(model: Any, length: int, seed: int) -> list[int]:
+    """Ids of ordinary tokens: none that the configuration names, as those of padding and of images."""
+    config = model.config.to_dict()
+    special = {value for path, value in _numbers(config) if path.rsplit(".", 1)[-1].endswith(("token_id", "token_index"))}
+    size = vocabulary(model)
+    allowed = [number for number in range(min(size, 4096)) if number not in special]
+    source = torch.Generator().manual_seed(seed)
+    return [allowed[place] for place in torch.randint(len(allowed), (length,), generator=source).tolist()]
+
+
+def twin(model: Any, limit: str = "", tokens: int = 0) -> Any | None:
+    """A small model of the same class in float32, with random weights and the field `limit` set to `tokens`; None where none can be had."""
+    for narrow in (True, False):
+        config = copy.deepcopy(model.config)
+        try:
+            _shrink(config, narrow=narrow)
+            if limit:
+                _set(text_config(config), limit, tokens)
+            with torch.device("meta"):
+                weights = sum(weight.numel() for weight in _built(type(model), config).parameters())
+            if weights > MOST:
+                continue
+            return _built(type(model), config).to(model.device, torch.float32).eval()
+        except Exception:  # whatever a class makes of sizes that it does not expect
+            continue
+    return None
+
+
+def _built(kind: Any, config: Any) -> Any:
+    """A model with weights that depend on nothing but its configuration."""
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = kind(config)
+        _draw(built)
+    return built
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's remarks on what it is told to do."""
+    loudness = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(loudness)
+
+
+def _draw(model: nn.Module) -> None:
+    """Weights by which scores, values and gates have about the size that they have in a trained model."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for weight in model.parameters():
+        if weight.ndim < 2:
+            with torch.no_grad():
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+        elif id(weight) in embeddings:
+            nn.init.normal_(weight)
+        else:
+            nn.init.normal_(weight, std=1.5 * weight.shape[-1] ** -0.5)
+
+
+def _shrink(config: Any, *, narrow: bool) -> None:
+    text = text_config(config)
+    _shorten(text)
+    if narrow:
+        _narrow_heads(text)
+        for path, value in list(_numbers(text.to_dict())):
+            if "." not in path and WIDTH.search(path) and value > 64:
+                setattr(text, path, 16 if "moe" in path or "expert" in path else 64)
+    text.vocab_size = min(text.vocab_size, VOCABULARY)
+    for part in {id(part): part for part in (config, text)}.values():
+        for path, value in list(_numbers(part.to_dict())):
+            if path.endswith("token_id") and "." not in path and value >= text.vocab_size:
+                setattr(part, path, 0 if path == "pad_token_id" else None)
+
+
+def _shorten(config: Any) -> None:
+    """As many layers from the first on as hold two of each kind; whatever is listed for each layer is cut alike."""
+    name = next((name for name in LAYERS if isinstance(getattr(config, name, None), int)), None)
+    if name is None:
+        return
+    layers = getattr(config, name)
+    lists = {key: value for key, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == layers}
+    kinds = [value for key, value in lists.items() if all(isinstance(item, str | bool) for item in value)]
+    kept = _prefix([tuple(kind) for kind in zip(*kinds, strict=True)]) if kinds else min(4, layers)
+    setattr(config, name, kept)
+    for key, value in lists.items():
+        setattr(config, key, value[:kept])
+
+
+def _prefix(kinds: Sequence[tuple[Any, ...]]) -> int:
+    """How many items from the first on hold two of each kind that occurs, or all there are."""
+    seen: dict[tuple[Any, ...], list[int]] = {}
+    for place, kind in enumerate(kinds):
+        seen.setdefault(kind, []).append(place)
+    return max(places[:2][-1] for places in seen.values()) + 1
+
+
+def _narrow_heads(config: Any) -> None:
+    """At most two heads of keys, and as many of queries to each as before; the size of a head stays."""
+    heads, hidden = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    if not isinstance(heads, int) or not isinstance(hidden, int):
+        return
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    kept = heads // shared * min(shared, 2) if heads % shared == 0 else heads
+    if kept < heads and hidden * kept % heads == 0:
+        config.num_attention_heads, config.hidden_size = kept, hidden * kept // heads
+        if getattr(config, "num_key_value_heads", None):
+            config.num_key_value_heads = min(shared, 2)
+
+
+def _numbers(fields: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, int]]:
+    """Whole numbers in nested fields, by their paths."""
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{path}{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield f"{path}{key}", value
+
+
+def _rope_types(config: Any) -> Iterator[Any]:
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
+        yield part.get("rope_type")
+
+
+def _set(config: Any, path: str, value: int) -> None:
+    *way, name = path.split(".")
+    if not way:
+        setattr(config, name, value)
+        return
+    fields = getattr(config, way[0])
+    for key in way[1:]:
+        fields = fields[key]
+    fields[name] = value
+
+
+def spread(logits: Iterable[Tensor]) -> float:
+    """How much logits after the same token differ by what came before it: the measure of what attention does. `(vocabulary,)` each."""
+    stacked = torch.stack([one.float() for one in logits])
+    return float((stacked - stacked.mean(0)).square().mean().sqrt())

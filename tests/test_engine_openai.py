@@ -206,8 +206,37 @@ def test_an_answer_that_does_not_come_is_given_up_after_the_timeout() -> None:
     client = OpenAIEngine(
         "http://server/v1", "policy", transport=httpx.MockTransport(slow), waiting=Waiting(timeout=0.05, retries=1, pause=0.001)
     )
-    with pytest.raises(EngineError, match=r"did not answer \(TimeoutError\), 2 times"):
+    with pytest.raises(EngineError, match=r"did not answer within 0.05 seconds \(engine.timeout\), 2 times"):
         asyncio.run(client.generate(ASK))
+
+
+def test_a_server_with_more_on_hand_than_it_can_do_is_sent_less_at_once() -> None:
+    """Of twelve requests it answers four and keeps the others waiting."""
+    flying, said = [0], []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        flying[0] += 1
+        try:
+            await asyncio.sleep(60 if flying[0] > 4 else 0.05)
+        finally:
+            flying[0] -= 1
+        return httpx.Response(200, json=body())
+
+    async def run() -> list[Completion]:
+        waiting = Waiting(timeout=1.0, retries=1, pause=0.001)
+        client = OpenAIEngine(
+            "http://s/v1", "policy", concurrency=12, transport=httpx.MockTransport(answer), waiting=waiting, told=said.append
+        )
+        return await asyncio.gather(*(client.generate(ASK) for _ in range(24)))
+
+    assert len(asyncio.run(run())) == 24
+    assert said == ["http://s/v1 does not answer all in time (engine.timeout); it is sent less at once (engine.concurrency)"]
+
+
+def test_half_a_character_in_a_prompt_is_the_servers_to_refuse() -> None:
+    server = FakeServer("vllm", broken=lambda request: (400, {"error": "invalid unicode"}))
+    with pytest.raises(EngineError, match="invalid unicode"):
+        served(server, Ask((Message("user", "where \ud800?"),), ASK.sampling, seed=1))
 
 
 OVERFLOWS = [

@@ -8,7 +8,6 @@ than it was sampled, or are missing without a tokenizer. `openai_probe.py` finds
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,7 +65,6 @@ class OpenAIEngine:
         self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
         self._cap, self._count = cap if self.max_context == cap else 0, count
         self._dialect, self._arrange = dialect, arrange
-        self._gate = asyncio.Semaphore(concurrency)
         self._client = Client(base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, transport=transport)
         self._url = self._client.address(COMPLETIONS)
 
@@ -76,9 +74,8 @@ class OpenAIEngine:
         if self._cap and (length := self._count(ask.messages)) + most > self._cap:
             self.stats.requests += 1
             return Completion("", finish="context", prompt_tokens=length)
-        async with self._gate:
-            payload = self._dialect.payload(replace(ask, messages=self._arrange(ask.messages)), self.model)
-            answer = await self._client.post(COMPLETIONS, payload, longest=longest_answer(most))
+        payload = self._dialect.payload(replace(ask, messages=self._arrange(ask.messages)), self.model)
+        answer = await self._client.post(COMPLETIONS, payload, longest=longest_answer(most))
         self.stats.requests += 1
         if answer.is_overflow:
             return Completion("", finish="context")

@@ -2,16 +2,19 @@
 
 Three kinds of trouble are told apart. A server that is *away* (no connection, a gateway that says so, too many requests) is waited for, up
 to `patience` seconds, which is more than a restart takes. A request that *fails* (lost in the middle, timed out, answered 500) is sent
-again, `retries` times. Anything else is an answer, which this file does not judge.
+again, `retries` times. Anything else is an answer, which this file does not judge. A request that times out while others are answered is a
+sign that the server has more on hand than it can do: from then on it is sent less at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
+from types import TracebackType
 from typing import Any
 
 import httpx
@@ -24,6 +27,7 @@ AWAY = frozenset({429, 502, 503, 504, 529})
 FAILED = frozenset({408, 409, 425, 500})
 LONGEST_PAUSE = 30.0
 LONGEST_PAUSE_AWAY = 5.0  # a server that comes back is found soon
+JSON = {"Content-Type": "application/json"}
 BROUGHT_BACK = "what was done is kept, and the same command goes on from there"
 
 
@@ -54,9 +58,31 @@ class _Trouble:
         return min(max(own, wanted), LONGEST_PAUSE)
 
 
+class _Gate:
+    """Lets so many requests through at a time as it has places; places can be taken away while it is in use."""
+
+    def __init__(self, places: int) -> None:
+        self._places, self._owed = places, 0
+        self._free = asyncio.Semaphore(places)
+
+    async def __aenter__(self) -> None:
+        await self._free.acquire()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._owed:
+            self._owed -= 1
+        else:
+            self._free.release()
+
+    def narrow(self) -> None:
+        """Takes one place away, the last one excepted."""
+        if self._places > 1:
+            self._places, self._owed = self._places - 1, self._owed + 1
+
+
 @dataclass
 class Client:
-    """One server at `base_url`. `told` hears, once each time, that it is away and that it is back.
+    """One server at `base_url`, asked at most `connections` things at a time. `told` hears, once each time, that it is away and back.
 
     Raises `UserError` for an address or a key that cannot be used. Belongs to one event loop.
     """
@@ -79,7 +105,9 @@ class Client:
             limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
             headers={"Accept-Encoding": "identity", **_authorization(self.api_key)},
         )
-        self._is_away = False
+        self._gate = _Gate(self.connections)
+        self._is_away = self._is_slow = False
+        self._answered = 0
 
     def address(self, path: str) -> str:
         """The address of a part of the server, as messages name it."""
@@ -112,17 +140,22 @@ class Client:
         """Asks until there is an answer or no reason to go on asking; what is `settled` counts as an answer."""
         trouble = _Trouble()
         while True:
-            answer: Answer | None = None
+            answer, before = None, self._answered
             try:
-                answer = await self._once(method, path, payload, longest)
+                async with self._gate:
+                    before = self._answered
+                    answer = await self._once(method, path, payload, longest)
                 if answer.status not in (AWAY | FAILED) - settled or answer.is_overflow:
                     self._heard()
                     return answer
                 away, reason = answer.status in AWAY, f"answered {answer.status}: {answer.said}"
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 away, reason = True, f"cannot be reached ({type(error).__name__}: {error})"
-            except (httpx.TransportError, TimeoutError) as error:
-                away, reason = False, f"did not answer ({type(error).__name__}{f': {error}' if str(error) else ''})"
+            except (httpx.TimeoutException, TimeoutError):
+                away, reason = False, f"did not answer within {self.waiting.timeout:g} seconds (engine.timeout)"
+                self._relieve(self._answered > before)
+            except httpx.TransportError as error:
+                away, reason = False, f"did not answer ({type(error).__name__}: {error})"
             self._count(trouble, away, f"{self.address(path)} {self.hidden(reason)}")
             await asyncio.sleep(trouble.pause(self.waiting, answer))
 
@@ -144,18 +177,28 @@ class Client:
             self._is_away = True
             self.told(f"{reason}; waiting for it, at most {waited}")
 
+    def _relieve(self, overburdened: bool) -> None:
+        """Sends less at once to a server that answers, but not all in time."""
+        if not overburdened:
+            return
+        self._gate.narrow()
+        if not self._is_slow:
+            self._is_slow = True
+            self.told(f"{self._url} does not answer all in time (engine.timeout); it is sent less at once (engine.concurrency)")
+
     def _heard(self) -> None:
+        self._answered += 1
         if self._is_away:
             self._is_away = False
             self.told(f"{self._url} is back")
 
     async def _once(self, method: str, path: str, payload: Mapping[str, Any] | None, longest: int) -> Answer:
         """One request and its answer, read no further than `longest` bytes."""
-        body = bytearray()
+        body, content = bytearray(), None if payload is None else json.dumps(payload).encode()
         try:
             async with (
                 asyncio.timeout(self.waiting.timeout),
-                self._client.stream(method, self._at(path), json=payload) as response,
+                self._client.stream(method, self._at(path), content=content, headers=JSON) as response,
             ):
                 async for part in response.aiter_bytes():
                     body += part

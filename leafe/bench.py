@@ -19,8 +19,9 @@ from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distill.examples import Choice
 from leafe.engines.base import Engine
+from leafe.engines.openai_findings import Findings, differing, refuse_lacking
 from leafe.envs.base import Environment, Fidelity
-from leafe.errors import UserError
+from leafe.errors import RunConflict, UserError
 from leafe.evaluate.evaluate import evaluate
 from leafe.evaluate.outcomes import ArmOutcomes, Outcome
 from leafe.forest.driver import Job, Means, drive
@@ -41,6 +42,9 @@ from leafe.train.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
 ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attempt taught stands in the prompt of a fresh one"
+MEASURED_HERE = (
+    "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
+)
 UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
@@ -55,6 +59,8 @@ class Bench:
     progress: Progress
     threads: int = 1
     load_meter: Callable[[], Meter | None] = lambda: None
+    load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
+    probe: Callable[[], Findings] | None = None  # where a server is explored with
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -63,11 +69,18 @@ class Bench:
         prompts = load_prompts(config.prompts, config.environment.name, remind=config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
 
-    def check(self) -> None:
-        """Raises `UserError` for an environment, tasks or prompts that cannot be had or never fit, before anything is begun."""
+    def check(self, *, trains: bool = False) -> None:
+        """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had or used, before anything is begun.
+
+        `trains` is whether what is explored will be trained on in the same go.
+        """
         self.rules(0)
         for part in ("train", "test"):
             self.tasks(part)
+        if self.probe:
+            refuse_lacking(self.probe(), trains=trains)
+            if trains:
+                self.progress.say(MEASURED_HERE)
         if meter := self.load_meter():
             self._check_lengths(meter)
 
@@ -139,9 +152,9 @@ class Bench:
         seed = seed_for(self.config.seed, "distill")
         return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed)
 
-    def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]]) -> Result:
+    def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False) -> Result:
         """Runs work with an engine on a model, and lets go of the engine whatever happens."""
-        engine = self.load_engine(model)
+        engine = ((self.load_measured if measures else None) or self.load_engine)(model)
 
         async def lifetime() -> Result:
             try:
@@ -207,6 +220,8 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
     if stage in run.stages:
         return
+    if plot.model == bench.base:
+        server_stage(bench, run)
     trees = grow(bench, stage, plot)
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
     if plot.journal:
@@ -222,6 +237,21 @@ def sound_alarms(bench: Bench, stage: str, faults: Faults) -> None:
     """Says at once what makes a stage's figures mean little."""
     for sentence in alarms(faults, bench.config):
         bench.progress.say(f"{stage}: {sentence}")
+
+
+def server_stage(bench: Bench, run: RunDirectory) -> None:
+    """Keeps with a run what its server is. Raises `UserError` for one that cannot be used and `RunConflict` for another than it was."""
+    if not bench.probe:
+        return
+    found = bench.probe()
+    refuse_lacking(found, trains=False)
+    before = run.stages.get("probe")
+    if before is None:
+        run.finish_stage("probe", found.as_json())
+    elif changes := differing(before, found):
+        raise RunConflict(
+            f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
+        )
 
 
 def train_stage(bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example]) -> None:
@@ -251,6 +281,8 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
     stage = f"evaluate {arm}"
     if stage in run.stages:
         return
+    if not bench.config.arms:
+        server_stage(bench, run)
     tasks, samples = bench.tasks("test"), bench.config.evaluate.samples
     rules = bench.rules(seed_for(bench.config.seed, "evaluate"))
 
@@ -260,7 +292,7 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
             path = run.evaluation(arm)
             return await evaluate(tasks, rules, means, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
 
-    outcomes = bench.with_engine(model, work)
+    outcomes = bench.with_engine(model, work, measures=True)
     sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     run.finish_stage(stage, {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)})
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
+from leafe.address import hidden
 from leafe.bench import Bench
 from leafe.compose import bench_of
 from leafe.config import load_recipe, recipe_names
@@ -52,6 +53,7 @@ from leafe.viewer.report import (
     ends_of,
     exploration_of,
     faults_named,
+    flags_of,
     notice_of,
     rows_of,
     write_report,
@@ -105,7 +107,7 @@ def _show(run: RunDirectory, *, ends: bool = True) -> None:
     if arms:
         console.print(pass_table(comparison_of(run)))
     named = faults_named(rows, arms)
-    _show_faults(named, (*alarms_of(named, run.config), *(ends_of(run) if ends else ())))
+    _show_faults(named, (*flags_of(run), *alarms_of(named, run.config), *(ends_of(run) if ends else ())))
     console.print(f"The page: {write_report(run)}", soft_wrap=True, highlight=False)
 
 
@@ -142,13 +144,11 @@ def _opened(where: str, overrides: list[str] | None, out: Path | None) -> tuple[
 
 
 def _started(recipe: str, overrides: list[str] | None, out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
-    """A new run in `out`, or the one that is there with the same settings; refused before anything is made.
-
-    Where the run `trains` and is new, a step of training is tried.
-    """
+    """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where a new one `trains`."""
     config = load_recipe(recipe, overrides or [])
     bench = bench_of(config, Bars(console))
-    bench.check()
+    trains = trains and bool(config.arms)
+    bench.check(trains=trains)
     if trains and not (out and (out / "stages.json").is_file()):
         bench.try_training()
     run = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
@@ -383,10 +383,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"leafe: {error}", file=sys.stderr)
+        print(f"leafe: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except LeafeError as error:
-        print(f"leafe: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"leafe: {type(error).__name__}: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except SystemExit as ended:
         if ended.code == INTERRUPTED:

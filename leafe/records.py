@@ -97,6 +97,12 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     finish: Literal["stop", "length", "context"] = "stop"
     prompt_tokens: int = 0
+    counted: int = 0  # tokens drawn, as a server counts them that does not say which
+
+    @property
+    def drawn(self) -> int:
+        """How many tokens were drawn."""
+        return self.counted or len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

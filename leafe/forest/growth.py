@@ -81,7 +81,7 @@ class Growth:
 
     def add_completion(self, completion: Completion) -> None:
         """Pays for an action's tokens, which are spent even when the environment then breaks and no turn comes of them."""
-        self._pay(prompt_tokens=completion.prompt_tokens, sampled_tokens=len(completion.token_ids))
+        self._pay(prompt_tokens=completion.prompt_tokens, sampled_tokens=completion.drawn)
 
     def add_turn(self, turn: Turn) -> None:
         """Keeps a turn that the policy took and counts it."""
@@ -91,7 +91,7 @@ class Growth:
     def add_reflection(self, reflection: Reflection) -> None:
         """Keeps a reflection and pays for all its replies."""
         self.reflections.append(reflection)
-        self._pay(reflections=1, reflection_tokens=sum(len(reply.token_ids) for reply in reflection.replies))
+        self._pay(reflections=1, reflection_tokens=sum(reply.drawn for reply in reflection.replies))
 
     def add_rollback(self) -> None:
         """Counts a rollback that is asked for, whether it will succeed or not."""

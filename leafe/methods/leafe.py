@@ -31,6 +31,8 @@ def run_recipe(bench: Bench, run: RunDirectory) -> None:
     """Everything that the recipe names, up to the last measurement."""
     measure(bench, run, "base")
     explore(bench, run)
+    if not bench.config.arms:
+        return
     distil_round(bench, run, 1)
     train(bench, run)
     for arm in bench.config.arms:

@@ -80,6 +80,12 @@ def ends_of(run: RunDirectory) -> tuple[str, ...]:
     return tuple(f"{stage}: {note}" for stage, note in _notes_of(run, "distil "))
 
 
+def flags_of(run: RunDirectory) -> tuple[str, ...]:
+    """What has to stand beside figures that came from a server, a sentence each."""
+    found = run.stages.get("probe")
+    return tuple(map(str, found["flags"])) if isinstance(found, dict) and "flags" in found else ()
+
+
 def write_report(run: RunDirectory) -> Path:
     """Writes `report.html` of a run and returns where it is."""
     forests, arms = exploration_of(run), arms_of(run)
@@ -92,8 +98,8 @@ def write_report(run: RunDirectory) -> Path:
         trees=tuple(telling(trees)),
         tree_count=len(trees),
         notice=notice_of(run),
-        alarms=(*alarms_of(faults_named(rows, arms), run.config), *ends_of(run)),
-        notes=tuple((stage, str(result)) for stage, result in run.stages.items() if result is not None),
+        alarms=(*flags_of(run), *alarms_of(faults_named(rows, arms), run.config), *ends_of(run)),
+        notes=tuple((stage, _told(result)) for stage, result in run.stages.items() if result is not None),
     )
     write_text_atomically(run.report, render_page(content))
     return run.report
@@ -108,6 +114,11 @@ def telling(trees: Sequence[Tree]) -> list[Tree]:
         return (0 if mended else 1 if branched else 2, tree.task.id)
 
     return sorted((tree for tree in trees if tree.attempts), key=rank)[:SHOWN_TREES]
+
+
+def _told(result: object) -> str:
+    """What a stage gave, in its own sentences where it has some."""
+    return "; ".join(map(str, result["lines"])) if isinstance(result, dict) and "lines" in result else str(result)
 
 
 def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:

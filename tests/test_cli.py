@@ -155,11 +155,12 @@ def test_what_is_neither_a_run_directory_nor_a_recipe_is_told_so(verb: str, fini
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_without_an_action_says_so_and_names_the_limit_that_cut_the_replies(model: Path, tmp_path: Path) -> None:
-    limits = ("sampling.act.max_tokens=1", "prompts=full", "tasks.train=2", "tasks.test=2")
+def test_a_run_in_which_no_reply_holds_an_action_says_so_wherever_it_is_shown(model: Path, tmp_path: Path) -> None:
+    limits = ("sampling.act.max_tokens=24", "sampling.reflect.max_tokens=24", "prompts=full", "tasks.train=2", "tasks.test=2")
     said = leafe("run", "smoke", f"model={model}", *WORLD, *QUICK, *limits, "--out", tmp_path / "run")
-    assert_one_sentence(said, "there is no example to train on: no reply held an action; ")
-    cause = r"no reply held an action; [^:!]* cut at sampling\.act\.max_tokens=1: raise it"
+    assert_one_sentence(said, "there is no example to train on: no reply held an action")
+    # The model knows untagged replies alone; some run on to the limit.
+    cause = r"no reply held an action(: read some on the page|; [^:!]* cut at sampling\.act\.max_tokens=24: raise it)"
     assert re.search(cause, said.err)
     tables = said.out.partition("Exploration at")[2].rpartition("The page:")[0]
     assert max(map(len, tables.splitlines())) <= 80 and "…" not in tables
@@ -168,7 +169,7 @@ def test_a_run_without_an_action_says_so_and_names_the_limit_that_cut_the_replie
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert re.search(f"there is no example to train on: {cause}", page)
     found = json.loads(leafe("compare", tmp_path / "run", "--json").out)
-    assert found["arms"][0]["faults"]["no_action"] == 1 and found["arms"][0]["faults"]["cut"] > 0.5
+    assert found["arms"][0]["faults"]["no_action"] == 1
     for verb in ("compare", "report"):
         assert re.search(rf"! [^!]*base: {cause}", " ".join(leafe(verb, tmp_path / "run").out.split()))
 

@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--plainly", action="store_true", help="compare with the model asked plainly")
     parser.add_argument("--replies", type=Path)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.worlds = [word for word in args.words if "=" not in word]
     args.settings = [word for word in args.words if "=" in word]
     started, rows = time.monotonic(), {}

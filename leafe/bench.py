@@ -28,6 +28,7 @@ from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
+from leafe.preflight import Meter, check_lengths, rehearse
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
@@ -50,6 +51,7 @@ class Bench:
     make_environment: Callable[[], Environment]
     progress: Progress
     threads: int = 1
+    load_meter: Callable[[], Meter | None] = lambda: None
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -59,10 +61,22 @@ class Bench:
         return replace(prompts, unread="") if said.free_text else prompts
 
     def check(self) -> None:
-        """Raises `UserError` for an environment, tasks or prompts that cannot be had, before anything is begun."""
+        """Raises `UserError` for an environment, tasks or prompts that cannot be had or never fit, before anything is begun."""
         self.rules(0)
         for part in ("train", "test"):
             self.tasks(part)
+        if meter := self.load_meter():
+            self._check_lengths(meter)
+
+    def _check_lengths(self, meter: Meter) -> None:
+        environment, wanted = self.make_environment(), self.config.tasks
+        try:
+            (task,) = environment.tasks(wanted.train_split, 1, wanted.seed)
+            played = rehearse(environment, self.prompts, task)
+        finally:
+            environment.close()
+        for sentence in check_lengths(self.config, played, meter) if played else ():
+            self.progress.say(sentence)
 
     @cached_property
     def _declared(self) -> Environment:

@@ -39,7 +39,7 @@ _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The templates of one profile, and the environment's own line of help, which `system` may name.
+    """The templates of one profile, and the environment's own line of help, which `system` may name. `form` is how replies look.
 
     `unread` answers a reply without an action in the environment's place, `reflect_again` asks anew after an unreadable reflection,
     `left_out` stands for an observation that a shortened history leaves out, `reminder` ends what is read at each turn.

@@ -10,9 +10,10 @@ from leafe.bench import Bench
 from leafe.engines.base import Engine
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.replicas import ReplicatedEngine
-from leafe.engines.transformers import TransformersEngine
+from leafe.engines.transformers import TransformersEngine, context_of, load_tokenizer
 from leafe.envs import registry
 from leafe.nano import CHECKPOINTS
+from leafe.preflight import Meter
 from leafe.progress import Progress
 from leafe.settings import EngineSettings, RunConfig
 from leafe.train.checkpoint import device_of, dtype_of, locate, processes_of
@@ -58,4 +59,12 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         make_environment=partial(registry.make, config.environment.name, config.environment.args),
         progress=progress,
         threads=threads_of(config.engine),
+        load_meter=partial(_meter, config.engine, base),
     )
+
+
+def _meter(settings: EngineSettings, base: Path) -> Meter:
+    """Counts with the tokenizer of the base. What a server's context is, only the server knows."""
+    tokens, own = load_tokenizer(base)
+    context = settings.max_context if settings.kind == "openai" else context_of(own, settings.max_context)
+    return Meter(lambda messages: len(tokens.prompt_ids(messages)), tokens.count, context)

@@ -226,7 +226,7 @@ def explored(world: Household, plans: dict[str, list[str]], prompts: str) -> lis
 
     recipe = f"name: house\nenvironment: {{name: household}}\nprompts: {prompts}\ntasks: {{train: {len(plans)}}}\n"
     config = parse(recipe + "explore: {turns: 60, max_attempts: 2, max_depth: 2}", "house")
-    engine = ScriptedEngine(answer)
+    engine = ScriptedEngine(answer, token_bytes=8)
     return grow(
         Bench(config, Path("none"), lambda folder: engine, lambda: world_like(world), Silent()),
         "explore",

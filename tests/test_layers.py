@@ -33,6 +33,7 @@ FLOORS = {
     "train": 5,
     "evaluate": 5,
     "nano": 5,
+    "preflight": 6,
     "bench": 6,
     "methods": 7,
     "viewer": 7,

@@ -22,7 +22,7 @@ from leafe.envs.check import check_environment
 from leafe.envs.codecontests import SPECIAL_JUDGE, CodeContests
 from leafe.envs.mbpp import Mbpp
 from leafe.envs.programs.call_runner import canonical
-from leafe.envs.programs.environment import OWN, Programming, program_in
+from leafe.envs.programs.environment import OWN, Programming
 from leafe.envs.programs.feedback import HIDDEN, feedback, plain
 from leafe.envs.programs.judge import Failure, judge
 from leafe.envs.programs.problem import Case, Problem, same_answer
@@ -335,12 +335,6 @@ def test_a_policy_that_fails_first_is_put_right_by_its_reflection(name: str, pro
 
 
 # What is read
-
-
-def test_a_program_is_taken_out_of_its_fence() -> None:
-    assert program_in("x = 1") == "x = 1"
-    assert program_in("Here:\n```python\nx = 1\n```\nor\n```\ny = 2\n```") == "y = 2"
-    assert program_in("```py\nx = 1\n") == "x = 1"
 
 
 @contained

@@ -506,7 +506,7 @@ def test_a_policy_that_goes_wrong_is_advised_rolled_back_and_succeeds(world: Sci
 
     recipe = "name: science\nenvironment: {name: scienceworld}\nprompts: terse\ntasks: {train: 2}\n"
     config = parse(recipe + "explore: {turns: 60, max_attempts: 2, max_depth: 2}", "science")
-    engine = ScriptedEngine(answer)
+    engine = ScriptedEngine(answer, token_bytes=16)
     bench = Bench(config, Path("none"), lambda folder: engine, lambda: ScienceWorld(**chosen), Silent())
     trees = grow(bench, "explore", Plot("tree", 5, Path("none")))
     for tree in trees:

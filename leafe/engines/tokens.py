@@ -88,6 +88,10 @@ class ChatTokenizer:
         shape = tuple(message.role for message in messages)
         return ids if shape in self._shapes and self._unchecked <= 0 else self._checked(ids, messages, shape)
 
+    def count(self, text: str) -> int:
+        """How many tokens a text is by itself."""
+        return len(self._tokenise(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, special tokens dropped."""
         key = tuple(ids)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leafe.engines.base import EngineStats
 from leafe.engines.batching import BLOCK, Batcher, Request, blocks_for
@@ -198,6 +198,18 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
     if absent:
         raise CorruptFile(f"the checkpoint in {str(path)!r} lacks weights that its config.json describes, such as {absent[0]}.")
     return model, tokenizer
+
+
+def load_tokenizer(path: str | Path) -> tuple[ChatTokenizer, Any]:
+    """The chat tokenizer and the configuration in a directory, without the model. Raises `CorruptFile` or `UserError` as loading would."""
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        return ChatTokenizer(AutoTokenizer.from_pretrained(path, **options)), AutoConfig.from_pretrained(path, **options)
+    except UserError:
+        raise
+    except Exception as error:  # the errors of json and of the library's own code all come through
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CorruptFile(f"the checkpoint in {str(path)!r} cannot be loaded: {reason}") from error
 
 
 def context_of(config: Any, cap: int = 0) -> int:

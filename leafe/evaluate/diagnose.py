@@ -131,7 +131,7 @@ async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws:
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
         completion = await engine.generate(Ask(messages, rules.act, seed))
         try:
-            right += parse_action(rules.prompts.form, completion.text) in point.best
+            right += parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length") in point.best
         except Unreadable:
             continue
     return right / draws

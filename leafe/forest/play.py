@@ -139,7 +139,7 @@ def _take(growth: Growth, reply: _Reply, walk: list[Turn], before: Observation) 
     prompts, attempt, index = growth.rules.prompts, len(growth.attempts), len(walk) + 1
     problem = ""
     try:
-        action = parse_action(prompts.form, reply.completion.text)
+        action = parse_action(prompts.form, reply.completion.text, whole=reply.completion.finish != "length")
     except Unreadable as failure:
         action, problem = unread(reply.completion), str(failure)
     stepped = not (problem and prompts.unread)

@@ -41,7 +41,8 @@ def reflect(
             error = NO_ROOM
             break
         try:
-            experience, error = parse_reflection(prompts.form, reply.text, len(walk)), None
+            whole = reply.finish != "length"
+            experience, error = parse_reflection(prompts.form, reply.text, len(walk), whole=whole), None
             break
         except Unreadable as failure:
             error = str(failure)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from leafe.chat import OPTIONAL, Prompts, check_prompts
 from leafe.errors import UnknownName, UserError
+from leafe.replies import FORMS
 
 _HERE = Path(__file__).parent
 PROFILES = ("terse", "full")
@@ -23,7 +24,7 @@ def load_prompts(profile: str, environment: str, *, remind: bool = False, action
     `remind` says whether each turn ends with `reminder.txt`; `actions_help` is the environment's own line of help.
 
     Replies to a folder's prompts are read as tagged ones unless it, or its subfolder for the environment, holds a file `form.txt` with
-    the word `bare`. The newline that an
+    the word `bare` or `program`. The newline that an
     editor leaves at the end of a file is no part of a prompt. Raises `UserError` for a file that is missing or cannot be used.
     """
     folder = _HERE / profile if profile in PROFILES else Path(profile)
@@ -47,9 +48,10 @@ def load_prompts(profile: str, environment: str, *, remind: bool = False, action
     form_files = [folder / environment / "form.txt", folder / "form.txt"]
     form_file = next((path for path in form_files if path.is_file()), form_files[-1])
     form = _read(form_file).strip() if form_file.is_file() else "tags"
-    if form not in ("bare", "tags"):
-        raise UserError(f"{form_file} wants the word bare or tags and holds {form!r}")
-    prompts = Prompts(form="bare" if form == "bare" else "tags", actions_help=actions_help, **texts)
+    known = next((one for one in FORMS if one == form), None)
+    if known is None:
+        raise UserError(f"{form_file} wants one of the words {', '.join(FORMS)} and holds {form!r}")
+    prompts = Prompts(form=known, actions_help=actions_help, **texts)
     check_prompts(prompts)
     return prompts
 

@@ -4,14 +4,14 @@
     python benchmarks/real_model.py MODEL sokoban household [--turns 8]
     python benchmarks/real_model.py MODEL mbpp environment.args.path=mbpp.jsonl --plainly --tasks 100
 
-The first two explore a few training tasks of each world with the prompts of the profile `full` and count what was read; every setting can be
-changed as on the command line of `leafe`. `--without` leaves an ingredient of the prompts out: `example` (the worked exchange that ends a
-system prompt), `unread` (our answer to a reply without an action: the world is given the text), `again` (the second question about a
+The first two explore a few training tasks of each world with the prompts of the profile `full` and count what was read; every setting can
+be changed as on the command line of `leafe`. `--without` leaves an ingredient of the prompts out: `example` (the worked exchange that ends
+a system prompt), `unread` (our answer to a reply without an action: the world is given the text), `again` (the second question about a
 reflection names what was wrong), `form` (programs in a fence: they are asked for in tags). Every reply goes into the file of `--replies`,
 one JSON object a line, to be read by a person.
 
-The last measures a world of programs twice on the same test tasks, one turn and one sample each: asked by our prompts, and asked plainly, by the
-model's own chat template and one sentence of a user, where the last fence of the reply is the program. The same hidden tests judge both.
+The last measures a world of programs twice on the same test tasks, one turn and one sample each: asked by our prompts, and asked plainly, by
+the model's own chat template and one sentence of a user, where the last fence of the reply is the program. The same hidden tests judge both.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@
     python benchmarks/real_model.py MODEL mbpp environment.args.path=mbpp.jsonl --plainly --tasks 100
 
 The first two explore a few training tasks of each world with the prompts of the profile `full` and count what was read; every setting can
-be changed as on the command line of `leafe`. `--without` leaves an ingredient of the prompts out: `example` (the worked exchange that ends
-a system prompt), `unread` (our answer to a reply without an action: the world is given the text), `again` (the second question about a
+be changed as on the command line of `leafe`. `--without` leaves an ingredient of the prompts out: `example` (the worked replies in
+prompts), `unread` (our answer to a reply without an action: the world is given the text), `again` (the second question about a
 reflection names what was wrong), `form` (programs in a fence: they are asked for in tags). Every reply goes into the file of `--replies`,
 one JSON object a line, to be read by a person.
 
-The last measures a world of programs twice on the same test tasks, one turn and one sample each: asked by our prompts, and asked plainly, by
-the model's own chat template and one sentence of a user, where the last fence of the reply is the program. The same hidden tests judge both.
+The last measures a world of programs twice on the same test tasks, one turn and one sample each: asked by our prompts, and asked plainly,
+by the model's own chat template and one sentence of a user, where the last fence of the reply is the program. The same hidden tests judge
+both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -42,7 +44,7 @@ from leafe.replies import Unreadable, parse_action
 
 FULL = Path(sys.modules["leafe.prompts"].__file__ or "").parent / "full"
 INGREDIENTS = ("example", "unread", "again", "form")
-EXAMPLE = "\n\nFor example"  # how the worked exchange at the end of a system prompt begins
+EXAMPLE = re.compile(r"\n\nFor example.*?(?=\n\nIf nothing|\Z)", re.DOTALL)  # a worked reply in a prompt
 PLAINLY = "{instruction}\n\nAnswer with the function in a ```python code block."
 SHARES = {  # which count is a share of which
     "read": "replies",
@@ -61,8 +63,8 @@ def without(ingredients: Iterable[str], folder: Path) -> Path:
     """A copy of the profile `full` that lacks some ingredients."""
     copy = Path(shutil.copytree(FULL, folder / "full"))
     if "example" in ingredients:
-        for path in copy.rglob("system.txt"):
-            path.write_text(path.read_text(encoding="utf-8").partition(EXAMPLE)[0], encoding="utf-8")
+        for path in copy.rglob("*.txt"):
+            path.write_text(EXAMPLE.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
     names = {"unread": "unread.txt", "again": "reflect_again.txt", "form": "form.txt"}
     for path in [path for name in ingredients if name in names for path in copy.rglob(names[name])]:
         path.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +22,11 @@ from leafe.engines.base import Engine
 from leafe.envs.base import Environment, Fidelity
 from leafe.errors import UserError
 from leafe.evaluate.evaluate import evaluate
-from leafe.evaluate.outcomes import Outcome
+from leafe.evaluate.outcomes import ArmOutcomes, Outcome
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import EXPLORERS
+from leafe.forest.faults import Faults, alarms, check_command, faults_of
+from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
 from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
@@ -157,7 +160,10 @@ class Plot:
 
 
 def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
-    """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on."""
+    """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on.
+
+    Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
+    """
     rules, tasks = bench.rules(plot.seed), bench.tasks("train")
     if not bench.can_roll_back:
         bench.progress.say(f"{bench.config.environment.name}: {ROLLBACK_FREE}")
@@ -165,6 +171,7 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
     jobs = [Job(task.id, task, EXPLORERS[plot.method](Growth(task, rules))) for task in tasks if task.id not in done]
     journal = Journal(plot.journal) if plot.journal else None
     writer = ForestWriter(plot.path) if plot.path else None
+    wave: FirstWave[Tree] = FirstWave(() if done else (job.key for job in jobs[:WAVE]), check_command(bench.config))
 
     async def work(engine: Engine) -> None:
         with bench.progress.stage(stage, len(jobs) * rules.turns, "turns") as gauge:
@@ -173,10 +180,12 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
                 gauge.advance(ask.purpose == "act")
 
             means = bench.means(engine, journal=journal, noticed=noticed)
-            async for job, tree in drive(jobs, means, concurrency=engine.concurrency):
-                done[job.task.id] = tree
-                if writer:
-                    writer.add(tree)
+            async with aclosing(drive(jobs, means, concurrency=engine.concurrency)) as finished:
+                async for job, ended in finished:
+                    for tree in wave.through(job.key, ended.attempts, ended):
+                        done[tree.task.id] = tree
+                        if writer:
+                            writer.add(tree)
 
     try:
         if jobs:
@@ -185,6 +194,8 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
         for file in (journal, writer):
             if file is not None:
                 file.close()
+        if wave.failed and plot.journal:
+            forget_failures(plot.journal)
     return [done[task.id] for task in tasks]
 
 
@@ -200,19 +211,21 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
     note = {} if bench.can_roll_back else {"note": f"{bench.config.environment.name}: {ROLLBACK_FREE}"}
     run.finish_stage(stage, figures | note)
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
+    sound_alarms(bench, stage, faults_of(trees))
 
 
-def train_stage(
-    bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], needed: bool = True
-) -> None:
-    """Fine-tunes a model into the checkpoint of an arm.
+def sound_alarms(bench: Bench, stage: str, faults: Faults) -> None:
+    """Says at once what makes a stage's figures mean little."""
+    for sentence in alarms(faults, bench.config):
+        bench.progress.say(f"{stage}: {sentence}")
 
-    Where there are no examples and none are `needed`, the arm is a copy of the model and its stage says so; else it is a `UserError`.
-    """
+
+def train_stage(bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example]) -> None:
+    """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so."""
     stage = f"train {arm}"
     if stage in run.stages:
         return
-    if not examples and not needed:
+    if not examples:
         with whole_folder(run.checkpoint(arm)) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
         run.finish_stage(stage, {"examples": 0, "steps": 0, "note": UNTRAINED})
@@ -224,7 +237,7 @@ def train_stage(
             gauge.advance(1 / total)
 
         seed = seed_for(bench.config.seed, "train", arm)
-        report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told)
+        report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, **losses})
 
@@ -239,10 +252,12 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
 
     async def work(engine: Engine) -> list[Outcome]:
         with bench.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
-            means = bench.means(engine)
-            return await evaluate(tasks, rules, means, run.evaluation(arm), samples=samples, told=lambda one: gauge.advance())
+            means, mend = bench.means(engine), check_command(bench.config)
+            path = run.evaluation(arm)
+            return await evaluate(tasks, rules, means, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
 
     outcomes = bench.with_engine(model, work)
+    sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     run.finish_stage(stage, {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)})
 
 

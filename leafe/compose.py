@@ -8,9 +8,11 @@ from pathlib import Path
 
 from leafe.bench import Bench
 from leafe.engines.base import Engine
+from leafe.engines.loading import context_of, load_config, load_tokenizer
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.replicas import ReplicatedEngine
-from leafe.engines.transformers import TransformersEngine, context_of, load_tokenizer
+from leafe.engines.tokens import ChatTokenizer
+from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
 from leafe.nano import CHECKPOINTS
 from leafe.preflight import Meter
@@ -65,6 +67,6 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
 
 def _meter(settings: EngineSettings, base: Path) -> Meter:
     """Counts with the tokenizer of the base. What a server's context is, only the server knows."""
-    tokens, own = load_tokenizer(base)
-    context = settings.max_context if settings.kind == "openai" else context_of(own, settings.max_context)
+    tokens = ChatTokenizer(load_tokenizer(base))
+    context = settings.max_context if settings.kind == "openai" else context_of(load_config(base), settings.max_context)
     return Meter(lambda messages: len(tokens.prompt_ids(messages)), tokens.count, context)

@@ -129,7 +129,7 @@ def test_compare_gives_json_of_the_agreed_shape(first: tuple[Path, Said]) -> Non
     found = json.loads(leafe("compare", first[0], "--json").out)
     assert [arm["name"] for arm in found["arms"]] == ["base", "leafe", "rehearsal", "independent"]
     for arm in found["arms"]:
-        assert set(arm) == {"name", "pass_at_k", "minus_base", "turns", "tokens", "errors"}
+        assert set(arm) == {"name", "pass_at_k", "minus_base", "turns", "tokens", "errors", "faults"}
         assert set(arm["pass_at_k"]) == {"1", "2", "4"}
         assert set(arm["minus_base"]) == (set() if arm["name"] == "base" else {"1", "2", "4"})
         for interval in (*arm["pass_at_k"].values(), *arm["minus_base"].values()):

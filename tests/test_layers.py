@@ -49,6 +49,7 @@ APART = {2, 5, 7}
 
 # The only modules that may import torch: everything else works where it is not installed.
 TORCH = (
+    "leafe.engines.loading",
     "leafe.engines.transformers",
     "leafe.engines.slots",
     "leafe.engines.sampling",

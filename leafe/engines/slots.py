@@ -264,7 +264,7 @@ def take_over(model: Any) -> str:
     be replaced, and leaves it as it was.
     """
     usual: str = model.config._attn_implementation
-    ids = [(7 * index + 3) % model.config.vocab_size for index in range(24)]
+    ids = [(7 * index + 3) % model.config.get_text_config().vocab_size for index in range(24)]
     wanted = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].float()
     model.set_attn_implementation(ATTENTION)
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # in float32 twice as fast as MKL on processors that MKL does not favour

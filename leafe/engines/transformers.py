@@ -11,25 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leafe.engines.base import EngineStats
 from leafe.engines.batching import BLOCK, Batcher, Request, blocks_for
+from leafe.engines.loading import context_of, end_tokens, load_checkpoint
 from leafe.engines.memory import free_bytes
 from leafe.engines.slots import BlockCache, Piece, forward, give_back, plan, take_over
 from leafe.engines.tokens import ChatTokenizer
-from leafe.errors import CorruptFile, EngineError, UserError
+from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion
 
 GIB = 1 << 30
-UNTOLD_CONTEXT = 4096  # for a configuration that names no longest conversation
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -64,7 +63,11 @@ class TransformersEngine:
         self.concurrency = slots
         self.tokens = ChatTokenizer(tokenizer)
         self.max_context = context_of(model.config, max_context)
-        self.stop_ids = self.tokens.stop_ids | _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+        self.stop_ids = self.tokens.stop_ids | end_tokens(getattr(model.generation_config, "eos_token_id", None))
+        if not self.stop_ids:
+            raise UserError(
+                "the tokenizer has no end-of-sequence token and its chat template ends messages with none; set eos_token."
+            )
         self._model = model.eval() if dtype is None else model.eval().to(dtype)
         self._usual_attention = take_over(self._model)
         self._threads = threads
@@ -176,48 +179,6 @@ class TransformersEngine:
             _notify(call.loop, partial(_refuse, call.future, reason))
 
 
-def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """The model and the tokenizer in the directory `path`. Raises as `TransformersEngine.load` does."""
-    place = Path(path)
-    if not (place / "config.json").is_file():
-        raise UserError(f"no checkpoint in {str(path)!r}: wanted a directory with config.json, model.safetensors and a tokenizer.")
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except Exception as error:  # the errors of json, safetensors and of the library's own code all come through
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CorruptFile(f"the checkpoint in {str(path)!r} cannot be loaded: {reason}") from error
-    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
-    if "a" not in letter:  # without its files a tokenizer is loaded all the same, and knows no words
-        raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
-    model, found = loaded
-    absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found[kind])
-    if absent:
-        raise CorruptFile(f"the checkpoint in {str(path)!r} lacks weights that its config.json describes, such as {absent[0]}.")
-    return model, tokenizer
-
-
-def load_tokenizer(path: str | Path) -> tuple[ChatTokenizer, Any]:
-    """The chat tokenizer and the configuration in a directory, without the model. Raises `CorruptFile` or `UserError` as loading would."""
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        return ChatTokenizer(AutoTokenizer.from_pretrained(path, **options)), AutoConfig.from_pretrained(path, **options)
-    except UserError:
-        raise
-    except Exception as error:  # the errors of json and of the library's own code all come through
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CorruptFile(f"the checkpoint in {str(path)!r} cannot be loaded: {reason}") from error
-
-
-def context_of(config: Any, cap: int = 0) -> int:
-    """The longest conversation, in tokens, that a model's configuration allows, within a cap where there is one (not 0)."""
-    own = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
-    return min(own or cap, cap or own) or UNTOLD_CONTEXT
-
-
 @torch.inference_mode()
 def _affordable_blocks(model: Any, slots: int, max_context: int, allowed: int) -> int:
     """Blocks for `slots` conversations of any length, or as many as `allowed` bytes hold."""
@@ -237,10 +198,6 @@ def _affordable_blocks(model: Any, slots: int, max_context: int, allowed: int) -
 
 def _free_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_bytes()
-
-
-def _ids(value: int | Iterable[int] | None) -> frozenset[int]:
-    return frozenset(() if value is None else [value] if isinstance(value, int) else value)
 
 
 def _notify(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:

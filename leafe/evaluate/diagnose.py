@@ -23,6 +23,7 @@ from leafe.envs.base import Environment
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluate.passk import Interval
+from leafe.forest.faults import Faults, faults_of
 from leafe.forest.growth import Rules
 from leafe.records import BROKEN, Ask, Attempt, Tree, Turn, taken
 from leafe.replies import Unreadable, parse_action
@@ -45,7 +46,8 @@ class Diagnosis:
     """The figures, as shares from 0 to 1 with intervals over tasks. None where there was nothing to measure.
 
     `advised_optimal`, `unadvised_optimal` and `reflection_gap` are about the `branch_points` that come of attempts without advice, those
-    named `later` about branches of branches.
+    named `later` about branches of branches. Reflections that found no room in the context are among `reflections` and not `parsed`;
+    the faults tell them apart.
     """
 
     reflections: int
@@ -65,6 +67,8 @@ class Diagnosis:
     advised_optimal_later: Interval | None
     unadvised_optimal_later: Interval | None
     reflection_gap_later: Interval | None
+    tree_faults: Faults
+    independent_faults: Faults
 
 
 def shares(values: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
@@ -186,6 +190,8 @@ def diagnosis(
         advised_optimal_later=later.advised,
         unadvised_optimal_later=later.unadvised,
         reflection_gap_later=later.gap,
+        tree_faults=faults_of(trees),
+        independent_faults=faults_of(independent),
     )
 
 

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from leafe.doctor import PROCESSOR, multiplies_bfloat16
+from leafe.engines.loading import what_it_is
 from leafe.errors import UserError
 
 SMALL_MODEL = 100_000_000  # bytes
@@ -30,7 +31,8 @@ def locate(model: str, bundled: Mapping[str, Path]) -> Path:
     if folder.exists() or looks_local:
         return _checked(
             folder,
-            f"no checkpoint in {model!r}: wanted {' or '.join(bundled)}, a folder with config.json and safetensors, or a Hub name",
+            f"no checkpoint in {model!r}: "
+            + (what_it_is(folder) or f"wanted {' or '.join(bundled)}, a folder with config.json and safetensors, or a Hub name"),
         )
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))

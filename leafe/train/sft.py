@@ -25,12 +25,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
 from leafe.distill.rows import Bundle, pack_examples, shares
+from leafe.engines.loading import load_checkpoint
 from leafe.engines.tokens import ChatTokenizer
-from leafe.engines.transformers import load_checkpoint
 from leafe.errors import UserError
 from leafe.records import Example
 from leafe.settings import LoraSettings, TrainSettings
-from leafe.train.launch import Told, in_processes, launched
+from leafe.train.launch import Told, by_hand, in_processes, launched
 
 DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
 
@@ -139,19 +139,23 @@ def fine_tune(
     seed: int,
     threads: int = 1,
     told: Told = lambda done, total: None,
+    alone: bool = False,
 ) -> TrainReport:
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
-    one saves. Raises `UserError` when there is nothing to train on or the model cannot be trained on packed trees, `CorruptFile` when the
-    checkpoint cannot be loaded.
+    one saves, unless a caller is `alone` all the same. Raises `UserError` when there is nothing to train on or the model cannot be trained
+    on packed trees, `CorruptFile` when the checkpoint cannot be loaded.
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
     if settings.attention == "flex" and not torch.cuda.is_available():
         raise UserError("train.attention=flex wants a GPU, since FlexAttention cannot train on a CPU; set train.attention=tree")
     work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads))
-    return in_processes(settings.processes, work, told) if settings.processes > 1 and not launched() else work(told)
+    if launched() and not alone:
+        return work(told)
+    with by_hand():
+        return in_processes(settings.processes, work, told) if settings.processes > 1 else work(told)
 
 
 def _fine_tune(job: _Job, told: Told) -> TrainReport:

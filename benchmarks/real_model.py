@@ -26,7 +26,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,27 +81,35 @@ def bench_for(args: argparse.Namespace, world: str, prompts: Path | str) -> Benc
         f"name: real-model\nmodel: {json.dumps(args.model)}\nprompts: {json.dumps(str(prompts))}\nenvironment: {{name: {world}}}\n"
     )
     counts = [f"tasks.train={args.tasks}", f"tasks.test={args.tasks}", f"explore.turns={args.turns}"]
-    return bench_of(parse(own, "real_model", [*counts, *args.settings]), Silent())
+    bench = bench_of(parse(own, "real_model", [*counts, *args.settings]), Silent())
+    if args.replies is None:
+        return bench
+    return replace(bench, load_engine=lambda folder: Listening(bench.load_engine(folder), world, args.replies))
 
 
-def replies_of(world: str, trees: Sequence[Tree]) -> Iterator[dict[str, Any]]:
-    """Every reply of the forest with what was made of it."""
-    for tree in trees:
-        for turn in tree.turns:
-            yield _line(world, tree.task, "act", turn.completion) | {"read": turn.action if turn.parsed else None}
-        for reflection in tree.reflections:
-            for number, reply in enumerate(reflection.replies):
-                last = number == len(reflection.replies) - 1
-                read = repr(reflection.experience) if last and reflection.error is None else None
-                yield _line(world, tree.task, f"reflect {number + 1}", reply) | {
-                    "read": read,
-                    "error": reflection.error if last else "",
-                }
+@dataclass
+class Listening:
+    """An engine whose replies are written down as they come: a slow measurement that is stopped has something to show."""
 
+    engine: Engine
+    world: str
+    path: Path
 
-def _line(world: str, task: Task, purpose: str, reply: Completion) -> dict[str, Any]:
-    sizes = {"tokens": len(reply.token_ids), "prompt_tokens": reply.prompt_tokens}
-    return {"world": world, "task": task.id, "purpose": purpose, "text": reply.text, "finish": reply.finish, **sizes}
+    def __post_init__(self) -> None:
+        self.concurrency, self.stats = self.engine.concurrency, self.engine.stats
+
+    async def generate(self, ask: Ask) -> Completion:
+        """The engine's own completion."""
+        reply = await self.engine.generate(ask)
+        sizes = {"tokens": len(reply.token_ids), "prompt_tokens": reply.prompt_tokens, "finish": reply.finish}
+        line = {"world": self.world, "purpose": ask.purpose, **sizes, "asked": ask.messages[-1].content, "text": reply.text}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return reply
+
+    async def close(self) -> None:
+        """Closes the engine."""
+        await self.engine.close()
 
 
 def counts_of(trees: Sequence[Tree]) -> dict[str, float]:
@@ -180,16 +189,6 @@ def side_by_side(args: argparse.Namespace, prompts: Path | str) -> dict[str, Any
         return ours, await asked_plainly(bench, engine, tasks)
 
     ours, plainly = bench.with_engine(bench.base, work)
-    keep(
-        args.replies,
-        [
-            *replies_of("ours", ours),
-            *(
-                _line("plainly", task, "act", reply) | {"success": success}
-                for task, (reply, success) in zip(tasks, plainly, strict=True)
-            ),
-        ],
-    )
     pairs = [(tree.attempts[0].success, success) for tree, (_, success) in zip(ours, plainly, strict=True)]
     return {
         "tasks": len(tasks),
@@ -202,13 +201,6 @@ def side_by_side(args: argparse.Namespace, prompts: Path | str) -> dict[str, Any
         **{f"ours_{name}": value for name, value in counts_of(ours).items() if name in ("read", "cut")},
         "plainly_cut": sum(reply.finish == "length" for reply, _ in plainly),
     }
-
-
-def keep(path: Path | None, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Adds lines to a file, if there is one."""
-    if path is not None:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def main() -> None:
@@ -236,7 +228,6 @@ def main() -> None:
             for world in args.worlds:
                 bench = bench_for(args, world, prompts)
                 trees = grow(bench, "explore", Plot("tree", bench.explore_seed(1), bench.base))
-                keep(args.replies, replies_of(world, trees))
                 rows[world] = counts_of(trees)
             print(table(rows))
     print(f"{time.monotonic() - started:.0f} s")

@@ -89,12 +89,12 @@ def test_only_what_the_policy_wrote_is_marked_as_sampled_and_sides_take_turns(pr
 
 def test_an_empty_system_prompt_makes_no_message() -> None:
     assert act_messages(scene(TERSE), []) == (Message("user", "Find the key. 3 turns.\n1: Places."),)
-    assert act_messages(scene(FULL), [])[0] == Message("system", FULL.system)
+    assert act_messages(scene(FULL), [])[0] == Message("system", fill(FULL.system, actions_help=FULL.actions_help))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_both_shipped_profiles_load_for_any_environment(profile: str) -> None:
-    assert load_prompts(profile, "sokoban") == load_prompts(profile, "my_package.worlds:Maze")
+    assert load_prompts(profile, "lookup") == load_prompts(profile, "my_package.worlds:Maze")
     assert load_prompts("terse", "lookup").form == "bare" and load_prompts("full", "lookup").form == "tags"
 
 
@@ -108,7 +108,7 @@ def test_a_folder_of_the_users_own_works_and_may_differ_for_one_environment(tmp_
     (folder / "lookup").mkdir()
     (folder / "lookup" / "turn.txt").write_text("Now turn {turn}:\n{observation}\n")
     assert load_prompts(str(folder), "lookup") == replace(FULL, turn="Now turn {turn}:\n{observation}")
-    assert load_prompts(str(folder), "sokoban") == FULL
+    assert load_prompts(str(folder), "gymnasium") == FULL
     (folder / "form.txt").write_text("bare\n")
     assert load_prompts(str(folder), "lookup").form == "bare"
 

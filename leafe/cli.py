@@ -149,7 +149,7 @@ def _started(recipe: str, overrides: list[str] | None, out: Path | None, *, trai
     bench = bench_of(config, Bars(console))
     trains = trains and bool(config.arms)
     bench.check(trains=trains)
-    if trains and not (out and (out / "stages.json").is_file()):
+    if trains and config.arms and not (out and (out / "stages.json").is_file()):
         bench.try_training()
     run = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not run.done:

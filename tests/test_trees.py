@@ -28,6 +28,8 @@ from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.registry import make
 from leafe.envs.sandbox.probe import objection
+from leafe.envs.scienceworld.java import needs
+from leafe.errors import MissingDependency
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import explore
 from leafe.forest.growth import Growth, Rules
@@ -79,6 +81,14 @@ def frozen_lake(fidelity: str) -> Story:
     return Story(lambda: make("gymnasium", arguments), task, way, "left", 4)
 
 
+def simulated() -> Story:
+    try:
+        needs()
+    except MissingDependency as missing:
+        pytest.skip(str(missing))
+    return expertly("scienceworld", {"types": "lifespan-longest-lived"}, "inventory")
+
+
 def safe(address: str) -> Story:
     arguments = {"url": address, "fidelity": "replay", "horizon": 4}
     environment = make("openenv", arguments)
@@ -111,6 +121,7 @@ STORIES: dict[str, Callable[[Path, ExitStack], Story]] = {
     "household": lambda folder, stack: expertly("household", {}, "inventory"),
     "alfworld": lambda folder, stack: alfworld(folder),
     "webshop": lambda folder, stack: expertly("webshop", {}, "search[an umbrella for two]"),
+    "scienceworld": lambda folder, stack: simulated(),
     "codecontests": lambda folder, stack: programs("codecontests"),
     "mbpp": lambda folder, stack: programs("mbpp"),
     "gymnasium": lambda folder, stack: frozen_lake("replay"),

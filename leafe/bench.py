@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,24 +19,32 @@ from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distill.examples import Choice
 from leafe.engines.base import Engine
+from leafe.engines.openai_findings import Findings, differing, refuse_lacking
 from leafe.envs.base import Environment, Fidelity
-from leafe.errors import UserError
+from leafe.errors import RunConflict, UserError
 from leafe.evaluate.evaluate import evaluate
-from leafe.evaluate.outcomes import Outcome
+from leafe.evaluate.outcomes import ArmOutcomes, Outcome
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import EXPLORERS
+from leafe.forest.faults import Faults, alarms, check_command, faults_of
+from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
 from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
+from leafe.history import History
+from leafe.preflight import Meter, check_lengths, rehearse
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
-from leafe.train.sft import fine_tune
+from leafe.train.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
 ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attempt taught stands in the prompt of a fresh one"
+MEASURED_HERE = (
+    "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
+)
 UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
@@ -49,17 +58,45 @@ class Bench:
     make_environment: Callable[[], Environment]
     progress: Progress
     threads: int = 1
+    load_meter: Callable[[], Meter | None] = lambda: None
+    load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
+    probe: Callable[[], Findings] | None = None  # where a server is explored with
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The run's prompts for its environment."""
-        return load_prompts(self.config.prompts, self.config.environment.name)
+        """The run's prompts for its environment. Where every text is an action, the environment is given each reply as it is."""
+        config, said = self.config, self._declared
+        prompts = load_prompts(config.prompts, config.environment.name, remind=config.remind, actions_help=said.actions_help)
+        return replace(prompts, unread="") if said.free_text else prompts
 
-    def check(self) -> None:
-        """Raises `UserError` for an environment, tasks or prompts that cannot be had, before anything is begun."""
+    def check(self, *, trains: bool = False) -> None:
+        """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had or used, before anything is begun.
+
+        `trains` is whether what is explored will be trained on in the same go.
+        """
         self.rules(0)
         for part in ("train", "test"):
             self.tasks(part)
+        if self.probe:
+            refuse_lacking(self.probe(), trains=trains)
+            if trains:
+                self.progress.say(MEASURED_HERE)
+        if meter := self.load_meter():
+            self._check_lengths(meter)
+
+    def try_training(self) -> None:
+        """One step of training of which nothing is kept, so that a model that cannot be trained is refused before it has explored."""
+        try_training(self.base, self.config.train, threads=self.threads)
+
+    def _check_lengths(self, meter: Meter) -> None:
+        environment, wanted = self.make_environment(), self.config.tasks
+        try:
+            (task,) = environment.tasks(wanted.train_split, 1, wanted.seed)
+            played = rehearse(environment, self.prompts, task)
+        finally:
+            environment.close()
+        for sentence in (*meter.notes, *(check_lengths(self.config, played, meter) if played else ())):
+            self.progress.say(sentence)
 
     @cached_property
     def _declared(self) -> Environment:
@@ -102,6 +139,7 @@ class Bench:
             reflect_every=settings.reflect_every,
             reflect_on_failure=settings.reflect_on_failure,
             can_roll_back=self.can_roll_back,
+            history=History(self.config.history.keep, self.config.history.turns),
         )
 
     def explore_seed(self, number: int) -> int:
@@ -114,9 +152,9 @@ class Bench:
         seed = seed_for(self.config.seed, "distill")
         return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed)
 
-    def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]]) -> Result:
+    def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False) -> Result:
         """Runs work with an engine on a model, and lets go of the engine whatever happens."""
-        engine = self.load_engine(model)
+        engine = ((self.load_measured if measures else None) or self.load_engine)(model)
 
         async def lifetime() -> Result:
             try:
@@ -139,7 +177,10 @@ class Plot:
 
 
 def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
-    """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on."""
+    """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on.
+
+    Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
+    """
     rules, tasks = bench.rules(plot.seed), bench.tasks("train")
     if not bench.can_roll_back:
         bench.progress.say(f"{bench.config.environment.name}: {ROLLBACK_FREE}")
@@ -147,6 +188,7 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
     jobs = [Job(task.id, task, EXPLORERS[plot.method](Growth(task, rules))) for task in tasks if task.id not in done]
     journal = Journal(plot.journal) if plot.journal else None
     writer = ForestWriter(plot.path) if plot.path else None
+    wave: FirstWave[Tree] = FirstWave(() if done else (job.key for job in jobs[:WAVE]), check_command(bench.config))
 
     async def work(engine: Engine) -> None:
         with bench.progress.stage(stage, len(jobs) * rules.turns, "turns") as gauge:
@@ -155,10 +197,12 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
                 gauge.advance(ask.purpose == "act")
 
             means = bench.means(engine, journal=journal, noticed=noticed)
-            async for job, tree in drive(jobs, means, concurrency=engine.concurrency):
-                done[job.task.id] = tree
-                if writer:
-                    writer.add(tree)
+            async with aclosing(drive(jobs, means, concurrency=engine.concurrency)) as finished:
+                async for job, ended in finished:
+                    for tree in wave.through(job.key, ended.attempts, ended):
+                        done[tree.task.id] = tree
+                        if writer:
+                            writer.add(tree)
 
     try:
         if jobs:
@@ -167,6 +211,8 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
         for file in (journal, writer):
             if file is not None:
                 file.close()
+        if wave.failed and plot.journal:
+            forget_failures(plot.journal)
     return [done[task.id] for task in tasks]
 
 
@@ -174,6 +220,8 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
     if stage in run.stages:
         return
+    if plot.model == bench.base:
+        server_stage(bench, run)
     trees = grow(bench, stage, plot)
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
     if plot.journal:
@@ -182,19 +230,36 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
     note = {} if bench.can_roll_back else {"note": f"{bench.config.environment.name}: {ROLLBACK_FREE}"}
     run.finish_stage(stage, figures | note)
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
+    sound_alarms(bench, stage, faults_of(trees))
 
 
-def train_stage(
-    bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], needed: bool = True
-) -> None:
-    """Fine-tunes a model into the checkpoint of an arm.
+def sound_alarms(bench: Bench, stage: str, faults: Faults) -> None:
+    """Says at once what makes a stage's figures mean little."""
+    for sentence in alarms(faults, bench.config):
+        bench.progress.say(f"{stage}: {sentence}")
 
-    Where there are no examples and none are `needed`, the arm is a copy of the model and its stage says so; else it is a `UserError`.
-    """
+
+def server_stage(bench: Bench, run: RunDirectory) -> None:
+    """Keeps with a run what its server is. Raises `UserError` for one that cannot be used and `RunConflict` for another than it was."""
+    if not bench.probe:
+        return
+    found = bench.probe()
+    refuse_lacking(found, trains=False)
+    before = run.stages.get("probe")
+    if before is None:
+        run.finish_stage("probe", found.as_json())
+    elif changes := differing(before, found):
+        raise RunConflict(
+            f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
+        )
+
+
+def train_stage(bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example]) -> None:
+    """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so."""
     stage = f"train {arm}"
     if stage in run.stages:
         return
-    if not examples and not needed:
+    if not examples:
         with whole_folder(run.checkpoint(arm)) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
         run.finish_stage(stage, {"examples": 0, "steps": 0, "note": UNTRAINED})
@@ -206,7 +271,7 @@ def train_stage(
             gauge.advance(1 / total)
 
         seed = seed_for(bench.config.seed, "train", arm)
-        report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told)
+        report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, "attention": report.attention, **losses})
 
@@ -216,15 +281,19 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
     stage = f"evaluate {arm}"
     if stage in run.stages:
         return
+    if not bench.config.arms:
+        server_stage(bench, run)
     tasks, samples = bench.tasks("test"), bench.config.evaluate.samples
     rules = bench.rules(seed_for(bench.config.seed, "evaluate"))
 
     async def work(engine: Engine) -> list[Outcome]:
         with bench.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
-            means = bench.means(engine)
-            return await evaluate(tasks, rules, means, run.evaluation(arm), samples=samples, told=lambda one: gauge.advance())
+            means, mend = bench.means(engine), check_command(bench.config)
+            path = run.evaluation(arm)
+            return await evaluate(tasks, rules, means, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
 
-    outcomes = bench.with_engine(model, work)
+    outcomes = bench.with_engine(model, work, measures=True)
+    sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     run.finish_stage(stage, {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)})
 
 

@@ -1,8 +1,7 @@
-"""History to messages, and replies to actions and reflections: the only place that knows what a prompt looks like.
+"""History to messages: the only place that knows what a prompt looks like. What replies look like stands in `replies.py`.
 
-Rendering and parsing are inverses: `parse_action(render_action(a)) == a`, and likewise for reflections. A prompt is a function of
-records alone, so the same history gives the same prompt when it is sampled from, when it is trained on without its experiences, and
-when it is measured. Values are put into a template once and never read as templates themselves.
+A prompt is a function of records alone, so the same history gives the same prompt when it is sampled from, when it is trained on without
+its experiences, and when it is measured. Values are put into a template once and never read as templates themselves.
 """
 
 from __future__ import annotations
@@ -10,37 +9,41 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from leafe.errors import UserError
-from leafe.records import Experience, Message, Observation, Task, Turn
+from leafe.records import Message, Observation, Shortening, Task, Turn
+from leafe.replies import Form, render_action
 
 # What each template may name, and what it has to; anything else in braces is a mistake that is reported when the prompts are loaded.
 PLACES: dict[str, set[str]] = {
-    "system": set(),
+    "system": {"actions_help"},
     "first": {"instruction", "observation", "horizon"},
     "turn": {"turn", "observation", "horizon", "instruction"},
     "experience": {"experience"},
     "reflect": {"turn"},
     "reflect_end": {"turn"},
     "feedback": {"experiences"},
+    "unread": {"problem", "turn"},
+    "reflect_again": {"problem", "turn"},
+    "left_out": set(),
+    "reminder": set(),
 }
 NEEDED = {"first": "observation", "turn": "observation", "experience": "experience", "feedback": "experiences"}
+# Templates that a profile may do without. Without `unread` the world is given a reply that holds no action; without `reflect_again` an
+# unreadable reflection is asked for again in the same words.
+OPTIONAL = frozenset({"unread", "reflect_again", "left_out", "reminder"})
+LEFT_OUT = "(left out)"
+LONGEST_QUOTED = 2000  # characters of an unreadable reflection that the second question repeats
 _PLACE = re.compile(r"\{([a-z_]+)\}")
-_TAGGED_ACTION = re.compile(r"<action>(.*)</action>\s*\Z", re.DOTALL)
-_TAGGED_REFLECTION = re.compile(r"<turn>\s*([0-9]{1,6}|none)\s*</turn>\s*(?:<experience>(.*)</experience>)?\s*\Z", re.DOTALL)
-# A bare reflection is the last line of its reply; the lines before it are the policy's own thoughts, as `<think>` is among tags.
-_BARE_REFLECTION = re.compile(r"(?:\A|\n)\s*turn ([0-9]{1,6}|none)(?:: ([^\n]+))?\s*\Z")
-_BARE_OPENING = re.compile(r"^\s*turn ", re.MULTILINE)
-
-
-class Unreadable(ValueError):
-    """A reply that does not have the form that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The templates of one profile. `form` is how replies look: `bare` text, or `tags` (`<think>`, `<action>`, ...)."""
+    """The templates of one profile, and the environment's own line of help, which `system` may name. `form` is how replies look.
+
+    `unread` answers a reply without an action in the environment's place, `reflect_again` asks anew after an unreadable reflection,
+    `left_out` stands for an observation that a shortened history leaves out, `reminder` ends what is read at each turn.
+    """
 
     system: str
     first: str
@@ -49,7 +52,12 @@ class Prompts:
     reflect: str
     reflect_end: str
     feedback: str
-    form: Literal["bare", "tags"] = "tags"
+    unread: str = ""
+    reflect_again: str = ""
+    left_out: str = LEFT_OUT
+    reminder: str = ""
+    form: Form = "tags"
+    actions_help: str = ""
 
 
 def check_prompts(prompts: Prompts) -> None:
@@ -71,7 +79,15 @@ def fill(template: str, **values: str | int) -> str:
 def turn_text(prompts: Prompts, task: Task, turn: int, observation: str) -> str:
     """What the policy reads before it takes turn `turn`."""
     template = prompts.first if turn == 1 else prompts.turn
-    return fill(template, turn=turn, observation=observation, horizon=task.horizon, instruction=task.instruction)
+    text = fill(template, turn=turn, observation=observation, horizon=task.horizon, instruction=task.instruction)
+    return text + prompts.reminder
+
+
+def reply_text(prompts: Prompts, turn: Turn, *, thoughts: bool = True) -> str:
+    """What stands in a history as the policy's reply at a turn: the reply as it was, or without its thoughts the action alone."""
+    if thoughts:
+        return turn.completion.text
+    return render_action(prompts.form, turn.action) if turn.parsed else turn.action
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,36 +110,52 @@ class Scene:
     root: Observation
 
 
-def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING) -> tuple[Message, ...]:
+WHOLE = Shortening()
+
+
+def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING, shortening: Shortening = WHOLE) -> tuple[Message, ...]:
     """The prompt for the turn after `walk`, every experience of the walk in its place."""
-    messages = _history(scene, walk, notes.feedback)
+    messages = _history(scene, walk, notes.feedback, shortening)
     if notes.advice is not None:
         messages[-1] = _extended(messages[-1], fill(scene.prompts.experience, experience=notes.advice))
     return tuple(messages)
 
 
-def reflect_messages(scene: Scene, walk: Sequence[Turn], *, ended: bool, feedback: tuple[str, ...] = ()) -> tuple[Message, ...]:
+def reflect_messages(
+    scene: Scene, walk: Sequence[Turn], *, ended: bool, feedback: tuple[str, ...] = (), shortening: Shortening = WHOLE
+) -> tuple[Message, ...]:
     """The prompt that asks where the walk went wrong, below the history and `feedback` that the policy acted on.
 
     `ended` says whether the attempt is over.
     """
-    messages = _history(scene, walk, feedback)
+    messages = _history(scene, walk, feedback, shortening)
     question = scene.prompts.reflect_end if ended else scene.prompts.reflect
     messages[-1] = _extended(messages[-1], fill(question, turn=len(walk)))
     return tuple(messages)
 
 
-def bare_messages(scene: Scene, walk: Sequence[Turn]) -> tuple[Message, ...]:
-    """The experience-free prompt for the turn after `walk`: what a model without any advice would have read there."""
-    return tuple(_history(scene, [replace(turn, experience=None) for turn in walk], ()))
+def asked_again(prompts: Prompts, messages: tuple[Message, ...], reply: str, problem: str, *, turns: int) -> tuple[Message, ...]:
+    """The same question after a reply to it that could not be read, with what was wrong with it where the prompts have words for that."""
+    if not prompts.reflect_again:
+        return messages
+    again = fill(prompts.reflect_again, problem=problem, turn=turns)
+    return (*messages, Message("assistant", reply[:LONGEST_QUOTED], sampled=True), Message("user", again))
 
 
-def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...]) -> list[Message]:
+def bare_messages(scene: Scene, walk: Sequence[Turn], shortening: Shortening = WHOLE) -> tuple[Message, ...]:
+    """The experience-free prompt for the turn after `walk`: what a model without any advice would have read there.
+
+    `shortening` is that of the prompt that the turn was sampled from.
+    """
+    return tuple(_history(scene, [replace(turn, experience=None) for turn in walk], (), shortening))
+
+
+def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening) -> list[Message]:
     prompts, task, root = scene.prompts, scene.task, scene.root
-    messages = [Message("system", fill(prompts.system))] if prompts.system else []
-    observation = root
+    messages = [Message("system", fill(prompts.system, actions_help=prompts.actions_help))] if prompts.system else []
+    seen = root.text
     for number in range(1, len(walk) + 2):
-        content = turn_text(prompts, task, number, observation.text)
+        content = turn_text(prompts, task, number, seen)
         if number == 1 and feedback:
             content += fill(prompts.feedback, experiences="\n".join(f"- {text}" for text in feedback))
         if number > len(walk):
@@ -131,64 +163,12 @@ def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...]) -> l
         turn = walk[number - 1]
         if turn.experience is not None:
             content += fill(prompts.experience, experience=turn.experience)
-        messages += [Message("user", content), Message("assistant", turn.completion.text, sampled=True)]
-        observation = turn.observation
+        reply = reply_text(prompts, turn, thoughts=number > shortening.thoughts)
+        messages += [Message("user", content), Message("assistant", reply, sampled=True)]
+        # What the last turn came to is what the policy stands before: that always stays.
+        seen = prompts.left_out if number <= shortening.observations and number < len(walk) else turn.observation.text
     raise AssertionError("unreachable: the loop returns at its last number")
 
 
 def _extended(message: Message, text: str) -> Message:
     return Message(message.role, message.content + text, message.sampled)
-
-
-def _once(reply: str, tag: str) -> bool:
-    return reply.count(f"<{tag}>") == reply.count(f"</{tag}>") == 1
-
-
-def render_action(prompts: Prompts, action: str) -> str:
-    """A reply that takes an action."""
-    return action if prompts.form == "bare" else f"<action>{action}</action>"
-
-
-def parse_action(prompts: Prompts, reply: str) -> str:
-    """The action that a reply takes. Raises `Unreadable` when there is not exactly one, at the end of the reply.
-
-    A bare action is one line; one in tags may be any text, such as a program.
-    """
-    if prompts.form == "bare":
-        action = reply.strip()
-        if not action or "\n" in action:
-            raise Unreadable("wanted one line with an action")
-        return action
-    found = _TAGGED_ACTION.search(reply)
-    if found is None or not _once(reply, "action") or not found.group(1).strip():
-        raise Unreadable("wanted one <action>...</action> at the end")
-    return found.group(1).strip()
-
-
-def render_reflection(prompts: Prompts, experience: Experience | None) -> str:
-    """A reply that names a turn and an experience, or (None) says that nothing went wrong."""
-    if prompts.form == "bare":
-        return "turn none" if experience is None else f"turn {experience.turn}: {experience.text}"
-    if experience is None:
-        return "<turn>none</turn>"
-    return f"<turn>{experience.turn}</turn>\n<experience>{experience.text}</experience>"
-
-
-def parse_reflection(prompts: Prompts, reply: str, turns: int) -> Experience | None:
-    """The experience that a reply names, or None when it says that nothing went wrong.
-
-    Raises `Unreadable` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped.
-    """
-    tagged = prompts.form == "tags"
-    found = (_TAGGED_REFLECTION if tagged else _BARE_REFLECTION).search(reply)
-    single = not tagged and len(_BARE_OPENING.findall(reply)) == 1
-    if found is None or not (single or (_once(reply, "turn") and (found.group(2) is None or _once(reply, "experience")))):
-        raise Unreadable("wanted one turn and one experience")
-    number, text = found.group(1), (found.group(2) or "").strip()
-    if number == "none":
-        return None
-    if not 1 <= int(number) <= turns:
-        raise Unreadable(f"wanted a turn from 1 to {turns}, found {number}")
-    if not text:
-        raise Unreadable("wanted an experience in words")
-    return Experience(int(number), text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,19 +20,21 @@ from rich.console import Console
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
+from leafe.address import hidden
 from leafe.bench import Bench
 from leafe.compose import bench_of
-from leafe.config import load_recipe
-from leafe.distill.store import export, read_examples
+from leafe.config import load_recipe, recipe_names
+from leafe.distill.store import HINTS, export, read_examples
 from leafe.doctor import examine, sandbox_finding
 from leafe.envs import registry
 from leafe.envs.check import check_environment
 from leafe.envs.person import person_plays
 from leafe.envs.sandbox.probe import objection
-from leafe.errors import LeafeError, RunConflict, UserError
+from leafe.errors import LeafeError, RunConflict, UnknownName, UserError
 from leafe.evaluate.compare import compare as compare_arms
 from leafe.evaluate.outcomes import ArmOutcomes, of_run
 from leafe.evaluate.passk import Resampling
+from leafe.forest.faults import Faults
 from leafe.methods import leafe as method
 from leafe.methods.diagnose import diagnose as diagnose_model
 from leafe.nano import CHECKPOINTS
@@ -42,9 +44,20 @@ from leafe.progress import Progress, Silent
 from leafe.records import encode
 from leafe.run import RunDirectory, next_free
 from leafe.settings import EvaluateSettings
-from leafe.terminal import Bars, check_table, diagnosis_table, exploration_table, findings_table, pass_table
+from leafe.terminal import Bars, alarm, check_table, diagnosis_table, exploration_table, faults_table, findings_table, pass_table
 from leafe.train.checkpoint import locate
-from leafe.viewer.report import arms_of, comparison_of, exploration_of, notice_of, rows_of, write_report
+from leafe.viewer.report import (
+    alarms_of,
+    arms_of,
+    comparison_of,
+    ends_of,
+    exploration_of,
+    faults_named,
+    flags_of,
+    notice_of,
+    rows_of,
+    write_report,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,8 +71,10 @@ console = Console()
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 RunPath = Annotated[Path, typer.Argument(help="a run directory", show_default=False)]
+RunOrRecipe = Annotated[str, typer.Argument(help="a run directory; or a recipe's name or YAML file", show_default=False)]
 Recipe = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as a.b=value", show_default=False)]
+Out = Annotated[Path | None, typer.Option(help="the run directory; a free one below runs/ unless said")]
 Arguments = Annotated[list[str] | None, typer.Argument(help="the environment's arguments as name=value", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
@@ -82,45 +97,92 @@ def _values(texts: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def _show(run: RunDirectory) -> None:
-    """The tables of a run and the path of its page."""
-    forests = exploration_of(run)
-    if forests:
-        console.print(exploration_table(rows_of(forests)))
+def _show(run: RunDirectory, *, ends: bool = True) -> None:
+    """The tables of a run, what makes them mean little, and the path of its page. `ends`: and why there was nothing to train on."""
+    rows, arms = rows_of(exploration_of(run)), arms_of(run)
+    if rows:
+        console.print(exploration_table(rows))
         if notice := notice_of(run):
             console.print(escape(notice), highlight=False)
-    if arms_of(run):
+    if arms:
         console.print(pass_table(comparison_of(run)))
+    named = faults_named(rows, arms)
+    _show_faults(named, (*flags_of(run), *alarms_of(named, run.config), *(ends_of(run) if ends else ())))
     console.print(f"The page: {write_report(run)}", soft_wrap=True, highlight=False)
+
+
+def _show_faults(named: Sequence[tuple[str, Faults]], sentences: Sequence[str]) -> None:
+    if named:
+        console.print(faults_table(named))
+    for sentence in sentences:
+        console.print(alarm(sentence), highlight=False)
+
+
+def _shown(run: RunDirectory, work: Callable[[], None]) -> None:
+    """Works on a run and shows its tables, even where its end is a `UserError`: what there is explains it."""
+    try:
+        work()
+    except UserError:
+        if run.stages:
+            _show(run, ends=False)
+        raise
+    _show(run)
+
+
+def _opened(where: str, overrides: list[str] | None, out: Path | None) -> tuple[Bench, RunDirectory]:
+    """The run that an argument means, with its bench: a run directory, or a recipe, with which one is started in `out`."""
+    names_recipe = where in recipe_names() or where.endswith((".yaml", ".yml"))
+    told_how = bool(overrides or out)
+    if names_recipe and (told_how or not (Path(where) / "config.yaml").is_file()):
+        return _started(where, overrides, out)
+    if not Path(where).exists():
+        raise UnknownName("run directory or recipe", where, recipe_names())
+    if told_how:
+        raise UserError(f"{where} is no recipe, and a run keeps the settings that it was started with; leave out all but {where}")
+    run = RunDirectory.existing(Path(where))
+    return bench_of(run.config, Bars(console)), run
+
+
+def _started(recipe: str, overrides: list[str] | None, out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
+    """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where a new one `trains`."""
+    config = load_recipe(recipe, overrides or [])
+    bench = bench_of(config, Bars(console))
+    trains = trains and bool(config.arms)
+    bench.check(trains=trains)
+    if trains and config.arms and not (out and (out / "stages.json").is_file()):
+        bench.try_training()
+    run = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
+    if not run.done:
+        console.print(f"{config.name} in {run.path}", highlight=False, soft_wrap=True)
+    return bench, run
 
 
 def _stage(path: Path, work: Callable[[Bench, RunDirectory], None]) -> None:
     """One stage on a run directory, then the tables."""
     with RunDirectory.existing(path) as run:
-        work(bench_of(run.config, Bars(console)), run)
-        _show(run)
+        _shown(run, lambda: work(bench_of(run.config, Bars(console)), run))
 
 
 @app.command()
-def run(
-    recipe: Recipe, overrides: Overrides = None, *, out: Annotated[Path | None, typer.Option(help="the run directory")] = None
-) -> None:
+def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None:
     """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
-    config = load_recipe(recipe, overrides or [])
-    bench = bench_of(config, Bars(console))
-    bench.check()
-    with RunDirectory.open(out or next_free(Path("runs"), config.name), config) as directory:
+    bench, directory = _started(recipe, overrides, out, trains=True)
+
+    def work() -> None:
         if not directory.done:
-            console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)
             method.run_recipe(bench, directory)
             directory.finish()
-        _show(directory)
+
+    with directory:
+        _shown(directory, work)
 
 
 @app.command()
-def explore(path: RunPath) -> None:
-    """Stage 1 on a run directory: the first round and the controls; those that are finished are left alone."""
-    _stage(path, method.explore)
+def explore(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None) -> None:
+    """Stage 1: the first round and the controls; those that are finished are left alone. With a recipe, a run is started in --out."""
+    bench, directory = _opened(where, overrides, out)
+    with directory:
+        _shown(directory, lambda: method.explore(bench, directory))
 
 
 @app.command()
@@ -136,14 +198,17 @@ def train(path: RunPath) -> None:
 
 
 @app.command()
-def evaluate(path: RunPath) -> None:
-    """Measures base and trained arms on the held-out tasks."""
+def evaluate(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None) -> None:
+    """Measures base and trained arms on the held-out tasks. With a recipe, a run is started in --out and the base alone is measured."""
+    bench, directory = _opened(where, overrides, out)
+    arms = ("base", *bench.config.arms) if directory.path == Path(where) else ("base",)
 
-    def work(bench: Bench, run: RunDirectory) -> None:
-        for arm in ("base", *bench.config.arms):
-            method.measure(bench, run, arm)
+    def work() -> None:
+        for arm in arms:
+            method.measure(bench, directory, arm)
 
-    _stage(path, work)
+    with directory:
+        _shown(directory, work)
 
 
 @app.command()
@@ -164,13 +229,16 @@ def compare(
     """Pass@k of the arms of one run or several, side by side, minus their run's base or another arm. Intervals are as in the first run."""
     arms: list[ArmOutcomes] = []
     settings: list[EvaluateSettings] = []
+    sentences: list[str] = []
     for path in runs:
         with RunDirectory.existing(path, read_only=True) as directory:
             settings.append(directory.config.evaluate)
             found = arms_of(directory)
             if not found:
                 raise UserError(f"{path} has measured nothing yet; type: leafe evaluate {path}")
-            arms += found if len(runs) == 1 else of_run(path.resolve().name, found)
+            named = found if len(runs) == 1 else of_run(path.resolve().name, found)
+            arms += named
+            sentences += alarms_of(faults_named([], named), directory.config)
     shared = min(settings, key=lambda one: one.samples).ks
     ks = () if k is None else tuple(sorted({*shared, k}))
     comparison = compare_arms(arms, base=base, ks=ks, how=Resampling(settings[0].resamples, settings[0].confidence))
@@ -178,6 +246,7 @@ def compare(
         _emit(comparison.as_json())
     else:
         console.print(pass_table(comparison))
+        _show_faults([(arm.name, arm.faults) for arm in comparison.arms], sentences)
 
 
 @app.command()
@@ -201,6 +270,8 @@ def diagnose(
         _emit(encode(found))
     else:
         console.print(diagnosis_table(found))
+        named = [("tree", found.tree_faults), ("independent", found.independent_faults)]
+        _show_faults(named, alarms_of(named, config))
 
 
 @app.command()
@@ -259,7 +330,7 @@ def export_examples(
             raise UserError(f"{path} has no examples yet; type: leafe distill {path}")
         if out.exists():
             raise RunConflict(f"{out} is there already; give another file")
-        console.print(f"{export(read_examples(source), kind, out)} examples in {out}", highlight=False)
+        console.print(f"{export(read_examples(source), kind, out)} examples in {out}; {HINTS[kind]}", highlight=False)
 
 
 @app.command()
@@ -312,10 +383,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"leafe: {error}", file=sys.stderr)
+        print(f"leafe: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except LeafeError as error:
-        print(f"leafe: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"leafe: {type(error).__name__}: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except SystemExit as ended:
         if ended.code == INTERRUPTED:

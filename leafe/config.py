@@ -38,6 +38,10 @@ for _dialect in (_Loader, _Dumper):
     _dialect.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
+# What a prompt profile may set: what goes with the length and the form of what is said, and with the kind of model that it was written for.
+PROFILED = frozenset({"sampling", "engine", "history", "remind", "environment", "train"})
+
+
 def _read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
@@ -133,8 +137,33 @@ def dump(config: RunConfig) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
-def parse(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
+def _profile_settings(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a prompt profile sets where the recipe is silent, for all environments and then for its own: sizes that go with the prompts."""
+    profile, environment = values.get("prompts", "terse"), values.get("environment")
+    name = environment.get("name") if isinstance(environment, Mapping) else None
+    shipped = files("leafe") / "prompts" / str(profile)
+    folder = shipped if "/" not in str(profile) and shipped.is_dir() else Path(str(profile))
+    for place in (folder, folder / name) if isinstance(name, str) and ":" not in name and "/" not in name else (folder,):
+        if (place / "settings.yaml").is_file():
+            found = _read_yaml((place / "settings.yaml").read_text(encoding="utf-8"), str(place / "settings.yaml"))
+            if not isinstance(found, dict) or not found.keys() <= PROFILED:
+                raise UserError(f"{place / 'settings.yaml'} may set {', '.join(sorted(PROFILED))} and holds {found!r:.80}")
+            yield found
+
+
+def _laid_over(lower: Any, upper: Any) -> Any:
+    """`upper`, with what it does not say taken from `lower`, group by group."""
+    if not isinstance(lower, dict) or not isinstance(upper, dict):
+        return upper
+    merged = {**lower, **upper}
+    return merged | {key: _laid_over(lower[key], upper[key]) for key in lower.keys() & upper.keys()}
+
+
+def parse(text: str, source: str, overrides: Sequence[str] = (), *, whole: bool = False) -> RunConfig:
     """A configuration from YAML text; `source` names it in messages.
+
+    What neither the text nor an override says is as the prompt profile has it, and what that does not say has the default. A `whole` text,
+    as a run directory keeps it, says everything that it was made with.
 
     >>> parse("name: trial\\nenvironment: {name: sokoban}", "trial", ["train.epochs=3"]).train.epochs
     3.0
@@ -146,7 +175,10 @@ def parse(text: str, source: str, overrides: Sequence[str] = ()) -> RunConfig:
         return _validate(values, source)
     for override in overrides:
         _override(values, override)
-    return _validate(values, source)
+    settled: dict[str, Any] = {}
+    for layer in (*(() if whole else _profile_settings(values)), values):
+        settled = _laid_over(settled, layer)
+    return _validate(settled, source)
 
 
 def recipe_names() -> list[str]:

@@ -20,9 +20,14 @@ from leafe.errors import CorruptFile
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes a whole file or nothing: a reader sees the old content or the new one."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """The same for what is no text."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

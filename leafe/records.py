@@ -8,7 +8,7 @@ turn `t` is the action taken in the state after `t - 1` actions.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
@@ -97,6 +97,12 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     finish: Literal["stop", "length", "context"] = "stop"
     prompt_tokens: int = 0
+    counted: int = 0  # tokens drawn, as a server counts them that does not say which
+
+    @property
+    def drawn(self) -> int:
+        """How many tokens were drawn."""
+        return self.counted or len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +114,23 @@ class Experience:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortening:
+    """What a prompt left out of its history: the thoughts of the first `thoughts` turns, the observations of the first `observations`.
+
+    The observation of a turn is what the environment answered it with. The task, the first observation and every action stay.
+    """
+
+    thoughts: int = 0
+    observations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One action and what came of it. `experience` is the advice that stood in the prompt at this very turn, if any.
 
-    `parsed` is false when the reply held no action; the environment was then given the reply's text as it was.
+    `parsed` is false when the reply held no action. The environment was then given the reply's text as it was, or, where the prompts have
+    a message for that, nothing at all: `stepped` is false and the observation is that message. `shortening` is what the turn's own prompt
+    left out.
     """
 
     id: str
@@ -123,6 +142,13 @@ class Turn:
     completion: Completion
     observation: Observation
     experience: str | None = None
+    stepped: bool = True
+    shortening: Shortening = Shortening()
+
+
+def taken(walk: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns of a walk whose actions the world was given; they alone lead back to where it stands."""
+    return tuple(turn for turn in walk if turn.stepped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +182,16 @@ class Reflection:
     replies: tuple[Completion, ...]
     experience: Experience | None = None
     error: str | None = None
+
+    @property
+    def no_room(self) -> bool:
+        """Whether the model's context left no room to reflect, even over the shortest history: not the policy's fault."""
+        return bool(self.replies) and self.replies[-1].finish == "context"
+
+    @property
+    def unread(self) -> bool:
+        """Whether the policy answered and no answer could be read."""
+        return self.error is not None and not self.no_room
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,7 @@ def _read_config(path: Path) -> RunConfig:
     if header != HEADER + text_digest(body):
         raise CorruptFile(f"{path} is not as leafe wrote it; restore it, or start anew: leafe run {path} --out ANOTHER")
     try:
-        return parse(body, str(path))
+        return parse(body, str(path), whole=True)
     except UserError as error:
         raise CorruptFile(f"{path} was written by another version of leafe: {error}") from None
 

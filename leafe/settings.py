@@ -7,17 +7,20 @@ it, and nothing here knows what is done with it. `config.py` reads and writes th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from leafe.address import server_address
 from leafe.digest import canonical, digest
 from leafe.records import Sampling
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+API_KEY_ENV = "OPENAI_API_KEY"
 
 
 class Settings(BaseModel):
@@ -61,21 +64,46 @@ class TaskSettings(Settings):
 class EngineSettings(Settings):
     """What draws the completions.
 
-    `device`, `threads`, `processes`, `slots`, `concurrency` and `base_url` say how and where and not what: a run may be resumed with
-    others. `device` is one of torch's, `auto` a GPU where there is one. Each of `processes` holds the model, on a GPU of its own where
-    there are as many; `threads` is for each of them, 0 shares out the cores that are free. `max_context` is in tokens.
+    `device`, `threads`, `processes`, `slots`, `concurrency`, `cache_gib` and `base_url` say how and where, not what: a run may be resumed
+    with others. `device` is one of torch's, `auto` a GPU where there is one. Each of `processes` holds the model, on a GPU of its own where
+    there are as many; 0 is one a GPU, or for a small model on a processor one a core, two at most. `threads` is for each of them, 0 shares
+    out the cores that are free. `max_context` caps a conversation, in tokens; 0 leaves it to the model or the server. `cache_gib` is what
+    the keys and values of all processes may take, 0 half of what is free.
+
+    The rest is for servers. `api_key_env` is the name of an environment variable, never a key. `tokenizer` (`model`, a folder or a Hub
+    name) makes ids where the server returns none. `timeout` and `patience` are in seconds: for one answer, and for a server that is away.
     """
 
     kind: Literal["transformers", "openai"] = "transformers"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     device: Text = "auto"
     threads: int = Field(0, ge=0)
-    processes: int = Field(1, ge=1)
+    processes: int = Field(1, ge=0)
     slots: int = Field(256, ge=1)
     concurrency: int = Field(512, ge=1)
-    max_context: int = Field(1024, ge=16)
+    max_context: int = Field(0, ge=0)
+    cache_gib: float = Field(0.0, ge=0)
     base_url: str = ""
     served_model: str = ""
+    api_key_env: str = API_KEY_ENV
+    tokenizer: str = ""
+    timeout: float = Field(300.0, gt=0)
+    retries: int = Field(5, ge=0)
+    patience: float = Field(600.0, ge=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _address_holds_no_secret(cls, value: str) -> str:
+        return server_address(value) if value else value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):  # what was typed may be the key itself, so it is not repeated
+            raise ValueError(
+                f"engine.api_key_env: wanted the name of an environment variable, as {API_KEY_ENV}, found something else"
+            )
+        return value
 
     @model_validator(mode="after")
     def _server_is_named(self) -> Self:
@@ -101,6 +129,17 @@ class SamplingSettings(Settings):
 
     act: DrawSettings = DrawSettings()
     reflect: DrawSettings = DrawSettings(max_tokens=48)
+
+
+class HistorySettings(Settings):
+    """How much of its own history a policy reads at a turn.
+
+    `all` of it; the `last` ones, where turns older than the last `turns` are shortened to their actions; or what does `fit` into the
+    context, the oldest thoughts left out first, then the oldest observations. The task, the first observation and every action stay.
+    """
+
+    keep: Literal["all", "last", "fit"] = "all"
+    turns: int = Field(4, ge=1)
 
 
 class ExploreSettings(Settings):
@@ -171,13 +210,18 @@ class EvaluateSettings(Settings):
 
 
 class RunConfig(Settings):
-    """A whole run. `controls` explore at the same budget, for comparison; `arms` are trained and measured beside the base."""
+    """A whole run. `controls` explore at the same budget, for comparison; `arms` are trained and measured beside the base.
+
+    `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have.
+    """
 
     name: Name
     seed: int = Field(1, ge=0)
     model: Text = "nano"
     environment: EnvironmentSettings
     prompts: Text = "terse"
+    remind: bool = False
+    history: HistorySettings = HistorySettings()
     tasks: TaskSettings = TaskSettings()
     engine: EngineSettings = EngineSettings()
     sampling: SamplingSettings = SamplingSettings()
@@ -199,9 +243,17 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _server_serves_the_base(self) -> Self:
+        if self.engine.kind == "openai" and self.rounds > 1:
+            raise ValueError(
+                f"rounds: wanted 1 where engine.kind is openai, whose server serves the base only, found {self.rounds}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _replies_fit(self) -> Self:
         for key, draw in {"act": self.sampling.act, "reflect": self.sampling.reflect}.items():
-            if draw.max_tokens >= self.engine.max_context:
+            if self.engine.max_context and draw.max_tokens >= self.engine.max_context:
                 wanted = f"less than engine.max_context, which is {self.engine.max_context}"
                 raise ValueError(f"sampling.{key}.max_tokens: wanted {wanted}, found {draw.max_tokens}")
         return self
@@ -215,7 +267,19 @@ class RunConfig(Settings):
 # How and where a run is done, not what comes out of it.
 MACHINE = {
     "environment": {"workers"},
-    "engine": {"device", "threads", "processes", "slots", "concurrency", "base_url"},
+    "engine": {
+        "device",
+        "threads",
+        "processes",
+        "slots",
+        "concurrency",
+        "base_url",
+        "cache_gib",
+        "api_key_env",
+        "timeout",
+        "retries",
+        "patience",
+    },
     "train": {"attention", "checkpointing", "processes"},
 }
 

@@ -17,6 +17,7 @@ from leafe.envs.check import CheckReport
 from leafe.evaluate.compare import Comparison, table_rows
 from leafe.evaluate.diagnose import Diagnosis
 from leafe.evaluate.passk import Interval
+from leafe.forest.faults import Faults, fault_cells
 from leafe.viewer.page import ExplorationRow
 
 SIGNS = {"pass": "[green]✓[/]", "ok": "[green]✓[/]", "fail": "[red]✗[/]", "missing": "[red]✗[/]", "skipped": "–", "optional": "–"}
@@ -109,6 +110,16 @@ def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
     return table
 
 
+def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
+    """What came to nothing, in percent. Columns are narrow, so that eight fit into eighty characters."""
+    replies = "replies\nwithout\naction|replies\ncut|prompts\nshort-\nened"
+    words = f"|{replies}|tries out\nof room|tries\nbroken|reflec-\ntions\nunread|reflec-\ntions no\nroom"
+    table = _table("Replies, tries and reflections, %", words.split("|"))
+    for name, faults in named:
+        table.add_row(escape(name), *fault_cells(faults))
+    return table
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
     """What `doctor` found."""
     table = Table(show_header=False, box=None)
@@ -162,3 +173,8 @@ def diagnosis_table(found: Diagnosis) -> Table:
     for label, text in rows.items():
         table.add_row(label, escape(text))
     return table
+
+
+def alarm(sentence: str) -> str:
+    """A sentence that must not be passed over, as the console's markup."""
+    return f"[bold red]! {escape(sentence)}[/]"

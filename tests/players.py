@@ -18,7 +18,7 @@ from leafe.errors import EnvironmentFailure, EpisodeError
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.growth import Growth, Rules
 from leafe.prompts import load_prompts
-from leafe.records import Ask, Completion, Observation, Task, Tree
+from leafe.records import Ask, Completion, Observation, Sampling, Task, Tree
 
 Result = TypeVar("Result")
 Policy = Callable[[Ask], str]
@@ -59,7 +59,7 @@ def scripted(*answers: str) -> Policy:
 
 
 def completion(text: str, ask: Ask) -> Completion:
-    """A reply as `ScriptedEngine` would give it."""
+    """A reply as `ScriptedEngine` would give it, however long it is."""
     ids = tuple(text.encode())
     prompt = sum(len(message.content.encode()) for message in ask.messages)
     return Completion(text, ids, (0.0,) * len(ids), prompt_tokens=prompt)
@@ -125,7 +125,8 @@ def key_in(place: int, *, horizon: int = 3, number: int = 0) -> Task:
 
 def rules(prompts: Prompts = TERSE, **settings: Any) -> Rules:
     """Rules with a large budget unless told otherwise."""
-    return Rules(**{"prompts": prompts, "seed": 1, "turns": 100, "max_attempts": 3, **settings})
+    room = Sampling(max_tokens=1 << 20)  # a script may say what it likes
+    return Rules(**{"prompts": prompts, "seed": 1, "turns": 100, "max_attempts": 3, "act": room, "look_back": room, **settings})
 
 
 def grown(explorer: Callable[[Growth], Play[Tree]], hand: Hand, task: Task, **settings: Any) -> Tree:

@@ -127,6 +127,16 @@ def test_a_replay_and_a_snapshot_lead_to_the_same_place(data: Path) -> None:
     assert last.success and world.rollbacks == 2
 
 
+def test_a_command_is_matched_as_it_is_typed_unless_the_world_is_lenient(data: Path) -> None:
+    strict, lenient = ALFWorld(data=str(data)), ALFWorld(data=str(data), lenient=True)
+    task = strict.tasks("train", 1)[0]
+    assert strict.reset(task) == lenient.reset(task)
+    for command in list(strict.expert()):
+        said = command.upper().replace(" TO ", " To  the ") + " ."
+        assert strict.step(said).text == "Nothing happens." and strict.command_in(said) == said
+        assert lenient.command_in(said) == command and lenient.step(said) == strict.step(command)
+
+
 def test_the_walkthrough_is_the_expert_at_the_start_and_a_plan_is_afterwards(data: Path) -> None:
     world = ALFWorld(data=str(data))
     for task in world.tasks("train", 12):

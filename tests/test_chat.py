@@ -1,4 +1,4 @@
-"""Prompts and replies: rendering and parsing are inverses, nothing is clamped, and no value is ever read as a template."""
+"""Prompts: the same history gives the same one, advice has its place, and no value is ever read as a template."""
 
 from __future__ import annotations
 
@@ -8,37 +8,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from players import FULL, TERSE, completion, key_in, turns_in
 
-from leafe.chat import (
-    Notes,
-    Prompts,
-    Scene,
-    Unreadable,
-    act_messages,
-    bare_messages,
-    check_prompts,
-    fill,
-    parse_action,
-    parse_reflection,
-    reflect_messages,
-    render_action,
-    render_reflection,
-)
+from leafe.chat import Notes, Prompts, Scene, act_messages, bare_messages, check_prompts, fill, reflect_messages
 from leafe.errors import UnknownName, UserError
 from leafe.prompts import PROFILES, load_prompts
-from leafe.records import Ask, Experience, Message, Observation, Sampling, Turn
+from leafe.records import Ask, Message, Observation, Sampling, Turn
 
 BOTH = pytest.mark.parametrize("prompts", [TERSE, FULL], ids=["bare", "tags"])
-WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).map(str.strip).filter(bool)
-TAGS = ("<action>", "</action>", "<turn>", "</turn>", "<experience>", "</experience>")
-
-
-def sayable(prompts: Prompts, text: str) -> bool:
-    """Whether a reply of this form can hold the text: one line where replies are bare, no tag where they are tagged."""
-    return "\n" not in text if prompts.form == "bare" else not any(tag in text for tag in TAGS)
 
 
 def turn(index: int, action: str, shows: str = "Empty.", advice: str | None = None) -> Turn:
@@ -49,102 +28,6 @@ def turn(index: int, action: str, shows: str = "Empty.", advice: str | None = No
 
 def scene(prompts: Prompts = TERSE, shows: str = "Places.") -> Scene:
     return Scene(prompts, key_in(1), Observation(shows))
-
-
-@BOTH
-@given(text=WORDS)
-def test_a_rendered_action_is_read_back_as_it_was(prompts: Prompts, text: str) -> None:
-    assume(sayable(prompts, text))
-    assert parse_action(prompts, render_action(prompts, text)) == text
-
-
-@BOTH
-@given(text=WORDS, number=st.integers(1, 99), beyond=st.integers(0, 5))
-def test_a_rendered_reflection_is_read_back_as_it_was(prompts: Prompts, text: str, number: int, beyond: int) -> None:
-    assume(sayable(prompts, text))
-    experience = Experience(number, text)
-    assert parse_reflection(prompts, render_reflection(prompts, experience), number + beyond) == experience
-
-
-@BOTH
-def test_a_reflection_that_finds_no_mistake_is_read_back_as_none(prompts: Prompts) -> None:
-    assert parse_reflection(prompts, render_reflection(prompts, None), 3) is None
-
-
-@BOTH
-@given(reply=st.text(max_size=30) | st.text("turnone 0123:<>/action", max_size=40))
-def test_any_reply_is_either_read_or_unreadable(prompts: Prompts, reply: str) -> None:
-    for read in (lambda: parse_action(prompts, reply), lambda: parse_reflection(prompts, reply, 3)):
-        try:
-            read()
-        except Unreadable:
-            continue
-
-
-def test_a_tagged_action_may_be_a_program_and_may_follow_thoughts() -> None:
-    program = "while a < b and b > c:\n    print({a})"
-    assert parse_action(FULL, f"<think>hm < {{}}</think>\n<action>\n{program}\n</action>\n") == program
-
-
-@pytest.mark.parametrize(
-    ("prompts", "reply"),
-    [
-        (TERSE, ""),
-        (TERSE, " \n "),
-        (TERSE, "up\ndown"),
-        (FULL, "up"),
-        (FULL, "<action></action>"),
-        (FULL, "<action> \n</action>"),
-        (FULL, "<action>up"),
-        (FULL, "<action>up</action> and so on"),
-        (FULL, "<action>up</action><action>down</action>"),
-        (FULL, "<action>up</action></action>"),
-        (FULL, "<think>not <action>up</action></think><action>down</action>"),
-    ],
-)
-def test_a_reply_without_exactly_one_action_at_its_end_is_unreadable(prompts: Prompts, reply: str) -> None:
-    with pytest.raises(Unreadable):
-        parse_action(prompts, reply)
-
-
-@pytest.mark.parametrize("number", ["0", "4", "-1", "999999", "1000000", "1.5", "two", "٣", ""])
-@BOTH
-def test_a_turn_out_of_range_is_unreadable_and_never_clamped(prompts: Prompts, number: str) -> None:
-    reply = f"turn {number}: go" if prompts.form == "bare" else f"<turn>{number}</turn><experience>go</experience>"
-    with pytest.raises(Unreadable):
-        parse_reflection(prompts, reply, 3)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "reply"),
-    [
-        (TERSE, ""),
-        (TERSE, "turn 1"),
-        (TERSE, "turn 1: "),
-        (TERSE, "turn 1: go left\nturn 2: go right"),
-        (TERSE, "turn none\nturn 1: go left"),
-        (TERSE, "I think turn 1: go left"),
-        (FULL, ""),
-        (FULL, "<turn>1</turn>"),
-        (FULL, "<turn>1</turn><experience> \n</experience>"),
-        (FULL, "<turn>1</turn><experience>go left"),
-        (FULL, "<turn>1</turn><experience>go left</experience> That is all."),
-        (FULL, "<turn>1</turn> so: <experience>go left</experience>"),
-        (FULL, "<turn>1</turn><turn>2</turn><experience>go left</experience>"),
-        (FULL, "<turn>1</turn><experience>go left</experience><experience>go right</experience>"),
-        (FULL, "<turn>1</turn><experience>go left</experience></experience>"),
-        (FULL, "<experience>go left</experience><turn>1</turn>"),
-        (FULL, "<experience>go left</experience>"),
-    ],
-)
-def test_a_reflection_in_another_form_is_unreadable(prompts: Prompts, reply: str) -> None:
-    with pytest.raises(Unreadable):
-        parse_reflection(prompts, reply, 3)
-
-
-def test_a_tagged_reflection_may_follow_thoughts_and_hold_several_lines() -> None:
-    reply = "Turn 2 was bad.\n<turn> 2 </turn>\n<experience>\ngo left,\nthen {up}\n</experience>\n"
-    assert parse_reflection(FULL, reply, 3) == Experience(2, "go left,\nthen {up}")
 
 
 @given(value=st.text(max_size=30) | st.sampled_from(["{turn}", "{observation}{instruction}", "{{x}}", "{experience}", "\\1"]))
@@ -206,12 +89,12 @@ def test_only_what_the_policy_wrote_is_marked_as_sampled_and_sides_take_turns(pr
 
 def test_an_empty_system_prompt_makes_no_message() -> None:
     assert act_messages(scene(TERSE), []) == (Message("user", "Find the key. 3 turns.\n1: Places."),)
-    assert act_messages(scene(FULL), [])[0] == Message("system", FULL.system)
+    assert act_messages(scene(FULL), [])[0] == Message("system", fill(FULL.system, actions_help=FULL.actions_help))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_both_shipped_profiles_load_for_any_environment(profile: str) -> None:
-    assert load_prompts(profile, "sokoban") == load_prompts(profile, "my_package.worlds:Maze")
+    assert load_prompts(profile, "lookup") == load_prompts(profile, "my_package.worlds:Maze")
     assert load_prompts("terse", "lookup").form == "bare" and load_prompts("full", "lookup").form == "tags"
 
 
@@ -225,7 +108,7 @@ def test_a_folder_of_the_users_own_works_and_may_differ_for_one_environment(tmp_
     (folder / "lookup").mkdir()
     (folder / "lookup" / "turn.txt").write_text("Now turn {turn}:\n{observation}\n")
     assert load_prompts(str(folder), "lookup") == replace(FULL, turn="Now turn {turn}:\n{observation}")
-    assert load_prompts(str(folder), "sokoban") == FULL
+    assert load_prompts(str(folder), "gymnasium") == FULL
     (folder / "form.txt").write_text("bare\n")
     assert load_prompts(str(folder), "lookup").form == "bare"
 
@@ -233,7 +116,7 @@ def test_a_folder_of_the_users_own_works_and_may_differ_for_one_environment(tmp_
 def test_a_folder_that_lacks_a_file_or_holds_another_form_is_refused(tmp_path: Path) -> None:
     folder = own_folder(tmp_path)
     (folder / "form.txt").write_text("json")
-    with pytest.raises(UserError, match="wants the word bare or tags and holds 'json'"):
+    with pytest.raises(UserError, match="wants one of the words bare, tags, program and holds 'json'"):
         load_prompts(str(folder), "lookup")
     (folder / "form.txt").unlink()
     (folder / "turn.txt").write_bytes(b"\xff\xfe{turn}")
@@ -250,7 +133,7 @@ def test_a_folder_that_lacks_a_file_or_holds_another_form_is_refused(tmp_path: P
     ("change", "message"),
     [
         ({"turn": "{turn} {observatoin} {observation}"}, r"'turn' may name .*\{turn\} and names \{observatoin\}"),
-        ({"system": "You play {game}."}, r"'system' may name no value and names \{game\}"),
+        ({"system": "You play {game}."}, r"'system' may name .* and names \{game\}"),
         ({"first": "Turn {turn}. {observation}"}, r"'first' may name .* names \{turn\}"),
         ({"turn": "Turn {turn}."}, r"'turn' wants \{observation\}"),
         ({"experience": "Beware."}, r"'experience' wants \{experience\}"),
@@ -266,11 +149,3 @@ def test_braces_that_name_no_value_are_plain_text() -> None:
     prompts = replace(FULL, system='Answer as JSON, {"action": 1}, {} or {Name}.')
     check_prompts(prompts)
     assert act_messages(scene(prompts), [])[0].content == prompts.system
-
-
-def test_a_bare_reflection_is_the_last_line_and_may_follow_thoughts_of_the_policy_but_no_second_reflection() -> None:
-    thoughts = "4: You moved.\n######\n#P_XO#\n######\n"
-    assert parse_reflection(TERSE, f"{thoughts}turn 4: up was wrong. Go left.", 9) == Experience(4, "up was wrong. Go left.")
-    for reply in (f"turn 4: go left\n{thoughts}", "turn 4: go left\nturn 5: go up", f"{thoughts}turn 4: go left\nand so on"):
-        with pytest.raises(Unreadable):
-            parse_reflection(TERSE, reply, 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from command import QUICK, WORLD, Said, leafe, teach
+from pyarrow.parquet import read_table
 
-from leafe.distill.store import FORMATS
+from leafe.distill.store import FORMATS, HINTS
 from leafe.envs.fakes import Lookup
 from leafe.records import Observation, Task
 from leafe.run import RunDirectory
@@ -125,11 +127,58 @@ def test_stages_can_be_taken_one_command_at_a_time(model: Path, tmp_path: Path, 
         assert (run / name).read_bytes() == (first[0] / name).read_bytes()
 
 
+def test_a_recipe_can_be_explored_alone_and_the_run_goes_on_from_there(
+    model: Path, tmp_path: Path, first: tuple[Path, Said]
+) -> None:
+    run = tmp_path / "run"
+    said = leafe("explore", "smoke", f"model={model}", *WORLD, *QUICK, "--out", run)
+    assert (said.status, said.err) == (0, "") and "Exploration at equal budget" in said.out
+    assert list(json.loads((run / "stages.json").read_text())) == ["explore round 1", "explore independent"]
+    assert leafe("evaluate", "smoke", f"model={model}", *WORLD, *QUICK, "--out", run).status == 0
+    assert list(json.loads((run / "stages.json").read_text())) == ["explore round 1", "explore independent", "evaluate base"]
+    assert sorted((run / "round-1" / "forest.jsonl").read_bytes().splitlines()) == sorted(
+        (first[0] / "round-1" / "forest.jsonl").read_bytes().splitlines()
+    )
+    before = stamps(run)
+    assert leafe("explore", run).status == 0 and stamps(run) == before
+
+
+@pytest.mark.parametrize("verb", ["explore", "evaluate"])
+def test_what_is_neither_a_run_directory_nor_a_recipe_is_told_so(verb: str, finished: Path, tmp_path: Path) -> None:
+    known = "Known: household-nano, quickstart, smoke"
+    assert_one_sentence(leafe(verb, "smoek"), f"unknown run directory or recipe 'smoek'; did you mean 'smoke'? {known}")
+    assert_one_sentence(leafe(verb, tmp_path / "gone"), "unknown run directory or recipe")
+    assert_one_sentence(leafe(verb, "./gone.yaml"), "cannot read the recipe ./gone.yaml")
+    assert_one_sentence(leafe(verb, finished, "seed=2"), "a run keeps the settings that it was started with")
+    assert_one_sentence(leafe(verb, finished, "--out", tmp_path / "run"), "a run keeps the settings that it was started with")
+    assert_one_sentence(leafe(verb, "smoke", "explore.trns=3", "--out", tmp_path / "run"), "did you mean 'explore.turns'?")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_which_no_reply_holds_an_action_says_so_wherever_it_is_shown(model: Path, tmp_path: Path) -> None:
+    limits = ("sampling.act.max_tokens=24", "sampling.reflect.max_tokens=24", "prompts=full", "tasks.train=2", "tasks.test=2")
+    said = leafe("run", "smoke", f"model={model}", *WORLD, *QUICK, *limits, "--out", tmp_path / "run")
+    assert_one_sentence(said, "there is no example to train on: no reply held an action")
+    # The model knows untagged replies alone; some run on to the limit.
+    cause = r"no reply held an action(: read some on the page|; [^:!]* cut at sampling\.act\.max_tokens=24: raise it)"
+    assert re.search(cause, said.err)
+    tables = said.out.partition("Exploration at")[2].rpartition("The page:")[0]
+    assert max(map(len, tables.splitlines())) <= 80 and "…" not in tables
+    words = " ".join(said.out.split())
+    assert "100 % no action" in words and "none" not in tables and re.search(rf"! [^!]*base: {cause}", words)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert re.search(f"there is no example to train on: {cause}", page)
+    found = json.loads(leafe("compare", tmp_path / "run", "--json").out)
+    assert found["arms"][0]["faults"]["no_action"] == 1
+    for verb in ("compare", "report"):
+        assert re.search(rf"! [^!]*base: {cause}", " ".join(leafe(verb, tmp_path / "run").out.split()))
+
+
 def test_compare_gives_json_of_the_agreed_shape(first: tuple[Path, Said]) -> None:
     found = json.loads(leafe("compare", first[0], "--json").out)
     assert [arm["name"] for arm in found["arms"]] == ["base", "leafe", "rehearsal", "independent"]
     for arm in found["arms"]:
-        assert set(arm) == {"name", "pass_at_k", "minus_base", "turns", "tokens", "errors"}
+        assert set(arm) == {"name", "pass_at_k", "minus_base", "turns", "tokens", "errors", "faults"}
         assert set(arm["pass_at_k"]) == {"1", "2", "4"}
         assert set(arm["minus_base"]) == (set() if arm["name"] == "base" else {"1", "2", "4"})
         for interval in (*arm["pass_at_k"].values(), *arm["minus_base"].values()):
@@ -160,11 +209,13 @@ def test_diagnose_gives_json_of_every_figure(model: Path, tmp_path: Path, monkey
     assert (said.status, said.err) == (0, "") and not list(tmp_path.iterdir())
     assert found["tasks"] == 4 and 0 < found["branch_points"] <= 5 and found["reflections"] > 0
     assert set(found["reflection_gap"]) == {"value", "low", "high"}
+    assert found["tree_faults"]["replies"] > 0 and found["tree_faults"]["reflections"] == found["reflections"]
+    assert found["independent_faults"]["no_action"] is not None and found["independent_faults"]["unread"] is None
 
 
 def test_diagnose_shows_a_table(model: Path) -> None:
     said = leafe("diagnose", "smoke", f"model={model}", *WORLD, *QUICK)
-    assert said.status == 0 and "reflection gap" in said.out
+    assert said.status == 0 and "reflection gap" in said.out and "Replies, tries and reflections, %" in said.out
 
 
 @pytest.mark.parametrize(
@@ -201,7 +252,7 @@ def test_a_model_without_weights_is_one_sentence(model: Path, tmp_path: Path) ->
     for path in model.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, tmp_path / "hollow")
-    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow' cannot be loaded")
+    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow' has no weights; wanted model.safetensors")
 
 
 def test_another_configuration_on_a_run_is_refused_naming_the_setting(finished: Path, model: Path) -> None:
@@ -244,10 +295,12 @@ def test_comparing_what_was_not_measured_is_refused(finished: Path) -> None:
 
 @pytest.mark.parametrize("kind", sorted(FORMATS))
 def test_examples_are_exported_for_other_trainers(first: tuple[Path, Said], tmp_path: Path, kind: str) -> None:
-    said = leafe("export", first[0], kind, tmp_path / "out.jsonl")
+    out = tmp_path / ("out.parquet" if kind == "verl" else "out.jsonl")
+    said = leafe("export", first[0], kind, out)
     wanted = json.loads((first[0] / "stages.json").read_text())["train leafe"]["examples"]
     assert said.status == 0 and f"{wanted} examples in" in said.out
-    assert len((tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()) == wanted
+    assert HINTS[kind].split(":")[0] in " ".join(said.out.split())
+    assert (read_table(out).num_rows if kind == "verl" else len(out.read_text(encoding="utf-8").splitlines())) == wanted
 
 
 def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished: Path, tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_a_sample_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
         {"reward": float("nan")},
         {"stop": "tired"},
         {"turns": "five"},
+        {"no_action": 6},
+        {"cut": -1},
         {"colour": "red"},
     ],
 )
@@ -117,7 +119,7 @@ def test_the_comparison_as_json_has_exactly_the_agreed_shape() -> None:
     json.dumps(found, allow_nan=False)
     assert list(found) == ["arms"]
     base, leafe = found["arms"]
-    assert list(leafe) == ["name", "pass_at_k", "minus_base", "turns", "tokens", "errors"]
+    assert list(leafe) == ["name", "pass_at_k", "minus_base", "turns", "tokens", "errors", "faults"]
     assert list(leafe["pass_at_k"]) == list(leafe["minus_base"]) == ["1", "2", "4"]
     assert leafe["pass_at_k"]["1"]["value"] == 0.75
     assert leafe["minus_base"]["1"] == {"value": 0.625, "low": 0.5, "high": 0.75}
@@ -171,6 +173,23 @@ def test_a_table_for_the_terminal_holds_percent_with_bounds() -> None:
     assert base_most[:2] == ("", "4")
     assert leafe[-1] == "none"
     assert table_rows(Comparison(())) == (heading,)
+
+
+def test_errors_are_never_none_over_replies_without_an_action() -> None:
+    lost = [replace(LOST, sample=sample, no_action=5, cut=4, shortened=1) for sample in range(4)]
+    found = compare([ArmOutcomes("base", tuple(lost))], how=QUICK)
+    assert table_rows(found)[1][-1] == "100 % no action, 80 % cut"
+    faults = found.as_json()["arms"][0]["faults"]
+    assert (faults["no_action"], faults["cut"], faults["shortened"], faults["out_of_room"]) == (1.0, 0.8, 0.2, 0.0)
+
+
+def test_a_file_from_before_replies_were_counted_is_read_and_gives_no_share(tmp_path: Path) -> None:
+    counted = {"no_action", "cut", "shortened"}
+    old = {name: value for name, value in encode(LOST).items() if name not in counted}
+    path = tmp_path / "base.jsonl"
+    path.write_text(json.dumps({"schema": SCHEMA}) + "\n" + json.dumps(old) + "\n")
+    arm = ArmOutcomes("base", (*read_outcomes(path), replace(LOST, sample=1, no_action=5, cut=5, shortened=0)))
+    assert (arm.faults.no_action, arm.faults.cut, arm.faults.shortened, arm.faults.out_of_room) == (None, None, None, 0.0)
 
 
 def test_a_difference_of_nothing_has_no_minus_sign() -> None:

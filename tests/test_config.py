@@ -101,7 +101,7 @@ def test_a_number_may_be_written_without_a_point_before_its_exponent() -> None:
 
 
 def test_a_value_that_holds_an_equals_sign_is_kept_whole() -> None:
-    assert trial("engine.base_url='http://localhost/v1?key=a'").engine.base_url == "http://localhost/v1?key=a"
+    assert trial("engine.base_url='http://localhost/v1?version=a'").engine.base_url == "http://localhost/v1?version=a"
 
 
 def test_an_unknown_setting_is_refused_with_the_closest_one_and_all_of_its_level() -> None:
@@ -198,7 +198,7 @@ def test_a_recipe_file_that_is_not_there_is_refused_with_the_shipped_ones(tmp_pa
 
 def test_differing_fields_name_the_setting_and_both_values() -> None:
     assert differing_fields(trial(), trial("train.epochs=3", "train.lora.rank=8")) == [
-        "train.epochs: 2.0 -> 3.0",
+        "train.epochs: 6.0 -> 3.0",
         "train.lora.rank: none -> 8",
         "train.lora.alpha: none -> 32",
         "train.lora.targets: none -> []",
@@ -206,7 +206,14 @@ def test_differing_fields_name_the_setting_and_both_values() -> None:
 
 
 def test_settings_of_the_machine_make_no_other_run() -> None:
-    engine = ("engine.threads=3", "engine.slots=8", "engine.concurrency=4", "engine.base_url=http://other/v1")
+    engine = (
+        "engine.threads=3",
+        "engine.slots=8",
+        "engine.concurrency=4",
+        "engine.base_url=http://other/v1",
+        "engine.patience=1.0",
+        "engine.api_key_env=KEY",
+    )
     elsewhere = trial(*engine, "train.processes=2", "train.attention=dense", "train.checkpointing=true")
     assert elsewhere.digest == trial().digest
     assert differing_fields(trial(), elsewhere) == []

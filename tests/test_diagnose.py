@@ -21,7 +21,7 @@ from leafe.evaluate.diagnose import BranchPoint, act_unadvised, best_actions, br
 from leafe.forest.explore import explore
 from leafe.methods.diagnose import diagnose
 from leafe.progress import Silent
-from leafe.records import Ask, Observation, Tree
+from leafe.records import Ask, Completion, Observation, Reflection, Tree
 
 RECIPE = """
 name: trial
@@ -131,6 +131,15 @@ def test_nothing_to_measure_is_none_and_not_zero() -> None:
     assert found.parsed is found.branch_success is found.success_gap is found.reflection_gap is None
     assert found.fresh_success is not None and found.fresh_success.value == 1.0
     assert shares([[], []]) is None
+
+
+def test_a_reflection_without_room_is_no_reflection_that_cannot_be_read() -> None:
+    grew = tree(2)
+    full = Reflection(0, 2, (Completion("", finish="context"),), None, "the model's context leaves no room to reflect")
+    unread = Reflection(0, 2, (Completion("hm"),), None, "it names no turn")
+    found = diagnosis([replace(grew, reflections=(*grew.reflections, full, unread))], [grew], [], [])
+    assert found.reflections == 2 and found.parsed is not None and found.parsed.value == 0.5
+    assert (found.tree_faults.reflections, found.tree_faults.no_room, found.tree_faults.unread) == (3, 1 / 3, 1 / 3)
 
 
 def test_an_attempt_that_broke_counts_on_neither_side() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import FULL, TERSE, Hand, Policy, breaks, completion, grown, key_in, rules, turns_in
 
-from leafe.chat import Prompts, render_action, render_reflection
+from leafe.chat import Prompts
 from leafe.distill.examples import Choice, counterfactual, distill, rehearsal
 from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup
@@ -23,6 +23,7 @@ from leafe.forest.explore import EXPLORERS
 from leafe.forest.growth import Growth
 from leafe.forest.play import once
 from leafe.records import BROKEN, Ask, Attempt, Example, Experience, Observation, StopReason, Task, Tree, Turn, encode
+from leafe.replies import render_action, render_reflection
 
 PLACES = [f"open place{number}" for number in range(1, 4)]
 SECRET = "SECRET"  # stands in every piece of advice and nowhere else
@@ -36,12 +37,12 @@ def adviser(prompts: Prompts, actions: list[str], *, parrot: bool = False) -> Po
         draw = random.Random(ask.seed)
         if ask.purpose == "reflect":
             experience = Experience(draw.randint(1, turns_in(ask)), f"{SECRET} {draw.random()} try {draw.choice(actions)}")
-            return render_reflection(prompts, draw.choice([experience, experience, experience, None]))
+            return render_reflection(prompts.form, draw.choice([experience, experience, experience, None]))
         action = draw.choice([*actions, *actions, "what\nnow"])
         if prompts.form == "bare" or "\n" in action:
             return action
         told = [line for line in ask.messages[-1].content.split("\n") if SECRET in line] if parrot else []
-        return f"<think>{' '.join(told)}</think>" + render_action(prompts, action)
+        return f"<think>{' '.join(told)}</think>" + render_action(prompts.form, action)
 
     return answer
 

@@ -36,12 +36,34 @@ def code(name: str) -> str:
     return str(block)
 
 
-def test_the_training_example_trains(tmp_path: Path) -> None:
+Lessons = list[tuple[list[int], list[int], float]]  # (prompt ids, target ids, weight)
+
+
+def loss_of(model: Any, samples: Lessons) -> float:
+    """What training on samples one by one would have as its loss: weighted, over the number of target tokens."""
+    total = 0.0
+    with torch.inference_mode():
+        for prompt, target, weight in samples:
+            shares = model(torch.tensor([[*prompt, *target]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            total -= weight * float(shares.gather(1, torch.tensor(target)[:, None]).sum())
+    return total / sum(len(target) for _, target, _ in samples)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [[([1, 2, 3], [4, 5], 1.0), ([1, 2, 3, 4, 5, 6], [7], 0.5)], [([8], [9], 1.0)]],
+        [[([1, 2, 3], [4, 5], 1.0), ([1, 2, 3], [6, 7], -1.0)], [([8], [9], 1.0), ([8], [10], -1.0)]],
+        [[([1, 2, 3], [4, 5], 1.0), ([1, 2, 3], [4, 5], -1.0), ([1, 2], [3], -0.25)]],
+    ],
+    ids=["weights", "advantages that add up to nothing", "terms that cancel out"],
+)
+def test_the_training_example_trains(tasks: list[Lessons], tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec(compile(code("training.md"), "training.md", "exec"), names)
     model = tiny_model("llama").train()
     before = [weight.detach().clone() for weight in model.parameters()]
-    tasks = [[([1, 2, 3], [4, 5], 1.0), ([1, 2, 3, 4, 5, 6], [7], 0.5)], [([8], [9], 1.0)]]
+    wanted = loss_of(model, [sample for samples in tasks for sample in samples])
     arguments = TrainingArguments(
         str(tmp_path),
         num_train_epochs=1,
@@ -51,7 +73,8 @@ def test_the_training_example_trains(tmp_path: Path) -> None:
         use_cpu=True,
     )
     result = names["train"](model, tasks, arguments)
-    assert result.global_step == 1 and result.training_loss > 0
+    assert result.global_step == 1 and result.training_loss == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from leafe.engines.scripted import ScriptedEngine
 from leafe.errors import EngineError
 from leafe.records import Ask, Message, Sampling
 
-ASK = Ask((Message("user", "where to?"),), Sampling(max_tokens=2), seed=3)
+ASK = Ask((Message("user", "where to?"),), Sampling(max_tokens=16), seed=3)
 
 
 def test_a_script_is_a_list_of_answers_or_a_function_of_the_ask() -> None:
@@ -26,6 +27,24 @@ def test_token_ids_are_the_bytes_of_the_answer_with_one_log_probability_each() -
     found = asyncio.run(engine.generate(ASK))
     assert bytes(found.token_ids).decode() == "dé" and len(found.logprobs) == len(found.token_ids) == 3
     assert (engine.stats.requests, engine.stats.prompt_tokens, engine.stats.sampled_tokens) == (1, 9, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_an_answer_is_cut_where_a_real_engine_would_cut_it(size: int) -> None:
+    text = "go\0 left, thén right"
+    engine = ScriptedEngine([text, text], token_bytes=size)
+    whole = asyncio.run(engine.generate(replace(ASK, sampling=Sampling(max_tokens=30))))
+    assert (whole.text, whole.finish, len(whole.token_ids)) == (text, "stop", -(-len(text.encode()) // size))
+    cut = asyncio.run(engine.generate(replace(ASK, sampling=Sampling(max_tokens=3))))
+    assert (cut.finish, cut.token_ids) == ("length", whole.token_ids[:3])
+    assert cut.text == text.encode()[: 3 * size].decode(errors="ignore")
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_as_a_full_context() -> None:
+    engine = ScriptedEngine(["up"], max_context=9 + 16)
+    assert asyncio.run(engine.generate(ASK)).finish == "stop"
+    full = asyncio.run(engine.generate(replace(ASK, sampling=Sampling(max_tokens=17))))
+    assert (full.text, full.finish, full.prompt_tokens) == ("", "context", 9)
 
 
 @pytest.mark.parametrize("engine", [ScriptedEngine(["a", "b"]), ScriptedEngine(lambda _: "a", fail_after=2)])

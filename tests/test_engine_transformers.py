@@ -6,7 +6,7 @@ import asyncio
 import copy
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM
 
+from leafe.engines.memory import free_bytes
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, EngineError, UserError
 from leafe.records import Ask, Completion, Message, Sampling
@@ -147,6 +148,49 @@ def test_more_requests_than_slots_and_blocks_are_all_answered_alike() -> None:
     plays = asks(Sampling(1.0, 1.0, 5), tasks=9, samples=2, turns=4)
     narrow = run(lambda served: together(served, plays), engine(slots=2, max_context=300, tokens_per_pass=48))
     assert narrow == run(lambda served: together(served, plays), engine(slots=64, max_context=300))
+
+
+def token_bytes(model: Any) -> int:
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * width * 4)
+
+
+def test_a_cache_for_two_conversations_answers_many_as_a_large_one_does() -> None:
+    plays = asks(Sampling(1.0, 1.0, 5), tasks=9, samples=2, turns=4)
+    room = 2 * (300 + 128) * token_bytes(tiny_model())
+    small = run(lambda served: together(served, plays), engine(slots=64, max_context=300, cache_bytes=room))
+    assert small == run(lambda served: together(served, plays), engine(slots=64, max_context=300))
+
+
+def test_a_cache_too_small_for_one_conversation_is_refused_with_the_length_that_fits() -> None:
+    model = tiny_model()
+    usual = model.config._attn_implementation
+    with pytest.raises(
+        UserError, match=r"a conversation of 512 tokens takes .*; type engine.max_context=[0-9]+, or give more"
+    ) as caught:
+        engine(model=model, cache_bytes=256 * token_bytes(model))
+    assert model.config._attn_implementation == usual
+    fits = int(str(caught.value).partition("engine.max_context=")[2].partition(",")[0])
+    run(
+        lambda served: served.generate(Ask((Message("user", "go left"),), Sampling(), 0)),
+        engine(max_context=fits, cache_bytes=256 * token_bytes(model)),
+    )
+
+
+def test_the_longest_conversation_is_the_models_own_unless_it_is_capped() -> None:
+    own = tiny_model().config.max_position_embeddings
+    assert [engine(max_context=cap, slots=1).max_context for cap in (0, 64, 10 * own)] == [own, 64, own]
+
+
+def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    free = partial(free_bytes, tmp_path / "meminfo", tmp_path)
+    assert free() == 4000 << 10
+    for limit, used, left in (("max", "5", 4000 << 10), ("900", "500", 400), ("900", "1000", 0)):
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text(used + "\n")
+        assert free() == left
 
 
 def test_sampling_ends_at_an_end_token_of_the_generation_config_too() -> None:

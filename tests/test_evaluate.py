@@ -63,6 +63,12 @@ def test_an_attempt_uses_its_whole_horizon_whatever_the_budget_of_exploration(pa
     assert {(one.stop, one.turns) for one in outcomes} == {(StopReason.TURN_LIMIT, 3)}
 
 
+def test_replies_without_an_action_and_cut_replies_are_counted_in_each_outcome(path: Path) -> None:
+    outcomes, _ = measured(path, policy=steady("what\nnow", ""))
+    assert {(one.turns, one.no_action, one.cut, one.shortened) for one in outcomes} == {(3, 3, 0, 0)}
+    assert ArmOutcomes("base", read_outcomes(path)).faults.no_action == 1.0
+
+
 def test_no_two_samples_draw_the_same(path: Path) -> None:
     _, engine = measured(path)
     assert len({ask.seed for ask in engine.asks}) == len(engine.asks)

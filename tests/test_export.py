@@ -1,21 +1,27 @@
-"""Examples on disk: they come back equal, a bad line is named, and other trainers get the prompt and the completion apart."""
+"""Examples on disk: they come back equal, a bad line is named, and other trainers train on the target and nothing else."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_tokenizer
+from other_trainers import MultiTurnSFTDataset, llama_factory_trains, trl_trains
+from tiny import TEMPLATE, tiny_tokenizer
 
 from leafe.digest import canonical
-from leafe.distill.store import FORMATS, SCHEMA, export, read_examples, write_examples
-from leafe.errors import CorruptFile, UnknownName, UserError
+from leafe.distill.store import FORMATS, HINTS, SCHEMA, export, read_examples, write_examples
+from leafe.errors import CorruptFile, MissingDependency, UnknownName, UserError
 from leafe.records import Example, Message, encode
 
+TOKENIZER = tiny_tokenizer()
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), texts, st.booleans())
 examples = st.builds(
@@ -41,8 +47,10 @@ BARE = Example("e2", "rehearsal", "t1", 0, "turn1", HISTORY[1:2], "go left", (9,
 
 
 def exported(kind: str, folder: Path, *given: Example) -> list[dict[str, Any]]:
-    file = folder / "out.jsonl"
+    file = folder / ("out.parquet" if kind == "verl" else "out.jsonl")
     assert export(given, kind, file) == len(given)
+    if kind == "verl":
+        return list(pyarrow.parquet.read_table(file).to_pylist())
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -71,18 +79,60 @@ def test_trl_gets_prompt_and_completion_apart_and_the_sampled_ids(tmp_path: Path
 
 
 def test_what_trl_renders_is_what_the_engine_was_asked(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
     (line,) = exported("trl", tmp_path, EXAMPLE)
-    prompt = tokenizer.apply_chat_template(line["prompt"], add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(line["prompt"] + line["completion"], tokenize=False)
+    prompt = TOKENIZER.apply_chat_template(line["prompt"], add_generation_prompt=True, tokenize=False)
+    whole = TOKENIZER.apply_chat_template(line["prompt"] + line["completion"], tokenize=False)
     assert whole == f"{prompt}go “up”<|end|>"
 
 
-def test_verl_gets_one_conversation_that_ends_in_the_target(tmp_path: Path) -> None:
-    (line,) = exported("verl", tmp_path, EXAMPLE)
-    assert [one["role"] for one in line["messages"]] == ["system", "user", "assistant", "user", "assistant"]
-    assert line["messages"][-1]["content"] == "go “up”"
-    assert line["weight"] == 0.5
+def test_trl_trains_on_the_target_alone(tmp_path: Path) -> None:
+    first, second = exported("trl", tmp_path, EXAMPLE, BARE)
+    assert trl_trains(TOKENIZER, first) == ["go “up”<|end|>"]
+    assert trl_trains(TOKENIZER, second) == ["go left<|end|>"]
+
+
+@pytest.fixture
+def last_reply(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class that verl is told to use, with what it builds on restated."""
+    for name in ("verl", "verl.utils", "verl.utils.dataset", "verl.utils.dataset.multiturn_sft_dataset"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["verl.utils.dataset.multiturn_sft_dataset"].__dict__["MultiTurnSFTDataset"] = MultiTurnSFTDataset
+    monkeypatch.delitem(sys.modules, "leafe.distill.verl", raising=False)
+    yield importlib.import_module("leafe.distill.verl").LastReply
+    sys.modules.pop("leafe.distill.verl", None)
+
+
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, "{% if messages[0].role != 'system' %}<|system|>be good<|end|>{% endif %}" + TEMPLATE]
+)
+def test_verl_trains_on_the_target_alone(template: str, last_reply: Any, tmp_path: Path) -> None:
+    rows = exported("verl", tmp_path, EXAMPLE, BARE)
+    given = last_reply(rows, tiny_tokenizer(template=template))
+    assert list(given.trains()) == [["go “up”<|end|>"], ["go left<|end|>"]]
+
+
+def test_verls_own_data_set_would_train_on_the_history_and_finds_no_column_to_read(tmp_path: Path) -> None:
+    rows = exported("verl", tmp_path, EXAMPLE)
+    with pytest.raises(KeyError, match="messages"):
+        MultiTurnSFTDataset(rows, TOKENIZER)
+    (mistaken,) = MultiTurnSFTDataset([{"messages": row["conversation"]} for row in rows], TOKENIZER).trains()
+    assert mistaken == ["go left<|end|>", "go “up”<|end|>"]
+
+
+def test_verl_gets_parquet_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"verl reads parquet files only; give a name that ends in \.parquet instead of out\.jsonl"):
+        export([EXAMPLE], "verl", tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_class_for_verl_says_in_a_sentence_that_verl_is_missing() -> None:
+    with pytest.raises(MissingDependency, match=r"verl, which this data set is for, is not installed; type: pip install"):
+        importlib.import_module("leafe.distill.verl")
+
+
+def test_parquet_holds_what_lines_hold(tmp_path: Path) -> None:
+    export([EXAMPLE, BARE], "trl", tmp_path / "out.parquet")
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist() == exported("trl", tmp_path, EXAMPLE, BARE)
 
 
 def test_llama_factory_gets_turns_that_alternate_and_the_system_message_beside_them(tmp_path: Path) -> None:
@@ -90,6 +140,13 @@ def test_llama_factory_gets_turns_that_alternate_and_the_system_message_beside_t
     assert [one["from"] for one in first["conversations"]] == ["human", "gpt", "human", "gpt"]
     assert (first["system"], second["system"]) == ("You act.", "")
     assert first["conversations"][-1]["value"] == "go “up”"
+
+
+def test_llama_factory_trains_on_the_target_alone_when_it_is_told_to_mask_the_history(tmp_path: Path) -> None:
+    first, second = exported("llama-factory", tmp_path, EXAMPLE, BARE)
+    assert llama_factory_trains(first, mask_history=True) == ["go “up”"]
+    assert llama_factory_trains(second, mask_history=True) == ["go left"]
+    assert llama_factory_trains(first, mask_history=False) == ["go left", "go “up”"] and "mask_history" in HINTS["llama-factory"]
 
 
 @pytest.mark.parametrize("kind", sorted(FORMATS))

@@ -272,7 +272,8 @@ class Full(Hand):
 def test_a_full_context_ends_the_attempt_by_name_and_costs_no_turn() -> None:
     tree = grown(explore, Full(Lookup(), constant()), key_in(5, horizon=9), max_attempts=2)
     assert stops(tree) == [StopReason.TOKEN_LIMIT] * 2
-    assert tree.spend.turns == 2 * 3 and tree.reflections == ()
+    (reflection,) = tree.reflections
+    assert tree.spend.turns == 2 * 3 and reflection.no_room and not reflection.unread
 
 
 def test_a_reflection_that_does_not_fit_is_not_asked_for_twice() -> None:

@@ -199,7 +199,7 @@ def test_compare_gives_pass_at_k_of_every_arm_and_its_gain_as_json(golden: Golde
     assert gain["low"] <= gain["value"] <= gain["high"] and gain["value"] == pytest.approx(leafe - base)
     assert arms["base"]["minus_base"] == {} and arms["rehearsal"]["minus_base"]["1"]["value"] == 0
     for arm in arms.values():
-        assert set(arm) == {"pass_at_k", "minus_base", "turns", "tokens", "errors"}
+        assert set(arm) == {"pass_at_k", "minus_base", "turns", "tokens", "errors", "faults"}
         assert arm["errors"] == {} and arm["turns"] > 0 and arm["tokens"] > 0
 
 

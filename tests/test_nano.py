@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from leafe.chat import Notes, Scene, act_messages, parse_reflection, reflect_messages, render_reflection
+from leafe.chat import Notes, Scene, act_messages, reflect_messages
 from leafe.distill.pack import PackedRow
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.sokoban.board import ACTIONS, State, parse
@@ -28,6 +28,7 @@ from leafe.nano.tokenizer import END, ROLES, build_tokenizer
 from leafe.nano.worlds import SOKOBAN
 from leafe.prompts import load_prompts
 from leafe.records import Completion, Message, Observation, Turn
+from leafe.replies import parse_reflection, render_reflection
 
 PROMPTS = load_prompts("terse", "sokoban")
 LESSONS = tuple(islice(SokobanTeacher(longest=8).lessons(3), 40))
@@ -148,12 +149,12 @@ def test_reflecting_is_taught_as_the_reply_that_the_parser_reads_back() -> None:
         terms = taught(Writer(TOKENIZER, PROMPTS).row(lesson))
         for lookback in lesson.lookbacks:
             walk = walk_of(lesson.moves)[: lookback.after_turn]
-            reply = render_reflection(PROMPTS, lookback.experience)
+            reply = render_reflection(PROMPTS.form, lookback.experience)
             if lookback.experience is not None:  # the situation is copied before it is judged
                 turn = lookback.experience.turn
                 seen = lesson.start if turn == 1 else lesson.moves[turn - 2].observation
                 reply = f"{turn}: {seen}\n{reply}"
-            assert parse_reflection(PROMPTS, reply, lookback.after_turn) == lookback.experience
+            assert parse_reflection(PROMPTS.form, reply, lookback.after_turn) == lookback.experience
             prefix = tuple(CHAT.prompt_ids(reflect_messages(scene_of(lesson), walk, ended=lookback.ended)))
             for token in (*ids_of(reply), TOKENIZER.convert_tokens_to_ids(END)):
                 assert token in terms[prefix]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from leafe.evaluate.compare import ArmResult, Comparison, percent, points
 from leafe.evaluate.passk import Interval
-from leafe.records import Attempt, Completion, Experience, Observation, Reflection, Spend, StopReason, Task, Tree, Turn
+from leafe.forest.faults import Faults, faults_of
+from leafe.records import Attempt, Completion, Experience, Observation, Reflection, Shortening, Spend, StopReason, Task, Tree, Turn
 from leafe.viewer.markup import preformatted, tag
 from leafe.viewer.page import ExplorationRow, PageContent, exploration_row, render_page
 from leafe.viewer.trees import ENDINGS, lanes, replaced_turn
@@ -273,9 +274,65 @@ def test_exploration_is_counted_from_the_trees_alone() -> None:
         reflections=6,
         unparsed=2,
         diverged=0,
+        faults=faults_of([small_tree()] * 2),
     )
     rows = rows_below(render_page(content()), "Exploration")
     assert dict(zip(rows[0], rows[1], strict=True))["Unparsed"] == "1"
+
+
+def test_shares_of_what_came_to_nothing_stand_beside_the_counts() -> None:
+    faults = Faults(replies=8, no_action=0.5, cut=0.125, attempts=4, out_of_room=0.25)
+    base, arm = measured().arms
+    row = ExplorationRow("tree", faults=replace(faults, reflections=2, unread=0.5, no_room=0.5))
+    page = render_page(replace(content(), comparison=Comparison((replace(base, faults=faults), arm)), exploration=(row,)))
+    heading, tree = rows_below(page, "Replies, attempts and reflections, %")
+    assert dict(zip(heading[1:], tree[1:], strict=True)) == {
+        "Replies without action": "50.0",
+        "Replies cut": "12.5",
+        "Attempts out of room": "25.0",
+        "Reflections unread": "50.0",
+        "Reflections no room": "50.0",
+    }
+    heading, measured_base, measured_arm = rows_below(page, "Replies and attempts at test time, %")
+    assert heading[1:] == ["Replies without action", "Replies cut", "Attempts out of room"]
+    assert (measured_base[1:], measured_arm[1:]) == (["50.0", "12.5", "25.0"], ["–", "–", "–"])
+
+
+def test_what_makes_the_figures_mean_little_stands_at_the_top() -> None:
+    page = render_page(replace(content(), alarms=("no reply held an action", "<b>every</b> attempt broke")))
+    told = [one.text for one in Reader(page).named("ul") if one.attributes.get("class") == "alarms said"]
+    assert told == ["no reply held an action<b>every</b> attempt broke"]
+    assert page.index("no reply held an action") < page.index('id="pass-at-k"')
+    assert 'class="alarms' not in render_page(content())
+
+
+def test_a_turn_says_when_it_was_cut_never_seen_or_asked_for_over_a_shortened_history() -> None:
+    tree = small_tree()
+    unseen = replace(tree.turns[1], parsed=False, stepped=False, completion=Completion("<think>I", finish="length"))
+    short = replace(tree.turns[2], shortening=Shortening(thoughts=2, observations=1))
+    page = render_page(content(replace(tree, turns=(tree.turns[0], unseen, short, *tree.turns[3:]))))
+    notes = [one.text for one in Reader(page).named("span") if one.attributes.get("class") == "note"]
+    assert notes[1:4] == [
+        "no action found in this reply",
+        "the environment never saw it; the answer is ours",
+        "cut at its limit of tokens",
+    ]
+    assert "left out of the prompt: thoughts of the first 2 turns, observations of the first 1 turn" in notes
+    plain = [one.text for one in Reader(render_page(content())).named("span") if one.attributes.get("class") == "note"]
+    assert not any("cut" in note or "left out" in note or "never saw" in note for note in plain)
+
+
+def test_a_reflection_without_room_is_told_apart_from_one_that_cannot_be_read() -> None:
+    no_room = Reflection(0, 2, (Completion("", finish="context"),), None, "the model's context leaves no room to reflect")
+    tree = replace(small_tree(), reflections=(*small_tree().reflections, no_room))
+    told = [one.text for one in Reader(render_page(content(tree))).named("li") if one.text.startswith("Looked back")]
+    assert told == [
+        "Looked back after turn 3: go back to turn 2",
+        "Looked back after turn 2: no room to reflect, the context is full",
+        "Looked back after turn 3: unreadable: no turn\nhm\nhm",
+        "Looked back after turn 2: nothing to do better",
+    ]
+    assert exploration_row("tree", [tree]).unparsed == 1
 
 
 def test_each_branch_hangs_from_the_turn_that_it_was_rolled_back_to() -> None:
@@ -319,7 +376,7 @@ def test_a_branch_is_told_with_what_it_replaced_the_advice_and_what_it_did() -> 
 
 def test_every_turn_of_every_attempt_is_on_the_page() -> None:
     reader = Reader(render_page(content()))
-    assert len(list(reader.named("li"))) == len(small_tree().turns) + len(measured().arms)
+    assert len(list(reader.named("li"))) == len(small_tree().turns) + len(small_tree().reflections) + len(measured().arms)
     assert [one.attributes["aria-label"] for one in reader.named("a")][2] == "attempt 2: solved after 3 turns"
 
 

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import FULL, Hand, grown, turns_in
 
-from leafe.chat import Scene, act_messages, bare_messages, parse_action, reflect_messages, render_action, render_reflection
+from leafe.chat import Scene, act_messages, bare_messages, reflect_messages
 from leafe.envs.base import Environment
 from leafe.envs.check import check_environment
 from leafe.envs.codecontests import SPECIAL_JUDGE, CodeContests
 from leafe.envs.mbpp import Mbpp
 from leafe.envs.programs.call_runner import canonical
-from leafe.envs.programs.environment import OWN, Programming, program_in
+from leafe.envs.programs.environment import OWN, Programming
 from leafe.envs.programs.feedback import HIDDEN, feedback, plain
 from leafe.envs.programs.judge import Failure, judge
 from leafe.envs.programs.problem import Case, Problem, same_answer
@@ -34,6 +34,7 @@ from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.forest.explore import explore
 from leafe.prompts import PROFILES, load_prompts
 from leafe.records import Ask, Experience, StopReason, Task
+from leafe.replies import parse_action, render_action, render_reflection
 
 KINDS = [kind for kind in ("bubblewrap", "seccomp") if objection(kind) is None]
 contained = pytest.mark.skipif(not KINDS, reason="no sandbox contains programs on this machine; leafe doctor says what it wants")
@@ -292,7 +293,7 @@ def test_no_hidden_test_is_ever_in_a_prompt(order: list[str], tmp_path_factory: 
     tests["generated_tests"] = {"input": ["8675309\n"], "output": ["generated-secret\n"]}
     environment = begun(tmp_path_factory.mktemp("problems"), row(**tests))
     task, prompts = replace(environment.tasks("train", 1)[0], horizon=len(order)), load_prompts("full", "codecontests")
-    hand = Hand(environment, lambda ask: render_action(prompts, order[turns_in(ask)]))
+    hand = Hand(environment, lambda ask: render_action(prompts.form, order[turns_in(ask)]))
     tree = grown(explore, hand, task, prompts=prompts, max_attempts=1)
     scene_texts = [message.content for ask in hand.asks for message in ask.messages]
     walk, scene = tree.turns, Scene(prompts, task, tree.root)
@@ -313,12 +314,12 @@ def test_a_policy_that_fails_first_is_put_right_by_its_reflection(name: str, pro
     task = environment.tasks("train", 1, seed=3)[0]
     environment.reset(task)
     right, wrong = environment.example_actions()[:2]
-    assert parse_action(prompts, render_action(prompts, right)) == right.strip()
+    assert parse_action(prompts.form, render_action(prompts.form, right)) == right.strip()
 
     def policy(ask: Ask) -> str:
         if ask.purpose == "reflect":
-            return render_reflection(prompts, Experience(2, "Handle every case: start anew."))
-        return render_action(prompts, right if "start anew" in ask.messages[-1].content else wrong)
+            return render_reflection(prompts.form, Experience(2, "Handle every case: start anew."))
+        return render_action(prompts.form, right if "start anew" in ask.messages[-1].content else wrong)
 
     hand = Hand(environment, policy)
     tree = grown(explore, hand, task, prompts=prompts, max_attempts=2)
@@ -334,12 +335,6 @@ def test_a_policy_that_fails_first_is_put_right_by_its_reflection(name: str, pro
 
 
 # What is read
-
-
-def test_a_program_is_taken_out_of_its_fence() -> None:
-    assert program_in("x = 1") == "x = 1"
-    assert program_in("Here:\n```python\nx = 1\n```\nor\n```\ny = 2\n```") == "y = 2"
-    assert program_in("```py\nx = 1\n") == "x = 1"
 
 
 @contained

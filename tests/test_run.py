@@ -67,7 +67,7 @@ def test_resuming_under_another_configuration_is_refused_naming_the_fields(path:
     RunDirectory.open(path, config()).close()
     with pytest.raises(RunConflict) as caught:
         RunDirectory.open(path, config("seed=2", "train.epochs=3"))
-    assert "(seed: 1 -> 2; train.epochs: 2.0 -> 3.0)" in str(caught.value)
+    assert "(seed: 1 -> 2; train.epochs: 6.0 -> 3.0)" in str(caught.value)
     with RunDirectory.existing(path) as run:
         assert run.config == config()
 

@@ -292,6 +292,17 @@ def test_the_table_of_variations_is_the_simulators_own(world: ScienceWorld) -> N
 
 
 @with_simulator
+def test_case_and_articles_never_matter_and_a_full_stop_does_not_in_a_lenient_world(world: ScienceWorld) -> None:
+    lenient = ScienceWorld(simulators=2, lenient=True)
+    lenient.reset(task_of("find-animal", 0))
+    plain, otherwise = (lenient.step(action).text for action in ("open door to hallway", "OPEN the door to a hallway."))
+    lenient.close()  # its simulator goes to the next
+    world.reset(task_of("find-animal", 0))
+    assert plain == otherwise == world.step("Open door to the hallway").text
+    assert world.step("open door to hallway.").text == "No known action matches that input."
+
+
+@with_simulator
 def test_what_is_wanted_is_what_the_simulator_says_once_the_task_is_loaded(world: ScienceWorld) -> None:
     for task in world.tasks("dev", 6, seed=1):
         world.reset(task)
@@ -506,7 +517,7 @@ def test_a_policy_that_goes_wrong_is_advised_rolled_back_and_succeeds(world: Sci
 
     recipe = "name: science\nenvironment: {name: scienceworld}\nprompts: terse\ntasks: {train: 2}\n"
     config = parse(recipe + "explore: {turns: 60, max_attempts: 2, max_depth: 2}", "science")
-    engine = ScriptedEngine(answer)
+    engine = ScriptedEngine(answer, token_bytes=16)
     bench = Bench(config, Path("none"), lambda folder: engine, lambda: ScienceWorld(**chosen), Silent())
     trees = grow(bench, "explore", Plot("tree", 5, Path("none")))
     for tree in trees:

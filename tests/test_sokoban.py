@@ -181,6 +181,14 @@ def test_text_that_is_no_move_changes_nothing_and_is_told_the_moves() -> None:
     assert (answer.done, answer.success, answer.reward) == (False, False, 0.0)
 
 
+def test_a_lenient_world_reads_a_move_with_a_full_stop_too() -> None:
+    answers = []
+    for environment, action in ((Sokoban(), "up"), (Sokoban(lenient=True), "Up."), (Sokoban(), "Up.")):
+        environment.reset(board_task(CORNERED))
+        answers.append(environment.step(action))
+    assert answers[0] == answers[1] != answers[2] and answers[2].info == {"outcome": "INVALID"}
+
+
 def test_nothing_changes_after_the_end() -> None:
     environment = Sokoban()
     environment.reset(board_task("#####\n#O__#\n#X__#\n#P__#\n#####"))

@@ -15,24 +15,28 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from openenv_server import LETTERS, serve_fake
-from players import turns_in
+from players import rules, turns_in
 
-from leafe.chat import parse_action, render_action, render_reflection
+from leafe.chat import Notes, Scene, act_messages
 from leafe.digest import canonical
 from leafe.distill.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.registry import make
 from leafe.envs.sandbox.probe import objection
+from leafe.envs.scienceworld.java import needs
+from leafe.errors import MissingDependency
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import explore
 from leafe.forest.growth import Growth, Rules
+from leafe.history import History
 from leafe.prompts import load_prompts
-from leafe.records import Ask, Experience, StopReason, Task, Tree, encode
+from leafe.records import Ask, Experience, Sampling, StopReason, Task, Tree, encode
+from leafe.replies import Form, parse_action, render_action, render_reflection
 
 LESSON = "THE LESSON: it was the other one."
 
@@ -77,6 +81,14 @@ def frozen_lake(fidelity: str) -> Story:
     return Story(lambda: make("gymnasium", arguments), task, way, "left", 4)
 
 
+def simulated() -> Story:
+    try:
+        needs()
+    except MissingDependency as missing:
+        pytest.skip(str(missing))
+    return expertly("scienceworld", {"types": "lifespan-longest-lived"}, "inventory")
+
+
 def safe(address: str) -> Story:
     arguments = {"url": address, "fidelity": "replay", "horizon": 4}
     environment = make("openenv", arguments)
@@ -109,6 +121,7 @@ STORIES: dict[str, Callable[[Path, ExitStack], Story]] = {
     "household": lambda folder, stack: expertly("household", {}, "inventory"),
     "alfworld": lambda folder, stack: alfworld(folder),
     "webshop": lambda folder, stack: expertly("webshop", {}, "search[an umbrella for two]"),
+    "scienceworld": lambda folder, stack: simulated(),
     "codecontests": lambda folder, stack: programs("codecontests"),
     "mbpp": lambda folder, stack: programs("mbpp"),
     "gymnasium": lambda folder, stack: frozen_lake("replay"),
@@ -126,18 +139,23 @@ def story(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Story]:
         yield STORIES[request.param](tmp_path, stack)
 
 
-def told(story: Story) -> tuple[Tree, list[Ask]]:
-    """The tree of two attempts, driven as a run drives it, and what the engine was asked."""
-    prompts = load_prompts("full", story.task.env)
+def policy_of(story: Story, form: Form, thought: str = "") -> Callable[[Ask], str]:
+    """Goes wrong at the story's turn unless it was told better; `thought` stands before each action."""
 
     def policy(ask: Ask) -> str:
         if ask.purpose == "reflect":
-            return render_reflection(prompts, Experience(story.turn, LESSON))
+            return render_reflection(form, Experience(story.turn, LESSON))
         turn, taught = turns_in(ask), any(LESSON in message.content for message in ask.messages)
-        return render_action(prompts, story.right[turn] if taught or turn < story.turn - 1 else story.useless)
+        right = taught or turn < story.turn - 1
+        return thought + render_action(form, story.right[turn] if right and turn < len(story.right) else story.useless)
 
-    engine, environment = ScriptedEngine(policy), story.make()
-    rules = Rules(prompts, 1, turns=100, max_attempts=2, can_roll_back=environment.fidelity is not Fidelity.NONE)
+    return policy
+
+
+def driven(story: Story, rules: Rules, engine: ScriptedEngine) -> Tree:
+    """The tree of a story, driven as a run drives it."""
+    environment = story.make()
+    rules = replace(rules, can_roll_back=environment.fidelity is not Fidelity.NONE)
     job = Job(story.task.id, story.task, explore(Growth(story.task, rules)))
 
     async def main() -> Tree:
@@ -146,9 +164,16 @@ def told(story: Story) -> tuple[Tree, list[Ask]]:
         raise AssertionError("no tree")
 
     try:
-        return asyncio.run(main()), engine.asks
+        return asyncio.run(main())
     finally:
         environment.close()
+
+
+def told(story: Story) -> tuple[Tree, list[Ask]]:
+    """The tree of two attempts, and what the engine was asked."""
+    prompts = load_prompts("full", story.task.env)
+    engine = ScriptedEngine(policy_of(story, prompts.form))
+    return driven(story, rules(prompts, max_attempts=2), engine), engine.asks
 
 
 def test_an_attempt_that_failed_succeeds_after_the_rollback_and_its_lesson_is_learned_without_the_words(story: Story) -> None:
@@ -158,12 +183,51 @@ def test_an_attempt_that_failed_succeeds_after_the_rollback_and_its_lesson_is_le
     assert (second.stop, second.parent, second.turn, second.error) == (StopReason.SUCCESS, 0, story.turn, None)
     prompts = load_prompts("full", story.task.env)
     taken = [turn.action for turn in tree.walk(second.leaf)]
-    assert taken == [parse_action(prompts, render_action(prompts, action)) for action in story.right]
+    assert taken == [parse_action(prompts.form, render_action(prompts.form, action)) for action in story.right]
     assert tree.spend.rollbacks == 1 and tree.spend.turns == story.task.horizon + len(story.right) - story.turn + 1
     examples = distill([tree], prompts, Choice("success", success_share=1.0))
     (lesson,) = [example for example in examples if example.kind == "counterfactual"]
     assert lesson.messages == asks[story.turn - 1].messages  # what the first attempt read at that turn
-    assert lesson.target == render_action(prompts, story.right[story.turn - 1])
+    assert lesson.target == render_action(prompts.form, story.right[story.turn - 1])
     assert asks[story.turn - 1].purpose == "act" and lesson.target_ids == tuple(lesson.target.encode())
     assert LESSON not in canonical(encode(examples))
     assert len([example for example in examples if example.kind == "rehearsal"]) == len(story.right)
+
+
+@pytest.mark.parametrize("keep", ["all", "last", "fit"])
+def test_long_replies_in_a_short_context_are_reflected_on_and_branched_from(
+    story: Story, keep: Literal["all", "last", "fit"]
+) -> None:
+    long = replace(story, task=replace(story.task, horizon=max(12, story.task.horizon)))
+    prompts, thought = load_prompts("full", story.task.env), f"<think>{'I wonder. ' * 160}</think>\n"
+    longest = max(len(thought + render_action(prompts.form, action)) for action in (*story.right, story.useless))
+    act = Sampling(max_tokens=max(512, longest // 4 + 1))
+    engine = ScriptedEngine(policy_of(long, prompts.form, thought), token_bytes=4, max_context=4096)
+    history = History(keep, turns=4)
+    tree = driven(long, rules(prompts, turns=60, max_attempts=3, act=act, look_back=act, history=history), engine)
+    first, second = tree.attempts[:2]
+    ends = {
+        "all": [StopReason.TOKEN_LIMIT],
+        "fit": [StopReason.TURN_LIMIT],
+    }  # four pages of a shop may be too long, the last one never
+    assert first.stop in ends.get(keep, [StopReason.TOKEN_LIMIT, StopReason.TURN_LIMIT])
+    assert second.experience == LESSON and second.parent == 0 and not any(one.no_room or one.unread for one in tree.reflections)
+    assert (keep != "all") == any(turn.shortening.thoughts for turn in tree.turns)
+
+    # What was read at each turn can be rendered again from the tree, and what is learned from is what was read there.
+    answered = [ask for ask in engine.asks if ask.purpose == "act" and fits(ask)]
+    assert len(answered) == len(tree.turns)
+    for ask, turn in zip(answered, tree.turns, strict=True):
+        scene = Scene(prompts, tree.task, tree.root_of(turn))
+        assert ask.messages == act_messages(scene, tree.walk(turn.parent), Notes(turn.experience), turn.shortening)
+    read = {ask.messages for ask in answered}
+    examples = [one for one in distill([tree], prompts, Choice("any", success_share=1.0)) if tree.turns[0].id != one.origin]
+    told_at = {turn.id for turn in tree.turns if turn.experience}
+    walks = {turn.id: {one.id for one in tree.walk(turn.id)} for turn in tree.turns}
+    bare = [one for one in examples if not walks[one.origin] & told_at]
+    assert examples and all(one.messages in read for one in bare)
+
+
+def fits(ask: Ask) -> bool:
+    """Whether the engine of 4,096 tokens of four bytes took it."""
+    return sum(-(-len(message.content.encode()) // 4) for message in ask.messages) + ask.sampling.max_tokens <= 4096

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -296,6 +297,26 @@ def test_text_that_is_no_action_is_told_what_would_be_one() -> None:
     page = environment.step("search[lamp]").text
     assert environment.step("click[red]").text == f"{NO_LABEL} [SEP] {page}"
     assert environment.step("search[the]").text.endswith("Page 1 (Total results: 0) [SEP] Next >")
+
+
+def test_a_lenient_shop_reads_verbs_and_labels_written_otherwise_and_answers_the_same() -> None:
+    strict, lenient = WebShop(), WebShop(lenient=True)
+    for task in strict.tasks("train", 5):
+        assert strict.reset(task) == lenient.reset(task)
+        actions = list(strict.expert())
+        said = [re.sub(r"click\[(.*)\]", r"Click [the \1.].", action).replace("search", "SEARCH") for action in actions]
+        assert strict.step(said[0]).info == {"outcome": "INVALID"} and len(said) > 2
+        answers = [lenient.step(action) for action in said]
+        assert answers == [strict.step(action) for action in actions] and answers[-1].success
+
+
+def test_a_lenient_shop_guesses_no_label() -> None:
+    environment = WebShop(lenient=True)
+    environment.reset(environment.tasks("train", 1)[0])
+    page = environment.step("Search[the lamp]").text
+    for text in ("click[search the]", "click[the]", "click[.]", "click[please next >]", "press[next >]", "click next >"):
+        assert environment.step(text).info == {"outcome": "INVALID"}
+    assert environment.step("CLICK[Back to Search]").text != page
 
 
 def test_nothing_changes_after_a_purchase() -> None:

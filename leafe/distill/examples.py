@@ -111,7 +111,7 @@ def _example(kind: Kind, weight: float, prompts: Prompts, tree: Tree, *, turn: T
         task=tree.task.id,
         attempt=turn.attempt,
         origin=turn.id,
-        messages=bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.walk(turn.parent)),
+        messages=bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.walk(turn.parent), turn.shortening),
         target=turn.completion.text,
         target_ids=turn.completion.token_ids,
         weight=weight,

@@ -1,22 +1,25 @@
 """Examples on disk, and in the shapes that other trainers read.
 
-`write_examples` and `read_examples` are our own lines, whole; `export` writes prompt and completion for TRL, verl or LLaMA-Factory,
-whose loss falls on the completion alone. The ids that were sampled travel along where the format has room for them.
+`write_examples` and `read_examples` are our own lines, whole; `export` writes conversations for TRL, verl or LLaMA-Factory. The loss must
+fall on an example's target alone: the replies before it are what the policy did, mistakes and all. How each trainer is brought to that
+is in `HINTS`. The ids that were sampled travel along where the format has room for them; weights are read by none of the three.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from leafe.digest import canonical
-from leafe.errors import CorruptFile, UnknownName, UserError
-from leafe.jsonl import read_lines, write_text_atomically
+from leafe.errors import CorruptFile, MissingDependency, UnknownName, UserError
+from leafe.jsonl import read_lines, write_bytes_atomically, write_text_atomically
 from leafe.records import Example, decode, encode
 
 SCHEMA = "leafe.examples/1"
+VERL_COLUMN = "conversation"
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
@@ -49,11 +52,12 @@ def _trl(example: Example) -> dict[str, Any]:
 
 
 def _verl(example: Example) -> dict[str, Any]:
-    return {"messages": [*_messages(example), {"role": "assistant", "content": example.target}], "weight": example.weight}
+    """A conversation in a column that verl's own data set does not look into, since it would train on every reply there."""
+    return {VERL_COLUMN: [*_messages(example), {"role": "assistant", "content": example.target}], "weight": example.weight}
 
 
 def _llama_factory(example: Example) -> dict[str, Any]:
-    """ShareGPT form; LLaMA-Factory trains on the last answer alone when `mask_history` is on."""
+    """ShareGPT form; LLaMA-Factory trains on the last reply alone when `mask_history` is on."""
     system = next((message.content for message in example.messages if message.role == "system"), "")
     turns = [message for message in example.messages if message.role != "system"]
     sides = {"user": "human", "assistant": "gpt"}
@@ -62,18 +66,39 @@ def _llama_factory(example: Example) -> dict[str, Any]:
 
 
 FORMATS: dict[str, Callable[[Example], dict[str, Any]]] = {"trl": _trl, "verl": _verl, "llama-factory": _llama_factory}
+# What the other trainer has to be told for the loss to fall on the target alone.
+HINTS = {
+    "trl": "leave completion_only_loss as it is",
+    "verl": "train with data.custom_cls.path=pkg://leafe.distill.verl data.custom_cls.name=LastReply",
+    "llama-factory": "train with mask_history: true, or every reply of the history is trained as well",
+}
 
 
 def export(examples: Iterable[Example], kind: str, path: Path) -> int:
-    """Writes examples for another trainer (`trl`, `verl`, `llama-factory`), a JSON line each; returns how many.
+    """Writes examples for another trainer (`trl`, `verl`, `llama-factory`); returns how many.
 
-    LLaMA-Factory reads a JSON array as well as lines, and all three read lines through `datasets`.
+    A name that ends in `.parquet` gives a parquet file, which is all that verl reads, another one a JSON line for each example.
     """
     if kind not in FORMATS:
         raise UnknownName("export format", kind, FORMATS)
-    lines = [json.dumps(FORMATS[kind](example), ensure_ascii=False) for example in examples]
+    is_parquet = path.suffix == ".parquet"
+    if kind == "verl" and not is_parquet:
+        raise UserError(f"verl reads parquet files only; give a name that ends in .parquet instead of {path.name}")
+    rows = [FORMATS[kind](example) for example in examples]
+    content = _parquet(rows) if is_parquet else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     try:
-        write_text_atomically(path, "".join(line + "\n" for line in lines))
+        write_bytes_atomically(path, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give a file in a folder that is there") from None
-    return len(lines)
+    return len(rows)
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    try:
+        from pyarrow import Table  # an optional library, wanted for this one format
+        from pyarrow.parquet import write_table
+    except ImportError:
+        raise MissingDependency("pyarrow, which writes parquet files,", "pip install -c constraints.txt -e '.[parquet]'") from None
+    file = BytesIO()
+    write_table(Table.from_pylist(rows), file)
+    return file.getvalue()

@@ -26,6 +26,11 @@ BLOCK = 64
 SHARED = 16
 
 
+def blocks_for(tokens: int) -> int:
+    """How many blocks a request of so many tokens, drawn ones included, may hold at once."""
+    return -(-tokens // BLOCK) + 1
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One ask on its way: `ids` are the prompt and what was drawn so far, of which the first `computed` are in the cache."""
@@ -44,6 +49,11 @@ class Request:
         return len(self.ids) - self.computed
 
     @property
+    def blocks(self) -> int:
+        """The most blocks that it may hold, the one that it is still to copy from included."""
+        return blocks_for(self.prompt + self.ask.sampling.max_tokens)
+
+    @property
     def sampling(self) -> bool:
         """Whether the prompt is done."""
         return bool(self.logprobs)
@@ -53,16 +63,18 @@ AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
 class Batcher(Generic[AnyRequest]):
-    """The requests that wait, the at most `slots` that are being computed, and the cache that they share."""
+    """The requests that wait, the at most `slots` that are being computed, and the cache of `blocks` blocks that they share.
 
-    def __init__(self, model: Any, stop_ids: Iterable[int], *, slots: int, max_context: int, tokens_per_pass: int) -> None:
+    A request starts when the blocks that it may come to need are free or hold what nobody needs any more.
+    """
+
+    def __init__(self, model: Any, stop_ids: Iterable[int], *, slots: int, blocks: int, tokens_per_pass: int) -> None:
         self.stats = EngineStats()
         self.waiting: deque[AnyRequest] = deque()
         self.active: list[AnyRequest] = []
         self._model, self._stop_ids = model, frozenset(stop_ids)
         self._slots, self._tokens_per_pass = slots, tokens_per_pass
-        # Room for `slots` requests of any length, each with a block that it is still to copy from, and for the block of nobody.
-        blocks = slots * (-(-max_context // BLOCK) + 1) + 1
+        self._unreserved = blocks - 1  # the first is the block of nobody
         self._tree, self._cache = PrefixTree(blocks, BLOCK), BlockCache(blocks, BLOCK)
 
     @property
@@ -75,6 +87,7 @@ class Batcher(Generic[AnyRequest]):
         left = [*self.active, *self.waiting]
         self.active, self.waiting = [], deque()
         self._tree.clear()
+        self._unreserved = self._tree.blocks - 1
         return left
 
     def step(self) -> list[AnyRequest]:
@@ -103,6 +116,9 @@ class Batcher(Generic[AnyRequest]):
             request = self.waiting.popleft()
             if request.cancelled:
                 continue
+            if request.blocks > self._unreserved:
+                self.waiting.appendleft(request)
+                break
             ids = tuple(request.ids)
             match = self._tree.match(ids, len(ids) - 1)
             known = match.length(BLOCK)
@@ -121,6 +137,7 @@ class Batcher(Generic[AnyRequest]):
 
     def _seat(self, request: AnyRequest, match: Match) -> None:
         request.lease = self._tree.lease(match, request.prompt + request.ask.sampling.max_tokens)
+        self._unreserved -= request.blocks
         request.computed = match.length(BLOCK)
         self.stats.prompt_tokens += request.prompt
         self.stats.reused_tokens += request.computed
@@ -167,3 +184,4 @@ class Batcher(Generic[AnyRequest]):
         assert request.lease is not None
         self.active.remove(request)
         self._tree.release(request.lease)
+        self._unreserved += request.blocks

@@ -1,12 +1,12 @@
 """The shipped fake: an engine whose answers are written down beforehand or made by a function of the ask.
 
-It needs no model and no torch, and answers in the order in which it is asked. Token ids are the UTF-8 bytes of the answer, each of
-log-probability zero. It does not cut answers at `max_tokens`: what the script says is what the policy said.
+It needs no model and no torch, and answers in the order in which it is asked. A token is `token_bytes` UTF-8 bytes, each of log-probability
+zero. Like a real engine it cuts an answer at `max_tokens` and refuses a prompt that leaves no room for so many in `max_context`.
 
 >>> import asyncio
 >>> from leafe.records import Ask, Message, Sampling
 >>> engine = ScriptedEngine(["go left"])
->>> asyncio.run(engine.generate(Ask((Message("user", "where to?"),), Sampling(), seed=0))).text
+>>> asyncio.run(engine.generate(Ask((Message("user", "where to?"),), Sampling(max_tokens=16), seed=0))).text
 'go left'
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from leafe.engines.base import EngineStats
 from leafe.errors import EngineError
@@ -24,11 +25,17 @@ class ScriptedEngine:
     """Answers each ask with `answer(ask)`, or with the next of a sequence; keeps every ask in `asks`.
 
     `fail_after` is the number of requests that are answered before each further one raises `EngineError`; a sequence that is used up
-    raises the same.
+    raises the same. `max_context` is in tokens, 0 for a context without end.
     """
 
     def __init__(
-        self, answer: Callable[[Ask], str] | Sequence[str], *, fail_after: int | None = None, concurrency: int = 64
+        self,
+        answer: Callable[[Ask], str] | Sequence[str],
+        *,
+        fail_after: int | None = None,
+        concurrency: int = 64,
+        token_bytes: int = 1,
+        max_context: int = 0,
     ) -> None:
         self.stats = EngineStats()
         self.concurrency = concurrency
@@ -36,6 +43,8 @@ class ScriptedEngine:
         self._answer = answer
         self._fail_after = fail_after
         self._closed = False
+        self._token_bytes = token_bytes
+        self.max_context = max_context
 
     async def generate(self, ask: Ask) -> Completion:
         """The next answer of the script."""
@@ -45,14 +54,17 @@ class ScriptedEngine:
         if self._fail_after is not None and index >= self._fail_after:
             raise EngineError(f"the script says to fail after {self._fail_after} requests")
         self.asks.append(ask)
-        text = self._text(ask, index)
-        await asyncio.sleep(0)  # as with a real engine, others run while an episode waits
-        ids = tuple(text.encode())
-        prompt = sum(len(message.content.encode()) for message in ask.messages)
+        prompt = sum(len(self._ids(message.content)) for message in ask.messages)
         self.stats.requests += 1
+        if self.max_context and prompt + ask.sampling.max_tokens > self.max_context:
+            return Completion("", finish="context", prompt_tokens=prompt)
+        ids = self._ids(self._text(ask, index))
+        await asyncio.sleep(0)  # as with a real engine, others run while an episode waits
+        finish: Literal["stop", "length"] = "stop" if len(ids) <= ask.sampling.max_tokens else "length"
+        ids = ids[: ask.sampling.max_tokens]
         self.stats.prompt_tokens += prompt
         self.stats.sampled_tokens += len(ids)
-        return Completion(text, ids, (0.0,) * len(ids), prompt_tokens=prompt)
+        return Completion(self._decoded(ids), ids, (0.0,) * len(ids), finish, prompt)
 
     async def close(self) -> None:
         """Refuses every later request."""
@@ -64,3 +76,18 @@ class ScriptedEngine:
         if index >= len(self._answer):
             raise EngineError(f"the script holds {len(self._answer)} answers and was asked for one more")
         return self._answer[index]
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        data, size = text.encode(), self._token_bytes
+        # A byte of one stands before those of a token, so that none of them is lost where it is zero.
+        return (
+            tuple(int.from_bytes(b"\1" + data[at : at + size], "big") for at in range(0, len(data), size))
+            if size > 1
+            else tuple(data)
+        )
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        parts = (
+            bytes([one]) if self._token_bytes == 1 else one.to_bytes(self._token_bytes + 1, "big").lstrip(b"\0")[1:] for one in ids
+        )
+        return b"".join(parts).decode("utf-8", "ignore")

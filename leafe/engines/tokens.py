@@ -1,21 +1,21 @@
 """Conversations as token ids, and sampled ids as text.
 
-The invariant: `ChatTokenizer.prompt_ids` always equals the tokenizer's own `apply_chat_template` with a generation prompt. Where the
-chat template is concatenative (a message renders to the same text wherever it stands) and no token crosses the border of a message,
-the ids are put together from a cache per message; otherwise each conversation is rendered and tokenised whole. What a model sampled
-is never tokenised again here: callers keep the sampled ids.
+The invariant: `ChatTokenizer.prompt_ids` always equals the tokenizer's own `apply_chat_template` with a generation prompt, of the
+conversation as `ChatTemplate` arranges it and with control tokens sanitized. Where the chat template is concatenative (a message
+renders to the same text wherever it stands) and no token crosses the border of a message, the ids are put together from a cache per
+message; otherwise each conversation is rendered and tokenised whole. What a model sampled is never tokenised again here: callers keep
+the sampled ids.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from leafe.errors import UserError
+from leafe.engines.template import ChatTemplate, Turns
 from leafe.records import Message
 
-Chat = list[dict[str, str]]
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
@@ -58,11 +58,11 @@ class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template, made fast for conversations that grow by a message at a time."""
 
     def __init__(self, tokenizer: Any, *, remembered: int = 16384) -> None:
-        """Raises `UserError` when the tokenizer has no chat template."""
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError("the tokenizer has no chat template; add one with `tokenizer.chat_template = ...` and save it again.")
+        """Raises `UserError` when the tokenizer has no chat template that shows conversations whole."""
         self.tokenizer = tokenizer
-        self._pieces: Recent[tuple[str, str, bool], list[int]] = Recent(remembered)
+        self.template = ChatTemplate(tokenizer)
+        self.stop_ids = self._stop_ids()
+        self._pieces: Recent[tuple[str, str, bool], tuple[list[int], bool]] = Recent(remembered)
         self._texts: Recent[tuple[int, ...], str] = Recent(remembered)
         self._closing: list[int] = []
         self._unchecked = SPOT_CHECKS
@@ -70,59 +70,63 @@ class ChatTokenizer:
         self.piecewise = self._is_piecewise()
 
     @property
-    def stop_ids(self) -> frozenset[int]:
-        """The ids that end a message: the tokenizer's end-of-sequence token."""
+    def notes(self) -> tuple[str, ...]:
+        """What is done for the chat template that its user may not expect, a sentence each."""
+        return self.template.notes
+
+    def _stop_ids(self) -> frozenset[int]:
+        """The ids that end a message: the tokenizer's end-of-sequence token, and what the template ends a message with instead."""
         ids = self.tokenizer.eos_token_id
-        return frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
+        known = frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
+        closing = self.template.closing_id(known)
+        return known if closing is None else known | {closing}
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the conversation followed by the generation prompt."""
+        turns = self.template.turns(messages)
         if not self.piecewise:
-            return self._whole(messages)
+            return self.template.ids(turns)
         ids: list[int] = []
-        for index, message in enumerate(messages):
-            key = (message.role, message.content, index == 0)
-            piece = self._pieces.get(key)
-            ids += self._pieces.put(key, self._piece(*key)) if piece is None else piece
+        for index, (role, content) in enumerate(turns):
+            key = (role, content, index == 0)
+            piece, plain = self._pieces.get(key) or self._pieces.put(key, (self._piece(*key), self.template.plain(content)))
+            if not plain:
+                return self.template.ids(turns)
+            ids += piece
         ids += self._closing
-        shape = tuple(message.role for message in messages)
-        return ids if shape in self._shapes and self._unchecked <= 0 else self._checked(ids, messages, shape)
+        shape = tuple(role for role, _ in turns)
+        return ids if shape in self._shapes and self._unchecked <= 0 else self._checked(ids, turns, shape)
+
+    def count(self, text: str) -> int:
+        """How many tokens a text is by itself."""
+        return len(self._tokenise(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of sampled ids, special tokens dropped."""
+        """The text of sampled ids, special tokens and the token that ended it dropped."""
         key = tuple(ids)
         text = self._texts.get(key)
         if text is None:
-            text = self.tokenizer.decode(list(key), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            kept = list(key[:-1] if key and key[-1] in self.stop_ids else key)
+            text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             self._texts.put(key, str(text))
         return str(text)
 
-    def _checked(self, ids: list[int], messages: Sequence[Message], shape: tuple[str, ...]) -> list[int]:
+    def _checked(self, ids: list[int], turns: Turns, shape: tuple[str, ...]) -> list[int]:
         # A template can depend on something that no sample conversation showed, such as their number of messages, so the first
         # real ones, and the first of each sequence of roles, are compared as well.
         self._unchecked -= 1
         self._shapes.add(shape)
-        whole = self._whole(messages)
+        whole = self.template.ids(turns)
         self.piecewise = self.piecewise and whole == ids
         return whole
-
-    def _whole(self, messages: Sequence[Message]) -> list[int]:
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return [int(token) for token in ids]
-
-    def _render(self, chat: Chat, *, prompt: bool = False) -> str:
-        return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=prompt, tokenize=False))
 
     def _tokenise(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _piece_text(self, role: str, content: str, first: bool) -> str:
-        before: Chat = [] if first else [{"role": "user", "content": "."}]
-        if role == "user" and not first:
-            before = [*before, {"role": "assistant", "content": "."}]
-        start = self._render(before) if before else ""
-        return self._render([*before, {"role": role, "content": content}])[len(start) :]
+        before: Turns = [] if first else [("user", "."), ("assistant", ".")] if role == "user" else [("user", ".")]
+        start = self.template.text(before) if before else ""
+        return self.template.text([*before, (role, content)])[len(start) :]
 
     def _piece(self, role: str, content: str, first: bool) -> list[int]:
         return self._tokenise(self._piece_text(role, content, first))
@@ -130,10 +134,10 @@ class ChatTokenizer:
     def _is_piecewise(self) -> bool:
         """Whether pieces joined at message borders equal the whole, judged on sample conversations and on what stands at the borders."""
         try:
-            bare = [{"role": "user", "content": "."}]
-            closing = self._render(bare, prompt=True)[len(self._render(bare)) :]
+            bare = [("user", ".")]
+            closing = self.template.text(bare, prompt=True)[len(self.template.text(bare)) :]
             self._closing = self._tokenise(closing)
-            return self._borders_are_fixed(closing) and all(self._joins(chat, closing) for chat in _sample_chats())
+            return self._borders_are_fixed(closing) and all(self._joins(chat, closing) for chat in self._sample_chats())
         except (
             Exception
         ):  # a template raises what it likes (`raise_exception`, jinja errors) on a conversation that it does not accept
@@ -141,10 +145,10 @@ class ChatTokenizer:
 
     def _borders_are_fixed(self, closing: str) -> bool:
         """Whether each piece starts with an added token, or each ends with one: no merge can cross such a border."""
-        texts = [
-            [self._piece_text(role, content, first) for content in SAMPLE_TEXTS]
-            for role, first in (("system", True), ("user", True), ("user", False), ("assistant", False))
-        ]
+        kinds = [("user", True), ("user", False), ("assistant", False)]
+        if self.template.arrangement.system == "own":
+            kinds.append(("system", True))
+        texts = [[self._piece_text(role, content, first) for content in SAMPLE_TEXTS] for role, first in kinds]
         flat = [text for group in texts for text in group]
         added = [token for token in self.tokenizer.added_tokens_decoder.values() if not (token.normalized or token.single_word)]
         openers = tuple(token.content for token in added if not token.lstrip)
@@ -152,19 +156,16 @@ class ChatTokenizer:
         starts = all(text.startswith(openers) for text in [*flat, closing] if text)
         return bool(flat) and (starts or all(text.endswith(closers) for text in flat if text))
 
-    def _joins(self, chat: Chat, closing: str) -> bool:
-        pieces = [self._piece_text(turn["role"], turn["content"], index == 0) for index, turn in enumerate(chat)]
-        text = self._render(chat, prompt=True)
+    def _joins(self, chat: Turns, closing: str) -> bool:
+        pieces = [self._piece_text(role, content, index == 0) for index, (role, content) in enumerate(chat)]
+        text = self.template.text(chat, prompt=True)
         joined = [token for piece in pieces for token in self._tokenise(piece)] + self._closing
         return "".join(pieces) + closing == text and joined == self._tokenise(text)
 
-
-def _sample_chats() -> list[Chat]:
-    """Conversations with and without a system message, with every sample text in every role."""
-    chats: list[Chat] = []
-    for shift in range(len(SAMPLE_TEXTS)):
-        for roles in (["system"], []):
-            turns = [*roles, *(["user", "assistant"] * 4), "user"]
-            texts = [SAMPLE_TEXTS[(shift + 3 * index) % len(SAMPLE_TEXTS)] for index in range(len(turns))]
-            chats.append([{"role": role, "content": text} for role, text in zip(turns, texts, strict=True)])
-    return chats
+    def _sample_chats(self) -> Iterator[Turns]:
+        """Conversations with and without a system message, with every sample text in every role."""
+        for shift in range(len(SAMPLE_TEXTS)):
+            for roles in (["system"], []):
+                names = [*roles, *(["user", "assistant"] * 4), "user"]
+                texts = [SAMPLE_TEXTS[(shift + 3 * index) % len(SAMPLE_TEXTS)] for index in range(len(names))]
+                yield self.template.arranged(list(zip(names, texts, strict=True)))

@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leafe.engines.base import EngineStats
-from leafe.engines.batching import Batcher, Request
+from leafe.engines.batching import BLOCK, Batcher, Request, blocks_for
+from leafe.engines.loading import context_of, end_tokens, load_checkpoint
+from leafe.engines.memory import free_bytes
+from leafe.engines.slots import BlockCache, Piece, forward, plan
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.trial import give_back, take_over
-from leafe.errors import CorruptFile, EngineError, UserError
+from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion
+
+GIB = 1 << 30
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -39,8 +43,9 @@ class _Call(Request):
 class TransformersEngine:
     """Samples from `model` with the chat template of `tokenizer`. The model belongs to the engine until `close`.
 
-    `slots` requests are sampled at once; `max_context` tokens, prompt and completion together, is the longest conversation. The cache
-    holds `slots * max_context` tokens. `threads` is for torch; None leaves the process's setting.
+    At most `slots` requests are sampled at once. `max_context` tokens, prompt and completion together, is the longest conversation; 0 is
+    what the model's configuration says. The cache takes at most `cache_bytes`; 0 is half of what is free, which `sharers` engines share.
+    `threads` is for torch; None leaves the process's setting. Raises `UserError` when the cache cannot hold one conversation.
     """
 
     def __init__(
@@ -53,11 +58,17 @@ class TransformersEngine:
         tokens_per_pass: int = 2048,
         threads: int | None = 1,
         dtype: torch.dtype | None = None,
+        cache_bytes: int = 0,
+        sharers: int = 1,
     ) -> None:
         self.concurrency = slots
         self.tokens = ChatTokenizer(tokenizer)
-        self.max_context = min(max_context, getattr(model.config, "max_position_embeddings", max_context))
-        self.stop_ids = self.tokens.stop_ids | _ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+        self.max_context = context_of(model.config, max_context)
+        self.stop_ids = self.tokens.stop_ids | end_tokens(getattr(model.generation_config, "eos_token_id", None))
+        if not self.stop_ids:
+            raise UserError(
+                "the tokenizer has no end-of-sequence token and its chat template ends messages with none; set eos_token."
+            )
         self._model = model.eval() if dtype is None else model.eval().to(dtype)
         taken = take_over(self._model)
         self._usual_attention = taken.attention
@@ -70,9 +81,12 @@ class TransformersEngine:
         self._queue: list[_Call] = []
         self._closed = False
         self._worker: threading.Thread | None = None
-        self._batcher: Batcher[_Call] = Batcher(
-            model, self.stop_ids, slots=slots, max_context=self.max_context, tokens_per_pass=tokens_per_pass
-        )
+        try:
+            blocks = _affordable_blocks(model, slots, self.max_context, cache_bytes or _free_bytes(model.device) // (2 * sharers))
+        except BaseException:
+            give_back(self._model, self._usual_attention)
+            raise
+        self._batcher: Batcher[_Call] = Batcher(model, self.stop_ids, slots=slots, blocks=blocks, tokens_per_pass=tokens_per_pass)
         self.stats: EngineStats = self._batcher.stats
 
     @classmethod
@@ -168,32 +182,25 @@ class TransformersEngine:
             _notify(call.loop, partial(_refuse, call.future, reason))
 
 
-def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """The model and the tokenizer in the directory `path`. Raises as `TransformersEngine.load` does."""
-    place = Path(path)
-    if not (place / "config.json").is_file():
-        raise UserError(f"no checkpoint in {str(path)!r}: wanted a directory with config.json, model.safetensors and a tokenizer.")
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+@torch.inference_mode()
+def _affordable_blocks(model: Any, slots: int, max_context: int, allowed: int) -> int:
+    """Blocks for `slots` conversations of any length, or as many as `allowed` bytes hold."""
+    trial = BlockCache(2, BLOCK)
+    forward(model, plan([Piece([0], 0, [1])], trial, model.device))
+    block_bytes = sum(layer[0].nbytes for layer in trial.layers.values()) or 1
+    least, most = blocks_for(max_context) + 1, slots * blocks_for(max_context) + 1
+    if least * block_bytes > allowed:
+        wanted, found = least * block_bytes / GIB, allowed / GIB
+        fits = max(BLOCK, (allowed // block_bytes - 2) * BLOCK)
+        raise UserError(
+            f"a conversation of {max_context:,} tokens takes {wanted:.1f} GiB of keys and values, and {found:.1f} GiB are for them; "
+            f"type engine.max_context={fits}, or give more with engine.cache_gib"
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except Exception as error:  # the errors of json, safetensors and of the library's own code all come through
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CorruptFile(f"the checkpoint in {str(path)!r} cannot be loaded: {reason}") from error
-    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
-    if "a" not in letter:  # without its files a tokenizer is loaded all the same, and knows no words
-        raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
-    model, found = loaded
-    absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found[kind])
-    if absent:
-        raise CorruptFile(f"the checkpoint in {str(path)!r} lacks weights that its config.json describes, such as {absent[0]}.")
-    return model, tokenizer
+    return int(min(most, allowed // block_bytes))
 
 
-def _ids(value: int | Iterable[int] | None) -> frozenset[int]:
-    return frozenset(() if value is None else [value] if isinstance(value, int) else value)
+def _free_bytes(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_bytes()
 
 
 def _notify(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:

@@ -37,7 +37,8 @@ class ALFWorld(GameEnvironment):
 
     `data` is the folder that `alfworld-download` filled, or the `json_2.1.1` in it; without it the variable ALFWORLD_DATA says where.
     `types` keeps some of the six task types: names out of pick, look, clean, heat, cool and two, parted by commas. With `admissible`
-    every observation ends with the commands that are possible; without it, observations are the original's.
+    every observation ends with the commands that are possible; without it, observations are the original's. A `lenient` world reads
+    commands without regard to case, articles and a final full stop; without it, a command is matched as it is typed, as in the original.
     """
 
     name = "alfworld"
@@ -47,9 +48,15 @@ class ALFWorld(GameEnvironment):
     )
 
     def __init__(
-        self, *, data: str | None = None, types: str | int | None = None, admissible: bool = False, horizon: int = 50
+        self,
+        *,
+        data: str | None = None,
+        types: str | int | None = None,
+        admissible: bool = False,
+        lenient: bool = False,
+        horizon: int = 50,
     ) -> None:
-        super().__init__(horizon=horizon, admissible=admissible)
+        super().__init__(horizon=horizon, admissible=admissible, lenient=lenient)
         if horizon < 1:
             raise UserError(f"alfworld wants a horizon of at least 1; found {horizon}")
         self._types = _chosen(types)

@@ -41,6 +41,7 @@ class OriginalALFWorld(ALFWorld):
         """Takes one command; after the end the last observation is repeated."""
         if self._final is not None:
             return self._final
+        action = self.command_in(action)
         super().step(action)
         state, _, done = self._engine.step(action)
         return self._shown(state, done=bool(done))

@@ -13,6 +13,7 @@ from typing import Any
 from leafe.errors import UnknownName, UserError
 from leafe.evaluate.outcomes import ArmOutcomes
 from leafe.evaluate.passk import Counts, Interval, Resampling, mean_pass_at_k, paired_difference, powers_of_two_up_to
+from leafe.forest.faults import Faults, loud
 from leafe.records import encode
 
 
@@ -28,6 +29,7 @@ class ArmResult:
     errors: Mapping[str, int]
     tasks: int
     samples: int
+    faults: Faults = Faults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Comparison:
                     "turns": arm.turns,
                     "tokens": arm.tokens,
                     "errors": dict(arm.errors),
+                    "faults": encode(arm.faults),
                 }
                 for arm in self.arms
             ]
@@ -98,6 +101,7 @@ def _result(arm: ArmOutcomes, counts: Counts, base: Counts | None, *, ks: Sequen
         errors=arm.errors,
         tasks=len(counts.successes),
         samples=counts.samples,
+        faults=arm.faults,
     )
 
 
@@ -125,7 +129,7 @@ def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
 
 
 def _rows(arm: ArmResult, shown: Sequence[int]) -> Iterator[tuple[str, ...]]:
-    broken = ", ".join(f"{count} {name}" for name, count in arm.errors.items()) or "none"
+    broken = ", ".join((*(f"{count} {name}" for name, count in arm.errors.items()), *loud(arm.faults))) or "none"
     for number, k in enumerate(shown):
         value = with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-"
         gain = with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-"

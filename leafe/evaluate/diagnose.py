@@ -16,15 +16,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leafe.chat import Scene, Unreadable, bare_messages, parse_action
+from leafe.chat import Scene, bare_messages
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluate.passk import Interval
+from leafe.forest.faults import Faults, faults_of
 from leafe.forest.growth import Rules
-from leafe.records import BROKEN, Ask, Attempt, Tree, Turn
+from leafe.records import BROKEN, Ask, Attempt, Tree, Turn, taken
+from leafe.replies import Unreadable, parse_action
 
 RESAMPLES = 2000
 
@@ -44,7 +46,7 @@ class Diagnosis:
     """The figures, as shares from 0 to 1 with intervals over tasks. None where there was nothing to measure.
 
     `advised_optimal`, `unadvised_optimal` and `reflection_gap` are about the `branch_points` that come of attempts without advice, those
-    named `later` about branches of branches.
+    named `later` about branches of branches. Reflections that found no room in the context are in the faults alone.
     """
 
     reflections: int
@@ -64,6 +66,8 @@ class Diagnosis:
     advised_optimal_later: Interval | None
     unadvised_optimal_later: Interval | None
     reflection_gap_later: Interval | None
+    tree_faults: Faults
+    independent_faults: Faults
 
 
 def shares(values: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
@@ -84,7 +88,7 @@ def best_actions(environment: Environment, tree: Tree, turn: Turn) -> tuple[str,
 
     The state is reached by a verified replay, once for each candidate. Raises `EpisodeError` when it is not reached.
     """
-    world, walk = World(environment), tree.walk(turn.parent)
+    world, walk = World(environment), taken(tree.walk(turn.parent))
     actions = [one.action for one in walk]
     digests = [observation_digest(tree.root), *(observation_digest(one.observation) for one in walk)]
 
@@ -121,15 +125,25 @@ def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environm
     return points
 
 
+def is_best(point: BranchPoint, action: str) -> bool:
+    """Whether an action is one of the best at a point, read as lenient worlds read it: without regard to case and a final full stop."""
+
+    def read(text: str) -> str:
+        return " ".join(text.lower().rstrip(" .").split())
+
+    return read(action) in {read(best) for best in point.best}
+
+
 async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws: int) -> float:
     """The share of `draws` actions that are best when the policy stands at the same turn and is told nothing."""
-    messages = bare_messages(Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent))
+    scene, walk = Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent)
+    messages = bare_messages(scene, walk, point.turn.shortening)
     right = 0
     for number in range(draws):
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
         completion = await engine.generate(Ask(messages, rules.act, seed))
         try:
-            right += parse_action(rules.prompts, completion.text) in point.best
+            right += is_best(point, parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length"))
         except Unreadable:
             continue
     return right / draws
@@ -140,9 +154,9 @@ class _Gap:
 
     def __init__(self, points: Sequence[tuple[BranchPoint, float]]) -> None:
         self.points = points
-        self.advised = self._share(lambda point, share: float(point.turn.action in point.best))
+        self.advised = self._share(lambda point, share: float(is_best(point, point.turn.action)))
         self.unadvised = self._share(lambda point, share: share)
-        self.gap = self._share(lambda point, share: float(point.turn.action in point.best) - share)
+        self.gap = self._share(lambda point, share: float(is_best(point, point.turn.action)) - share)
 
     def _share(self, value: Callable[[BranchPoint, float], float]) -> Interval | None:
         by_task: dict[str, list[float]] = {}
@@ -155,7 +169,7 @@ def diagnosis(
     trees: Sequence[Tree], independent: Sequence[Tree], points: Sequence[BranchPoint], unadvised: Sequence[float]
 ) -> Diagnosis:
     """The figures from two forests, the branch points and, for each point, its share of best actions without advice."""
-    reflections = [[float(one.error is None) for one in tree.reflections] for tree in trees]
+    reflections = [[float(not one.unread) for one in tree.reflections if not one.no_room] for tree in trees]
     named = Counter(str(one.experience.turn) for tree in trees for one in tree.reflections if one.experience)
     branches = [
         [float(one.success) for one in tree.attempts if one.experience is not None and one.stop not in BROKEN] for tree in trees
@@ -184,6 +198,8 @@ def diagnosis(
         advised_optimal_later=later.advised,
         unadvised_optimal_later=later.unadvised,
         reflection_gap_later=later.gap,
+        tree_faults=faults_of(trees),
+        independent_faults=faults_of(independent),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from leafe.digest import seed_for
@@ -11,10 +13,11 @@ from leafe.errors import RunConflict
 from leafe.evaluate.outcomes import SCHEMA, Outcome, read_outcomes
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.effects import Play
+from leafe.forest.first_wave import WAVE, FirstWave
 from leafe.forest.growth import Growth, Rules
 from leafe.forest.play import once
 from leafe.jsonl import Appender
-from leafe.records import Task, Tree, encode
+from leafe.records import Shortening, Task, Tree, encode
 
 
 def attempt(task: Task, sample: int, rules: Rules) -> Play[Tree]:
@@ -36,6 +39,9 @@ def outcome_of(tree: Tree, sample: int) -> Outcome:
         prompt_tokens=tree.spend.prompt_tokens,
         sampled_tokens=tree.spend.sampled_tokens,
         error=played.error,
+        no_action=sum(not turn.parsed for turn in tree.turns),
+        cut=sum(turn.completion.finish == "length" for turn in tree.turns),
+        shortened=sum(turn.shortening != Shortening() for turn in tree.turns),
     )
 
 
@@ -46,12 +52,13 @@ async def evaluate(
     path: Path,
     *,
     samples: int,
+    mend: str = "leafe check-env NAME",
     told: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """`samples` attempts a task, appended to `path` as they end; those already there are kept and not repeated.
 
     Outcomes come back in the order of tasks and samples; further samples that the file holds stay in it. Raises `RunConflict` for a
-    file with attempts at other tasks.
+    file with attempts at other tasks, and `UserError` when all of the first attempts broke: `mend` is what it says to type.
     """
     done = {(one.task, one.sample): one for one in read_outcomes(path)} if path.exists() else {}
     foreign = {task for task, _ in done} - {task.id for task in tasks}
@@ -64,11 +71,13 @@ async def evaluate(
                 if (task.id, sample) not in done:
                     yield Job(f"{task.id}/{sample}", task, attempt(task, sample, rules))
 
+    wave: FirstWave[Outcome] = FirstWave(() if done else (job.key for job in islice(missing(), WAVE)), mend)
     with Appender(path, SCHEMA) as lines:
-        jobs = missing()
-        async for job, tree in drive(jobs, means, concurrency=means.engine.concurrency):
-            outcome = outcome_of(tree, int(job.key.rpartition("/")[2]))
-            lines.append(encode(outcome))
-            done[outcome.task, outcome.sample] = outcome
-            told(outcome)
+        async with aclosing(drive(missing(), means, concurrency=means.engine.concurrency)) as finished:
+            async for job, tree in finished:
+                ended = outcome_of(tree, int(job.key.rpartition("/")[2]))
+                told(ended)
+                for outcome in wave.through(job.key, tree.attempts, ended):
+                    lines.append(encode(outcome))
+                    done[outcome.task, outcome.sample] = outcome
     return [done[task.id, sample] for task in tasks for sample in range(samples)]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from leafe.errors import CorruptFile, UserError
 from leafe.evaluate.passk import Counts
+from leafe.forest.faults import Faults, commonest_error, share
 from leafe.jsonl import read_lines
 from leafe.records import BROKEN, StopReason, decode
 
@@ -23,7 +24,11 @@ SCHEMA = "leafe.eval/1"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One attempt of an evaluation. `sample` counts a task's attempts from 0; `error` is `CLASS` or `CLASS: what happened`."""
+    """One attempt of an evaluation. `sample` counts a task's attempts from 0; `error` is `CLASS` or `CLASS: what happened`.
+
+    `no_action`, `cut` and `shortened` count turns: replies that held no action, replies that were cut, prompts that left out some of the
+    history. They are None in files of a version that did not count them.
+    """
 
     task: str
     sample: int
@@ -34,11 +39,17 @@ class Outcome:
     prompt_tokens: int
     sampled_tokens: int
     error: str | None = None
+    no_action: int | None = None
+    cut: int | None = None
+    shortened: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("sample", "turns", "prompt_tokens", "sampled_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}")
+        for name in ("no_action", "cut", "shortened"):
+            if not 0 <= (getattr(self, name) or 0) <= self.turns:
+                raise ValueError(f"{name} is {getattr(self, name)} of {self.turns} turns")
         if not math.isfinite(self.reward):
             raise ValueError(f"reward is {self.reward}")
         if self.success != (self.stop is StopReason.SUCCESS):
@@ -121,6 +132,27 @@ class ArmOutcomes:
     def tokens(self) -> int:
         """Prompt and sampled tokens, over all attempts."""
         return sum(outcome.prompt_tokens + outcome.sampled_tokens for outcome in self.counted)
+
+    @property
+    def faults(self) -> Faults:
+        """What came to nothing. A share that some attempt was not counted for is None."""
+        counted = self.counted
+        broken = [outcome.error or outcome.stop.value for outcome in counted if outcome.stop in BROKEN]
+        return Faults(
+            replies=self.turns,
+            no_action=share(_total(outcome.no_action for outcome in counted), self.turns),
+            cut=share(_total(outcome.cut for outcome in counted), self.turns),
+            shortened=share(_total(outcome.shortened for outcome in counted), self.turns),
+            attempts=len(counted),
+            out_of_room=share(sum(outcome.stop is StopReason.TOKEN_LIMIT for outcome in counted), len(counted)),
+            broken=share(len(broken), len(counted)),
+            error=commonest_error(broken),
+        )
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(count or 0 for count in known)
 
 
 def of_run(run: str, arms: Iterable[ArmOutcomes]) -> tuple[ArmOutcomes, ...]:

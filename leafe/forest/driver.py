@@ -7,7 +7,7 @@ what the journal holds, and only when it asks for something new is its world bro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -49,7 +49,7 @@ class Means:
     instances: int = 0
 
 
-async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncIterator[tuple[Job[Result], Result]]:
+async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncGenerator[tuple[Job[Result], Result], None]:
     """Drives jobs to their ends, `concurrency` at a time, and yields each with its result as it finishes.
 
     Jobs are drawn from the iterable only when there is room for them. An exception that is no `EpisodeError` (a dead engine, a bug)

@@ -18,7 +18,7 @@ from leafe.forest.reflect import reflect
 from leafe.records import BROKEN, StopReason, Tree, Turn
 
 # Endings after which looking back is of no use: it worked, our plumbing broke, or the task's budget ran out in the middle.
-UNREFLECTED = BROKEN | {StopReason.SUCCESS, StopReason.BUDGET, StopReason.TOKEN_LIMIT}
+UNREFLECTED = BROKEN | {StopReason.SUCCESS, StopReason.BUDGET}
 
 
 def explore(growth: Growth) -> Play[Tree]:

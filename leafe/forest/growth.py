@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from leafe.chat import Prompts, Scene
 from leafe.digest import digest, seed_for
+from leafe.history import History
 from leafe.records import Ask, Attempt, Completion, Message, Observation, Reflection, Sampling, Spend, Task, Tree, Turn
 
 
@@ -19,8 +20,8 @@ class Rules:
     """What exploration of one task may do.
 
     `turns` and `tokens` are budgets a task (0 tokens: no such budget); `reflect_every` is K of the paper (0: only at the end);
-    `patience` is how many replies in a row may hold no action before the attempt is given up. Where nothing `can_roll_back`, a reset may
-    show something else each time, and experiences become feedback to fresh attempts.
+    `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is how much of itself an attempt
+    reads. Where nothing `can_roll_back`, a reset may show something else each time, and experiences become feedback to fresh attempts.
     """
 
     prompts: Prompts
@@ -35,6 +36,7 @@ class Rules:
     reflect_on_failure: bool = True
     patience: int = 4
     can_roll_back: bool = True
+    history: History = History()
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Growth:
 
     def add_completion(self, completion: Completion) -> None:
         """Pays for an action's tokens, which are spent even when the environment then breaks and no turn comes of them."""
-        self._pay(prompt_tokens=completion.prompt_tokens, sampled_tokens=len(completion.token_ids))
+        self._pay(prompt_tokens=completion.prompt_tokens, sampled_tokens=completion.drawn)
 
     def add_turn(self, turn: Turn) -> None:
         """Keeps a turn that the policy took and counts it."""
@@ -89,7 +91,7 @@ class Growth:
     def add_reflection(self, reflection: Reflection) -> None:
         """Keeps a reflection and pays for all its replies."""
         self.reflections.append(reflection)
-        self._pay(reflections=1, reflection_tokens=sum(len(reply.token_ids) for reply in reflection.replies))
+        self._pay(reflections=1, reflection_tokens=sum(reply.drawn for reply in reflection.replies))
 
     def add_rollback(self) -> None:
         """Counts a rollback that is asked for, whether it will succeed or not."""

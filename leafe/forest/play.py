@@ -1,6 +1,7 @@
 """One attempt at a task, from the root or from a rolled-back turn, as a generator of effects.
 
-A reply that holds no action still costs a turn: the environment is given the text and its answer is what the policy reads next. An
+A reply that holds no action still costs a turn: the policy reads what was missing, or, where the prompts have no words for that, what the
+environment answers to the text. A prompt that leaves no room in the model's context is shortened, if the rules say so. An
 episode that the environment or the rollback breaks ends with a name of its own and is data like any other.
 """
 
@@ -9,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from leafe.chat import Notes, Unreadable, act_messages, parse_action
+from leafe.chat import Notes, act_messages, fill
 from leafe.errors import EpisodeError, ReplayDiverged
 from leafe.forest.effects import Play, Reset, Rollback, Step
 from leafe.forest.growth import Growth, Start, last_id, unread
-from leafe.records import Attempt, Completion, Observation, StopReason, Tree, Turn
+from leafe.history import first_shortening, shorter
+from leafe.records import Attempt, Completion, Observation, Shortening, StopReason, Tree, Turn, taken
+from leafe.replies import Unreadable, parse_action
 
 Pause = Callable[[int, tuple[Turn, ...]], Play[None]]
 
@@ -42,13 +45,13 @@ def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
     except EpisodeError as failure:
         stop = StopReason.REPLAY_DIVERGED if isinstance(failure, ReplayDiverged) else StopReason.ENVIRONMENT_ERROR
         error = f"{type(failure).__name__}: {failure}"
-    taken = walk[len(start.walk) :]
+    own = walk[len(start.walk) :]
     attempt = Attempt(
         index=number,
         depth=start.depth,
         stop=stop,
         success=stop is StopReason.SUCCESS,
-        reward=(taken[-1].observation if taken else observation).reward,
+        reward=(own[-1].observation if own else observation).reward,
         leaf=last_id(walk),
         parent=start.parent,
         turn=len(start.walk) + 1 if start.advice is not None else None,
@@ -64,8 +67,8 @@ def _begin(growth: Growth, start: Start) -> Play[Observation]:
     """Brings the world to where the attempt begins."""
     if start.advice is not None:
         growth.add_rollback()
-    if start.walk:
-        restored = yield Rollback(growth.task, start.walk)
+    if past := taken(start.walk):
+        restored = yield Rollback(growth.task, past)
         growth.add_replayed(restored.replayed_steps)
         observation: Observation = restored.observation
         return observation
@@ -86,14 +89,14 @@ def _turns(growth: Growth, start: Start, observation: Observation, *, walk: list
         if growth.exhausted():
             return StopReason.BUDGET
         advice = start.advice if len(walk) == len(start.walk) else None
-        messages = act_messages(growth.scene, walk, Notes(advice, start.feedback))
-        completion: Completion = yield growth.ask_to_act(number, messages)
+        completion, shortening = yield from _reply(growth, start, walk, advice)
         if completion.finish == "context":
             return StopReason.TOKEN_LIMIT
         growth.add_completion(completion)
-        turn = yield from _take(growth, completion, walk, advice)
+        turn = yield from _take(growth, _Reply(completion, advice, shortening), walk, observation)
         growth.add_turn(turn)
         walk.append(turn)
+        observation = turn.observation
         misread = 0 if turn.parsed else misread + 1
         over = _verdict(turn.observation)
         if over is None and misread >= growth.rules.patience:
@@ -110,24 +113,52 @@ def _verdict(observation: Observation) -> StopReason | None:
     return StopReason.FAILURE if observation.done else None
 
 
-def _take(growth: Growth, completion: Completion, walk: list[Turn], advice: str | None) -> Play[Turn]:
-    """Reads the action out of a reply and takes it."""
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What the policy said at a turn, and what its prompt held and left out."""
+
+    completion: Completion
+    advice: str | None
+    shortening: Shortening
+
+
+def _reply(growth: Growth, start: Start, walk: list[Turn], advice: str | None) -> Play[tuple[Completion, Shortening]]:
+    """The policy's reply, over a history that is shortened until it leaves room where the rules want that."""
+    rules, shortening = growth.rules, first_shortening(growth.rules.history, walk)
+    while True:
+        messages = act_messages(growth.scene, walk, Notes(advice, start.feedback), shortening)
+        completion: Completion = yield growth.ask_to_act(len(growth.attempts), messages)
+        further = shorter(rules.prompts, walk, shortening) if rules.history.keep == "fit" else None
+        if completion.finish != "context" or further is None:
+            return completion, shortening
+        shortening = further
+
+
+def _take(growth: Growth, reply: _Reply, walk: list[Turn], before: Observation) -> Play[Turn]:
+    """Reads the action out of a reply and takes it. `before` is what the policy saw last."""
+    prompts, attempt, index = growth.rules.prompts, len(growth.attempts), len(walk) + 1
+    problem = ""
     try:
-        action, parsed = parse_action(growth.rules.prompts, completion.text), True
-    except Unreadable:
-        action, parsed = unread(completion), False
-    observation: Observation = yield Step(action)
-    attempt, index = len(growth.attempts), len(walk) + 1
+        action = parse_action(prompts.form, reply.completion.text, whole=reply.completion.finish != "length")
+    except Unreadable as failure:
+        action, problem = unread(reply.completion), str(failure)
+    stepped = not (problem and prompts.unread)
+    if stepped:
+        observation: Observation = yield Step(action)
+    else:
+        observation = Observation(fill(prompts.unread, problem=problem, turn=index), reward=before.reward)
     return Turn(
         id=growth.turn_id(attempt, index),
         parent=last_id(walk),
         index=index,
         attempt=attempt,
         action=action,
-        parsed=parsed,
-        completion=completion,
+        parsed=not problem,
+        completion=reply.completion,
         observation=observation,
-        experience=advice,
+        experience=reply.advice,
+        stepped=stepped,
+        shortening=reply.shortening,
     )
 
 

@@ -1,16 +1,22 @@
 """Asking the policy where an attempt went wrong: one question, one retry, and the answer kept as data whatever it is.
 
-Nothing is ever made up or clamped: a reply that does not parse twice over is a reflection without an experience and with an error.
+Nothing is ever made up or clamped: a reply that does not parse twice over is a reflection without an experience and with an error. Where
+the history leaves no room for the question it is shortened, whatever the rules say of acting: a full context is a reason to look back.
 """
 
 from __future__ import annotations
 
-from leafe.chat import Unreadable, parse_reflection, reflect_messages
+from collections.abc import Callable
+
+from leafe.chat import asked_again, reflect_messages
 from leafe.forest.effects import Play
 from leafe.forest.growth import Growth
-from leafe.records import Completion, Experience, Reflection, Turn
+from leafe.history import shorter
+from leafe.records import Completion, Experience, Message, Reflection, Shortening, Turn
+from leafe.replies import Unreadable, parse_reflection
 
 TRIES = 2
+NO_ROOM = "the model's context leaves no room to reflect"
 
 
 def reflect(
@@ -20,19 +26,42 @@ def reflect(
 
     `feedback` is what the attempt was told beside its history.
     """
-    messages = reflect_messages(growth.scene, walk, ended=ended, feedback=feedback)
+    prompts, shortening = growth.rules.prompts, walk[-1].shortening
     replies: list[Completion] = []
     experience, error = None, None
+
+    def question(short: Shortening) -> tuple[Message, ...]:
+        asked = reflect_messages(growth.scene, walk, ended=ended, feedback=feedback, shortening=short)
+        return asked_again(prompts, asked, replies[-1].text, error, turns=len(walk)) if error is not None else asked
+
     for _ in range(TRIES):
-        reply: Completion = yield growth.ask_to_reflect(attempt, messages)
+        reply, shortening = yield from _answer(growth, attempt, walk, question=question, shortening=shortening)
         replies.append(reply)
         if reply.finish == "context":
-            error = "the model's context leaves no room to reflect"
+            error = NO_ROOM
             break
         try:
-            experience, error = parse_reflection(growth.rules.prompts, reply.text, len(walk)), None
+            whole = reply.finish != "length"
+            experience, error = parse_reflection(prompts.form, reply.text, len(walk), whole=whole), None
             break
         except Unreadable as failure:
             error = str(failure)
     growth.add_reflection(Reflection(attempt, len(walk), tuple(replies), experience, error))
     return experience
+
+
+def _answer(
+    growth: Growth,
+    attempt: int,
+    walk: tuple[Turn, ...],
+    *,
+    question: Callable[[Shortening], tuple[Message, ...]],
+    shortening: Shortening,
+) -> Play[tuple[Completion, Shortening]]:
+    """The policy's reply to a question, over a history that is shortened until there is room for it."""
+    while True:
+        reply: Completion = yield growth.ask_to_reflect(attempt, question(shortening))
+        further = shorter(growth.rules.prompts, walk, shortening)
+        if reply.finish != "context" or further is None:
+            return reply, shortening
+        shortening = further

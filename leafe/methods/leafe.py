@@ -18,15 +18,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from leafe.bench import Bench, Plot, forest_of, grow_stage, made, measure_stage, train_stage
+from leafe.distill.causes import why_no_example
 from leafe.distill.examples import distill, rehearsal
 from leafe.distill.store import read_examples, write_examples
+from leafe.errors import UserError
 from leafe.run import RunDirectory
+
+NOTHING = "there is no example to train on"
 
 
 def run_recipe(bench: Bench, run: RunDirectory) -> None:
     """Everything that the recipe names, up to the last measurement."""
     measure(bench, run, "base")
     explore(bench, run)
+    if not bench.config.arms:
+        return
     distil_round(bench, run, 1)
     train(bench, run)
     for arm in bench.config.arms:
@@ -47,9 +53,10 @@ def train(bench: Bench, run: RunDirectory) -> None:
         explore_round(bench, run, number)
         distil_round(bench, run, number)
         examples = list(read_examples(made(run.examples(number), "leafe distill", run)))
-        # A first round that gives nothing is the end of the run; a later one leaves what the rounds before it have learned.
-        start, arm = _round_start(bench, run, number), _round_arm(bench, number)
-        train_stage(bench, run, arm, start, examples=examples, needed=number == 1)
+        if not examples and number == 1:
+            # The end of the run; a later round that gives nothing leaves what the rounds before it have learned.
+            raise UserError(run.stages["distil round 1"].get("note", NOTHING))
+        train_stage(bench, run, _round_arm(bench, number), _round_start(bench, run, number), examples=examples)
     for arm in bench.config.arms:
         if arm != "leafe":
             train_control_arm(bench, run, arm)
@@ -76,7 +83,8 @@ def distil_round(bench: Bench, run: RunDirectory, number: int) -> None:
     examples = distill(trees, bench.prompts, bench.choice())
     write_examples(run.examples(number), examples)
     kinds = {kind: sum(example.kind == kind for example in examples) for kind in ("counterfactual", "rehearsal")}
-    run.finish_stage(stage, kinds)
+    why = {} if examples else {"note": f"{NOTHING}: {why_no_example(trees, bench.config)}"}
+    run.finish_stage(stage, kinds | why)
     bench.progress.say(f"distilled {kinds['counterfactual']} counterfactual and {kinds['rehearsal']} rehearsal examples")
 
 
@@ -96,7 +104,7 @@ def train_control_arm(bench: Bench, run: RunDirectory, arm: str) -> None:
         trees = sorted(forest, key=lambda tree: tree.task.id)
         examples = list(rehearsal(trees, bench.prompts, bench.choice()))
         write_examples(run.control_examples("independent"), examples)
-    train_stage(bench, run, arm, bench.base, examples=examples, needed=False)
+    train_stage(bench, run, arm, bench.base, examples=examples)
 
 
 def checkpoint_of(run: RunDirectory, arm: str) -> Path:

@@ -16,9 +16,10 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from leafe.chat import Prompts, fill, render_reflection, turn_text
+from leafe.chat import Prompts, fill, turn_text
 from leafe.distill.pack import PackedRow, Trie
 from leafe.records import Experience, Task
+from leafe.replies import render_reflection
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,12 @@ class Writer:
                 yield move.action
                 observation = move.observation
             for lookback in lesson.lookbacks:
-                yield prompts.reflect_end + prompts.reflect + prompts.experience + render_reflection(prompts, lookback.experience)
+                yield (
+                    prompts.reflect_end
+                    + prompts.reflect
+                    + prompts.experience
+                    + render_reflection(prompts.form, lookback.experience)
+                )
 
     def _open_turns(self, trie: Trie, lesson: Lesson) -> list[int]:
         """The node right after each turn's observation, before its message ends: turn 1 at index 0, one more after the last move."""
@@ -187,7 +193,7 @@ class Writer:
             header, observation = self._recalled(lesson, lookback.experience.turn)
             node = self._say(trie, node, header, self._weights.reflect)
             node = self._say(trie, node, observation, self._weights.recall)
-        answer = [*self._ids(render_reflection(self._prompts, lookback.experience)), self._end]
+        answer = [*self._ids(render_reflection(self._prompts.form, lookback.experience)), self._end]
         self._say(trie, node, answer, self._weights.reflect)
 
     def _recall(self, trie: Trie, node: int, lesson: Lesson, after_turn: int) -> None:

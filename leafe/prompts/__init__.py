@@ -9,19 +9,22 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from leafe.chat import Prompts, check_prompts
+from leafe.chat import OPTIONAL, Prompts, check_prompts
 from leafe.errors import UnknownName, UserError
+from leafe.replies import FORMS
 
 _HERE = Path(__file__).parent
 PROFILES = ("terse", "full")
-PURPOSES = tuple(item.name for item in fields(Prompts) if item.name != "form")
+PURPOSES = tuple(item.name for item in fields(Prompts) if item.name not in ("form", "actions_help"))
 
 
-def load_prompts(profile: str, environment: str) -> Prompts:
+def load_prompts(profile: str, environment: str, *, remind: bool = False, actions_help: str = "") -> Prompts:
     """The prompts of a profile (`terse`, `full`), or of a folder with a file `PURPOSE.txt` for each of `PURPOSES`, for an environment.
 
+    `remind` says whether each turn ends with `reminder.txt`; `actions_help` is the environment's own line of help.
+
     Replies to a folder's prompts are read as tagged ones unless it, or its subfolder for the environment, holds a file `form.txt` with
-    the word `bare`. The newline that an
+    the word `bare` or `program`. The newline that an
     editor leaves at the end of a file is no part of a prompt. Raises `UserError` for a file that is missing or cannot be used.
     """
     folder = _HERE / profile if profile in PROFILES else Path(profile)
@@ -31,17 +34,24 @@ def load_prompts(profile: str, environment: str) -> Prompts:
     for purpose in PURPOSES:
         candidates = [folder / environment / f"{purpose}.txt", folder / f"{purpose}.txt"]
         path = next((path for path in candidates if path.is_file()), None)
+        if path is None and purpose in OPTIONAL:
+            continue
         if path is None:
             raise UserError(
                 f"{folder} wants a file {purpose}.txt and has none; copy it from one of the profiles {', '.join(PROFILES)}"
             )
         texts[purpose] = _read(path).removesuffix("\n")
+    if remind and "reminder" not in texts:
+        raise UserError(f"remind=true wants a file reminder.txt in {folder}, which has none; write one or type remind=false")
+    if not remind:
+        texts.pop("reminder", None)
     form_files = [folder / environment / "form.txt", folder / "form.txt"]
     form_file = next((path for path in form_files if path.is_file()), form_files[-1])
     form = _read(form_file).strip() if form_file.is_file() else "tags"
-    if form not in ("bare", "tags"):
-        raise UserError(f"{form_file} wants the word bare or tags and holds {form!r}")
-    prompts = Prompts(form="bare" if form == "bare" else "tags", **texts)
+    known = next((one for one in FORMS if one == form), None)
+    if known is None:
+        raise UserError(f"{form_file} wants one of the words {', '.join(FORMS)} and holds {form!r}")
+    prompts = Prompts(form=known, actions_help=actions_help, **texts)
     check_prompts(prompts)
     return prompts
 

@@ -11,7 +11,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from leafe.doctor import PROCESSOR, multiplies_bfloat16
+from leafe.engines.loading import what_it_is
 from leafe.errors import UserError
+
+SMALL_MODEL = 100_000_000  # bytes
 
 
 def locate(model: str, bundled: Mapping[str, Path]) -> Path:
@@ -28,7 +31,8 @@ def locate(model: str, bundled: Mapping[str, Path]) -> Path:
     if folder.exists() or looks_local:
         return _checked(
             folder,
-            f"no checkpoint in {model!r}: wanted {' or '.join(bundled)}, a folder with config.json and safetensors, or a Hub name",
+            f"no checkpoint in {model!r}: "
+            + (what_it_is(folder) or f"wanted {' or '.join(bundled)}, a folder with config.json and safetensors, or a Hub name"),
         )
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
@@ -65,3 +69,11 @@ def device_of(name: str, number: int = 0) -> str:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"torch cannot use engine.device={name!r} here ({reason:.120}); type engine.device=auto") from None
     return name
+
+
+def processes_of(device: str, folder: Path, cores: int) -> int:
+    """How many engine processes suit a model: one a GPU; on a processor one a core, at most two, where copies of it cost nothing."""
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return max(1, torch.cuda.device_count() if device in ("auto", "cuda") else 1)
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL_MODEL
+    return min(2, cores) if small else 1

@@ -28,13 +28,13 @@ from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
 from leafe.distill.rows import Bundle, pack_examples, shares
 from leafe.distill.trial import Packing, choose_packing
+from leafe.engines.loading import load_checkpoint, load_tokenizer
 from leafe.engines.tokens import ChatTokenizer
-from leafe.engines.transformers import load_checkpoint
 from leafe.errors import UserError
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
 from leafe.train.checkpoint import device_of
-from leafe.train.launch import Told, in_processes, launched
+from leafe.train.launch import Told, by_hand, in_processes, launched
 from leafe.train.weights import save, with_adapter
 
 DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
@@ -146,18 +146,22 @@ def fine_tune(
     seed: int,
     threads: int = 1,
     told: Told = lambda done, total: None,
+    alone: bool = False,
 ) -> TrainReport:
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
-    one saves. Raises `UserError` when there is nothing to train on or the model cannot be trained on packed trees, `CorruptFile` when the
-    checkpoint cannot be loaded.
+    one saves, unless a caller is `alone` all the same. Raises `UserError` when there is nothing to train on or the model cannot be trained
+    on packed trees, `CorruptFile` when the checkpoint cannot be loaded.
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
     _check_flex(settings)
     work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads))
-    return in_processes(settings.processes, work, told) if settings.processes > 1 and not launched() else work(told)
+    if launched() and not alone:
+        return work(told)
+    with by_hand():
+        return in_processes(settings.processes, work, told) if settings.processes > 1 else work(told)
 
 
 def _check_flex(settings: TrainSettings) -> None:
@@ -171,11 +175,11 @@ def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1)
     Raises as `fine_tune` does.
     """
     _check_flex(settings)
-    _, tokenizer = load_checkpoint(checkpoint, dtype=torch.float32)
-    ids = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = load_tokenizer(checkpoint)("a", add_special_tokens=False)["input_ids"]
     example = Example("trial", "rehearsal", "trial", 0, "trial", (Message("user", "a"),), "a", tuple(ids[:1]))
     once = settings.model_copy(update={"epochs": 1.0, "batch_size": 1, "processes": 1, "warmup_share": 0.0})
-    return _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), lambda done, total: None)
+    with by_hand():
+        return _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), lambda done, total: None)
 
 
 def _fine_tune(job: _Job, told: Told) -> TrainReport:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
-from leafe.records import Attempt, Tree, Turn
+from leafe.records import Attempt, Reflection, Tree, Turn
 from leafe.viewer.markup import Markup, join, plural, preformatted, tag
 from leafe.viewer.trees import blamed, ending, replaced_turn, tree_map
 
@@ -78,7 +78,7 @@ def _attempt(shown: _Shown, attempt: Attempt, opened: bool) -> Markup:
     own = [turn for turn in shown.tree.turns if turn.attempt == attempt.index]
     summary = tag("summary", tag("b", f"Attempt {attempt.index}"), " ", ending(attempt), " ", _origin(attempt), class_="head")
     error = tag("p", "It broke: ", tag("code", _cut(attempt.error)), class_="said") if attempt.error else ""
-    inside = (_branching(shown, attempt, own), error, _turns(shown, own, attempt))
+    inside = (_branching(shown, attempt, own), error, _turns(shown, own, attempt), *_reflections(shown, attempt))
     body = tag("div", *inside, id=f"{shown.prefix}-{attempt.index}", class_="body")
     return tag("details", summary, body, open=opened, class_="attempt won" if attempt.success else "attempt")
 
@@ -133,7 +133,7 @@ def _turns(shown: _Shown, own: list[Turn], attempt: Attempt) -> Markup:
 def _turn(shown: _Shown, turn: Turn) -> Markup:
     judge = shown.judged.get(turn.id)
     notes = [
-        "" if turn.parsed else tag("span", "no action found in this reply", class_="note"),
+        *(tag("span", words, class_="note") for words in _reply_notes(turn)),
         tag("span", f"↺ attempt {judge.index} goes on from here", class_="note") if judge else "",
         tag("span", "✓ solved", class_="note won") if turn.observation.success else "",
     ]
@@ -141,3 +141,37 @@ def _turn(shown: _Shown, turn: Turn) -> Markup:
     spoken = "" if reply in ("", turn.action.strip()) else preformatted(_cut(reply), "reply")
     head = tag("p", tag("span", str(turn.index), class_="count"), " ", tag("code", _cut(turn.action)), *notes, class_="did said")
     return tag("li", head, spoken, preformatted(_cut(turn.observation.text)))
+
+
+def _reply_notes(turn: Turn) -> Iterator[str]:
+    """What a reader must know of a reply and of its prompt."""
+    if not turn.parsed:
+        yield "no action found in this reply"
+    if not turn.stepped:
+        yield "the environment never saw it; the answer is ours"
+    if turn.completion.finish == "length":
+        yield "cut at its limit of tokens"
+    left_out = {"thoughts": turn.shortening.thoughts, "observations": turn.shortening.observations}
+    first = [f"{what} of the first {plural(turns, 'turn')}" for what, turns in left_out.items() if turns]
+    if first:
+        yield f"left out of the prompt: {', '.join(first)}"
+
+
+def _reflections(shown: _Shown, attempt: Attempt) -> Iterator[Markup]:
+    """What came of each look back at an attempt, with what was said where nothing could be read."""
+    own = [reflection for reflection in shown.tree.reflections if reflection.attempt == attempt.index]
+    if own:
+        yield tag("ul", *map(_reflection, own), class_="looks")
+
+
+def _reflection(reflection: Reflection) -> Markup:
+    head = f"Looked back after turn {reflection.after_turn}: "
+    if reflection.no_room:
+        return tag("li", head, tag("b", "no room to reflect"), ", the context is full")
+    if reflection.unread:
+        said = (preformatted(_cut(reply.text), "reply") for reply in reflection.replies)
+        summary = tag("summary", head, tag("b", "unreadable"), ": ", reflection.error or "")
+        return tag("li", tag("details", summary, *said))
+    if reflection.experience is None:
+        return tag("li", head, "nothing to do better")
+    return tag("li", head, f"go back to turn {reflection.experience.turn}")

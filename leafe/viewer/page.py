@@ -12,6 +12,7 @@ from importlib.resources import files
 
 from leafe.evaluate.compare import ArmResult, Comparison, percent, points
 from leafe.evaluate.passk import Interval
+from leafe.forest.faults import HEADING, Faults, fault_cells, faults_of
 from leafe.records import StopReason, Tree
 from leafe.viewer.attempts import task_section
 from leafe.viewer.charts import pass_at_k_chart
@@ -24,7 +25,7 @@ NOT_MEASURED = Comparison(())
 
 @dataclass(frozen=True, slots=True)
 class ExplorationRow:
-    """What one explorer brought and what it cost. `successes` are attempts; `unparsed` reflections hold no readable experience."""
+    """What one explorer brought and what it cost. `successes` are attempts; `unparsed` reflections were answered and cannot be read."""
 
     name: str
     tasks: int = 0
@@ -37,13 +38,15 @@ class ExplorationRow:
     reflections: int = 0
     unparsed: int = 0
     diverged: int = 0
+    faults: Faults = Faults()
 
 
 @dataclass(frozen=True, slots=True)
 class PageContent:
     """What a page shows. `trees` are those that the caller chose out of `tree_count`; `notes` are labelled sentences at the end.
 
-    `notice` is a sentence above the exploration's counts, for what a reader must know of them.
+    `notice` is a sentence above the exploration's counts, for what a reader must know of them; `alarms` are sentences at the very top, on
+    what makes the figures below mean little.
     """
 
     run: str
@@ -54,6 +57,7 @@ class PageContent:
     tree_count: int = 0
     notes: tuple[tuple[str, str], ...] = ()
     notice: str = ""
+    alarms: tuple[str, ...] = ()
 
 
 def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
@@ -71,8 +75,9 @@ def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
         tokens=sum(spend.prompt_tokens + spend.sampled_tokens + spend.reflection_tokens for spend in spends),
         replayed_steps=sum(spend.replayed_steps for spend in spends),
         reflections=len(reflections),
-        unparsed=sum(reflection.error is not None for reflection in reflections),
+        unparsed=sum(reflection.unread for reflection in reflections),
         diverged=sum(attempt.stop is StopReason.REPLAY_DIVERGED for attempt in attempts),
+        faults=faults_of(trees),
     )
 
 
@@ -88,9 +93,8 @@ def render_page(content: PageContent) -> str:
         tag("title", f"{content.run} · leafe"),
         tag("style", style),
     )
-    header = tag(
-        "header", tag("p", "leafe run", class_="kicker"), tag("h1", content.run), *_lede(content.comparison), *_config(content)
-    )
+    lede = (*_lede(content.comparison), *_alarms(content.alarms))
+    header = tag("header", tag("p", "leafe run", class_="kicker"), tag("h1", content.run), *lede, *_config(content))
     sections = (*_measured(content.comparison), *_explored(content.exploration, content.notice), *_trees(content), *_notes(content))
     body = tag("body", tag("main", header, *sections))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
@@ -108,6 +112,11 @@ def _lede(comparison: Comparison) -> Iterator[Markup]:
         reached = f"Pass@{k} of {arm.name} is {percent(arm.pass_at_k[k].value)} %"
         sentences.append(f"{reached}, {gain} points against its base ({mass} interval {low} to {high}).")
     yield tag("p", " ".join(sentences), class_="lede")
+
+
+def _alarms(sentences: Sequence[str]) -> Iterator[Markup]:
+    if sentences:
+        yield tag("ul", *(tag("li", sentence) for sentence in sentences), class_="alarms said")
 
 
 def _config(content: PageContent) -> Iterator[Markup]:
@@ -148,6 +157,7 @@ def _measured(comparison: Comparison) -> Iterator[Markup]:
             tag("tbody", *map(_cost, comparison.arms)),
             caption="Cost",
         ),
+        _faults([(arm.name, arm.faults) for arm in comparison.arms], "Replies and attempts at test time, %"),
         id="pass-at-k",
     )
 
@@ -179,18 +189,31 @@ def _count_row(name: str, *cells: str) -> Markup:
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell, class_="count") for cell in cells))
 
 
+def _faults(named: Sequence[tuple[str, Faults]], caption: str) -> Markup:
+    """The shares that came to nothing; a column that nobody counted anything for is left out."""
+    shown = [name for name in HEADING if any(getattr(faults, name) is not None for _, faults in named)]
+    columns = [list(HEADING).index(name) for name in shown]
+    rows = (_count_row(name, *(fault_cells(faults, none="–")[column] for column in columns)) for name, faults in named)
+    return (
+        _table(("", *(HEADING[name].capitalize() for name in shown)), tag("tbody", *rows), caption=caption) if shown else join(())
+    )
+
+
 def _explored(rows: Sequence[ExplorationRow], notice: str) -> Iterator[Markup]:
     if not rows:
         return
-    counted = [item.name for item in fields(ExplorationRow)][1:]
+    counted = [item.name for item in fields(ExplorationRow)][1:-1]
     heading = ("Explorer", *(name.replace("_", " ").capitalize() for name in counted))
     body = tag("tbody", *(_count_row(row.name, *(f"{getattr(row, name):,}" for name in counted)) for row in rows))
     note = (
         "The budget is counted in turns that the policy takes, the same for every explorer. Replayed steps are taken by the "
-        "environment alone. Solved counts tasks, successes counts attempts; unparsed are reflections that could not be read."
+        "environment alone. Solved counts tasks, successes counts attempts; unparsed are reflections that were answered and could not "
+        "be read. A reflection without room, and an attempt out of room, found the model's context full."
     )
     title = join((tag("h2", "Exploration at equal budget"), tag("p", notice) if notice else ""))
-    yield tag("section", title, _table(heading, body, caption="Exploration"), tag("p", note, class_="soft fine"), id="exploration")
+    shares = _faults([(row.name, row.faults) for row in rows], "Replies, attempts and reflections, %")
+    table = _table(heading, body, caption="Exploration")
+    yield tag("section", title, table, shares, tag("p", note, class_="soft fine"), id="exploration")
 
 
 def _trees(content: PageContent) -> Iterator[Markup]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from leafe.evaluate.compare import Comparison, compare
 from leafe.evaluate.outcomes import ArmOutcomes, read_outcomes
 from leafe.evaluate.passk import Resampling
+from leafe.forest.faults import Faults, alarms
 from leafe.forest.store import read_forest
 from leafe.jsonl import write_text_atomically
 from leafe.records import Tree
@@ -50,23 +51,55 @@ def rows_of(forests: Sequence[tuple[str, Sequence[Tree]]]) -> list[ExplorationRo
 
 def notice_of(run: RunDirectory) -> str:
     """What the exploration of a run noted, empty where there is nothing."""
-    found = [result for stage, result in run.stages.items() if stage.startswith("explore ") and isinstance(result, dict)]
-    return next((str(result["note"]) for result in found if "note" in result), "")
+    return next((note for _, note in _notes_of(run, "explore ")), "")
+
+
+def _notes_of(run: RunDirectory, kind: str) -> Iterator[tuple[str, str]]:
+    """The stages of a kind that left a note, with it."""
+    for stage, result in run.stages.items():
+        if stage.startswith(kind) and isinstance(result, dict) and "note" in result:
+            yield stage, str(result["note"])
+
+
+def faults_named(rows: Sequence[ExplorationRow], arms: Sequence[ArmOutcomes]) -> list[tuple[str, Faults]]:
+    """What came to nothing, for every explorer and every arm."""
+    return [*((row.name, row.faults) for row in rows), *((arm.name, arm.faults) for arm in arms)]
+
+
+def alarms_of(named: Sequence[tuple[str, Faults]], config: RunConfig) -> tuple[str, ...]:
+    """What is so frequent in explorers and arms that their figures mean little, each sentence once behind the names that it is about."""
+    names: dict[str, list[str]] = {}
+    for name, faults in named:
+        for sentence in alarms(faults, config):
+            names.setdefault(sentence, []).append(name)
+    return tuple(f"{'; '.join(owners)}: {sentence}" for sentence, owners in names.items())
+
+
+def ends_of(run: RunDirectory) -> tuple[str, ...]:
+    """Why a run found nothing to train on, where it did not."""
+    return tuple(f"{stage}: {note}" for stage, note in _notes_of(run, "distil "))
+
+
+def flags_of(run: RunDirectory) -> tuple[str, ...]:
+    """What has to stand beside figures that came from a server, a sentence each."""
+    found = run.stages.get("probe")
+    return tuple(map(str, found["flags"])) if isinstance(found, dict) and "flags" in found else ()
 
 
 def write_report(run: RunDirectory) -> Path:
     """Writes `report.html` of a run and returns where it is."""
-    forests = exploration_of(run)
-    trees = forests[0][1] if forests else []
+    forests, arms = exploration_of(run), arms_of(run)
+    rows, trees = rows_of(forests), forests[0][1] if forests else []
     content = PageContent(
         run=run.config.name,
         config=dict(_settings(run.config)),
-        comparison=comparison_of(run) if arms_of(run) else Comparison(()),
-        exploration=tuple(rows_of(forests)),
+        comparison=comparison_of(run) if arms else Comparison(()),
+        exploration=tuple(rows),
         trees=tuple(telling(trees)),
         tree_count=len(trees),
         notice=notice_of(run),
-        notes=tuple((stage, str(result)) for stage, result in run.stages.items() if result is not None),
+        alarms=(*flags_of(run), *alarms_of(faults_named(rows, arms), run.config), *ends_of(run)),
+        notes=tuple((stage, _told(result)) for stage, result in run.stages.items() if result is not None),
     )
     write_text_atomically(run.report, render_page(content))
     return run.report
@@ -81,6 +114,11 @@ def telling(trees: Sequence[Tree]) -> list[Tree]:
         return (0 if mended else 1 if branched else 2, tree.task.id)
 
     return sorted((tree for tree in trees if tree.attempts), key=rank)[:SHOWN_TREES]
+
+
+def _told(result: object) -> str:
+    """What a stage gave, in its own sentences where it has some."""
+    return "; ".join(map(str, result["lines"])) if isinstance(result, dict) and "lines" in result else str(result)
 
 
 def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:

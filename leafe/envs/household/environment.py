@@ -28,7 +28,8 @@ class Household(GameEnvironment):
     """Find things in a house and bring them where they are wanted, perhaps washed, warm or cold.
 
     `goals` are some of put, two, wash, warm, chill and light, parted by commas. `skew` is the share of items that lie where their kind
-    is usually kept, 0 strews them evenly. With `admissible` every observation ends with the commands that are possible.
+    is usually kept, 0 strews them evenly. With `admissible` every observation ends with the commands that are possible. A
+    `lenient` world reads commands without regard to case, articles and a final full stop.
     """
 
     name = "household"
@@ -43,9 +44,10 @@ class Household(GameEnvironment):
         goals: str = ",".join(GOALS),
         skew: float = 0.8,
         admissible: bool = False,
+        lenient: bool = False,
         horizon: int = 30,
     ) -> None:
-        super().__init__(horizon=horizon, admissible=admissible)
+        super().__init__(horizon=horizon, admissible=admissible, lenient=lenient)
         self._recipe = _checked(Recipe(rooms, places, items, _goals(goals), skew), horizon)
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from weakref import WeakValueDictionary
 
 from leafe.envs.base import FrozenStateEnvironment
+from leafe.envs.commands import understood
 from leafe.envs.pddl.game import Game
 from leafe.envs.pddl.gamefile import GameFile
 from leafe.envs.pddl.planner import plan
@@ -52,8 +53,8 @@ class Snapshot:
 class GameEnvironment(FrozenStateEnvironment[Snapshot]):
     """Plays game files. A class below it says with `load` which one a task means."""
 
-    def __init__(self, *, horizon: int, admissible: bool) -> None:
-        self._horizon, self._admissible = horizon, admissible
+    def __init__(self, *, horizon: int, admissible: bool, lenient: bool) -> None:
+        self._horizon, self._admissible, self._lenient = horizon, admissible, lenient
         self._walkthrough: tuple[str, ...] = ()
         self._plans: dict[int, list[str]] = {}
 
@@ -71,11 +72,17 @@ class GameEnvironment(FrozenStateEnvironment[Snapshot]):
         self._walkthrough, self._plans = tuple(walkthrough), {}
         return self._observe(game, game.start, game.tell("intro"))
 
+    def command_in(self, action: str) -> str:
+        """The command that a text means in the present state: a lenient world reads it without regard to case, articles and a full stop."""
+        now = self._present()
+        return understood(action, now.game.commands(now.state)) if self._lenient else action
+
     def step(self, action: str) -> Observation:
         """Takes one command."""
         now = self._present()
         if now.final is not None:
             return now.final
+        action = self.command_in(action)
         state, text = now.game.step(now.state, action)
         if action.strip() not in now.game.commands(now.state):
             text = self.refusal(text)

@@ -8,7 +8,6 @@ program is answered and changes nothing; that it costs a turn is the explorer's 
 from __future__ import annotations
 
 import random
-import re
 from abc import abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +25,11 @@ from leafe.envs.sandbox.probe import require
 from leafe.envs.sandbox.sandbox import Sandbox
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Observation, Task
+from leafe.replies import program_in
 
 OWN = Path(__file__).parent / "own"  # problems of our own, in the published schemas
 LONGEST_PROGRAM = 60_000  # characters
 REMEMBERED = 512  # judged programs
-_FENCED = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +39,6 @@ class Episode:
     problem: Problem
     submissions: tuple[str, ...] = ()
     final: Observation | None = None
-
-
-def program_in(text: str) -> str:
-    """The program in a submission: its last fenced block, or all of it where there is none."""
-    blocks = _FENCED.findall(text)
-    return (blocks[-1] if blocks else text).strip("\n").encode("utf-8", "replace").decode()
 
 
 class Programming(FrozenStateEnvironment[Episode]):
@@ -171,7 +164,7 @@ class Programming(FrozenStateEnvironment[Episode]):
         now = self._present()
         if now.final is not None:
             return now.final
-        source = program_in(action)
+        source = program_in(action).encode("utf-8", "replace").decode()
         if not source.strip() or "\0" in source or len(source) > LONGEST_PROGRAM:
             length = f"That is longer than {LONGEST_PROGRAM} characters. " if len(source) > LONGEST_PROGRAM else ""
             return Observation(f"{length}{NO_PROGRAM[now.problem.kind]}", info={"verdict": "none"})

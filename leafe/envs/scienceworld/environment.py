@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.commands import without_stop
 from leafe.envs.scienceworld.catalogue import Spec, checked_simplifications, chosen_kinds, drawn, spec_of
 from leafe.envs.scienceworld.java import Options, needs
 from leafe.envs.scienceworld.pool import Pool
@@ -44,7 +45,8 @@ class ScienceWorld(Environment):
     `simplifications` are `easy`, `none` or a list parted by commas; `types` keeps some tasks, by name or number; `horizon` replaces the
     tasks' own limits. With `objects` every observation ends with what can be named in an action. `simulators` is how many Java processes
     there may be at once, for however many episodes, and `heap` how many MiB of heap each may take. `deterministic=false` leaves out the
-    flags that make a replay exact: only to see what happens without them.
+    flags that make a replay exact: only to see what happens without them. The simulator itself reads actions without regard to case and
+    articles; `lenient` leaves out a final full stop too.
     """
 
     name = "scienceworld"
@@ -61,6 +63,7 @@ class ScienceWorld(Environment):
         simulators: int = 8,
         heap: int = 256,
         deterministic: bool = True,
+        lenient: bool = False,
     ) -> None:
         for name, value, least in (("horizon", horizon, 1), ("simulators", simulators, 1), ("heap", heap, LEAST_HEAP)):
             if value is not None and value < least:
@@ -68,7 +71,7 @@ class ScienceWorld(Environment):
         self._simplifications = checked_simplifications(simplifications)
         self._kinds = chosen_kinds(types, self._simplifications)
         self._horizon, self._objects, self._most = horizon, objects, simulators
-        self._options = Options(deterministic, heap)
+        self._options, self._lenient = Options(deterministic, heap), lenient
         self._episode: Episode | None = None
         needs()
 
@@ -115,8 +118,9 @@ class ScienceWorld(Environment):
         if episode.final is not None:
             return episode.final
         with self._simulator(episode) as simulator:
-            answer = simulator.step(action.strip())
-            episode.actions.append(action)
+            taken = without_stop(action) if self._lenient else action.strip()
+            answer = simulator.step(taken)
+            episode.actions.append(taken)
             episode.answers.append(answer)
             return self._shown(simulator, answer)
 
@@ -180,7 +184,7 @@ def _solution(simulator: Simulator, spec: Spec) -> tuple[str, ...]:
 def _lead(simulator: Simulator, episode: Episode) -> None:
     """Brings another simulator to where the episode stands. Raises `ReplayDiverged` at the first answer that differs."""
     for turn, recorded in enumerate(episode.answers):
-        found = simulator.step(episode.actions[turn - 1].strip()) if turn else simulator.load(episode.spec)
+        found = simulator.step(episode.actions[turn - 1]) if turn else simulator.load(episode.spec)
         if found != recorded:
             raise ReplayDiverged(
                 f"another simulator answers turn {turn} of {episode.spec.id} with {found!r:.160}, not {recorded!r:.160}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from leafe.digest import seed_for, text_digest
 from leafe.envs.base import FrozenStateEnvironment
+from leafe.envs.commands import without_stop
 from leafe.envs.sokoban.board import ACTIONS, Level, State, parse
 from leafe.envs.sokoban.boxoban import level_files, read_blocks, to_level
 from leafe.envs.sokoban.generator import SPLITS, Recipe, levels, split_of
@@ -44,7 +45,7 @@ class Sokoban(FrozenStateEnvironment[Snapshot]):
     With `levels`, the path of a Boxoban file or of a folder of them, the boards come from there and `rows` to `max_length` say
     nothing. A file in a folder named train, valid or test belongs to that split, as published; the levels of any other file are
     split by their content. `deadlock_feedback` tells the policy when a state cannot be solved any more, which no player is told:
-    it is privileged and off by default.
+    it is privileged and off by default. Moves are read without regard to case, by a `lenient` world with a final full stop too.
     """
 
     name = "sokoban"
@@ -62,11 +63,12 @@ class Sokoban(FrozenStateEnvironment[Snapshot]):
         horizon: int = 15,
         levels: str | None = None,
         deadlock_feedback: bool = False,
+        lenient: bool = False,
     ) -> None:
         self._recipe = _checked(Recipe(rows, columns, boxes, wall_share, min_length, max_length), horizon)
         self._horizon = horizon
         self._levels = Path(levels).expanduser() if levels is not None else None
-        self._deadlock_feedback = deadlock_feedback
+        self._deadlock_feedback, self._lenient = deadlock_feedback, lenient
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """`count` boards of a split; from files, in an order that the seed draws. See `Environment.tasks`."""
@@ -104,7 +106,7 @@ class Sokoban(FrozenStateEnvironment[Snapshot]):
         now = self._present()
         if now.final is not None:
             return now.final
-        level, word = now.level, action.strip().lower()
+        level, word = now.level, (without_stop(action) if self._lenient else action.strip()).lower()
         state, words, outcome = now.state, INVALID, "INVALID"
         if word in ACTIONS:
             state, result = level.move(now.state, word)

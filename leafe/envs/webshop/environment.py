@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leafe.envs.base import FrozenStateEnvironment
+from leafe.envs.commands import without_article, without_stop
 from leafe.envs.webshop import pages
 from leafe.envs.webshop.catalogue import Catalogue, files_of, open_catalogue
 from leafe.envs.webshop.goals import Choice, Goals, goal_of
@@ -44,7 +45,8 @@ class WebShop(FrozenStateEnvironment[Snapshot]):
 
     `data` is the path of WebShop's `items_shuffle` file or of the folder that holds it, with `items_ins_v2` and `items_human_ins` beside
     it unless `attributes` and `instructions` name them; without `data` it is a small catalogue that ships. `goals` are synthetic or human,
-    `split_by` goal or product. `nouns` are found by rules or by spacy. `index` is a folder to keep a large catalogue's index in.
+    `split_by` goal or product. `nouns` are found by rules or by spacy. `index` is a folder to keep a large catalogue's index in. A
+    `lenient` shop reads verbs without regard to case, and labels without regard to articles and a final full stop.
     """
 
     name = "webshop"
@@ -61,12 +63,13 @@ class WebShop(FrozenStateEnvironment[Snapshot]):
         price_seed: int = 0,
         nouns: str = "rules",
         index: str | None = None,
+        lenient: bool = False,
         horizon: int = 15,
     ) -> None:
         if horizon < 1:
             raise UserError(f"webshop wants a horizon of at least 1; found {horizon}")
         folder = Path(index).expanduser().resolve() if index is not None else None
-        self._nouns = nouns_by(nouns)
+        self._nouns, self._lenient = nouns_by(nouns), lenient
         self._choice = Choice(goals, split_by, price_seed, horizon)
         self._catalogue: Catalogue = open_catalogue(files_of(data, attributes, instructions), folder)
         self._goals = Goals(self._catalogue, self._choice)
@@ -101,9 +104,11 @@ class WebShop(FrozenStateEnvironment[Snapshot]):
             return now.final
         parsed = _ACTION.match(action.strip())
         verb, words = (parsed.group(1), parsed.group(2).strip().lower()) if parsed else ("", "")
+        verb = verb.strip().lower() if self._lenient else verb
         if verb == "search" and words:
             return self._go(replace(now, visit=Visit("results", keywords=words)))
         clickable = self._labels(now.visit)
+        words = _meant(words, clickable) if self._lenient else words
         if verb == "click" and words in clickable:
             return self._click(now, *clickable[words])
         trouble = NO_ACTION if verb not in ("search", "click") else NO_LABEL if clickable else NO_SEARCH
@@ -202,6 +207,12 @@ class WebShop(FrozenStateEnvironment[Snapshot]):
         words = re.sub(r"[\[\]]", " ", pages.printable(now.task.instruction)).split()
         searches = [f"search[{now.goal.query or 'gift'}]", f"search[{' '.join(words[:8])}]"]
         return [*searches, *(f"click[{label}]" for label in self._labels(now.visit))]
+
+
+def _meant(words: str, clickable: Mapping[str, object]) -> str:
+    """The label that words mean: they may have an article before it and a full stop behind it."""
+    plain = without_stop(words)
+    return next((label for label in (words, plain, without_article(plain)) if label in clickable), words)
 
 
 def _option_clicks(goal: Goal, product: Product, chosen: dict[str, str]) -> list[str]:

@@ -1,0 +1,160 @@
+"""A model and its tokenizer from a folder: what can be sampled from and trained, or one sentence that says why not.
+
+Only safetensors are read and no code that comes with a model is run. What a folder is, is told from its small files before any weights
+are read. It does not try whether the model computes what it should.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from leafe.errors import CorruptFile, UserError
+
+SERVE = "serve it over HTTP instead (engine.kind=openai)"
+UNTOLD_CONTEXT = 4096  # for a configuration that names no longest conversation
+OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
+
+def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """The model and the tokenizer in the folder `path`.
+
+    Raises `UserError` when there is none or it is of a kind that cannot be used here, `CorruptFile` when it cannot be read.
+    """
+    place = Path(path)
+    _check_kind(place)
+    tokenizer = load_tokenizer(place)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, output_loading_info=True, **OPTIONS
+        )
+    except Exception as error:  # the errors of json, safetensors and of the library's own code all come through
+        raise _unreadable(place, error) from error
+    model, found = loaded
+    absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found[kind])
+    if absent:
+        raise CorruptFile(f"the checkpoint in {str(path)!r} lacks weights that its config.json describes, such as {absent[0]}.")
+    _check_vocabulary(place, tokenizer, model.get_input_embeddings().weight.shape[0])
+    _check_end_tokens(place, model)
+    return model, tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer in the folder `path`. Raises `CorruptFile` when there is no usable one."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(Path(path), **OPTIONS)
+    except Exception as error:  # as above
+        raise _unreadable(Path(path), error) from error
+    letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
+    if "a" not in letter.lower():  # without its files a tokenizer is loaded all the same, and knows no words
+        raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
+    return tokenizer
+
+
+def load_config(path: str | Path) -> Any:
+    """The configuration of the model in the folder `path`, without its weights. Raises as `load_checkpoint` does."""
+    place = Path(path)
+    _check_kind(place)
+    try:
+        return AutoConfig.from_pretrained(place, **OPTIONS)
+    except Exception as error:  # as above
+        raise _unreadable(place, error) from error
+
+
+def what_it_is(place: Path) -> str:
+    """What a folder or file without config.json is instead of a checkpoint, and what to do with it; empty where that is not known."""
+    files = [place] if place.is_file() else sorted(place.glob("*")) if place.is_dir() else []
+    if any(file.suffix.lower() == ".gguf" for file in files):
+        return f"that is GGUF, which llama.cpp reads: {SERVE}, or give the folder with the model's safetensors"
+    if any(file.name == "adapter_config.json" for file in files):
+        return "that is an adapter: merge it into its model (peft: merge_and_unload) and save both as one folder"
+    return ""
+
+
+def _check_kind(place: Path) -> None:
+    """Refuses what the small files say cannot be used."""
+    if not (place / "config.json").is_file():
+        wanted = what_it_is(place) or "wanted a directory with config.json, model.safetensors and a tokenizer"
+        raise UserError(f"no checkpoint in {str(place)!r}: {wanted}.")
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        reason = _unusable(config)
+    except (ValueError, AttributeError, OSError) as error:
+        raise _unreadable(place, error) from error
+    if reason:
+        raise UserError(f"the model in {str(place)!r} {reason}.")
+    if not list(place.glob("*.safetensors")):
+        others = next((file.name for pattern in ("*.bin", "*.pth", "*.gguf") for file in sorted(place.glob(pattern))), "no weights")
+        raise CorruptFile(
+            f"the checkpoint in {str(place)!r} has {others}; wanted model.safetensors: save it again by transformers 5."
+        )
+    try:
+        known = AutoConfig.from_pretrained(place, **OPTIONS)
+    except Exception as error:  # configurations are checked by code of their own
+        raise _unreadable(place, error) from error
+    if type(known) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"the model in {str(place)!r} ({known.model_type}) is no decoder that continues text; wanted a causal model."
+        )
+
+
+def _unusable(config: Mapping[str, Any]) -> str:
+    """Why a model of this configuration cannot be used, empty where nothing speaks against it."""
+    kind = config.get("model_type")
+    for part in (config, config.get("text_config") or {}):
+        quantised = part.get("quantization_config") or part.get("compression_config")
+        if quantised:
+            method = quantised.get("quant_method", "how is not said")
+            return f"is quantised ({method}) and cannot be trained; {SERVE}, or give whole weights"
+    if config.get("is_encoder_decoder"):
+        return f"({kind}) reads by an encoder; wanted a decoder-only model"
+    if config.get("auto_map") and kind not in CONFIG_MAPPING:
+        return f"({kind}) needs code that comes with it, which is never run here; {SERVE}, or give a model that transformers knows"
+    return ""
+
+
+def _unreadable(place: Path, error: Exception) -> CorruptFile:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    if "trust_remote_code" in str(error):
+        reason = f"it needs code that comes with it, which is never run here; {SERVE}"
+    return CorruptFile(f"the checkpoint in {str(place)!r} cannot be loaded: {reason:.240}")
+
+
+def _check_vocabulary(place: Path, tokenizer: Any, rows: int) -> None:
+    """Refuses a tokenizer whose ids have no embedding. A special token that no text turns into and no template writes does no harm."""
+    if len(tokenizer) <= rows:
+        return
+    added = tokenizer.added_tokens_decoder
+    template = str(tokenizer.chat_template)
+    for token, number in tokenizer.get_vocab().items():
+        unused = number in added and added[number].special and token not in template and number != tokenizer.eos_token_id
+        if number >= rows and not unused:
+            raise CorruptFile(
+                f"the tokenizer in {str(place)!r} has the token {token!r} with id {number} and the model has embeddings for {rows}; "
+                "give the tokenizer that it was trained with, or resize_token_embeddings and train."
+            )
+
+
+def _check_end_tokens(place: Path, model: Any) -> None:
+    value = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    wrong = [one for one in end_tokens(value) if isinstance(one, bool) or not isinstance(one, int)]
+    if wrong:
+        raise CorruptFile(f"generation_config.json in {str(place)!r} has eos_token_id {value!r}; wanted an id or a list of ids.")
+
+
+def end_tokens(value: Any) -> frozenset[int]:
+    """The ids of an `eos_token_id`, which is one, several or none."""
+    return frozenset(() if value is None else value if isinstance(value, Iterable) and not isinstance(value, str) else [value])
+
+
+def context_of(config: Any, cap: int = 0) -> int:
+    """The longest conversation, in tokens, that a model's configuration allows, within a cap where there is one (not 0)."""
+    own = int(
+        getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    )  # of a model that also sees, the part that reads
+    return min(own or cap, cap or own) or UNTOLD_CONTEXT

@@ -1,0 +1,112 @@
+"""What a server was found to be: told in sentences, kept with the run, and compared with what a recipe needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from leafe.engines.openai_fields import Dialect
+from leafe.errors import UserError
+
+Prompt = Literal["equal", "counted", "differs", "unknown"]
+
+
+PROMPTS = {
+    "equal": "its chat template gives the ids of the local tokenizer",
+    "counted": "its chat template gives as many ids as the local tokenizer ({})",
+    "differs": "its chat template gives {} ids where the local tokenizer gives {}",
+    "unknown": "its chat template was not compared with a local one",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a server was found to be.
+
+    `ids` are `sampled` (returned by the server), `encoded` (made from the text by a local tokenizer) or `none`. `seeds_differ` is None
+    where the temperature is zero. `prompt` compares the server's chat template with the local one: `equal` (id for id), `counted` (as many
+    ids), `differs` or `unknown`. `decoded` is whether the local tokenizer makes the reply's text of the server's ids, None for unknown.
+    """
+
+    model: str
+    listed: tuple[str, ...]
+    dialect: Dialect
+    ids: Literal["sampled", "encoded", "none"]
+    logprobs: bool
+    seeds_differ: bool | None
+    seed_repeats: bool | None
+    max_context: int | None
+    prompt: Prompt
+    prompt_tokens: tuple[int, int]
+    decoded: bool | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for a file, with the sentences about it."""
+        dialect = {"refused": sorted(self.dialect.refused), "samples_by_config": self.dialect.samples_by_config}
+        lists = {"listed": list(self.listed), "prompt_tokens": list(self.prompt_tokens), "lines": self.lines, "flags": self.flags}
+        return asdict(self) | {"dialect": dialect} | lists
+
+    @property
+    def lines(self) -> list[str]:
+        """What was found, in sentences."""
+        context = f"a context of {self.max_context} tokens" if self.max_context else "a context that it does not tell"
+        ids = {"sampled": "ids of sampled tokens", "encoded": "no ids (the local tokenizer makes them)", "none": "no ids"}[self.ids]
+        said = [
+            f"the server serves {self.model} with {context}; it returns {ids} and {'' if self.logprobs else 'no '}log-probabilities"
+        ]
+        if self.listed and self.model not in self.listed:
+            said.append(f"it lists {', '.join(self.listed[:4])} and answers to {self.model} all the same")
+        if self.seeds_differ is not None:
+            same = "one seed gives one reply" if self.seed_repeats else "one seed does not give the same reply twice"
+            said.append(f"{'seeds differ' if self.seeds_differ else 'three seeds gave one and the same reply'}, and {same}")
+        if self.dialect.refused:
+            instead = "samples by a configuration in each request" if self.dialect.samples_by_config else "sets these as it likes"
+            said.append(f"it refuses {', '.join(sorted(self.dialect.refused))}, and {instead}")
+        return [*said, PROMPTS[self.prompt].format(*self.prompt_tokens), *self.flags]
+
+    @property
+    def flags(self) -> list[str]:
+        """What has to stand beside every figure that comes from this server."""
+        found = []
+        if self.ids == "encoded":
+            found.append(
+                "token ids were made from the text of replies by a local tokenizer; they may not be those that were sampled"
+            )
+        if self.seeds_differ is False:
+            found.append("the server draws the same whatever the seed, so attempts at a task are copies of one")
+        if self.prompt == "differs":
+            found.append("the server's chat template is not that of the local tokenizer")
+        return found
+
+
+def refuse_lacking(found: Findings, *, trains: bool) -> None:
+    """Raises `UserError` with one sentence for the first thing that a recipe needs and a server lacks."""
+    if found.seeds_differ is False:
+        raise UserError(
+            f"the server gave one and the same reply for three seeds, so {found.model} cannot be explored or measured through it: every"
+            " attempt at a task would be a copy of the first; start it with sampling on, or type engine.kind=transformers"
+        )
+    if not trains:
+        return
+    if found.ids == "none":
+        raise UserError(
+            "training wants the ids of the sampled tokens, which this server does not return; take vLLM or llama.cpp's server, or type"
+            " engine.tokenizer=model to make ids from the text with the model's own tokenizer"
+        )
+    if found.prompt == "differs" or found.decoded is False:
+        what = (
+            PROMPTS["differs"].format(*found.prompt_tokens)
+            if found.prompt == "differs"
+            else "its ids are not those of the local tokenizer"
+        )
+        raise UserError(
+            f"what this server samples cannot be trained on with the local model: {what}; serve the folder that `model` names"
+        )
+
+
+def differing(before: Mapping[str, Any], now: Findings) -> list[str]:
+    """What a server has become that another process of the same run found otherwise, as `["ids: sampled -> none"]`."""
+    kept = ("model", "dialect", "ids", "logprobs", "prompt", "seeds_differ")
+    found = now.as_json()
+    return [f"{name}: {before.get(name)} -> {found[name]}" for name in kept if before.get(name) != found[name]]

@@ -1,0 +1,212 @@
+"""A few requests to a server before anything is begun: what it serves, what it returns, and what it refuses.
+
+Nothing here is known by a server's name. Fields are sent and left out where they are refused; seeds are drawn with and compared; prompts
+are counted beside those of the local tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from leafe.engines.openai import COMPLETIONS, Arrange, longest_answer
+from leafe.engines.openai_answers import Answer, Malformed, Reply, json_of, read_reply
+from leafe.engines.openai_fields import GROUPS, OPTIONAL, Dialect
+from leafe.engines.openai_findings import Findings, Prompt
+from leafe.engines.openai_http import Client
+from leafe.engines.tokens import ChatTokenizer
+from leafe.errors import EngineError, UnknownName, UserError
+from leafe.records import Ask, Message, Sampling
+
+SAID = (Message("system", "You answer in one sentence."), Message("user", "Tell me about some animal that you like."))
+TOKENS = 24
+SEEDS = (11, 12, 13, 11)  # the last one again
+HOT = 2.0
+CONTEXT_NAMES = ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a recipe would ask of a server: the name of the model, whether it samples (or is greedy), and the tokenizer at hand.
+
+    `served` is the name that the user gave, empty for none; then one of `names` that the server lists, or the only one that it lists.
+    `fallback` is whether the local tokenizer makes ids where the server returns none; `arrange` is as the engine's.
+    """
+
+    served: str
+    names: tuple[str, ...]
+    samples: bool = True
+    tokenizer: ChatTokenizer | None = None
+    fallback: bool = False
+    arrange: Arrange = tuple
+
+    def ask(self, seed: int, temperature: float) -> Ask:
+        """A short request."""
+        return Ask(self.arrange(SAID), Sampling(temperature, 1.0, TOKENS), seed)
+
+    def model(self, listed: Sequence[str]) -> str:
+        """The name to ask for. Raises `UserError` where the server lists several and none was named."""
+        known = self.served or next((name for name in self.names if name in listed), "")
+        if not known and len(listed) > 1:
+            raise UserError(f"the server lists {', '.join(listed[:8])}; give the one that is meant as engine.served_model")
+        return known or next(iter(listed), self.names[0])
+
+
+async def probe(client: Client, question: Question) -> Findings:
+    """Asks a server what it is. Raises `UserError` for a server or a model that cannot be used, `EngineError` where it is broken."""
+    entries = await _entries(client)
+    listed = tuple(str(entry["id"]) for entry in entries)
+    trial = _Trial(client, question, question.model(listed), listed)
+    dialect = await trial.dialect()
+    dialect, replies = await trial.seeds(dialect)
+    first, texts = replies[0], [reply.text for reply in replies]
+    prompt, counts = await trial.prompt(dialect, first)
+    return Findings(
+        model=trial.model,
+        listed=listed,
+        dialect=dialect,
+        ids="sampled" if first.ids else "encoded" if question.fallback and question.tokenizer else "none",
+        logprobs=bool(first.logprobs),
+        seeds_differ=len(set(texts[:3])) > 1 if question.samples else None,
+        seed_repeats=texts[0] == texts[3] if question.samples else None,
+        max_context=_context(entries, trial.model),
+        prompt=prompt,
+        prompt_tokens=counts,
+        decoded=_decodes(question.tokenizer, first),
+    )
+
+
+@dataclass
+class _Trial:
+    """Requests for one model."""
+
+    client: Client
+    question: Question
+    model: str
+    listed: Sequence[str]
+
+    async def answer(self, dialect: Dialect, *, seed: int = SEEDS[0], warmth: float = 1.0, **more: Any) -> Answer:
+        ask = self.question.ask(seed, warmth if self.question.samples else 0.0)
+        return await self.client.post(COMPLETIONS, dialect.payload(ask, self.model) | more, longest=longest_answer(TOKENS))
+
+    async def replies(self, dialect: Dialect, warmth: float = 1.0) -> list[Reply]:
+        return [self.read(await self.answer(dialect, seed=seed, warmth=warmth)) for seed in SEEDS]
+
+    def read(self, answer: Answer) -> Reply:
+        try:
+            if answer.status != 200:
+                raise Malformed(f"{answer.status}: {answer.said}")
+            return read_reply(answer.body, most=TOKENS)
+        except Malformed as error:
+            where = self.client.address(COMPLETIONS)
+            raise EngineError(f"{where} answered with {self.client.hidden(str(error))}") from None
+
+    async def dialect(self) -> Dialect:
+        """All fields, less those that the server says it refuses, or less the group whose absence helps."""
+        refused: set[str] = set()
+        while True:
+            answer = await self.answer(Dialect(frozenset(refused)))
+            if answer.status == 200:
+                return Dialect(frozenset(refused))
+            self.refuse_unusable(answer)
+            refused |= _named(answer) - refused or await self.group(refused, answer)
+
+    async def group(self, refused: set[str], answer: Answer) -> set[str]:
+        """The group of fields that a server refuses without saying so."""
+        for group in (*GROUPS, OPTIONAL):
+            names = set(group)
+            if names - refused and (await self.answer(Dialect(frozenset(refused | names)))).status == 200:
+                return names
+        raise self.refusal(answer)
+
+    def refuse_unusable(self, answer: Answer) -> None:
+        """Raises `UserError` for an answer that no fewer fields would help."""
+        if answer.status in (401, 403):
+            raise self.refusal(answer, "; put its key into the environment variable that engine.api_key_env names")
+        about_model = "model" in answer.text if answer.status == 404 else self.model in answer.text
+        if about_model and not _named(answer):
+            known = f"; {UnknownName('model', self.model, self.listed)}" if self.listed else ""
+            raise self.refusal(answer, f"{known}; give the name that it serves as engine.served_model")
+        if answer.status not in (400, 422):
+            hint = "; does engine.base_url end as the server says, often in /v1?" if answer.status in (404, 405) else ""
+            raise self.refusal(answer, hint)
+
+    def refusal(self, answer: Answer, hint: str = "") -> UserError:
+        said = self.client.hidden(answer.said)
+        return UserError(f"{self.client.address(COMPLETIONS)} refuses a first request ({answer.status}: {said}){hint}")
+
+    async def seeds(self, dialect: Dialect) -> tuple[Dialect, list[Reply]]:
+        """Replies for three seeds and the first of them again.
+
+        Where they are all the same, the model may be that sure of itself, which it is not at a high temperature, or sampling has to be
+        asked for in another way.
+        """
+        replies = first = await self.replies(dialect)
+        ways = ((dialect, HOT), (replace(dialect, samples_by_config=True), 1.0)) if self.question.samples else ()
+        for way, warmth in ways:
+            if len({reply.text for reply in replies}) > 1:
+                break
+            if (await self.answer(way, warmth=warmth)).status == 200:
+                replies, dialect = await self.replies(way, warmth), way
+        return (
+            (dialect, replies) if len({reply.text for reply in replies}) > 1 else (replace(dialect, samples_by_config=False), first)
+        )
+
+    async def prompt(self, dialect: Dialect, reply: Reply) -> tuple[Prompt, tuple[int, int]]:
+        """How the server's chat template compares with the local tokenizer's: by ids where it returns them (vLLM), else by their number."""
+        if self.question.tokenizer is None or not reply.prompt_tokens:
+            return "unknown", (reply.prompt_tokens, 0)
+        local = self.question.tokenizer.prompt_ids(SAID)
+        counts = (reply.prompt_tokens, len(local))
+        if counts[0] != counts[1]:
+            return "differs", counts
+        ids = await self.prompt_ids(dialect) if reply.ids else None
+        return "counted" if ids is None else "equal" if ids == local else "differs", counts
+
+    async def prompt_ids(self, dialect: Dialect) -> list[int] | None:
+        """The ids of the prompt, where the server returns them."""
+        answer = await self.answer(dialect, return_token_ids=True)
+        try:
+            found = json_of(answer.body) if answer.status == 200 else None
+        except Malformed:
+            return None
+        ids = found.get("prompt_token_ids") if isinstance(found, dict) else None
+        return ids if isinstance(ids, list) else None
+
+
+async def _entries(client: Client) -> list[dict[str, Any]]:
+    """The models that a server lists, none where it has no list that can be read: some break on it and serve well."""
+    answer = await client.look("/models")
+    try:
+        found = json_of(answer.body) if answer.status == 200 else None
+    except Malformed:
+        found = None
+    entries = found.get("data") if isinstance(found, dict) else None
+    named = [entry for entry in entries or () if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return [entry for entry in named if isinstance(entry.get("id"), str) and entry["id"].isprintable()]
+
+
+def _context(entries: Sequence[Mapping[str, Any]], model: str) -> int | None:
+    """The context that a server reports for a model: vLLM and SGLang beside its name, llama.cpp among its `meta` data."""
+    for entry in entries:
+        meta = entry.get("meta")
+        for group in (entry, meta if isinstance(meta, dict) else {}):
+            values = [group[name] for name in CONTEXT_NAMES if isinstance(group.get(name), int) and group[name] > 0]
+            if values and (entry["id"] == model or len(entries) == 1):
+                return int(values[0])
+    return None
+
+
+def _decodes(tokenizer: ChatTokenizer | None, reply: Reply) -> bool | None:
+    """Whether the local tokenizer makes the reply's text of the server's ids; the end of a cut one may be half a character."""
+    if tokenizer is None or not reply.ids or reply.text.startswith("<think>"):
+        return None
+    local, theirs = (text.strip("\ufffd \n") for text in (tokenizer.decode(reply.ids), reply.text))
+    return local == theirs or (reply.finish == "length" and bool(theirs) and local.startswith(theirs))
+
+
+def _named(answer: Answer) -> set[str]:
+    """The fields that a refusal names."""
+    return {name for name in OPTIONAL if re.search(rf"\b{name}\b", answer.text)}

@@ -1,0 +1,264 @@
+"""A tokenizer's chat template, proved on a conversation of the shape that runs have before anything depends on it.
+
+The invariant: what a message says stands in the rendering as text and never as a control token, every message in its order, and the
+same conversation gives the same ids whatever the day. How a template wants to be spoken to is found by trying: contents as text or in
+parts, the system message as one of its own or ahead of the first user message. What no way makes right is a `UserError` at load.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+from leafe.errors import UserError
+from leafe.records import Message
+
+Turns = list[tuple[str, str]]  # (role, content)
+
+# What a template is told when it asks for the date: the day that Llama's own templates fall back to, at noon.
+FIXED_DATE = {
+    "%d": "26", "%-d": "26", "%e": "26", "%m": "07", "%-m": "7", "%Y": "2024", "%y": "24", "%b": "Jul", "%B": "July", "%a": "Fri",
+    "%A": "Friday", "%j": "208", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM", "%F": "2024-07-26", "%T": "12:00:00",
+    "%Z": "UTC", "%z": "+0000",
+}  # fmt: skip
+CLOCK = "strftime_now"
+TRIAL: Turns = [
+    ("system", "Rules first."),
+    ("user", "Task second."),
+    *((role, f"{said} number {turn}.") for turn in range(1, 9) for role, said in (("assistant", "Reply"), ("user", "Sight"))),
+]
+# Replies that templates are known to look into; they may be shortened, as long as nothing is raised.
+REPLIES = ("<think>\nwhy\n</think>\n\nleft", "</think>", "{{ x }} {% if %}", "<tool_call>\n{}\n</tool_call>", " \n")
+BLANKS = ("", " ", "(empty)")
+MEND = "; put another chat_template.jinja beside the tokenizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """How a template wants a conversation: `parts` says whether contents are lists of parts.
+
+    `system` says whether a system message has a place of its own, stands ahead of the first user message, or may never be missing.
+    """
+
+    parts: bool
+    system: Literal["own", "merged", "always"]
+
+    def turns(self, turns: Turns) -> Turns:
+        """The conversation with its system message where it belongs."""
+        has_system = bool(turns) and turns[0][0] == "system"
+        if self.system == "always" and not has_system:
+            return [("system", ""), *turns]
+        if self.system != "merged" or not has_system:
+            return turns
+        (_, system), *rest = turns
+        ahead = f"{system}\n\n{rest[0][1]}" if rest else system
+        return [("user", ahead), *rest[1:]]
+
+
+class ChatTemplate:
+    """The chat template of `tokenizer`. `notes` says what is done for it that its user may not expect, a sentence each."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Raises `UserError` when the template is missing or cannot show a conversation whole."""
+        self._tokenizer = tokenizer
+        self._source = _source(tokenizer)
+        self._blank = BLANKS[0]
+        self.arrangement = Arrangement(False, "own")
+        self.arrangement = self._found()
+        self._find_blank()
+        self._check_replies()
+        self._check_generation_prompt()
+        self._control = _Control(tokenizer, self._control_tokens())
+        self.notes = tuple(self._notes())
+
+    def turns(self, messages: Sequence[Message]) -> Turns:
+        """A conversation as the template takes it."""
+        return self.arranged([(message.role, message.content) for message in messages])
+
+    def text(self, turns: Turns, *, prompt: bool = False) -> str:
+        """Arranged turns as text, with a generation prompt if it is wanted. Control tokens in contents are not told from the template's."""
+        return str(self._apply(self._tokenizer, turns, add_generation_prompt=prompt, tokenize=False))
+
+    def ids(self, turns: Turns) -> list[int]:
+        """The ids of arranged turns and the generation prompt; a control token that a content spells out is spelled out in ids too."""
+        tokenizer, sanitized = self._tokenizer, self._control.named_in(turns)
+        if sanitized:
+            tokenizer, turns = self._control.tokenizer, self._control.spelled(turns)
+        ids = self._apply(
+            tokenizer, turns, add_generation_prompt=True, tokenize=True, return_dict=False, sanitize_control_tokens=sanitized
+        )
+        return [int(token) for token in ids]
+
+    def plain(self, content: str) -> bool:
+        """Whether a content spells out no control token."""
+        return not self._control.named_in([("user", content)])
+
+    def closing_id(self, stop_ids: frozenset[int]) -> int | None:
+        """The token that the template ends an assistant message with, unless it is one of `stop_ids`: a reply stops there as well."""
+        reply, sight = TRIAL[2][1], TRIAL[3][1]
+        last = self._added(self.text(self.arranged(TRIAL[:3])).partition(reply)[2])
+        between = self._added(self.text(self.arranged(TRIAL[:4])).partition(reply)[2].partition(sight)[0])
+        first = next(iter([*last, *between]), None)
+        return None if first in stop_ids else first
+
+    def _apply(self, tokenizer: Any, turns: Turns, **options: Any) -> Any:
+        chat = [{"role": role, "content": self._content(content)} for role, content in turns]
+        return tokenizer.apply_chat_template(chat, chat_template=self._source, **options)
+
+    def _content(self, content: str) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": content}] if self.arrangement.parts else content
+
+    def arranged(self, turns: Turns) -> Turns:
+        """Plain turns as the template takes them."""
+        return [
+            (role, content if not self._blank or content.strip() else self._blank)
+            for role, content in self.arrangement.turns(turns)
+        ]
+
+    def _found(self) -> Arrangement:
+        """The first arrangement in which the trial conversation is whole, with a system message and without."""
+        reason = ""
+        for parts, system in product((False, True), ("own", "merged", "always")):
+            self.arrangement = Arrangement(parts, system)  # type: ignore[arg-type]
+            faults = (self._fault(TRIAL[start:stop]) for start, stop in ((0, 2), (0, None), (1, 2), (1, None)))
+            found = next(filter(None, faults), "")
+            if not found:
+                return self.arrangement
+            reason = reason or found
+        raise UserError(f"the chat template cannot show a conversation: {reason}{MEND}.")
+
+    def _fault(self, turns: Turns) -> str:
+        """What is wrong with the rendering of a conversation, empty for nothing."""
+        try:
+            text = self.text(self.arranged(turns), prompt=True)
+        except Exception as error:  # a template raises what it likes
+            return f"it raises {_told(error)}"
+        place = 0
+        for role, content in turns:
+            place = text.find(content, place)
+            if place < 0:
+                return f"it leaves out what the {role} says or puts it elsewhere"
+            place += len(content)
+        return ""
+
+    def _find_blank(self) -> None:
+        """What stands for an empty message, which not every template takes."""
+        for self._blank in BLANKS:
+            if not self._raised(""):
+                return
+
+    def _check_replies(self) -> None:
+        for reply in REPLIES:
+            raised = self._raised(reply)
+            if raised:
+                raise UserError(f"the chat template raises {raised} on the reply {reply!r}{MEND}.")
+
+    def _raised(self, reply: str) -> str:
+        """What the template raises when every reply is this one, empty for nothing."""
+        turns = [(role, reply if role == "assistant" else content) for role, content in TRIAL]
+        try:
+            self.text(self.arranged(turns), prompt=True)
+        except Exception as error:  # a template raises what it likes
+            return _told(error)
+        return ""
+
+    def _check_generation_prompt(self) -> None:
+        """Refuses a template that opens assistant messages with something that no prompt ends in."""
+        asked, replied = self.arranged(TRIAL[:2]), self.arranged(TRIAL[:3])
+        bare, prompt, whole = self.text(asked), self.text(asked, prompt=True), self.text(replied)
+        opening = whole[len(bare) :].partition(TRIAL[2][1])[0]
+        if prompt == bare and whole.startswith(bare) and opening.strip():
+            raise UserError(
+                f"the chat template has no generation prompt; wanted {opening!r} when add_generation_prompt is set: add that to "
+                "chat_template.jinja beside the tokenizer."
+            )
+
+    def _control_tokens(self) -> list[str]:
+        """The special tokens, and the other added tokens that the template writes around plain messages."""
+        written = {token for turns in (TRIAL, TRIAL[1:]) for token in self._added(self.text(self.arranged(turns)))}
+        added = self._tokenizer.added_tokens_decoder
+        return [token.content for number, token in added.items() if token.special or number in written]
+
+    def _added(self, text: str) -> list[int]:
+        """The added tokens in a text, in order, without those that are white space."""
+        added = self._tokenizer.added_tokens_decoder
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [token for token in ids if token in added and not added[token].content.isspace()]
+
+    def _notes(self) -> Iterator[str]:
+        if self.arrangement.system == "merged":
+            yield (
+                "the chat template has no place for a system message, so it stands ahead of the first user message, in sampling, "
+                "training and measuring alike"
+            )
+        if CLOCK in self._source:
+            yield "the chat template asks for today's date and is told 26 July 2024, so that the same conversation stays the same tomorrow"
+
+
+class _Control:
+    """Control tokens that must not come from contents: `tokenizer` knows them by the name that transformers has for them."""
+
+    def __init__(self, tokenizer: Any, tokens: Sequence[str]) -> None:
+        longest_first = sorted(filter(str.strip, tokens), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self.tokenizer = copy(tokenizer)  # of its own: the setting must not be saved with a trained model
+        self.tokenizer.chat_control_tokens = longest_first
+        # What a vocabulary makes of plain text as well cannot be told apart there, so its text is broken.
+        self._broken = [token for token in longest_first if not self._is_sanitized(token)]
+
+    def named_in(self, turns: Turns) -> bool:
+        """Whether any content spells out a control token."""
+        return any(self._pattern.search(content) for _, content in turns)
+
+    def spelled(self, turns: Turns) -> Turns:
+        """The turns, those tokens broken by a space that could not be told from the template's otherwise."""
+        for token in self._broken:
+            turns = [(role, content.replace(token, f"{token[0]} {token[1:]}")) for role, content in turns]
+        return turns
+
+    def _is_sanitized(self, token: str) -> bool:
+        template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+        try:
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": token}], chat_template=template, tokenize=True, sanitize_control_tokens=True
+            )
+        except (ValueError, NotImplementedError):
+            return False
+        return True
+
+
+def _source(tokenizer: Any) -> str:
+    """The template's text, its clock stopped. Raises `UserError` when there is none or which one is not clear."""
+    source = getattr(tokenizer, "chat_template", None)
+    if isinstance(source, list):
+        source = {one["name"]: one["template"] for one in source}
+    if isinstance(source, dict):
+        if "default" not in source:
+            known = ", ".join(sorted(source)) or "none"
+            raise UserError(
+                f"the tokenizer has several chat templates and none is named default; found {known}: name one of them so."
+            )
+        source = source["default"]
+    if not source or not isinstance(source, str):
+        raise UserError(
+            "the tokenizer has no chat template; put a chat_template.jinja beside tokenizer.json, as its makers publish it."
+        )
+    return (_stopped_clock() if CLOCK in source else "") + source
+
+
+def _stopped_clock() -> str:
+    """A macro that answers as the clock of transformers does, always at the same time. It adds nothing to what a template renders."""
+    # The longest codes first, lest "%-d" be read as "%-" and "d"; the line's end is eaten by the block before it.
+    codes = sorted(FIXED_DATE, key=len, reverse=True)
+    replaced = "".join(f" | replace('{code}', '{FIXED_DATE[code]}')" for code in codes)
+    return "{% macro " + CLOCK + "(format) %}{{ format" + replaced + " }}{% endmacro %}\n"
+
+
+def _told(error: Exception) -> str:
+    line = getattr(error, "lineno", None)
+    reason = (str(error).strip().split("\n")[0] or "nothing said").rstrip(".")
+    return f"{type(error).__name__}: {reason:.160}" + (f" (line {line})" if line else "")

@@ -1,0 +1,135 @@
+"""Whether replies and prompts fit, worked out from one played episode before anything costly is begun.
+
+Nobody asks a model here: the expert's actions are played where the environment knows some, else those that it calls worth trying. What can
+never work is refused with what to type instead; what will be shortened or end early is said in a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from leafe.chat import Prompts, Scene, act_messages, reflect_messages
+from leafe.envs.base import Environment
+from leafe.envs.world import World
+from leafe.errors import EpisodeError, UserError
+from leafe.history import shorter
+from leafe.records import Completion, Message, Shortening, Task, Turn
+from leafe.replies import render_action
+from leafe.settings import RunConfig
+
+Count = Callable[[Sequence[Message]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """How long things are for a model: `prompt` counts the tokens of a conversation, `text` those of a text; `context` is 0 if unknown.
+
+    `notes` says what is done for the model's chat template that its user may not expect.
+    """
+
+    prompt: Count
+    text: Callable[[str], int]
+    context: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """An episode that was played without a model: its walk, whose replies are bare actions, and actions that might be taken."""
+
+    scene: Scene
+    walk: tuple[Turn, ...]
+    actions: tuple[str, ...]
+
+
+def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearsed | None:
+    """Plays a task; None where the environment breaks, which exploring will meet and tell."""
+    world = World(environment)
+    try:
+        scene = Scene(prompts, task, world.reset(task))
+        plan, known = list(environment.expert()), list(environment.example_actions())
+        walk: list[Turn] = []
+        while (plan or known) and len(walk) < task.horizon and not world.observation.done:
+            action = plan[len(walk)] if len(walk) < len(plan) else known[len(walk) % len(known)] if known else plan[-1]
+            said = Completion(render_action(prompts.form, action))
+            parent = walk[-1].id if walk else None
+            walk.append(Turn(str(len(walk)), parent, len(walk) + 1, 0, action, True, said, world.step(action)))
+        return Rehearsed(scene, tuple(walk), (*plan, *known))
+    except EpisodeError:
+        return None
+
+
+def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[str]:
+    """What to tell the user about lengths. Raises `UserError` where no reply or no prompt can fit."""
+    return [*_reply_sentences(config, played, meter), *(_context_sentences(config, played, meter) if meter.context else ())]
+
+
+def _reply_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:
+    room, form = config.sampling.act.max_tokens, played.scene.prompts.form
+    # The token that ends a reply is drawn as well.
+    replies = {text: meter.text(text) + 1 for text in (render_action(form, action) for action in played.actions)}
+    if not replies:
+        return
+    shortest, longest = min(replies, key=lambda text: replies[text]), max(replies, key=lambda text: replies[text])
+    if replies[shortest] > room:
+        raise UserError(
+            f"sampling.act.max_tokens is {room}, and a reply as short as {shortest!r:.60} takes {replies[shortest]} tokens: every reply "
+            f"would be cut; type sampling.act.max_tokens={_round(replies[longest] * 4)}"
+        )
+    if replies[longest] > room:
+        yield (
+            f"sampling.act.max_tokens is {room}, and {longest!r:.40} alone takes {replies[longest]} tokens: such replies will be cut; "
+            f"type sampling.act.max_tokens={_round(replies[longest] * 2)}"
+        )
+
+
+def _context_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:
+    scene, walk, act = played.scene, played.walk, config.sampling.act.max_tokens
+    first = meter.prompt(act_messages(scene, ()))
+    _require_room(first + act, "the first prompt and a reply", "act", config, context=meter.context)
+    if not walk:
+        return
+    shortest = reflect_messages(scene, walk[:1], ended=True, shortening=_shortest(scene.prompts, walk[:1]))
+    reflection = meter.prompt(shortest) + config.sampling.reflect.max_tokens
+    _require_room(reflection, "looking back at one turn", "reflect", config, context=meter.context)
+    observed = (meter.prompt(act_messages(scene, walk)) - first) / len(walk)
+    replied = sum(meter.text(turn.completion.text) for turn in walk) / len(walk)
+    turn, horizon = observed + max(0.0, act - replied), scene.task.horizon
+    whole = first + round((horizon - 1) * turn) + act
+    if whole <= meter.context:
+        return
+    sizes = f"{horizon} turns of about {observed - replied:.0f} tokens to read and up to {act} to say may take {whole:,} tokens"
+    yield f"{sizes}, and the context is {meter.context:,}: {_what_happens(config, int((meter.context - first - act) / turn) + 1)}"
+
+
+def _what_happens(config: RunConfig, turn: int) -> str:
+    if config.history.keep == "fit":
+        return f"from about turn {turn} on the oldest thoughts and then the oldest observations are left out (history.keep=fit)"
+    if config.history.keep == "last" and config.history.turns < turn:
+        return f"all but the last {config.history.turns} turns are shortened to their actions (history.keep=last)"
+    return f"attempts may end for lack of room from about turn {turn} on; type history.keep=fit to leave out what is oldest"
+
+
+def _require_room(needed: int, what: str, kind: str, config: RunConfig, *, context: int) -> None:
+    if needed <= context:
+        return
+    most = getattr(config.sampling, kind).max_tokens
+    left = context - (needed - most)
+    mend = f"type sampling.{kind}.max_tokens={left}" if left >= most // 8 and left > 0 else "choose a model with a longer context"
+    cap = f", or raise engine.max_context, which is {config.engine.max_context}" if config.engine.max_context else ""
+    raise UserError(
+        f"{what} take {needed:,} tokens, of which sampling.{kind}.max_tokens is {most}, and the context is {context:,}; {mend}{cap}"
+    )
+
+
+def _shortest(prompts: Prompts, walk: Sequence[Turn]) -> Shortening:
+    now = Shortening()
+    while (further := shorter(prompts, walk, now)) is not None:
+        now = further
+    return now
+
+
+def _round(tokens: int) -> int:
+    """The next power of two, as sizes are usually given."""
+    return 1 << max(0, tokens - 1).bit_length()

@@ -1,0 +1,87 @@
+"""Replies to actions and reflections, and back: the grammar of what a policy says.
+
+Rendering and parsing are inverses: `parse_action(form, render_action(form, a)) == a`, and likewise for reflections. Much is read whose
+meaning is certain and nothing is guessed: a reply that does not say one thing is `Unreadable`, and the message says what was missing.
+`docs/replies.md` is the grammar in words.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, get_args
+
+from leafe.records import Experience
+from leafe.replies.actions import parse_tagged, render_tagged
+from leafe.replies.programs import parse_program, program_in, render_program
+from leafe.replies.reading import Unreadable
+from leafe.replies.reflections import parse_tagged_reflection, render_tagged_reflection
+
+__all__ = [
+    "FORMS",
+    "Form",
+    "Unreadable",
+    "parse_action",
+    "parse_reflection",
+    "program_in",
+    "render_action",
+    "render_reflection",
+]
+
+# How replies look: `bare` text, `tags` (`<think>`, `<action>`, ...), or a `program` in a fence, whose reflections are in tags.
+Form = Literal["bare", "tags", "program"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+# A bare reflection is the last line of its reply; the lines before it are the policy's own thoughts, as `<think>` is among tags.
+_BARE_REFLECTION = re.compile(r"\s*turn ([0-9]{1,6}|none)(?:: (.+))?\s*", re.DOTALL)
+
+
+def render_action(form: Form, action: str) -> str:
+    """A reply that takes an action."""
+    if form == "bare":
+        return action
+    return render_program(action) if form == "program" else render_tagged(action)
+
+
+def parse_action(form: Form, reply: str, *, whole: bool = True) -> str:
+    """The action that a reply takes. Raises `Unreadable` when there is not exactly one.
+
+    A bare action is one line; one in tags may be any text. `whole=False` says that the reply was cut at its token limit: then it holds no
+    action, for its end may have taken back what is there. Bare replies are read as they are.
+    """
+    if form == "bare":
+        action = reply.strip()
+        if not action or "\n" in action:
+            raise Unreadable("wanted one line with an action")
+        return action
+    return (parse_program if form == "program" else parse_tagged)(reply, whole=whole)
+
+
+def render_reflection(form: Form, experience: Experience | None) -> str:
+    """A reply that names a turn and an experience, or (None) says that nothing went wrong."""
+    if form == "bare":
+        return "turn none" if experience is None else f"turn {experience.turn}: {experience.text}"
+    return render_tagged_reflection(experience)
+
+
+def parse_reflection(form: Form, reply: str, turns: int, *, whole: bool = True) -> Experience | None:
+    """The experience that a reply names, or None when it says that nothing went wrong.
+
+    Raises `Unreadable` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped. A reply
+    that was cut (`whole=False`) is read where its turn and its experience are complete.
+    """
+    return _parse_bare(reply, turns) if form == "bare" else parse_tagged_reflection(reply, turns, whole=whole)
+
+
+def _parse_bare(reply: str, turns: int) -> Experience | None:
+    lines = [line for line in reply.split("\n") if line.strip()]
+    found = _BARE_REFLECTION.fullmatch(lines[-1]) if lines else None
+    if found is None or sum(line.lstrip().startswith("turn ") for line in lines) != 1:
+        raise Unreadable("wanted one turn and one experience")
+    number, text = found.group(1), (found.group(2) or "").strip()
+    if number == "none":
+        return None
+    if not 1 <= int(number) <= turns:
+        raise Unreadable(f"wanted a turn from 1 to {turns}, found {number}")
+    if not text:
+        raise Unreadable("wanted an experience in words")
+    return Experience(int(number), text)

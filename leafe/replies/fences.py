@@ -1,0 +1,158 @@
+"""Fenced blocks in a reply, read as language models write them.
+
+A fence ends at the first line of closing marks at which what it holds is Python, so a fence in a string of the program does not end it;
+where it is Python at none of the next few, it ends at the first. A fence that nobody closed ends where the next one opens, at a tag, or
+with the reply. Reading is cheap by construction: few ends are tried, and a reply has a budget of characters to try them on.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+LONGEST = 60_000  # characters of a program that is parsed
+BUDGET = 600_000  # characters that are parsed for one reply
+ENDS = 8  # of a fence that are tried, sure and doubtful ones each
+LOOKED_AT = 40  # lines with marks or tags among which a fence's ends are sought
+_OPEN = re.compile(r"([^`~\n]*)(`{3,}|~{3,})([^`\n]*)")
+_MARKED = re.compile(r"[ \t]*(`{3,}|~{3,})([^`\n]*)")
+_MARKED_AT_END = re.compile(r"[^`\n]*[^`\s](`{3,})[ \t]*")
+_TAG_ALONE = re.compile(r"[ \t]*</?(?:action|think)>[ \t]*", re.IGNORECASE)
+_TAG_FIRST = re.compile(r"[ \t]*<(?:action|think)>", re.IGNORECASE)
+_PYTHON = re.compile(r"[ \t{.]*py(?:thon)?[ \t]*[0-9.]*(?![\w+-])", re.IGNORECASE)
+_CODE = re.compile(r"[ \t]*(?:def|class|import|from)[ \t]")
+_ESCAPED = re.compile(r"\\([^\n])")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a fence holds: `label` is python, none or other; `start` and `end` are where the fence stands in the reply."""
+
+    text: str
+    label: str
+    start: int
+    end: int
+    closed: bool
+
+
+@dataclass(slots=True)
+class Syntax:
+    """Tells whether texts are Python, as long as the budget for one reply lasts. Nothing is compiled and nothing runs."""
+
+    left: int = BUDGET
+    known: dict[str, ast.Module | None] = field(default_factory=dict)
+
+    def tree(self, text: str) -> ast.Module | None:
+        """The syntax tree, or None where the text is no Python, is too long, or nests deeper than Python can."""
+        if text not in self.known:
+            self.known[text] = self._parsed(text)
+        return self.known[text]
+
+    def _parsed(self, text: str) -> ast.Module | None:
+        if len(text) > min(LONGEST, self.left):
+            return None
+        self.left -= len(text)
+        try:
+            # Without backslashes there are no escapes that Python warns about, and what was a program still is one.
+            return ast.parse(_ESCAPED.sub("xx", text))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where a fence may end: what it holds ends at `stop`, and reading goes on at `resume`. `sure` for nothing but closing marks."""
+
+    stop: int
+    resume: int
+    sure: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """An opening fence: where its marks, its info and what it holds begin, and how it is labelled."""
+
+    start: int
+    mark: str
+    label: str
+    held: int
+
+
+def blocks(reply: str, syntax: Syntax) -> list[Block]:
+    """The fenced blocks of a reply whose lines end with "\\n", in order."""
+    lines = reply.split("\n")
+    offsets = list(accumulate((len(line) + 1 for line in lines), initial=0))
+    marks = [number for number, line in enumerate(lines) if "```" in line or "~~~" in line or _TAG_ALONE.fullmatch(line)]
+    found: list[Block] = []
+    at = 0
+    for index, number in enumerate(marks):
+        following = lines[number + 1] if number + 1 < len(lines) else ""
+        opening = _opening(lines[number], offsets[number], following) if offsets[number] >= at else None
+        if opening is not None:
+            later = (marks[other] for other in range(index + 1, min(index + 1 + LOOKED_AT, len(marks))))
+            ends = ((lines[other], offsets[other]) for other in later)
+            end = _end(reply, opening, ends, syntax)
+            at = min(end.resume, len(reply))
+            text = _straight(reply[opening.held : end.stop])
+            found.append(Block(text, opening.label, opening.start, at, closed=end.stop < len(reply)))
+    return found
+
+
+def _opening(line: str, offset: int, following: str) -> _Opening | None:
+    """The fence that a line opens. One around the whole reply, which a tag follows, is none."""
+    found = _OPEN.fullmatch(line.rstrip())
+    if found is None or _TAG_FIRST.match(following) or found.group(3).lstrip().startswith("<"):
+        return None
+    before, mark, info = found.groups()
+    if before.strip() and (mark[0] == "~" or info.strip().count(" ") > 2):
+        return None
+    code = _CODE.match(info)  # the program begins behind the marks
+    held = offset + (found.start(3) if code else len(line) + 1)
+    return _Opening(offset + found.start(2), mark, "none" if code else _label(info), held)
+
+
+def _label(info: str) -> str:
+    return "none" if not info.strip() else "python" if _PYTHON.match(info) else "other"
+
+
+def _end(reply: str, opening: _Opening, following: Iterator[tuple[str, int]], syntax: Syntax) -> _End:
+    """Where the fence ends."""
+    sure: list[_End] = []
+    doubtful: list[_End] = []
+    for line, offset in following:
+        end = _end_at(line, offset, opening.mark)
+        if end is not None:
+            (sure if end.sure else doubtful).append(end)
+        if len(sure) == ENDS or (opening.label == "other" and end is not None):
+            break
+    for end in [*sure, *doubtful[:ENDS]] if opening.label != "other" else ():
+        held = reply[opening.held : end.stop] if end.stop - opening.held <= LONGEST else ""
+        if held.strip() and syntax.tree(_straight(held)) is not None:
+            return end
+    return next(iter([*sure, *doubtful]), _End(len(reply), len(reply), sure=False))
+
+
+def _end_at(line: str, offset: int, mark: str) -> _End | None:
+    """The end that a line may be of a fence with these marks."""
+    marked, closed = _MARKED.fullmatch(line), _MARKED_AT_END.fullmatch(line)
+    if marked and marked.group(1).startswith(mark):
+        rest = marked.group(2).strip()
+        if not rest or rest.startswith("</"):
+            return _End(offset, offset + marked.end(1), sure=True)
+        # Marks with one word open the next fence, marks with a sentence close this one.
+        return _End(offset, offset + (len(line) if " " in rest and _label(rest) == "other" else 0), sure=False)
+    if _TAG_ALONE.fullmatch(line):
+        return _End(offset, offset, sure=False)
+    if closed and closed.group(1) == mark:
+        return _End(offset + closed.start(1), offset + len(line), sure=False)
+    return None
+
+
+def _straight(text: str) -> str:
+    """The text without blank lines around it, moved to the left margin where its first line is not there."""
+    text = text.strip("\n")
+    return textwrap.dedent(text).strip("\n") if text[:1] in (" ", "\t") else text

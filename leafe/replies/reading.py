@@ -1,0 +1,168 @@
+"""What all forms of replies share: thoughts, tags, what stands for an answer and is none, and how a fault is told.
+
+A character is looked at a bounded number of times, so a hostile reply of a megabyte costs no more than any other. Nothing here decides
+what a reply means; it says what is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SHOWN = 40  # characters of a reply that a message quotes
+_THOUGHTS = re.compile(r"<[ \t]?(/?)[ \t]?(?:think|thinking|thoughts?|reasoning)[ \t]?>", re.IGNORECASE)
+_TAGS = re.compile(r"<[ \t]?(/?)[ \t]?(action|answer|turn|experience)[ \t]?>", re.IGNORECASE)
+_RUN = re.compile(r"`+|~{3,}")
+_EDGES = " \t\r\n.…!:;,#()[]{}<>*_`'\"“”‘’"
+_WRAPS = (("**", "**"), ("__", "__"), ("``", "``"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"))
+# What prompts write where an answer belongs. Small models repeat it word for word.
+_HOLLOW = {
+    "",
+    *("action", "the action", "your action", "one action", "an action", "next action", "your next action", "chosen action"),
+    *("command", "the command", "your command", "one command", "a command", "next command", "your next command"),
+    *("action here", "command here", "your action here", "your command here", "insert action here", "action or command"),
+    *("the program", "your program", "the whole program", "whole program", "a program", "your whole program"),
+    *("the code", "your code", "code here", "your code here", "python code", "your python code", "program here"),
+    *("your answer", "the answer", "answer here", "your answer here"),
+    *("experience", "the experience", "your experience", "what to do instead", "what went wrong", "what was wrong"),
+    *("what went wrong, and what to do instead", "what was wrong, and what to do instead"),
+    *("what went wrong and what to do instead", "what was wrong and what to do instead"),
+    *("your reasoning", "your reasoning, a few sentences", "one sentence", "a few sentences"),
+}
+
+
+class Unreadable(ValueError):
+    """A reply that does not say one thing for certain. The message says why, in a phrase that the policy is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """A reply with its thoughts apart: what is said beside them, the closed ones, and what follows an opening that is never closed."""
+
+    said: str
+    closed: tuple[str, ...]
+    unclosed: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One tag: its name in lower case, whether it closes, and where it stands."""
+
+    name: str
+    closing: bool
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What an opening tag and the next closing tag of the same name enclose, and where they stand."""
+
+    text: str
+    start: int
+    end: int
+
+
+def thoughts_apart(reply: str) -> Thoughts:
+    """Takes the thoughts out of a reply.
+
+    A first `</think>` without an opening ends thoughts that began with the reply: reasoning models write the opening in their template.
+    """
+    said, closed, start, opened, first = [], [], 0, None, True
+    for tag in _THOUGHTS.finditer(reply):
+        if not tag.group(1):
+            if opened is None:
+                said.append(reply[start : tag.start()])
+                opened = tag.end()
+        else:
+            if opened is not None or first:
+                closed.append(reply[start if opened is None else opened : tag.start()])
+            else:
+                said.append(reply[start : tag.start()])
+            start, opened = tag.end(), None
+        first = False
+    if opened is None:
+        said.append(reply[start:])
+    return Thoughts("\n".join(said), tuple(closed), None if opened is None else reply[opened:])
+
+
+def thought_tags(text: str) -> Iterator[tuple[int, bool]]:
+    """Where the tags of thoughts stand in a text, and whether they close."""
+    return ((tag.start(), bool(tag.group(1))) for tag in _THOUGHTS.finditer(text))
+
+
+def tags_in(text: str) -> list[Tag]:
+    """Every tag that has a meaning in replies, those of thoughts aside."""
+    return [Tag(tag.group(2).lower(), bool(tag.group(1)), tag.start(), tag.end()) for tag in _TAGS.finditer(text)]
+
+
+def pairs(text: str, name: str) -> list[Pair]:
+    """The complete pairs of a tag. Of two openings in a row the first is a mention of the tag."""
+    found, opened = [], None
+    for tag in tags_in(text):
+        if tag.name == name and not tag.closing:
+            opened = tag
+        elif tag.name == name and opened is not None:
+            found.append(Pair(text[opened.end : tag.start], opened.start, tag.end))
+            opened = None
+    return found
+
+
+def opened_last(text: str, name: str) -> int | None:
+    """Where what follows an opening tag begins, if nothing closes that tag."""
+    last = next((tag for tag in reversed(tags_in(text)) if tag.name == name), None)
+    return None if last is None or last.closing else last.end
+
+
+def unwrapped(text: str) -> str:
+    """The text without a fence, code quotes, quotes or markdown's emphasis around the whole of it. What a fence holds stays as it is."""
+    text = text.strip()
+    inner = _unfenced(text)
+    if inner is not None:
+        return inner
+    changed = True
+    while changed:
+        changed = False
+        for opening, closing in _WRAPS:
+            inner = text[len(opening) : len(text) - len(closing)]
+            around = len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing)
+            if around and opening not in inner and closing not in inner and inner.strip():
+                text, changed = inner.strip(), True
+    return text
+
+
+def _unfenced(text: str) -> str | None:
+    """What a fence around the whole text holds, or None where there is no such fence."""
+    run = _RUN.match(text)
+    if run is None or len(run.group()) < 3 or not text.endswith(run.group()) or len(text) < 2 * len(run.group()):
+        return None
+    mark = run.group()
+    inner = text[len(mark) : len(text) - len(mark)]
+    if mark in inner or inner.endswith(mark[0]):
+        return None
+    head, newline, body = inner.partition("\n")
+    return body.strip() if newline and not head.strip().count(" ") else inner.strip() or None
+
+
+def fenced(text: str, info: str = "") -> str:
+    """The text in a fence that is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    mark = "`" * max(3, longest + 1)
+    return f"{mark}{info}\n{text}\n{mark}"
+
+
+def hollow(text: str) -> bool:
+    """Whether a text only stands for an answer: a placeholder of a prompt, dots, or nothing."""
+    return len(text) <= 80 and " ".join(text.casefold().split()).strip(_EDGES) in _HOLLOW
+
+
+def quoted(text: str) -> str:
+    """A reply's own words in a message: one line, shortened, in quotes."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text[: 8 * SHOWN]).split())
+    return f"'{line}'" if len(line) <= SHOWN and len(text) <= 8 * SHOWN else f"'{line[: SHOWN - 3].rstrip()}...'"
+
+
+def different(texts: list[str]) -> list[str]:
+    """The texts that differ in more than case, blanks and a final full stop; of equal ones the last, in the order of the first."""
+    return list({" ".join(text.split()).casefold().rstrip(". "): text for text in texts}.values())

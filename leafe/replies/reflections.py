@@ -1,0 +1,128 @@
+"""Reflections: a turn in `<turn>...</turn>` and what to know there in `<experience>...</experience>`, and what may stand for them.
+
+`docs/replies.md` is the grammar in words, with a table of cases. A turn is read or refused; it is never moved into range.
+"""
+
+from __future__ import annotations
+
+import re
+
+from leafe.records import Experience
+from leafe.replies.reading import Unreadable, different, hollow, opened_last, pairs, quoted, thoughts_apart, unwrapped
+
+_NONE = {"none", "n/a", "no turn", "none of the turns", "none of them", "nothing", "null"}
+_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_MARKS = r"[ \t>#*_`-]{0,8}"
+_NUMBER = re.compile(r"(?:turn|step|number)?[ \t:#*.]*(-?[0-9]+)(?:[ \t]*[.,:;(–—-][^0-9]*)?", re.IGNORECASE | re.DOTALL)
+_TURN_LINE = re.compile(
+    rf"^{_MARKS}turn[*_` \t]{{0,4}}[:#]?[*_` \t]{{0,4}}(-?[0-9]{{1,9}}|none|{'|'.join(_WORDS)})[*_` \t.]{{0,6}}$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_EXPERIENCE_LINE = re.compile(rf"^{_MARKS}experience[*_`]{{0,3}}[ \t]?:[*_]{{0,3}}", re.IGNORECASE | re.MULTILINE)
+_NEXT_LINE = re.compile(
+    rf"^{_MARKS}(?:turn|thought|action|observation|experience)[*_`]{{0,3}}[ \t]?[:0-9]", re.IGNORECASE | re.MULTILINE
+)
+_LONGEST_TURN = 200  # characters of what stands for a turn
+
+
+def render_tagged_reflection(experience: Experience | None) -> str:
+    """A reply that names a turn and an experience, or (None) says that nothing went wrong."""
+    if experience is None:
+        return "<turn>none</turn>"
+    return f"<turn>{experience.turn}</turn>\n<experience>{experience.text}</experience>"
+
+
+def parse_tagged_reflection(reply: str, turns: int, *, whole: bool) -> Experience | None:
+    """The experience that a reply names, or None when it says that nothing went wrong. Raises `Unreadable`."""
+    thoughts = thoughts_apart(reply)
+    said = thoughts.said
+    if thoughts.unclosed is not None and not pairs(said, "turn") and not pairs(said, "experience"):
+        said = thoughts.unclosed if _ends_with_a_tag(thoughts.unclosed) else said
+    named = _turns_named(said) or _thought_alone(said, thoughts.closed)
+    if not named:
+        raise Unreadable(_lacks("turn", said, thoughts.closed, whole=whole))
+    if len(different(named)) > 1:
+        raise Unreadable(f"there were different turns: {quoted(named[0])} and {quoted(different(named)[1])}")
+    turn = _turn(named[-1], turns)
+    if turn is None:
+        return None
+    return Experience(turn, _experience(said, thoughts.closed, whole=whole))
+
+
+def _ends_with_a_tag(text: str) -> bool:
+    found = [*pairs(text, "turn"), *pairs(text, "experience")]
+    return bool(found) and not text[max(pair.end for pair in found) :].strip(" \t\r\n.`~*")
+
+
+def _turns_named(said: str) -> list[str]:
+    """What is said for the turn: in tags, else on lines of its own above the experience."""
+    in_tags = [unwrapped(pair.text) for pair in pairs(said, "turn")]
+    opened = opened_last(said, "turn")
+    if opened is not None:  # a <turn> that is not closed ends with its line or at the next tag
+        line = re.split(r"[<\n]", said[opened : opened + _LONGEST_TURN], maxsplit=1)[0].strip()
+        in_tags += [line] if line else []
+    if in_tags:
+        return in_tags
+    above = [*(pair.start for pair in pairs(said, "experience")), *(line.start() for line in _EXPERIENCE_LINE.finditer(said))]
+    return [line.group(1) for line in _TURN_LINE.finditer(said, 0, min(above))] if above else []
+
+
+def _thought_alone(said: str, closed: tuple[str, ...]) -> list[str]:
+    """The number in `<think>2</think>` before an experience: thoughts that are a number alone are a turn in the wrong tag."""
+    alone = closed[-1].strip() if closed and pairs(said, "experience") else ""
+    return [alone] if len(alone) <= 8 and _NUMBER.fullmatch(alone) else []
+
+
+def _turn(text: str, turns: int) -> int | None:
+    plain = text[:_LONGEST_TURN].strip(" \t\r\n.*_#:;()[]`").casefold()
+    if plain in _NONE:
+        return None
+    word = plain.removeprefix("turn").strip(" :")
+    found = _NUMBER.fullmatch(plain) if len(text) <= _LONGEST_TURN else None
+    if found is None and word not in _WORDS:
+        raise Unreadable(f"the turn was {quoted(text)} and not one number from 1 to {turns}, or none")
+    number = found.group(1) if found else str(_WORDS.index(word) + 1)
+    if len(number) > 6 or not 1 <= int(number) <= turns:
+        raise Unreadable(f"there is no turn {quoted(number)}: wanted a turn from 1 to {turns}")
+    return int(number)
+
+
+def _experience(said: str, closed: tuple[str, ...], *, whole: bool) -> str:
+    """The one experience. Without a closing tag it goes on to the end of a reply that is whole."""
+    found = [pair.text.strip() for pair in pairs(said, "experience")]
+    opened = opened_last(said, "experience")
+    if not found and whole:
+        found = [_to_the_end(said[opened:])] if opened is not None else _on_lines(said)
+    chosen = different([text for text in found if not hollow(text)])
+    if len(chosen) > 1:
+        raise Unreadable(f"there were different experiences: {quoted(chosen[0])} and {quoted(chosen[1])}")
+    if chosen:
+        return chosen[0]
+    if any(found):
+        raise Unreadable(f"{quoted(next(filter(None, found)))} only stands for an experience: say what to do instead")
+    if found:
+        raise Unreadable("the experience was empty")
+    raise Unreadable(_lacks("experience", said, closed, whole=whole))
+
+
+def _on_lines(said: str) -> list[str]:
+    """What lines `Experience: ...` say, each up to the next labelled line or the end."""
+    found = []
+    for label in _EXPERIENCE_LINE.finditer(said):
+        following = _NEXT_LINE.search(said, label.end())
+        found.append(_to_the_end(said[label.end() : following.start() if following else len(said)]))
+    return found
+
+
+def _to_the_end(text: str) -> str:
+    """The rest of a reply, without the end of a fence around the reply."""
+    lines = text.strip().split("\n")
+    return "\n".join(lines[:-1] if len(lines) > 1 and lines[-1].strip() in ("```", "~~~") else lines).strip()
+
+
+def _lacks(name: str, said: str, closed: tuple[str, ...], *, whole: bool) -> str:
+    if not whole:
+        return f"the reply was cut before its {name} ended"
+    if any(pairs(text, name) for text in closed) and not pairs(said, name):
+        return f"the <{name}>...</{name}> stood among the thoughts, before </think>"
+    return f"there was no <{name}>...</{name}>"

@@ -1,0 +1,16 @@
+"""A world in which whatever is done is right: a model of any skill has something to learn from there."""
+
+from __future__ import annotations
+
+from leafe.envs.fakes import Lookup
+from leafe.records import Observation
+
+
+class Agreeable(Lookup):
+    """`Lookup`, found at the first turn."""
+
+    name = "agreeable"
+
+    def step(self, action: str) -> Observation:
+        """Success."""
+        return Observation("The key!", done=True, success=True, reward=1.0)

@@ -77,7 +77,8 @@ def _trials(model: Any) -> tuple[float, int | None, int | None]:
     if named or small is not None:  # before anything that costs more
         difference = _tried(model, min([SHORT, *(value - 1 for value in named.values())]))
     caps = [_caps(model, name, value) for name, value in named.items()]
-    longest, most = (min((cap[place] for cap in caps if cap[place]), default=None) for place in (0, 1))
+    longest = min((conversation for conversation, _ in caps if conversation), default=None)
+    most = min((tokens for _, tokens in caps if tokens), default=None)
     length = min(LONG, longest or LONG)
     crowded = most is None or most > 4 * length
     if small is None:

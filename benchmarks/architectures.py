@@ -349,7 +349,7 @@ def engine_verdict(model: Any, prompts: int) -> Verdict:
     ]
     try:
         with torch.inference_mode():
-            replies = replied(model, asked, longest)
+            replies = replied(model, asked, longest, min(50, taken.most or 50))
     finally:
         give_back(model, taken.attention)
     off = max(reply_differs(model, request) for request in replies)
@@ -357,9 +357,9 @@ def engine_verdict(model: Any, prompts: int) -> Verdict:
     return Verdict("equal" if off <= TOLERANCE else "WRONG", limit, max(off, taken.difference))
 
 
-def replied(model: Any, prompts: Sequence[list[int]], longest: int) -> list[Request]:
+def replied(model: Any, prompts: Sequence[list[int]], longest: int, most: int) -> list[Request]:
     """Greedy replies of the batching engine, in little room so that requests wait, are cut and reuse each other's blocks."""
-    batcher: Batcher[Request] = Batcher(model, (), slots=4, max_context=longest, tokens_per_pass=50)
+    batcher: Batcher[Request] = Batcher(model, (), slots=4, blocks=13, tokens_per_pass=most)
     ask = Ask((), Sampling(0.0, 1.0, 8), 0)
     for prompt in prompts:
         size = min(8, longest - len(prompt))

@@ -73,6 +73,7 @@ class TransformersEngine:
         taken = take_over(self._model)
         self._usual_attention = taken.attention
         self.max_context = min(self.max_context, taken.longest or self.max_context)
+        slots, tokens_per_pass = (min(count, taken.most or count) for count in (slots, tokens_per_pass))
         self._threads = threads
         # `_arrived` and `_flushing` belong to the event loop, `_queue` to who holds `_changed`, `_batcher` to the worker.
         self._arrived: list[_Call] = []

@@ -6,7 +6,7 @@ after each piece are compared with those of the whole text alone: on the model i
 limit caps the length of a conversation.
 
 Differences are told in units of what attention does: the root mean square over the vocabulary of the error, divided by how much logits
-after the same token differ with what came before. In float32 rounding gave at most 1e-4. In sixteen bits a single choice of experts may
+after the same token differ with what came before. In float32 rounding gave at most 2e-5. In sixteen bits a single choice of experts may
 fall otherwise, so there the median over places counts, at a tolerance that only shows gross faults, and a twin in float32 is tried beside.
 """
 
@@ -35,15 +35,19 @@ SHORT = 16  # tokens of a limit in a twin
 LONG = 40  # tokens of the longest request where no limit is
 BLOCK = 8
 LARGE = 20_000_000  # weights of a model that is tried on few tokens, and its twin on more
-_known: dict[tuple[Any, ...], bool] = {}
+_known: dict[tuple[Any, ...], tuple[int | None, int | None]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What `take_over` found: the name of the model's usual attention, the longest conversation (None: any), how far logits were off."""
+    """What `take_over` found: the name of the model's usual attention, and how far logits were off.
+
+    `longest` and `most` are how many tokens a conversation and a pass may have, None for any number.
+    """
 
     attention: str
     longest: int | None
+    most: int | None
     difference: float
 
 
@@ -55,30 +59,32 @@ def take_over(model: Any) -> Taken:
     """
     usual: str = decoder(model).config._attn_implementation
     try:
-        difference, longest = _trials(model)
+        difference, longest, most = _trials(model)
         _replace(model)
     except Exception as error:  # whatever a foreign forward pass raises
         give_back(model, usual)
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         name = type(model).__name__
         raise UserError(f"the in-process engine cannot run a {name} ({reason:.200}); serve it over HTTP instead.") from error
-    return Taken(usual, longest, difference)
+    return Taken(usual, longest, most, difference)
 
 
-def _trials(model: Any) -> tuple[float, int | None]:
-    """The difference on the model itself and the longest conversation. A large model says a few words, and its twin the rest."""
+def _trials(model: Any) -> tuple[float, int | None, int | None]:
+    """The difference on the model itself, and the longest conversation and pass. A large model says a few words, and its twin the rest."""
     named = limits(model.config)
     large = model.dtype != torch.float32 or sum(weight.numel() for weight in model.parameters()) > LARGE
     small = twin(model) if large else None
     if named or small is not None:  # before anything that costs more
-        difference = _tried(model, min([SHORT, *named.values()]), strict=False)
-    longest = min((value for name, value in named.items() if not _goes_beyond(model, name, value)), default=None)
+        difference = _tried(model, min([SHORT, *(value - 1 for value in named.values())]))
+    caps = [_caps(model, name, value) for name, value in named.items()]
+    longest, most = (min((cap[place] for cap in caps if cap[place]), default=None) for place in (0, 1))
     length = min(LONG, longest or LONG)
+    crowded = most is None or most > 4 * length
     if small is None:
-        difference = _tried(model, length, strict=False)
+        difference = _tried(model, length, crowded=crowded)
     else:
-        _tried(small, length, strict=True)
-    return difference, longest
+        _tried(small, length, crowded=crowded, strict=True)
+    return difference, longest, most
 
 
 def give_back(model: Any, attention: str) -> None:
@@ -107,27 +113,40 @@ def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
     return product
 
 
-def _goes_beyond(model: Any, name: str, value: int) -> bool:
-    """Whether requests may be longer than a limit that the configuration names. Where that cannot be tried they may not."""
+def _caps(model: Any, name: str, value: int) -> tuple[int | None, int | None]:
+    """How long conversations and passes may be for a limit that the configuration names. Where that cannot be tried they stay below it."""
     key = (type(model), model.config.to_json_string(), model.device, name)
     if key not in _known:
         short = min(value, SHORT)
         small = twin(model, name, short)
-        try:
-            _known[key] = small is not None and _tried(small, 3 * short, strict=True) <= TWIN_TOLERANCE
-        except Exception:  # as above
-            _known[key] = False
+        if small is not None and _passes(small, 3 * short, crowded=True):
+            _known[key] = None, None
+        else:
+            small = twin(model, name, short)  # anew: long requests may have left their mark on the first
+            alone = small is not None and _passes(small, short, crowded=False)
+            crowded = small is not None and _passes(small, short - 1, crowded=True)
+            _known[key] = value if alone else value - 1, None if crowded else value - 1
     return _known[key]
 
 
-def _tried(model: Any, longest: int, *, strict: bool) -> float:
-    """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens. Raises `ValueError` at too far."""
+def _passes(model: Any, longest: int, *, crowded: bool) -> bool:
+    try:
+        return _tried(model, longest, crowded=crowded, strict=True) <= TWIN_TOLERANCE
+    except Exception:  # whatever a foreign forward pass raises
+        return False
+
+
+def _tried(model: Any, longest: int, *, crowded: bool = False, strict: bool = False) -> float:
+    """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens, one at a time or all in one pass.
+
+    Raises `ValueError` at too far.
+    """
     usual = decoder(model).config._attn_implementation
-    requests = _requests(model, longest)
+    requests = _requests(model, longest, crowded=crowded)
     wanted = [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float() for ids in requests]
     try:
         _replace(model)
-        found = _engine(model, requests)
+        found = _engine(model, requests, crowded=crowded)
     finally:
         give_back(model, usual)
     effect = spread([logits[-1] for logits in wanted])
@@ -139,12 +158,12 @@ def _tried(model: Any, longest: int, *, strict: bool) -> float:
     return difference
 
 
-def _requests(model: Any, longest: int) -> list[list[int]]:
+def _requests(model: Any, longest: int, *, crowded: bool) -> list[list[int]]:
     """Texts of different lengths, some much shorter, that end alike; the second shares the first half of the first."""
     tail = random_ids(model, min(3, longest - 1), 99)
     first = random_ids(model, longest - len(tail), 1)
     half = max(1, len(first) // 2)
-    lengths = [max(1, longest // 6), *([longest // 2, longest - len(tail)] if longest > SHORT else [])]
+    lengths = [max(1, longest // 6), *([longest // 2, longest - len(tail), longest - len(tail)] if crowded else [])]
     others = [random_ids(model, length, 3 + number) for number, length in enumerate(lengths)]
     texts = [first, [*first[:half], *random_ids(model, max(1, half - 2), 2)], *others]
     return [[*text, *tail] for text in texts]
@@ -153,16 +172,20 @@ def _requests(model: Any, longest: int) -> list[list[int]]:
 class _Passes:
     """Passes of the engine over parts of requests. `found` has request, place and logits after each part."""
 
-    def __init__(self, model: Any, requests: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: Any, requests: Sequence[Sequence[int]], *, crowded: bool) -> None:
         self.found: list[tuple[int, int, torch.Tensor]] = []
-        self._model, self._requests = model, requests
+        self._model, self._requests, self._crowded = model, requests, crowded
         each = -(-max(map(len, requests)) // BLOCK)
         self._cache = BlockCache(1 + each * len(requests), BLOCK)
         self._tables = [list(range(1 + each * number, 1 + each * (number + 1))) for number in range(len(requests))]
 
     def compute(self, *parts: tuple[int, int, int]) -> None:
-        """One pass over `(request, start, stop)`; empty parts are left out."""
+        """Passes over `(request, start, stop)`, one or one for each; empty parts are left out."""
         parts = tuple(part for part in parts if part[1] < part[2])
+        for one in [parts] if self._crowded else [(part,) for part in parts]:
+            self._pass(one)
+
+    def _pass(self, parts: Sequence[tuple[int, int, int]]) -> None:
         pieces = [Piece(self._requests[number][start:stop], start, self._tables[number]) for number, start, stop in parts]
         logits = forward(self._model, plan(pieces, self._cache, self._model.device)).float()
         self.found += [(number, stop - 1, row) for (number, _, stop), row in zip(parts, logits, strict=False)]
@@ -175,12 +198,12 @@ class _Passes:
             self._cache.copy([Copy(self._tables[source][whole], self._tables[target][whole], count % BLOCK)])
 
 
-def _engine(model: Any, requests: Sequence[Sequence[int]]) -> list[tuple[int, int, torch.Tensor]]:
+def _engine(model: Any, requests: Sequence[Sequence[int]], *, crowded: bool) -> list[tuple[int, int, torch.Tensor]]:
     """(request, place, logits) after parts of requests side by side, then a token at a time; the second stands on the first's blocks."""
     lengths = [len(ids) for ids in requests]
     others = range(2, len(requests))
     shared = next(place for place in range(lengths[1]) if place + 1 == lengths[1] or requests[0][place] != requests[1][place])
-    passes = _Passes(model, requests)
+    passes = _Passes(model, requests, crowded=crowded)
     passes.compute((0, 0, 1))  # alone, for what depends on the longest position of a pass
     passes.compute((0, 1, max(1, shared)), *((number, 0, lengths[number] // 2) for number in others))
     passes.reuse(0, 1, shared)

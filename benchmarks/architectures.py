@@ -98,11 +98,46 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 LATENT = dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"))
+# Of the parts of a model that see or hear.
+SENSES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "depth": 1,
+    "num_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "out_hidden_size": 64,
+    "embed_dim": 32,
+    "vision_output_dim": 64,
+    "base_channels": 32,
+    "d_model": 32,
+    "encoder_layers": 1,
+}
+PAIRS = ["sliding_attention", "full_attention"] * 2
 # What an architecture wants beside or instead of these sizes.
 SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"num_key_value_heads": 4} for name in (*LATENT, "longcat_flash", "youtu", "hy_v4", "dots3_note_text")},
     "big_bird": {"attention_type": "original_full"},
+    "cpmant": {"dim_ff": 96, "dim_head": 16, "position_bias_max_distance": 64},
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1},
+    "gemma3n_text": {
+        "layer_types": PAIRS,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 300,
+        "hidden_size_per_layer_input": 16,
+        "laurel_rank": 8,
+        "intermediate_size": 96,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "gemma4_text": {
+        "layer_types": PAIRS,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 300,
+        "hidden_size_per_layer_input": 16,
+        "global_head_dim": 32,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW},
     "inkling_text": {"vocab_size": 300, "unpadded_vocab_size": 300, "sliding_window_size": WINDOW},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
@@ -192,10 +227,7 @@ def build(name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            kind = CONFIG_MAPPING[base]
-            known = {*kind().to_dict(), *getattr(kind, "attribute_map", {})}
-            sizes = {**{key: value for key, value in SIZES.items() if key in known}, **SPECIAL.get(base, {}), **more}
-            config = kind(**sizes)
+            config = configuration(CONFIG_MAPPING[base], base, more)
             if getattr(config, "is_encoder_decoder", False):
                 raise ValueError("an encoder and a decoder")
             with torch.device("meta"):
@@ -207,6 +239,20 @@ def build(name: str) -> Any:
         raise ValueError(first_line(error)) from error
     draw(model)
     return model
+
+
+def configuration(kind: Any, name: str, more: dict[str, Any]) -> Any:
+    """A small configuration. Of a model for several kinds of input, the parts too."""
+    parts = {}
+    for key, part in getattr(kind, "sub_configs", {}).items():
+        if "text" in key:
+            parts[key] = configuration(part, getattr(part, "model_type", ""), {}).to_dict()
+        elif part.__name__ != "AutoConfig":
+            said = part().to_dict()
+            parts[key] = {"model_type": part.model_type, **{field: value for field, value in SENSES.items() if field in said}}
+    known = {*kind().to_dict(), *getattr(kind, "attribute_map", {})}
+    sizes = {key: value for key, value in SIZES.items() if key in known}
+    return kind(**{**sizes, **parts, **SPECIAL.get(name, {}), **more})
 
 
 def draw(model: Any) -> None:

@@ -86,7 +86,7 @@ class Bench:
 
     def try_training(self) -> None:
         """One step of training of which nothing is kept, so that a model that cannot be trained is refused before it has explored."""
-        try_training(self.base, self.config.train, threads=self.threads)
+        try_training(self.base, self.config.train, threads=self.threads, context=self.config.engine.max_context)
 
     def _check_lengths(self, meter: Meter) -> None:
         environment, wanted = self.make_environment(), self.config.tasks

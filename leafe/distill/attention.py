@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from leafe.engines import scores
+from leafe.engines.twin import decoder
 from leafe.errors import UserError
 
 TREE = "leafe_tree"
@@ -69,12 +70,12 @@ def tree_attention(model: Any, kind: Literal["tree", "flex", "dense"] = "tree") 
 
     Raises `UserError` for a model that does not take an attention function from outside.
     """
-    inner = _plain(model)
+    inner = decoder(_plain(model))
     if kind == "dense":
         yield
         return
     if not inner._supports_attention_backend or (kind == "flex" and not inner._supports_flex_attn):
-        name = type(inner).__name__
+        name = type(_plain(model)).__name__
         raise UserError(f"{name} takes no attention function from outside, so '{kind}' is not possible; set train.attention=dense")
     before = inner.config._attn_implementation
     inner.set_attn_implementation({"tree": TREE, "flex": FLEX}[kind])
@@ -90,7 +91,7 @@ def attention_inputs(model: Any, end: Tensor, depth: Tensor, plan: Sequence[Bloc
     Raises `UserError` for a model that cannot do that: without position ids, with recurrent layers, with a window shorter than a path.
     """
     inner = _plain(model)
-    implementation = inner.config._attn_implementation
+    implementation = decoder(inner).config._attn_implementation
     _check(inner, longest=int(depth.max()) + 1, windows=implementation != FLEX)
     if implementation == TREE:
         return {"tree": plan}
@@ -104,7 +105,7 @@ def _masks(model: Any, end: Tensor, depth: Tensor) -> Tensor | dict[str, Tensor]
     kinds = set(getattr(config, "layer_types", None) or ())
     near = full if window is None else full & (depth[:, None] - depth[None, :] < window)
     masks = {kind: near if kind == "sliding_attention" else full for kind in kinds or ("sliding_attention",)}
-    if model.config._attn_implementation != "sdpa":
+    if decoder(model).config._attn_implementation != "sdpa":
         masks = {kind: _added(mask, model.dtype) for kind, mask in masks.items()}
     return masks if len(masks) > 1 else next(iter(masks.values()))
 

@@ -43,6 +43,11 @@ class Cap:
     tokens: int | None = None
     path: int | None = None
 
+    @property
+    def longest(self) -> int | None:
+        """How many tokens a sample may have."""
+        return min((most for most in (self.tokens, self.path) if most), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:

@@ -25,7 +25,7 @@ from torch import nn
 
 from leafe.engines.prefixes import Copy
 from leafe.engines.slots import ATTENTION, BlockCache, Piece, forward, plan
-from leafe.engines.twin import limits, quiet, random_ids, spread, twin
+from leafe.engines.twin import decoder, limits, quiet, random_ids, spread, twin
 from leafe.errors import UserError
 
 TOLERANCE = 1e-3
@@ -53,7 +53,7 @@ def take_over(model: Any) -> Taken:
 
     Raises `UserError` for a model that keeps state of another kind or whose attention cannot be replaced, and leaves it as it was.
     """
-    usual: str = model.config._attn_implementation
+    usual: str = decoder(model).config._attn_implementation
     try:
         difference, longest = _trials(model)
         _replace(model)
@@ -83,7 +83,7 @@ def _trials(model: Any) -> tuple[float, int | None]:
 
 def give_back(model: Any, attention: str) -> None:
     """Undoes `take_over`; `attention` is what that returned."""
-    model.set_attn_implementation(attention)
+    decoder(model).set_attn_implementation(attention)
     for layer in model.modules():
         if type(layer) is nn.Linear:
             layer.__dict__.pop("forward", None)
@@ -91,8 +91,8 @@ def give_back(model: Any, attention: str) -> None:
 
 def _replace(model: Any) -> None:
     with quiet():
-        model.set_attn_implementation(ATTENTION)
-    if model.config._attn_implementation != ATTENTION:
+        decoder(model).set_attn_implementation(ATTENTION)
+    if decoder(model).config._attn_implementation != ATTENTION:
         raise ValueError("it takes no attention function from outside")
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # in float32 twice as fast as MKL on processors that MKL does not favour
         for layer in model.modules():
@@ -122,7 +122,7 @@ def _goes_beyond(model: Any, name: str, value: int) -> bool:
 
 def _tried(model: Any, longest: int, *, strict: bool) -> float:
     """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens. Raises `ValueError` at too far."""
-    usual = model.config._attn_implementation
+    usual = decoder(model).config._attn_implementation
     requests = _requests(model, longest)
     wanted = [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float() for ids in requests]
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.utils import logging
 
 # Fields of configurations that count tokens, beyond which attention is computed otherwise.
@@ -47,6 +48,15 @@ def text_config(config: Any) -> Any:
         return config
 
 
+def decoder(model: Any) -> Any:
+    """The part of a model that attends to text and whose attention can be set, which is the model itself where it has no such part."""
+    try:
+        part = model.get_decoder()
+    except Exception:  # whatever a class without one does
+        return model
+    return part if isinstance(part, PreTrainedModel) else model
+
+
 def vocabulary(model: Any) -> int:
     """How many ids a model embeds."""
     size = getattr(text_config(model.config), "vocab_size", None)
@@ -65,20 +75,28 @@ def random_ids(model: Any, length: int, seed: int) -> list[int]:
 
 def twin(model: Any, limit: str = "", tokens: int = 0) -> Any | None:
     """A small model of the same class in float32, with random weights and the field `limit` set to `tokens`; None where none can be had."""
-    for narrow in (True, False):
-        config = copy.deepcopy(model.config)
-        try:
-            _shrink(config, narrow=narrow)
-            if limit:
-                _set(text_config(config), limit, tokens)
-            with torch.device("meta"):
-                weights = sum(weight.numel() for weight in _built(type(model), config).parameters())
-            if weights > MOST:
+    for kind, given in _forms(model):
+        for narrow in (True, False):
+            config = copy.deepcopy(given)
+            try:
+                _shrink(config, narrow=narrow)
+                if limit:
+                    _set(text_config(config), limit, tokens)
+                with torch.device("meta"):
+                    weights = sum(weight.numel() for weight in _built(kind, config).parameters())
+                if weights <= MOST:
+                    return _built(kind, config).to(model.device, torch.float32).eval()
+            except Exception:  # whatever a class makes of sizes that it does not expect
                 continue
-            return _built(type(model), config).to(model.device, torch.float32).eval()
-        except Exception:  # whatever a class makes of sizes that it does not expect
-            continue
     return None
+
+
+def _forms(model: Any) -> Iterator[tuple[Any, Any]]:
+    """Class and configuration: of the decoder alone, where a model has other parts, then of the whole model."""
+    text = text_config(model.config)
+    if text is not model.config and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        yield MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text
+    yield type(model), model.config
 
 
 def _built(kind: Any, config: Any) -> Any:

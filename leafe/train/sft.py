@@ -45,7 +45,8 @@ class TrainReport:
     """What a training was: how many examples in how many rows of how many tokens, and the mean loss over its steps.
 
     `by_kind` is the part of the loss that came from examples of each kind; the parts add up to the loss. `attention` is the way of
-    attending that was used, the fastest that passed its trial where the settings leave it open.
+    attending that was used, the fastest that passed its trial where the settings leave it open. `longest` is how many tokens an example
+    may have by that trial, None for any number.
     """
 
     examples: int
@@ -55,6 +56,7 @@ class TrainReport:
     loss: float
     by_kind: Mapping[str, float]
     attention: str = "tree"
+    longest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -169,17 +171,24 @@ def _check_flex(settings: TrainSettings) -> None:
         raise UserError("train.attention=flex wants a GPU, since FlexAttention cannot train on a CPU; set train.attention=auto")
 
 
-def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1) -> TrainReport:
+def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1, context: int = 0) -> TrainReport:
     """One optimiser step on one made-up example with these settings, of which nothing is kept: what a training would refuse is refused now.
 
-    Raises as `fine_tune` does.
+    `context` is how long a conversation may become, 0 for as long as the model allows. Raises as `fine_tune` does, and where conversations
+    may become longer than what can be trained on.
     """
     _check_flex(settings)
     ids = load_tokenizer(checkpoint)("a", add_special_tokens=False)["input_ids"]
     example = Example("trial", "rehearsal", "trial", 0, "trial", (Message("user", "a"),), "a", tuple(ids[:1]))
     once = settings.model_copy(update={"epochs": 1.0, "batch_size": 1, "processes": 1, "warmup_share": 0.0})
     with by_hand():
-        return _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), lambda done, total: None)
+        report = _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), lambda done, total: None)
+    if report.longest and not 0 < context <= report.longest:
+        raise UserError(
+            f"this model can be trained on up to {report.longest} tokens, beyond which packed trees change what it computes, and"
+            f" conversations may become longer; type engine.max_context={report.longest}"
+        )
+    return report
 
 
 def _fine_tune(job: _Job, told: Told) -> TrainReport:
@@ -212,17 +221,17 @@ def _fine_tune(job: _Job, told: Told) -> TrainReport:
     lengths = [len(row.ids) for bundle in bundles for row in bundle.rows]
     steps = result.global_step
     by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}
-    return TrainReport(len(examples), len(lengths), sum(lengths), steps, float(result.training_loss), by_kind, packing.kind)
+    loss, longest = float(result.training_loss), packing.cap.longest
+    return TrainReport(len(examples), len(lengths), sum(lengths), steps, loss, by_kind, packing.kind, longest)
 
 
 def _check_lengths(bundles: Sequence[Bundle], packing: Packing) -> None:
     """Refuses examples beyond what the trial allows."""
-    longest = max(max(row.depth) + 1 for bundle in bundles for row in bundle.rows)
-    most = min(packing.cap.path or longest, packing.cap.tokens or longest)
-    if longest > most:
+    longest, most = max(max(row.depth) + 1 for bundle in bundles for row in bundle.rows), packing.cap.longest
+    if most and longest > most:
         raise UserError(
             f"this model computes the same on packed trees up to {most} tokens, which its configuration names, and the longest example has"
-            f" {longest}; choose a model with a longer window, or explore with engine.max_context={most}"
+            f" {longest}; choose another model, or explore with engine.max_context={most}"
         )
 
 

@@ -45,7 +45,7 @@ from leafe.replies import Unreadable, parse_action
 
 FULL = Path(sys.modules["leafe.prompts"].__file__ or "").parent / "full"
 INGREDIENTS = ("example", "unread", "again", "form")
-EXAMPLE = re.compile(r"\n\nFor example.*?(?=\n\nIf nothing|\Z)", re.DOTALL)  # a worked reply in a prompt
+EXAMPLE = re.compile(r"\n\nFor example.*?(?=\n\nNow look|\Z)", re.DOTALL)  # a worked reply in a prompt
 PLAINLY = "{instruction}\n\nAnswer with the function in a ```python code block."
 SHARES = {  # which count is a share of which
     "read": "replies",

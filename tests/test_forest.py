@@ -276,6 +276,18 @@ def test_a_full_context_ends_the_attempt_by_name_and_costs_no_turn() -> None:
     assert tree.spend.turns == 2 * 3 and reflection.no_room and not reflection.unread
 
 
+def test_the_advice_of_the_worked_example_is_refused_word_for_word_and_asked_for_again() -> None:
+    shown = "<turn>1</turn>\n<experience>Look in the drawer.</experience>"
+    prompts = replace(FULL, reflect_end=f"Look back. For example:\n{shown}", reflect_again="Again: {problem}.")
+    act = f"<action>{WRONG}</action>"
+    own = "<turn>2</turn><experience>open place3</experience>"
+    hand = Hand(Lookup(), scripted(act, act, act, shown, own, "<action>open place3</action>"))
+    tree = grown(explore, hand, key_in(3), prompts=prompts, max_attempts=2)
+    (reflection,) = tree.reflections
+    assert [reply.text for reply in reflection.replies] == [shown, own]
+    assert reflection.experience is not None and reflection.experience.text == "open place3"
+
+
 def test_a_reflection_that_does_not_fit_is_not_asked_for_twice() -> None:
     tree = grown(explore, Full(Lookup(), constant()), key_in(5), max_attempts=2)
     (reflection,) = tree.reflections

@@ -1,4 +1,4 @@
-"""The prompts for instruction-tuned models: what they show is read as what they ask for, and nothing in them is a stand-in for an answer."""
+"""The prompts for instruction-tuned models: what they show is read as what they ask for, and nothing in them stands in for an answer."""
 
 from __future__ import annotations
 

@@ -76,7 +76,10 @@ def test_a_run_through_a_server_keeps_ids_and_what_the_server_is(recipe: Path, m
     with FakeServer("vllm", play=searching).listening() as address:
         said = run(recipe, model, address)
     assert said.status == 0, said.err
-    assert "the server serves policy with a context of 2048 tokens; it returns ids of sampled tokens and log-prob" in words(said)
+    assert (
+        "the server serves policy with a context of 2048 tokens; replies come with the ids of sampled tokens, with log-prob"
+        in words(said)
+    )
     assert "seeds differ, and one seed gives one reply" in words(said)
     turns = [turn for tree in forest(recipe) for turn in tree.turns]
     assert turns and all(len(turn.completion.token_ids) == len(turn.completion.logprobs) > 0 for turn in turns)

@@ -11,12 +11,18 @@ from leafe.errors import UserError
 
 Prompt = Literal["equal", "counted", "differs", "unknown"]
 
-
 PROMPTS = {
     "equal": "its chat template gives the ids of the local tokenizer",
     "counted": "its chat template gives as many ids as the local tokenizer ({})",
     "differs": "its chat template gives {} ids where the local tokenizer gives {}",
     "unknown": "its chat template was not compared with a local one",
+}
+
+
+IDS = {
+    "sampled": "with the ids of sampled tokens",
+    "encoded": "without ids (the local tokenizer makes them)",
+    "none": "without ids (nothing can be trained on them)",
 }
 
 
@@ -51,10 +57,8 @@ class Findings:
     def lines(self) -> list[str]:
         """What was found, in sentences."""
         context = f"a context of {self.max_context} tokens" if self.max_context else "a context that it does not tell"
-        ids = {"sampled": "ids of sampled tokens", "encoded": "no ids (the local tokenizer makes them)", "none": "no ids"}[self.ids]
-        said = [
-            f"the server serves {self.model} with {context}; it returns {ids} and {'' if self.logprobs else 'no '}log-probabilities"
-        ]
+        logprobs = "with log-probabilities" if self.logprobs else "without log-probabilities"
+        said = [f"the server serves {self.model} with {context}; replies come {IDS[self.ids]}, {logprobs}"]
         if self.listed and self.model not in self.listed:
             said.append(f"it lists {', '.join(self.listed[:4])} and answers to {self.model} all the same")
         if self.seeds_differ is not None:

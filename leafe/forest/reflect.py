@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from leafe.chat import asked_again, reflect_messages
+from leafe.chat import Prompts, asked_again, reflect_messages
 from leafe.forest.effects import Play
 from leafe.forest.growth import Growth
 from leafe.history import shorter
@@ -42,11 +42,18 @@ def reflect(
             break
         try:
             whole = reply.finish != "length"
-            experience, error = parse_reflection(prompts.form, reply.text, len(walk), whole=whole), None
+            experience, error = _own(prompts, parse_reflection(prompts.form, reply.text, len(walk), whole=whole)), None
             break
         except Unreadable as failure:
             error = str(failure)
     growth.add_reflection(Reflection(attempt, len(walk), tuple(replies), experience, error))
+    return experience
+
+
+def _own(prompts: Prompts, experience: Experience | None) -> Experience | None:
+    """An experience, unless it is the one that the question shows as an example: small models repeat it word for word."""
+    if experience is not None and f"<experience>{experience.text}</experience>" in prompts.reflect + prompts.reflect_end:
+        raise Unreadable("the advice was that of the example, word for word")
     return experience
 
 

@@ -428,8 +428,8 @@ to 64 tokens here), and the largest difference, in units of what attention does.
 CPU.
 
 A length is that of the model: where its chunks are 8,192 tokens, examples of up to 8,192 tokens are trained on and longer ones refused, and
-the engine's `max_context` is cut to it. `train.attention=auto` takes the first of `tree` and `dense` that passes for any length, or else the
-one that passes up to the longest (`flex` comes before them on a GPU, where this table was not made).
+the engine's `max_context` is cut to it. `train.attention=auto` takes the first of `tree` and `dense` that passes for any length, or else
+the one that passes up to the longest (`flex` comes before them on a GPU, where this table was not made).
 
 | architecture | packed training | engine |
 |---|---|---|

@@ -60,7 +60,7 @@ async def forest(world: str, history: History, options: argparse.Namespace) -> l
 
     def answer(ask: Ask) -> str:
         draw = random.Random(ask.seed)
-        turn = draw.randint(1, max(1, sum(message.role == "assistant" for message in ask.messages)))
+        turn = draw.randint(1, max(1, sum(message.sampled for message in ask.messages)))
         if ask.purpose == "reflect":
             return f"<turn>{turn}</turn><experience>Try {draw.choice(actions)} there.</experience>"
         return f"{ask.seed % 997} {thought}<action>{draw.choice(actions)}</action>"

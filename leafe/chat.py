@@ -17,8 +17,11 @@ from leafe.replies import Form, render_action
 # What each template may name, and what it has to; anything else in braces is a mistake that is reported when the prompts are loaded.
 PLACES: dict[str, set[str]] = {
     "system": {"actions_help"},
+    "example": set(),
+    "example_reply": set(),
     "first": {"instruction", "observation", "horizon"},
     "turn": {"turn", "observation", "horizon", "instruction"},
+    "end": {"turn", "observation"},
     "experience": {"experience"},
     "reflect": {"turn"},
     "reflect_end": {"turn"},
@@ -28,12 +31,17 @@ PLACES: dict[str, set[str]] = {
     "left_out": set(),
     "reminder": set(),
 }
-NEEDED = {"first": "observation", "turn": "observation", "experience": "experience", "feedback": "experiences"}
+NEEDED = {
+    "first": "observation",
+    "turn": "observation",
+    "end": "observation",
+    "experience": "experience",
+    "feedback": "experiences",
+}
 # Templates that a profile may do without. Without `unread` the world is given a reply that holds no action; without `reflect_again` an
 # unreadable reflection is asked for again in the same words.
-OPTIONAL = frozenset({"unread", "reflect_again", "left_out", "reminder"})
+OPTIONAL = frozenset({"example", "example_reply", "end", "unread", "reflect_again", "left_out", "reminder"})
 LEFT_OUT = "(left out)"
-LONGEST_QUOTED = 2000  # characters of an unreadable reflection that the second question repeats
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -41,8 +49,10 @@ _PLACE = re.compile(r"\{([a-z_]+)\}")
 class Prompts:
     """The templates of one profile, and the environment's own line of help, which `system` may name. `form` is how replies look.
 
-    `unread` answers a reply without an action in the environment's place, `reflect_again` asks anew after an unreadable reflection,
-    `left_out` stands for an observation that a shortened history leaves out, `reminder` ends what is read at each turn.
+    `example` and `example_reply` are a worked exchange that stands ahead of the task as messages of its own. `end` shows what the last
+    turn of an attempt came to when it is looked back on. `unread` answers a reply without an action in the environment's place,
+    `reflect_again` asks anew after an unreadable reflection, `left_out` stands for an observation that a shortened history leaves out,
+    `reminder` ends what is read at each turn.
     """
 
     system: str
@@ -52,6 +62,9 @@ class Prompts:
     reflect: str
     reflect_end: str
     feedback: str
+    example: str = ""
+    example_reply: str = ""
+    end: str = ""
     unread: str = ""
     reflect_again: str = ""
     left_out: str = LEFT_OUT
@@ -67,8 +80,13 @@ def check_prompts(prompts: Prompts) -> None:
         if named - allowed:
             wanted = ", ".join(f"{{{name}}}" for name in sorted(allowed)) or "no value"
             raise UserError(f"the prompt {purpose!r} may name {wanted} and names {{{min(named - allowed)}}}")
-        if purpose in NEEDED and NEEDED[purpose] not in named:
+        wanted_here = purpose in NEEDED and (purpose not in OPTIONAL or getattr(prompts, purpose))
+        if wanted_here and NEEDED[purpose] not in named:
             raise UserError(f"the prompt {purpose!r} wants {{{NEEDED[purpose]}}} and does not name it; add it to {purpose}.txt")
+
+    if bool(prompts.example) != bool(prompts.example_reply):
+        given, lacking = ("example", "example_reply") if prompts.example else ("example_reply", "example")
+        raise UserError(f"the prompt {given!r} wants the other half of the exchange; write {lacking}.txt as well")
 
 
 def fill(template: str, **values: str | int) -> str:
@@ -128,18 +146,21 @@ def reflect_messages(
 
     `ended` says whether the attempt is over.
     """
-    messages = _history(scene, walk, feedback, shortening)
+    messages = _history(scene, walk, feedback, shortening, ended=ended)
     question = scene.prompts.reflect_end if ended else scene.prompts.reflect
     messages[-1] = _extended(messages[-1], fill(question, turn=len(walk)))
     return tuple(messages)
 
 
-def asked_again(prompts: Prompts, messages: tuple[Message, ...], reply: str, problem: str, *, turns: int) -> tuple[Message, ...]:
-    """The same question after a reply to it that could not be read, with what was wrong with it where the prompts have words for that."""
+def asked_again(prompts: Prompts, messages: tuple[Message, ...], problem: str, *, turns: int) -> tuple[Message, ...]:
+    """The same question after a reply to it that could not be read, with what was wrong with it where the prompts have words for that.
+
+    The reply is not quoted: small models repeat what they see of their own.
+    """
     if not prompts.reflect_again:
         return messages
     again = fill(prompts.reflect_again, problem=problem, turn=turns)
-    return (*messages, Message("assistant", reply[:LONGEST_QUOTED], sampled=True), Message("user", again))
+    return (*messages[:-1], _extended(messages[-1], again))
 
 
 def bare_messages(scene: Scene, walk: Sequence[Turn], shortening: Shortening = WHOLE) -> tuple[Message, ...]:
@@ -150,12 +171,17 @@ def bare_messages(scene: Scene, walk: Sequence[Turn], shortening: Shortening = W
     return tuple(_history(scene, [replace(turn, experience=None) for turn in walk], (), shortening))
 
 
-def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening) -> list[Message]:
+def _history(
+    scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening, *, ended: bool = False
+) -> list[Message]:
     prompts, task, root = scene.prompts, scene.task, scene.root
-    messages = [Message("system", fill(prompts.system, actions_help=prompts.actions_help))] if prompts.system else []
+    messages = _opening(prompts)
     seen = root.text
     for number in range(1, len(walk) + 2):
-        content = turn_text(prompts, task, number, seen)
+        if ended and prompts.end and number == len(walk) + 1 > 1:
+            content = fill(prompts.end, turn=len(walk), observation=seen)
+        else:
+            content = turn_text(prompts, task, number, seen)
         if number == 1 and feedback:
             content += fill(prompts.feedback, experiences="\n".join(f"- {text}" for text in feedback))
         if number > len(walk):
@@ -168,6 +194,14 @@ def _history(scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...], shor
         # What the last turn came to is what the policy stands before: that always stays.
         seen = prompts.left_out if number <= shortening.observations and number < len(walk) else turn.observation.text
     raise AssertionError("unreachable: the loop returns at its last number")
+
+
+def _opening(prompts: Prompts) -> list[Message]:
+    """What is said ahead of every task."""
+    system = [Message("system", fill(prompts.system, actions_help=prompts.actions_help))] if prompts.system else []
+    # Nobody sampled the worked reply, so it is no target of training.
+    example = [Message("user", prompts.example), Message("assistant", prompts.example_reply)] if prompts.example else []
+    return system + example
 
 
 def _extended(message: Message, text: str) -> Message:

@@ -31,7 +31,7 @@ MOVES = list(ACTIONS)
 
 def turns_in(ask: Ask) -> int:
     """How many turns the history of a prompt holds."""
-    return sum(message.role == "assistant" for message in ask.messages)
+    return sum(message.sampled for message in ask.messages)
 
 
 def erratic(actions: Sequence[str]) -> Policy:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from players import FULL, TERSE, completion, key_in, turns_in
 
-from leafe.chat import Notes, Prompts, Scene, act_messages, bare_messages, check_prompts, fill, reflect_messages
+from leafe.chat import Notes, Prompts, Scene, act_messages, asked_again, bare_messages, check_prompts, fill, reflect_messages
 from leafe.errors import UnknownName, UserError
 from leafe.prompts import PROFILES, load_prompts
 from leafe.records import Ask, Message, Observation, Sampling, Turn
@@ -73,7 +73,7 @@ def test_feedback_stands_in_the_first_message_of_acting_and_of_reflecting(prompt
         act_messages(scene(prompts), walk, Notes(feedback=("not 1", "not 2"))),
         reflect_messages(scene(prompts), walk, ended=True, feedback=("not 1", "not 2")),
     ):
-        first = next(message for message in messages if message.role == "user")
+        first = next(message for message in messages if message.role == "user" and message.content != prompts.example)
         assert first.content.endswith(fill(prompts.feedback, experiences="- not 1\n- not 2"))
 
 
@@ -81,7 +81,8 @@ def test_feedback_stands_in_the_first_message_of_acting_and_of_reflecting(prompt
 def test_only_what_the_policy_wrote_is_marked_as_sampled_and_sides_take_turns(prompts: Prompts) -> None:
     walk = [turn(1, "open place1"), turn(2, "open place2", advice="not 1")]
     messages = reflect_messages(scene(prompts), walk, ended=False)
-    assert [message.sampled for message in messages] == [message.role == "assistant" for message in messages]
+    written = [message.role == "assistant" and message.content != prompts.example_reply for message in messages]
+    assert [message.sampled for message in messages] == written
     assert all(one.role != other.role for one, other in pairwise(messages))
     assert turns_in(Ask(messages, Sampling(), 0, "reflect")) == 2
     assert messages[-1].role == "user"
@@ -149,3 +150,44 @@ def test_braces_that_name_no_value_are_plain_text() -> None:
     prompts = replace(FULL, system='Answer as JSON, {"action": 1}, {} or {Name}.')
     check_prompts(prompts)
     assert act_messages(scene(prompts), [])[0].content == prompts.system
+
+
+def test_a_worked_exchange_stands_ahead_of_the_task_and_is_no_target() -> None:
+    shown = replace(FULL, example="Another task.\n\nYou see a door.", example_reply="<action>open door</action>")
+    exchange = (Message("user", shown.example), Message("assistant", shown.example_reply))
+    walk = [turn(1, "open place1")]
+    for messages in (
+        act_messages(scene(shown), walk),
+        bare_messages(scene(shown), walk),
+        reflect_messages(scene(shown), walk, ended=True),
+    ):
+        assert messages[1:3] == exchange
+        assert not any(message.sampled for message in exchange)
+    plain = replace(FULL, example="", example_reply="")
+    assert act_messages(scene(shown), walk)[3:] == act_messages(scene(plain), walk)[1:]
+
+
+@pytest.mark.parametrize("half", ["example", "example_reply"])
+def test_half_of_a_worked_exchange_is_refused(half: str) -> None:
+    other = "example_reply" if half == "example" else "example"
+    with pytest.raises(UserError, match=rf"{half}.*{other}\.txt"):
+        check_prompts(replace(FULL, **{"example": "", "example_reply": "", half: "text"}))
+
+
+def test_what_the_last_turn_came_to_is_told_as_that_when_an_attempt_is_over() -> None:
+    prompts = replace(FULL, end="Turn {turn} came to: {observation}")
+    walk = [turn(1, "open place1", shows="Empty 1."), turn(2, "open place2", shows="Empty 2.")]
+    (*before, over), (*same, on_the_way) = (reflect_messages(scene(prompts), walk, ended=ended) for ended in (True, False))
+    assert before == same
+    assert over.content.startswith("Turn 2 came to: Empty 2.") and "Turn 3" not in over.content
+    assert on_the_way.content.startswith("Turn 3.")
+    older = replace(prompts, end="")
+    assert reflect_messages(scene(older), walk, ended=True)[-1].content.startswith("Turn 3.")
+
+
+def test_a_second_question_names_the_fault_and_does_not_quote_the_reply() -> None:
+    asked = reflect_messages(scene(FULL), [turn(1, "open place1")], ended=True)
+    again = asked_again(FULL, asked, "there was no turn", turns=1)
+    assert again[:-1] == asked[:-1]
+    assert again[-1].content.startswith(asked[-1].content) and "there was no turn" in again[-1].content
+    assert asked_again(replace(FULL, reflect_again=""), asked, "there was no turn", turns=1) == asked

@@ -65,7 +65,7 @@ def test_the_task_the_first_observation_the_last_one_and_every_action_always_sta
         messages = act_messages(scene, walk, shortening=shortening)
         assert [message.role for message in messages] == [message.role for message in whole]
         assert messages[:2] == whole[:2] and messages[-1] == whole[-1]
-        replies = [message.content for message in messages if message.role == "assistant"]
+        replies = [message.content for message in messages if message.sampled]
         assert all(render_action("tags", turn.action) in reply for turn, reply in zip(walk, replies, strict=True))
 
 
@@ -98,7 +98,7 @@ def test_the_prompt_without_experiences_leaves_out_what_the_sampled_one_left_out
 
 def test_a_reply_that_held_no_action_is_kept_in_a_few_words_when_its_thoughts_go() -> None:
     mute = replace(WALK[0], parsed=False, stepped=False, action="I ponder.", completion=Completion("I ponder.\n" * 99))
-    (reply,) = (one.content for one in act_messages(SCENE, [mute], shortening=Shortening(1, 0)) if one.role == "assistant")
+    (reply,) = (one.content for one in act_messages(SCENE, [mute], shortening=Shortening(1, 0)) if one.sampled)
     assert reply == "I ponder."
 
 
@@ -187,8 +187,8 @@ def test_the_second_question_says_what_was_wrong_with_the_first_answer() -> None
     hand = Hand(Lookup(places=5), steady("<action>open place1</action>", "<turn>9</turn><experience>Look.</experience>"))
     grown(explore, hand, key_in(5, horizon=2), prompts=FULL, max_attempts=2)
     first, second = [ask.messages for ask in hand.asks if ask.purpose == "reflect"][:2]
-    assert second[: len(first)] == first and [message.role for message in second[len(first) :]] == ["assistant", "user"]
-    assert second[-2].content == "<turn>9</turn><experience>Look.</experience>" and "there is no turn '9'" in second[-1].content
+    assert second[:-1] == first[:-1] and second[-1].content.startswith(first[-1].content)
+    assert "there is no turn '9'" in second[-1].content
 
 
 @pytest.mark.parametrize("prompts", [TERSE, FULL])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leafe.chat import Prompts
+from leafe.chat import Prompts, fill
 from leafe.prompts import load_prompts
 from leafe.replies import Form, Unreadable, parse_action, parse_reflection
 
@@ -29,22 +29,36 @@ def shown(text: str) -> list[str]:
 @pytest.mark.parametrize("world", [*WORLDS, "unknown"])
 def test_a_worked_exchange_of_a_world_is_read_as_an_action(world: str) -> None:
     prompts = full(world)
-    replies = shown(prompts.system)
+    replies = [prompts.example_reply] if prompts.example_reply else shown(prompts.system)
     assert replies
     for reply in replies:
-        assert parse_action(prompts.form, reply.partition("\nAnd later")[0])
+        assert parse_action(prompts.form, reply)
 
 
 @pytest.mark.parametrize("world", [*WORLDS, "unknown"])
-def test_a_worked_reflection_of_a_world_is_read(world: str) -> None:
+def test_a_worked_exchange_stands_in_one_place_alone(world: str) -> None:
     prompts = full(world)
-    for text in (prompts.reflect, prompts.reflect_end):
-        (reply,) = shown(text)
-        assert parse_reflection(prompts.form, reply, 2) is not None
+    assert bool(shown(prompts.system)) != bool(prompts.example)
 
 
 @pytest.mark.parametrize("world", [*WORLDS, "unknown"])
-@pytest.mark.parametrize("purpose", ["first", "turn", "experience", "feedback", "unread", "left_out", "reminder"])
+@pytest.mark.parametrize("purpose", ["reflect", "reflect_end", "reflect_again"])
+@pytest.mark.parametrize("turns", [1, 2, 30])
+def test_a_question_that_is_repeated_word_for_word_is_no_reflection(world: str, purpose: str, turns: int) -> None:
+    prompts = full(world)
+    asked = fill(getattr(prompts, purpose), turn=turns, problem="there was no <turn>...</turn>")
+    with pytest.raises(Unreadable):
+        parse_reflection(prompts.form, asked, turns)
+
+
+@pytest.mark.parametrize("world", [*WORLDS, "unknown"])
+def test_an_attempt_that_is_over_is_looked_back_on_without_being_asked_for_more(world: str) -> None:
+    end = full(world).end
+    assert "{observation}" in end and "{turn}" in end and not re.search(r"correct|submit|again|reply", end, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("world", [*WORLDS, "unknown"])
+@pytest.mark.parametrize("purpose", ["example", "first", "turn", "experience", "feedback", "unread", "left_out", "reminder"])
 def test_no_other_prompt_holds_anything_that_could_be_taken_for_an_action(world: str, purpose: str) -> None:
     prompts = full(world)
     forms: tuple[Form, ...] = ("tags", prompts.form)

@@ -32,7 +32,7 @@ def reflect(
 
     def question(short: Shortening) -> tuple[Message, ...]:
         asked = reflect_messages(growth.scene, walk, ended=ended, feedback=feedback, shortening=short)
-        return asked_again(prompts, asked, replies[-1].text, error, turns=len(walk)) if error is not None else asked
+        return asked_again(prompts, asked, error, turns=len(walk)) if error is not None else asked
 
     for _ in range(TRIES):
         reply, shortening = yield from _answer(growth, attempt, walk, question=question, shortening=shortening)

@@ -15,13 +15,15 @@ _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 _MARKS = r"[ \t>#*_`-]{0,8}"
 _NUMBER = re.compile(r"(?:turn|step|number)?[ \t:#*.]*(-?[0-9]+)(?:[ \t]*[.,:;(–—-][^0-9]*)?", re.IGNORECASE | re.DOTALL)
 _TURN_LINE = re.compile(
-    rf"^{_MARKS}turn[*_` \t]{{0,4}}[:#]?[*_` \t]{{0,4}}(-?[0-9]{{1,9}}|none|{'|'.join(_WORDS)})[*_` \t.]{{0,6}}$",
+    rf"^{_MARKS}turn[*_` \t]{{0,4}}[:#]?[*_` \t]{{0,4}}(-?[0-9]{{1,9}}|none|{'|'.join(_WORDS)})[*_` \t.:]{{0,6}}$",
     re.IGNORECASE | re.MULTILINE,
 )
 _EXPERIENCE_LINE = re.compile(rf"^{_MARKS}experience[*_`]{{0,3}}[ \t]?:[*_]{{0,3}}", re.IGNORECASE | re.MULTILINE)
 _NEXT_LINE = re.compile(
     rf"^{_MARKS}(?:turn|thought|action|observation|experience)[*_`]{{0,3}}[ \t]?[:0-9]", re.IGNORECASE | re.MULTILINE
 )
+_AROUND_A_REPLY = " \t\r\n`~*_"
+_BEHIND_A_TURN = " \t\r\n.:;,–—-*_`"
 _LONGEST_TURN = 200  # characters of what stands for a turn
 
 
@@ -92,7 +94,7 @@ def _experience(said: str, closed: tuple[str, ...], *, whole: bool) -> str:
     found = [pair.text.strip() for pair in pairs(said, "experience")]
     opened = opened_last(said, "experience")
     if not found and whole:
-        found = [_to_the_end(said[opened:])] if opened is not None else _on_lines(said)
+        found = [_to_the_end(said[opened:])] if opened is not None else _on_lines(said) or _behind_the_turn(said)
     chosen = different([text for text in found if not hollow(text)])
     if len(chosen) > 1:
         raise Unreadable(f"there were different experiences: {quoted(chosen[0])} and {quoted(chosen[1])}")
@@ -112,6 +114,15 @@ def _on_lines(said: str) -> list[str]:
         following = _NEXT_LINE.search(said, label.end())
         found.append(_to_the_end(said[label.end() : following.start() if following else len(said)]))
     return found
+
+
+def _behind_the_turn(said: str) -> list[str]:
+    """What follows the turn in a reply that begins with it: nothing else was asked for."""
+    named = pairs(said, "turn")
+    if not named or said[: named[0].start].strip(_AROUND_A_REPLY):
+        return []
+    text = _to_the_end(said[named[-1].end :].lstrip(_BEHIND_A_TURN))
+    return [text] if text else []
 
 
 def _to_the_end(text: str) -> str:

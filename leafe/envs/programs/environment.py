@@ -30,6 +30,7 @@ from leafe.replies import program_in
 OWN = Path(__file__).parent / "own"  # problems of our own, in the published schemas
 LONGEST_PROGRAM = 60_000  # characters
 REMEMBERED = 512  # judged programs
+EXPERTS = 3  # published solutions that are tried for one that passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +195,10 @@ class Programming(FrozenStateEnvironment[Episode]):
         return self._judged[key]
 
     def expert(self) -> Sequence[str]:
-        """The published solution; empty when the problem is solved or none was published in Python 3."""
+        """A published solution that passes here, which is tried out; empty when the problem is solved or the first few fail."""
         now = self._present()
-        return list(now.problem.solutions[:1]) if now.final is None else []
+        tried = now.problem.solutions[:EXPERTS] if now.final is None else ()
+        return next(([source] for source in tried if self._judgement(now.problem, source).success), [])
 
     def example_actions(self) -> Sequence[str]:
         """Programs for this problem that are right, wrong in a known way, and wrong in any case."""

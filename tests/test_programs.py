@@ -189,24 +189,24 @@ def test_a_function_is_called_with_arguments_and_its_value_compared(tmp_path: Pa
     assert environment.step("def pair(:").text.startswith("That is no Python program: line 1: SyntaxError")
 
 
-def tests_of(text: str, expected: str, other: str = "", answer: str = "") -> dict[str, Any]:
+def pairs_of(text: str, expected: str, other: str = "", answer: str = "") -> dict[str, Any]:
     """A public test and a hidden one, where none is given the same with a further line that nobody reads."""
     hidden = {"input": [other or text + "0\n"], "output": [answer or expected]}
     return {"public_tests": {"input": [text], "output": [expected]}, "private_tests": hidden}
 
 
 RIGHT = {
-    "any case": (row(description="Print YES. You can print each letter in any case.", **tests_of("1\n", "YES\n")), "print('Yes')"),
-    "a tolerance": (row(description="Print it. An error of at most 1e-4 is fine.", **tests_of("1\n", "0.3333\n")), "print(1 / 3)"),
-    "more than a mebibyte": (row(**tests_of("1\n", "word\n" * 300_000)), "print('word\\n' * 300000)"),
+    "any case": (row(description="Print YES. You can print each letter in any case.", **pairs_of("1\n", "YES\n")), "print('Yes')"),
+    "a tolerance": (row(description="Print it. An error of at most 1e-4 is fine.", **pairs_of("1\n", "0.3333\n")), "print(1 / 3)"),
+    "more than a mebibyte": (row(**pairs_of("1\n", "word\n" * 300_000)), "print('word\\n' * 300000)"),
     "a blank last line": (
-        row(**tests_of("2\na\n\n", "1 0\n", "3\nab\n\n\n", "2 0 0\n")),
+        row(**pairs_of("2\na\n\n", "1 0\n", "3\nab\n\n\n", "2 0 0\n")),
         "n = int(input())\nprint(*(len(input()) for _ in range(n)))",
     ),
-    "digits by the thousand": (row(**tests_of("9" * 5000 + "\n", "1" + "0" * 5000 + "\n")), "print(int(input()) + 1)"),
-    "/dev/stdin": (row(**tests_of("5\n", "10\n")), "print(2 * int(open('/dev/stdin').readline()))"),
+    "digits by the thousand": (row(**pairs_of("9" * 5000 + "\n", "1" + "0" * 5000 + "\n")), "print(int(input()) + 1)"),
+    "/dev/stdin": (row(**pairs_of("5\n", "10\n")), "print(2 * int(open('/dev/stdin').readline()))"),
     "/dev/fd/0": (
-        row(**tests_of("5\n", "10\n")),
+        row(**pairs_of("5\n", "10\n")),
         "import os\nprint(2 * int(os.read(os.open('/dev/fd/0', os.O_RDONLY), 9).split()[0]))",
     ),
 }

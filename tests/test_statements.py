@@ -97,7 +97,8 @@ ONE_ANSWER = [
 ANY_CASE = [
     "You can print each letter in any case (upper or lower).",
     "You can print each character in any case (either upper or lower).",
-    "You may print every letter in any case you want (so, for example, the strings yEs, yes, Yes, and YES will all be recognized as positive answer).",
+    "You may print every letter in any case you want "
+    "(so, for example, the strings yEs, yes, Yes, and YES will all be recognized as positive answer).",
     "Print YES (case insensitive) if it's possible to build t and NO (case insensitive) otherwise.",
     "You can output the answer in any case.",
     "The checker is case-insensitive, so print YES or yes.",

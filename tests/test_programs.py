@@ -570,6 +570,14 @@ def test_a_wrong_path_a_broken_file_and_a_missing_sandbox_end_with_status_2(
     assert done.status == 2 and "bubblewrap is not installed; to mend it: sudo apt-get install bubblewrap" in done.err
 
 
+@contained
+def test_a_person_submits_programs_of_several_lines(tmp_path: Path) -> None:
+    path = written(tmp_path / "mbpp.jsonl", function("def f(n): pass", "assert f(2) == 4", "assert f(-1) == -2"))
+    typed = "def f(n):\n\n    return 3\n.\n```python\ndef f(n):\n    return 2 * n\n```\n"
+    done = leafe("play", "mbpp", f"path={path}", f"sandbox={KINDS[0]}", stdin=typed)
+    assert done.status == 0 and "Expected:\n4\nGot:\n3" in done.out and done.out.rstrip().endswith("Solved in 2 turns.")
+
+
 # The shared data
 
 

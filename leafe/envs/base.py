@@ -57,6 +57,7 @@ class Environment(ABC):
     placement: Placement = Placement.INLINE
     instances: int = 0  # how many may be there at once; 0 is any number
     free_text: bool = False  # whether every text is an action, as an answer is; then none can be told to be no action
+    several_lines: bool = False  # whether an action may have several lines, as a program has; a person then says where it ends
     actions_help: str = ""  # one line for a person who plays, and for prompts
 
     @abstractmethod

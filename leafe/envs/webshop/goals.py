@@ -21,7 +21,7 @@ import numpy as np
 from leafe.digest import digest, seed_for
 from leafe.envs.webshop.catalogue import Catalogue
 from leafe.envs.webshop.postings import Array
-from leafe.envs.webshop.products import NO_LIMIT, Product, price_limit, price_of
+from leafe.envs.webshop.products import NO_LIMIT, Product, listed, price_limit, price_of
 from leafe.envs.webshop.reward import Goal
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Task
@@ -111,7 +111,7 @@ class Goals:
         text += f", and price lower than {limit:.2f} dollars" if limit < NO_LIMIT else ""
         payload = {
             "asin": product.asin,
-            "attributes": list(entry["instruction_attributes"]),
+            "attributes": listed(entry["instruction_attributes"]),
             "options": options,
             "price_limit": limit,
             "price_seed": seed,
@@ -152,7 +152,17 @@ def read_instructions(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise CorruptFile(f"{path} is no JSON ({error}); fetch WebShop's items_human_ins file anew") from None
     if not isinstance(found, dict) or not all(_is_written(entries) for entries in found.values()):
         raise CorruptFile(f"{path} is no file of instructions by product; fetch WebShop's items_human_ins file anew")
-    return {asin: [entry for entry in entries if entry["instruction_attributes"]] for asin, entries in found.items()}
+    return {asin: [_as_lists(entry) for entry in entries if entry["instruction_attributes"]] for asin, entries in found.items()}
+
+
+def _as_lists(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry whose attributes and options may be given as one text each."""
+    options = entry["instruction_options"]
+    attributes = listed(entry["instruction_attributes"])
+    return entry | {
+        "instruction_attributes": attributes,
+        "instruction_options": [options] if isinstance(options, str) and options else list(options),
+    }
 
 
 def _is_written(entries: Any) -> bool:
@@ -168,4 +178,4 @@ def _is_written(entries: Any) -> bool:
 
 
 def _is_texts(value: Sequence[Any] | None) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))

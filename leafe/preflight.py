@@ -41,6 +41,7 @@ class Rehearsed:
     scene: Scene
     walk: tuple[Turn, ...]
     actions: tuple[str, ...]
+    planned: int = 0  # turns that the expert takes
 
 
 def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearsed | None:
@@ -55,14 +56,28 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
             said = Completion(render_action(prompts.form, action))
             parent = walk[-1].id if walk else None
             walk.append(Turn(str(len(walk)), parent, len(walk) + 1, 0, action, True, said, world.step(action)))
-        return Rehearsed(scene, tuple(walk), (*plan, *known))
+        return Rehearsed(scene, tuple(walk), (*plan, *known), len(plan))
     except EpisodeError:
         return None
 
 
+def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[str]:
+    """What to tell the user about tasks that cannot be solved within their horizon, as far as the environment knows."""
+    needed = [(least, task) for task in tasks if (least := environment.fewest_turns(task)) is not None and least > task.horizon]
+    if needed:
+        least, task = max(needed, key=lambda one: one[0] - one[1].horizon)
+        yield (
+            f"{len(needed)} of {len(tasks)} tasks cannot be solved within their horizon: {task.id} has {task.horizon} turns and takes at "
+            f"least {least}; type environment.args.horizon={least} or more"
+        )
+
+
 def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[str]:
     """What to tell the user about lengths. Raises `UserError` where no reply or no prompt can fit."""
-    return [*_reply_sentences(config, played, meter), *(_context_sentences(config, played, meter) if meter.context else ())]
+    horizon, taken = played.scene.task.horizon, played.planned
+    late = f"the expert takes {taken} turns for the first task, and the horizon is {horizon}; type environment.args.horizon={taken}"
+    replies = [*([late] if taken > horizon else []), *_reply_sentences(config, played, meter)]
+    return [*replies, *(_context_sentences(config, played, meter) if meter.context else ())]
 
 
 def _reply_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:

@@ -75,6 +75,10 @@ class Environment(ABC):
     def step(self, action: str) -> Observation:
         """Takes one action. Text that is no action changes nothing and is answered with what would be one."""
 
+    def fewest_turns(self, task: Task) -> int | None:
+        """Turns without which the task cannot be solved, where that is known at once and without an episode; they need not be enough."""
+        return None
+
     def snapshot(self) -> Any:
         """The whole state of the episode, not shared with it. Only where `fidelity` is `snapshot`."""
         raise NotImplementedError(f"{type(self).__name__} takes no snapshots")

@@ -526,6 +526,23 @@ def test_wrong_paths_and_broken_files_are_one_sentence(tmp_path: Path) -> None:
 
 
 @contained
+@pytest.mark.parametrize("start", [b"\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n \n"])
+def test_problem_files_may_begin_with_blank_lines_and_a_mark(start: bytes, tmp_path: Path) -> None:
+    line = json.dumps(row(description="Print\u2028the double.\x85"), ensure_ascii=False).encode()
+    (tmp_path / "validation-0.jsonl").write_bytes(start + line + b"\n\n")
+    environment = made("codecontests", path=str(tmp_path))
+    (task,) = environment.tasks("validation", 1)
+    assert (
+        environment.tasks("valid", 1) == [task]
+        and environment.reset(task).text
+        and environment.census("validation") == {"judged": 1}
+    )
+    (tmp_path / "validation-0.jsonl").write_bytes(line.replace(b'"name"', b'"rating": NaN, "name"', 1))
+    with pytest.raises(CorruptFile, match="NaN is no JSON: write null"):
+        made("codecontests", path=str(tmp_path))
+
+
+@contained
 def test_parquet_holds_the_same_problems_as_json_lines(tmp_path: Path) -> None:
     parquet = pytest.importorskip(
         "pyarrow.parquet", reason="pyarrow is not installed; pip install -c constraints.txt -e '.[parquet]'"

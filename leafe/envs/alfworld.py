@@ -17,6 +17,7 @@ from leafe.envs.pddl.environment import GameEnvironment, game_of
 from leafe.envs.pddl.game import Game
 from leafe.envs.pddl.gamefile import NAME, GameFile, read_game
 from leafe.envs.pddl.planner import plan, winning_part
+from leafe.envs.seeds import split_named
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Task
 
@@ -86,7 +87,7 @@ class ALFWorld(GameEnvironment):
 
     def _folder(self, split: str) -> Path:
         folders = {path.name: path for path in sorted(self._root.iterdir()) if path.is_dir()}
-        chosen = split if split in folders else ALIASES.get(split, split)
+        chosen = split if split in folders else ALIASES.get(split_named(split), split_named(split))
         if chosen not in folders:
             raise UnknownName(f"split of {self._root}", split, folders)
         return folders[chosen]

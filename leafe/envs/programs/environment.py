@@ -23,6 +23,7 @@ from leafe.envs.programs.judge import judge
 from leafe.envs.programs.problem import Excluded, Problem
 from leafe.envs.sandbox.probe import require
 from leafe.envs.sandbox.sandbox import Sandbox
+from leafe.envs.seeds import split_named
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Observation, Task
 from leafe.replies import program_in
@@ -89,6 +90,7 @@ class Programming(FrozenStateEnvironment[Episode]):
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """`count` problems of a split in an order that the seed draws. See `Environment.tasks`."""
+        split = split_named(split)
         if split not in self.splits:
             raise UnknownName("split", split, self.splits)
         found: dict[str, Task] = {}
@@ -109,6 +111,7 @@ class Programming(FrozenStateEnvironment[Episode]):
     def census(self, split: str) -> Mapping[str, int]:
         """How many problems of a split can be judged (`judged`), and how many are left out for which reason. Reads all of them."""
         counted: Counter[str] = Counter()
+        split = split_named(split)
         for file, place in self._drawn(split, 0):
             counted["judged"] += self._read(file, place, split, counted) is not None
         return dict(counted)

@@ -16,6 +16,7 @@ from typing import Any
 from leafe.digest import seed_for, text_digest
 from leafe.envs.base import FrozenStateEnvironment
 from leafe.envs.commands import without_stop
+from leafe.envs.seeds import split_named
 from leafe.envs.sokoban.board import ACTIONS, Level, State, parse
 from leafe.envs.sokoban.boxoban import level_files, read_blocks, to_level
 from leafe.envs.sokoban.generator import SPLITS, Recipe, levels, split_of
@@ -78,6 +79,7 @@ class Sokoban(FrozenStateEnvironment[Snapshot]):
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """`count` boards of a split; from files, in an order that the seed draws. See `Environment.tasks`."""
         found: dict[str, Task] = {}
+        split = split_named(split)
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
         drawn: Iterator[tuple[Level, int | None]]
@@ -194,7 +196,7 @@ def _from_files(path: Path, split: str, seed: int) -> Iterator[tuple[Level, int 
     draw = random.Random(seed_for("boxoban", seed, split))
     files = level_files(path.resolve())
     for file in draw.sample(files, len(files)):
-        folder = file.parent.name if file.parent.name in FOLDERS else None
+        folder = split_named(file.parent.name) if split_named(file.parent.name) in FOLDERS else None
         if folder not in (None, split):
             continue
         blocks = read_blocks(file)

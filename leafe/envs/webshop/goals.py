@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from leafe.digest import digest, seed_for
+from leafe.envs.seeds import split_named
 from leafe.envs.webshop.catalogue import Catalogue
 from leafe.envs.webshop.postings import Array
 from leafe.envs.webshop.products import NO_LIMIT, Product, listed, price_limit, price_of
@@ -70,6 +71,7 @@ class Goals:
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         """The tasks of a split in an order that the seed draws. Two goals that say the same give the same task."""
+        split = split_named(split)
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
         order = self._splits[split].tolist()

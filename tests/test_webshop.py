@@ -364,7 +364,7 @@ def test_labels_may_have_brackets_and_breaks_of_lines_and_options_be_plain_texts
         "two\u2028lines",
     ]
     entry_ = entry(customization_options={"Colour\nname": values, "size": "one size"})
-    (tmp_path / "items_shuffle.json").write_text(json.dumps([entry_]))
+    (tmp_path / "items_shuffle.json").write_bytes(b"\xef\xbb\xbf " + json.dumps([entry_]).encode())
     told = {"A1": {"attributes": "bright", "instruction": "Find a lamp.", "instruction_attributes": "bright, oak"}}
     (tmp_path / "items_ins_v2.json").write_text(json.dumps(told))
     environment = WebShop(data=str(tmp_path), split_by="product")
@@ -388,7 +388,7 @@ def test_labels_may_have_brackets_and_breaks_of_lines_and_options_be_plain_texts
 
 def test_goals_that_people_wrote_may_give_one_text_for_a_list(tmp_path: Path) -> None:
     written = {"instruction": "a lamp", "instruction_attributes": "bright", "instruction_options": "green"}
-    (tmp_path / "human.json").write_text(json.dumps({"A1": [written]}))
+    (tmp_path / "human.json").write_text("\ufeff" + json.dumps({"A1": [written]}))
     assert read_instructions(tmp_path / "human.json") == {
         "A1": [{"instruction": "a lamp", "instruction_attributes": ["bright"], "instruction_options": ["green"]}]
     }

@@ -147,7 +147,7 @@ def read_instructions(path: Path) -> dict[str, list[dict[str, Any]]]:
     Raises `UserError` or `CorruptFile` when the file cannot be read as that.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name WebShop's items_human_ins file: instructions=PATH") from None
     except ValueError as error:

@@ -52,7 +52,7 @@ _WHICH = re.compile(
 )
 _SAYS = re.compile(rf"\b(?:{_SAY}|find|satisf\w+|accept\w*|answers|solutions)\b", re.IGNORECASE)
 _SETTLES = re.compile(
-    rf"\b(?:{_SAY}|{_FIND}|cho[os]\w*|pick\w*|select\w*|accept\w*|allowed|enough|suffic\w*|satisf\w*)\b", re.IGNORECASE
+    rf"\b(?:{_SAY}|{_FIND}|cho[os]\w*|pick\w*|select\w*|accept\w*|allowed|enough|suffic\w*|satisf\w*|will\s+do)\b", re.IGNORECASE
 )
 _TELLS_ANY = re.compile(
     rf"""(?<!not\s)(?<!n't\s)(?<!without\s)\b{_SAY}\s+(?:out\s+)?(?:(?:an?|the|just|only|integers?|indices|numbers?|of|them|as)\s+)?
@@ -61,7 +61,9 @@ _TELLS_ANY = re.compile(
     | (?:^|[.,;:]\s*|(?<!able\s)(?<!possible\s)\bto\s+|\b(?:should|must|please|and|then|just)\s+){_FIND}\s+(?:an?\s+)?(?:any|arbitrary)\s+
         (?:\w+\s+)?{_FITTING}\b
     | \b(?:{_SAY}|find)\s+(?:(?:just|only|exactly|at\s+least)\s+)?one\s+
-        (?:of\s+(?:them|these|those|the\s+(?:\w+\s+)?(?:{_ANSWERS}|ways))|such)\b
+        (?:of\s+(?:them|these|those|the\s+(?:\w+\s+)?(?:{_ANSWERS}|ways))|such|possible|valid|suitable|correct)\b
+    | \b{_SAY}\s+(?:an\s+example\s+of|some\s+(?:such|valid|suitable|correct|possible))\b
+    | \bwhich\s+(?:one|of\s+them)\s+(?:to|you)\s+{_SAY}
     | \bsatisfied\s+(?:by|with)\s+any\b
     | \b(?:any|either|each|every|all)\s+of\s+(?:them|these|those)\s+(?:\w+\s+){{0,3}}(?:accept|considered\s+(?:correct|right|valid))
     | \b(?:special|custom)\s+(?:checker|judge)\b""",
@@ -72,14 +74,20 @@ _ACCEPTED = re.compile(
     r"[^.]{0,40}\b(?:accepted|acceptable|considered\s+(?:to\s+be\s+)?(?:correct|right|valid))\b",
     re.IGNORECASE,
 )
-_ANY_ORDER = re.compile(r"\b(?:any|arbitrary|whatever|random)\s+(?:possible\s+|valid\s+)?order\b", re.IGNORECASE)
+_IN_ORDER = r"\b[^;]{0,160}?\b(?:any|arbitrary|whatever|random)\s+(?:possible\s+|valid\s+)?order\b"
+_OUTPUT_IN_ANY_ORDER = re.compile(rf"\b{_SAY}{_IN_ORDER}", re.IGNORECASE)
+_THINGS_IN_ANY_ORDER = re.compile(
+    rf"\b(?:lines?|contain|integers|numbers|indices|edges|vertices|elements|pairs){_IN_ORDER}", re.IGNORECASE
+)
 _ORDER_FREE = re.compile(
     r"\border\b[^.]{0,60}\b(?:(?:does\s+not|doesn't|do\s+not|don't)\s+matter|(?:is|are)\s+(?:not\s+important|unimportant|irrelevant|arbitrary)"
     r"|(?:can|may)\s+be\s+(?:arbitrary|any))",
     re.IGNORECASE,
 )
 _ABOUT_MOVES = re.compile(r"perform|appl(?:y|ied)|visit|execut|identical|considered|\bsame\b|differ", re.IGNORECASE)
-_ONE_NUMBER = re.compile(rf"\b{_SAY}\s+(?:a\s+single|one|the\s+only|exactly\s+one|only\s+one)\s+(?:integer|number)", re.IGNORECASE)
+_ONE_NUMBER = re.compile(
+    rf"\b{_SAY}\s+(?:a\s+single|one|the\s+only|exactly\s+one|only\s+one)\s+(?:integer|number)\b(?!\W{0, 3}[0-9])", re.IGNORECASE
+)
 
 
 def several_answers(sentences: Sequence[Sentence]) -> bool:
@@ -88,7 +96,8 @@ def several_answers(sentences: Sequence[Sentence]) -> bool:
     following = [*sentences[1:], Sentence("", False)]
     return any(
         _TELLS_ANY.search(one.text)
-        or (not one_number and _in_any_order(one))
+        or _in_any_order(one)
+        or (not one_number and _order_is_free(one))
         or _whichever(one, after.text)
         or _ACCEPTED.search(one.text)
         for one, after in zip(sentences, following, strict=True)
@@ -101,9 +110,10 @@ def accepts_others(text: str) -> bool:
 
 
 def _in_any_order(one: Sentence) -> bool:
-    said = re.search(rf"\b{_SAY}\b", one.text, re.IGNORECASE)
-    if _ANY_ORDER.search(one.text):
-        return bool(said) or (one.about_output and not _ABOUT_MOVES.search(one.text))
+    return bool(_OUTPUT_IN_ANY_ORDER.search(one.text) or (one.about_output and _THINGS_IN_ANY_ORDER.search(one.text)))
+
+
+def _order_is_free(one: Sentence) -> bool:
     return one.about_output and bool(_ORDER_FREE.search(one.text)) and not _ABOUT_MOVES.search(one.text)
 
 

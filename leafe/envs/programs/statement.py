@@ -40,15 +40,17 @@ _CASE_FREE = re.compile(
     | \b(?:regardless\s+of|ignor\w+|irrespective\s+of)\s+(?:the\s+)?(?:letter\s+)?case\b""",
     re.IGNORECASE | re.VERBOSE,
 )
+_CAPITALS_FREE = re.compile(r"\bcapitali[sz]ation\b[^.]{0,20}(?:\bnot|n't|ignored|irrelevant|unimportant)", re.IGNORECASE)
 _EITHER_CASE = re.compile(
     r"\b(?:upper|lower|small|capital)[\s-]*(?:case)?\s*(?:letters?\s*)?(?:or|and|as\s+well\s+as|/)\s*(?:in\s+)?(?:upper|lower|small|capital)",
     re.IGNORECASE,
 )
-_PERMITS = re.compile(r"\b(?:accept\w*|allowed|(?:can|may)\s+(?:be\s+)?(?:print|output|writ|display|given)\w*)\b", re.IGNORECASE)
+_PERMITS = re.compile(r"\b(?:accept\w*|allowed|(?:can|may)\s+(?:be\s+)?(?:print|output|writ|display|given|us)\w*)\b", re.IGNORECASE)
 _MIXED = re.compile(r"\b(?:yEs|YeS|yeS|YEs|yES|nO)\b")
 
 _CLOSE = re.compile(
     r"\berrors?\b|precision|accura|toleran|deviat|\bdiffer\w*\b|\bwithin\b|considered\s+(?:to\s+be\s+)?(?:correct|right|valid)|discrepan"
+    r"|\boff\s+by\b|\baway\b"
     r"|margin|\bclose\b|max\s*[({\\]+\s*1\s*,",
     re.IGNORECASE,
 )
@@ -122,7 +124,15 @@ def _in_any_case(one: Sentence, *, spoken: bool) -> bool:
         return False
     if _IN_CASE.search(text):
         return bool(_LETTERS.search(_IN_CASE.sub(" ", text)))
-    return bool(_CASE_FREE.search(text) or (_EITHER_CASE.search(text) and _PERMITS.search(text)))
+    if _PERMITS.search(text) and _one_word_in_two_cases(text):
+        return True
+    return bool(_CASE_FREE.search(text) or _CAPITALS_FREE.search(text) or (_EITHER_CASE.search(text) and _PERMITS.search(text)))
+
+
+def _one_word_in_two_cases(text: str) -> bool:
+    """Whether a word stands there in capitals and otherwise, as YES and Yes."""
+    words = set(re.findall(r"[A-Za-z]{2,}", text))
+    return any(word.isupper() and {word.lower(), word.title()} & words for word in words)
 
 
 def _figure(text: str) -> Decimal | None:

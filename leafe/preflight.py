@@ -74,13 +74,13 @@ def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[
 
 def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[str]:
     """What to tell the user about lengths. Raises `UserError` where no reply or no prompt can fit."""
-    horizon, taken = played.scene.task.horizon, played.planned
-    late = f"the expert takes {taken} turns for the first task, and the horizon is {horizon}; type environment.args.horizon={taken}"
-    replies = [*([late] if taken > horizon else []), *_reply_sentences(config, played, meter)]
-    return [*replies, *(_context_sentences(config, played, meter) if meter.context else ())]
+    return [*_reply_sentences(config, played, meter), *(_context_sentences(config, played, meter) if meter.context else ())]
 
 
 def _reply_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:
+    horizon, taken = played.scene.task.horizon, played.planned
+    if taken > horizon:
+        yield f"the expert takes {taken} turns for the first task, and the horizon is {horizon}; type environment.args.horizon={taken}"
     room, form = config.sampling.act.max_tokens, played.scene.prompts.form
     # The token that ends a reply is drawn as well.
     replies = {text: meter.text(text) + 1 for text in (render_action(form, action) for action in played.actions)}

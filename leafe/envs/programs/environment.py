@@ -50,10 +50,10 @@ class Programming(FrozenStateEnvironment[Episode]):
     """
 
     placement = Placement.THREAD  # it waits for programs to end
-    several_lines = True
     splits: ClassVar[tuple[str, ...]]
     columns: ClassVar[tuple[str, ...]]  # that the schema must have
     own: ClassVar[str]  # where our own problems are
+    several_lines = True
 
     def __init__(
         self,

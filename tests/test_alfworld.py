@@ -179,6 +179,10 @@ def test_a_walkthrough_is_played_before_it_is_believed_and_a_plan_stands_in(spoi
     commands = list(world.expert())
     assert [world.step(command).success for command in commands] == [False] * (len(commands) - 1) + [True]
     assert len(commands) == len(game.walkthrough) and world.expert() == []
+    report = check_environment(
+        lambda: ALFWorld(data=str(tmp_path)), name="alfworld", rollbacks=10, count=1, arguments={"data": str(tmp_path)}
+    )
+    assert report.passed, [finding for finding in report.findings if finding.verdict == "fail"]
 
 
 def spoiled(data: Path, tmp_path: Path, text: str) -> Path:

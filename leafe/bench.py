@@ -32,7 +32,7 @@ from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
-from leafe.preflight import Meter, check_lengths, rehearse
+from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
@@ -76,7 +76,8 @@ class Bench:
         """
         self.rules(0)
         for part in ("train", "test"):
-            self.tasks(part)
+            for sentence in short_horizons(self._declared, self.tasks(part)):
+                self.progress.say(sentence)
         if self.probe:
             refuse_lacking(self.probe(), trains=trains)
             if trains:

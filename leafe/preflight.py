@@ -41,6 +41,7 @@ class Rehearsed:
     scene: Scene
     walk: tuple[Turn, ...]
     actions: tuple[str, ...]
+    planned: int = 0  # turns that the expert takes
 
 
 def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearsed | None:
@@ -55,9 +56,20 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
             said = Completion(render_action(prompts.form, action))
             parent = walk[-1].id if walk else None
             walk.append(Turn(str(len(walk)), parent, len(walk) + 1, 0, action, True, said, world.step(action)))
-        return Rehearsed(scene, tuple(walk), (*plan, *known))
+        return Rehearsed(scene, tuple(walk), (*plan, *known), len(plan))
     except EpisodeError:
         return None
+
+
+def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[str]:
+    """What to tell the user about tasks that cannot be solved within their horizon, as far as the environment knows."""
+    needed = [(least, task) for task in tasks if (least := environment.fewest_turns(task)) is not None and least > task.horizon]
+    if needed:
+        least, task = max(needed, key=lambda one: one[0] - one[1].horizon)
+        yield (
+            f"{len(needed)} of {len(tasks)} tasks cannot be solved within their horizon: {task.id} has {task.horizon} turns and takes at "
+            f"least {least}; type environment.args.horizon={least} or more"
+        )
 
 
 def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[str]:
@@ -66,6 +78,9 @@ def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[st
 
 
 def _reply_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:
+    horizon, taken = played.scene.task.horizon, played.planned
+    if taken > horizon:
+        yield f"the expert takes {taken} turns for the first task, and the horizon is {horizon}; type environment.args.horizon={taken}"
     room, form = config.sampling.act.max_tokens, played.scene.prompts.form
     # The token that ends a reply is drawn as well.
     replies = {text: meter.text(text) + 1 for text in (render_action(form, action) for action in played.actions)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tarfile
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,7 +24,8 @@ from leafe.envs.household.environment import Household
 from leafe.envs.household.house import from_payload
 from leafe.envs.household.texts import game_file
 from leafe.envs.pddl.game import Game
-from leafe.envs.pddl.gamefile import NAME, read_game, write_game
+from leafe.envs.pddl.gamefile import NAME, GameFile, read_game, write_game
+from leafe.envs.pddl.names import shown_names
 from leafe.envs.pddl.planner import plan
 from leafe.envs.world import World
 from leafe.errors import CorruptFile, UnknownName, UserError
@@ -91,12 +93,15 @@ def test_tasks_are_drawn_by_the_seed_and_named_by_their_content(data: Path) -> N
 
 def test_games_without_a_solution_are_left_out(data: Path, tmp_path: Path) -> None:
     source = next((data / "json_2.1.1" / "valid_seen").rglob(NAME))
-    for number, solvable in enumerate((True, False, None)):
+    game = read_game(source)
+    hopeless = replace(game, problem=re.sub(r"\(portable \w+\)", "", game.problem), solvable=None)
+    kinds = [replace(game, solvable=True), replace(game, solvable=False), hopeless]
+    for number, one in enumerate(kinds):
         path = tmp_path / "train" / f"pick_and_place_simple-Mug-None-Shelf-{number}" / "trial" / NAME
         path.parent.mkdir(parents=True)
-        path.write_text(write_game(replace(read_game(source), solvable=solvable)))
+        path.write_text(write_game(one))
     assert len(ALFWorld(data=str(tmp_path)).tasks("train", 1)) == 1
-    with pytest.raises(UserError, match=r"wanted 2 games in .*train, found 1; ask for fewer"):
+    with pytest.raises(UserError, match=r"wanted 2 games in .*train, found 1 and 2 without a solution; ask for fewer"):
         ALFWorld(data=str(tmp_path)).tasks("train", 2)
 
 
@@ -146,6 +151,38 @@ def test_the_walkthrough_is_the_expert_at_the_start_and_a_plan_is_afterwards(dat
         assert commands == list(file.walkthrough or commands)
         world.step(commands[0])
         assert len(world.expert()) == len(commands) - 1
+
+
+def in_raw_ids(game: GameFile) -> GameFile:
+    """The game with its walkthrough as some files hold it, things under the identifiers of the problem."""
+    names = shown_names(re.findall(r"\w+_bar_\w+", game.problem))
+    raw = {name.lower(): identifier for identifier, name in names.items()}
+    longest = sorted(raw, key=len, reverse=True)
+    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in longest))
+    return replace(game, walkthrough=tuple(pattern.sub(lambda found: raw[found.group()], one) for one in game.walkthrough))
+
+
+@pytest.mark.parametrize("spoil", ["raw ids", "a lost end", "a step too many", "nothing said"])
+def test_a_walkthrough_is_played_before_it_is_believed_and_a_plan_stands_in(spoil: str, data: Path, tmp_path: Path) -> None:
+    source = next(path for path in sorted((data / "json_2.1.1" / "train").rglob(NAME)) if read_game(path).walkthrough)
+    game = read_game(source)
+    spoilt = {
+        "raw ids": in_raw_ids(game),
+        "a lost end": replace(game, walkthrough=game.walkthrough[:-1]),
+        "a step too many": replace(game, walkthrough=(*game.walkthrough, "look")),
+        "nothing said": replace(in_raw_ids(game), solvable=None),
+    }[spoil]
+    assert spoilt != game
+    spoiled(data, tmp_path, "\ufeff" + write_game(spoilt))
+    world = ALFWorld(data=str(tmp_path))
+    world.reset(world.tasks("train", 1)[0])
+    commands = list(world.expert())
+    assert [world.step(command).success for command in commands] == [False] * (len(commands) - 1) + [True]
+    assert len(commands) == len(game.walkthrough) and world.expert() == []
+    report = check_environment(
+        lambda: ALFWorld(data=str(tmp_path)), name="alfworld", rollbacks=10, count=1, arguments={"data": str(tmp_path)}
+    )
+    assert report.passed, [finding for finding in report.findings if finding.verdict == "fail"]
 
 
 def spoiled(data: Path, tmp_path: Path, text: str) -> Path:
@@ -245,6 +282,19 @@ def test_official_walkthroughs_win_and_our_plans_are_as_short(official: Path) ->
         lengths.append((len(plan(game, game.start) or []), len(commands)))
         assert [world.step(command) for command in commands][-1].success
     assert all(ours == theirs for ours, theirs in lengths)
+
+
+def test_an_official_walkthrough_in_raw_ids_gives_way_to_a_plan_that_wins(official: Path) -> None:
+    world = ALFWorld(data=str(official))
+    for task in world.tasks("valid_seen", 3, seed=5):
+        path = world.path_of(task)
+        kept = path.read_text()
+        spoilt = in_raw_ids(read_game(path))
+        assert "_bar_" in " ".join(spoilt.walkthrough)
+        path.write_text(write_game(spoilt))
+        world.reset(task)
+        assert [world.step(command) for command in list(world.expert())][-1].success
+        path.write_text(kept)
 
 
 def test_official_splits_hold_what_they_should(official: Path) -> None:

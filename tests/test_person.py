@@ -103,3 +103,21 @@ def test_a_broken_world_ends_the_game_with_the_reason() -> None:
 
     assert ends(Trap(), "open place2", "open place3") == "The game is over: lookup: OSError: the floor gave way"
     assert ends(Drifting(), "open place1", "back 2", "open place3").startswith("The game is over: replay diverged at turn 1")
+
+
+class Lengthy(Lookup):
+    """Answers with how many lines it was told."""
+
+    several_lines = True
+
+    def step(self, action: str) -> Observation:
+        found = action == "open\n\n  place3"
+        return Observation(f"{action.count(chr(10)) + 1} lines.", found, found, float(found))
+
+
+def test_an_action_of_several_lines_ends_with_a_full_stop_alone_or_with_its_fence() -> None:
+    first, *shown = game(Lengthy(), key_in(3), "a", ".", "```python", "b", ".", "```", "back 2", "open\r\n", "", "  place3", ".\n")
+    assert "A line with a full stop alone ends what you write." in first
+    assert shown[1:] == ["2. 1 lines.", "3. 4 lines.", "2. 1 lines.", "3. 3 lines.", "Solved in 2 turns."]
+    assert game(Lengthy(), key_in(3), "a", "b", "")[2:] == ["2. 3 lines."]  # the end of the input ends it too
+    assert game(Lengthy(), key_in(3), "", "a")[2:] == []

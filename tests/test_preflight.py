@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from leafe.config import parse
 from leafe.envs.fakes import Lookup
 from leafe.envs.registry import make
 from leafe.errors import EnvironmentFailure, UserError
-from leafe.preflight import Meter, Rehearsed, check_lengths, rehearse
+from leafe.preflight import Meter, Rehearsed, check_lengths, rehearse, short_horizons
 from leafe.prompts import load_prompts
 from leafe.records import Message, Observation, Task
 from leafe.settings import RunConfig
@@ -73,6 +74,22 @@ def test_what_outgrows_the_context_is_said_with_what_happens_then(overrides: lis
 def test_what_fits_is_not_spoken_of() -> None:
     assert check_lengths(config(), played(config()), meter(1 << 20)) == []
     assert check_lengths(config(), played(config()), meter(0)) == []
+
+
+def test_tasks_that_cannot_be_solved_within_their_horizon_are_told() -> None:
+    environment = make("sokoban", {"min_length": 10, "max_length": 12, "horizon": 9})
+    (sentence,) = short_horizons(environment, environment.tasks("train", 3))
+    assert sentence.startswith("3 of 3 tasks cannot be solved within their horizon: sokoban-") and "has 9 turns" in sentence
+    assert re.search(r"takes at least 1[012]; type environment\.args\.horizon=1[012] or more$", sentence)
+    enough = make("sokoban", {"min_length": 10, "max_length": 12, "horizon": 12})
+    assert list(short_horizons(enough, enough.tasks("train", 3))) == []
+    assert list(short_horizons(Lookup(), Lookup().tasks("train", 3))) == []
+
+
+def test_an_expert_that_takes_longer_than_the_horizon_is_told() -> None:
+    tight = config("environment.args.horizon=3")
+    late = check_lengths(tight, played(tight), meter(0))[0]
+    assert re.match(r"the expert takes \d+ turns for the first task, and the horizon is 3; type environment.args.horizon=\d+", late)
 
 
 class Broken(Lookup):

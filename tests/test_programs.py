@@ -7,6 +7,8 @@ import os
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from players import FULL, Hand, grown, turns_in
 from leafe.chat import Scene, act_messages, bare_messages, reflect_messages
 from leafe.envs.base import Environment
 from leafe.envs.check import check_environment
-from leafe.envs.codecontests import SPECIAL_JUDGE, CodeContests
+from leafe.envs.codecontests import CodeContests
 from leafe.envs.mbpp import Mbpp
 from leafe.envs.programs.call_runner import canonical
 from leafe.envs.programs.environment import OWN, Programming
@@ -187,6 +189,114 @@ def test_a_function_is_called_with_arguments_and_its_value_compared(tmp_path: Pa
     assert environment.step("def pair(:").text.startswith("That is no Python program: line 1: SyntaxError")
 
 
+def pairs_of(text: str, expected: str, other: str = "", answer: str = "") -> dict[str, Any]:
+    """A public test and a hidden one, where none is given the same with a further line that nobody reads."""
+    hidden = {"input": [other or text + "0\n"], "output": [answer or expected]}
+    return {"public_tests": {"input": [text], "output": [expected]}, "private_tests": hidden}
+
+
+RIGHT = {
+    "any case": (row(description="Print YES. You can print each letter in any case.", **pairs_of("1\n", "YES\n")), "print('Yes')"),
+    "a tolerance": (row(description="Print it. An error of at most 1e-4 is fine.", **pairs_of("1\n", "0.3333\n")), "print(1 / 3)"),
+    "more than a mebibyte": (row(**pairs_of("1\n", "word\n" * 300_000)), "print('word\\n' * 300000)"),
+    "a blank last line": (
+        row(**pairs_of("2\na\n\n", "1 0\n", "3\nab\n\n\n", "2 0 0\n")),
+        "n = int(input())\nprint(*(len(input()) for _ in range(n)))",
+    ),
+    "digits by the thousand": (row(**pairs_of("9" * 5000 + "\n", "1" + "0" * 5000 + "\n")), "print(int(input()) + 1)"),
+    "/dev/stdin": (row(**pairs_of("5\n", "10\n")), "print(2 * int(open('/dev/stdin').readline()))"),
+    "/dev/fd/0": (
+        row(**pairs_of("5\n", "10\n")),
+        "import os\nprint(2 * int(os.read(os.open('/dev/fd/0', os.O_RDONLY), 9).split()[0]))",
+    ),
+}
+
+
+@contained
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_program_is_right(name: str, tmp_path: Path) -> None:
+    problem, program = RIGHT[name]
+    environment = begun(tmp_path, problem)
+    assert environment.step(program).text == "All tests pass."
+    environment.reset(environment.tasks("train", 1)[0])
+    assert not environment.step("print(12)").success
+
+
+@contained
+@pytest.mark.parametrize(
+    "program", ["eval(')')", "exec('def f(:')", "compile('x = = 1', 'x.py', 'exec')", "raise SyntaxError('no')"]
+)
+def test_a_program_that_meets_a_syntax_error_as_it_runs_is_a_program_that_fails(program: str, tmp_path: Path) -> None:
+    environment = begun(tmp_path)
+    told = environment.step(f"x = input()\n{program}")
+    assert (
+        told.text.startswith("Public test 1 of 2: the program fails: line 2: SyntaxError")
+        and told.info["verdict"] == "public error"
+    )
+    assert len(environment.snapshot().submissions) == 1
+
+
+def function(code: str, *tests: str) -> dict[str, Any]:
+    """A problem in MBPP's schema."""
+    return {
+        "task_id": 601,
+        "text": "Write f.",
+        "code": code,
+        "test_list": list(tests),
+        "test_setup_code": "",
+        "challenge_test_list": [],
+    }
+
+
+EQUAL = [
+    ("Decimal('1.50')", "1.5"),
+    ("Decimal(3)", "3"),
+    ("Fraction(1, 4)", "0.25"),
+    ("[Fraction(6, 2)]", "[3]"),
+    ("bytearray(b'ab')", "b'ab'"),
+    ("Colour('red')", "'red'"),
+    ("{Colour('red'): Size(2)}", "{'red': 2}"),
+    ("{1: 2}.keys()", "{1}"),
+    ("Pair(1, 2)", "(1, 2)"),
+    ("Counter('aab')", "{'a': 2, 'b': 1}"),
+    ("UserList([1, True])", "[1, 1]"),
+    ("7**6000", canonical(7**6000)),
+]
+TYPES = """import atexit, enum
+from collections import Counter, UserList, namedtuple
+from decimal import Decimal
+from fractions import Fraction
+Pair = namedtuple("Pair", "a b")
+class Colour(str, enum.Enum):
+    RED = "red"
+class Size(enum.IntEnum):
+    SMALL = 2
+print("begun")
+atexit.register(print, "the end")
+def f(n):
+    print("called", end="")
+    return """
+
+
+@contained
+def test_values_that_compare_equal_are_right_whatever_their_type_and_whatever_is_printed(tmp_path: Path) -> None:
+    tests = [f"assert f({number}) == {literal}" for number, (_, literal) in enumerate(EQUAL)]
+    values = ", ".join(f"lambda: {value}" for value, _ in EQUAL)
+    environment = made("mbpp", path=written(tmp_path / "mbpp.jsonl", function("def f(n): pass", *tests)))
+    environment.reset(environment.tasks("train", 1)[0])
+    assert environment.step(TYPES + f"(False, [{values}][n]())").text.startswith("Public test 1 of 1: the answer is wrong")
+    assert environment.step(TYPES + f"[{values}][n]()").text == "All tests pass."
+    assert canonical(Decimal("0.1")) != canonical(0.1) and canonical(Fraction(1, 3)) != canonical(1 / 3)
+
+
+@contained
+def test_a_published_solution_is_tried_before_it_is_believed(tmp_path: Path) -> None:
+    wrong, right = "print(3)", "print(2 * int(input()))"
+    environment = begun(tmp_path, row(solutions={"language": [3, 3], "solution": [wrong, right]}))
+    assert environment.expert() == [right]
+    assert begun(tmp_path, row(solutions={"language": [3], "solution": [wrong]})).expert() == []
+
+
 class Prepared(Sandbox):
     """Gives the outcomes that it was given, whatever the program: a judge cannot tell."""
 
@@ -352,30 +462,17 @@ def test_what_cannot_be_judged_is_left_out_and_counted(tmp_path: Path) -> None:
         row(),
         row(name="any", description="If there are several answers, print any of them."),
         row(name="near", description="Your answer is right if its absolute or relative error is at most 1e-6."),
+        row(name="far", description="Print it with a small relative error."),
         row(name="file", input_file="in.txt"),
         row(name="talk", description="This is an interactive problem."),
         row(name="bare", private_tests={"input": [], "output": []}),
     ]
     path = written(tmp_path / "train.jsonl", *rows)
-    counted = {"judged": 1, "a special judge": 2, "input or output in a file": 1, "interaction": 1, "no hidden tests": 1}
-    assert made("codecontests", path=path).census("train") == counted
-    assert made("codecontests", path=path, special_judges=True).census("train")["judged"] == 3
-    with pytest.raises(UserError, match=r"wanted 2 tasks of split 'train', found 1 in .*2 for a special judge"):
-        made("codecontests", path=path).tasks("train", 2)
-
-
-@pytest.mark.parametrize(
-    ("words", "special"),
-    [
-        ("If there are multiple optimal solutions, print any of them.", True),
-        ("Print the elements in any order.", True),
-        ("You can print each letter in any case.", False),
-        ("Victoria didn't want to marry any of them anyway.", False),
-        ("Choose any set of edges and print the least cost.", False),
-    ],
-)
-def test_a_special_judge_is_known_by_the_words_of_the_statement(words: str, special: bool) -> None:
-    assert bool(SPECIAL_JUDGE.search(words)) == special
+    counted = {"judged": 2, "a special judge": 1, "input or output in a file": 1, "interaction": 1, "no hidden tests": 1}
+    assert made("codecontests", path=path).census("train") == counted | {"a tolerance without a figure": 1}
+    assert made("codecontests", path=path, special_judges=True).census("train")["judged"] == 4
+    with pytest.raises(UserError, match=r"wanted 3 tasks of split 'train', found 2 in .*1 for a special judge"):
+        made("codecontests", path=path).tasks("train", 3)
 
 
 @contained
@@ -429,6 +526,23 @@ def test_wrong_paths_and_broken_files_are_one_sentence(tmp_path: Path) -> None:
 
 
 @contained
+@pytest.mark.parametrize("start", [b"\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n \n"])
+def test_problem_files_may_begin_with_blank_lines_and_a_mark(start: bytes, tmp_path: Path) -> None:
+    line = json.dumps(row(description="Print\u2028the double.\x85"), ensure_ascii=False).encode()
+    (tmp_path / "validation-0.jsonl").write_bytes(start + line + b"\n\n")
+    environment = made("codecontests", path=str(tmp_path))
+    (task,) = environment.tasks("validation", 1)
+    assert (
+        environment.tasks("valid", 1) == [task]
+        and environment.reset(task).text
+        and environment.census("validation") == {"judged": 1}
+    )
+    (tmp_path / "validation-0.jsonl").write_bytes(line.replace(b'"name"', b'"rating": NaN, "name"', 1))
+    with pytest.raises(CorruptFile, match="NaN is no JSON: write null"):
+        made("codecontests", path=str(tmp_path))
+
+
+@contained
 def test_parquet_holds_the_same_problems_as_json_lines(tmp_path: Path) -> None:
     parquet = pytest.importorskip(
         "pyarrow.parquet", reason="pyarrow is not installed; pip install -c constraints.txt -e '.[parquet]'"
@@ -473,6 +587,14 @@ def test_a_wrong_path_a_broken_file_and_a_missing_sandbox_end_with_status_2(
     assert done.status == 2 and "bubblewrap is not installed; to mend it: sudo apt-get install bubblewrap" in done.err
 
 
+@contained
+def test_a_person_submits_programs_of_several_lines(tmp_path: Path) -> None:
+    path = written(tmp_path / "mbpp.jsonl", function("def f(n): pass", "assert f(2) == 4", "assert f(-1) == -2"))
+    typed = "def f(n):\n\n    return 3\n.\n```python\ndef f(n):\n    return 2 * n\n```\n"
+    done = leafe("play", "mbpp", f"path={path}", f"sandbox={KINDS[0]}", stdin=typed)
+    assert done.status == 0 and "Expected:\n4\nGot:\n3" in done.out and done.out.rstrip().endswith("Solved in 2 turns.")
+
+
 # The shared data
 
 
@@ -515,5 +637,5 @@ def test_no_long_hidden_input_of_the_shared_problems_is_in_their_statements() ->
         environment.reset(task)
         problem = environment.snapshot().problem
         assert not [case for case in problem.hidden if len(case.input) > 20 and case.input.strip() in task.instruction]
-    assert made("codecontests", path=f"{DATA}/codecontests").census("train")["a special judge"] == 11
+    assert made("codecontests", path=f"{DATA}/codecontests").census("train")["a special judge"] == 10
     assert CodeContests.fidelity is Mbpp.fidelity and FULL.form == "tags"

@@ -14,7 +14,7 @@ from leafe.envs.check import check_environment
 from leafe.envs.registry import make
 from leafe.envs.single_turn import SingleTurn
 from leafe.envs.world import World
-from leafe.errors import EnvironmentFailure, UserError
+from leafe.errors import CorruptFile, EnvironmentFailure, UserError
 from leafe.records import Observation
 
 
@@ -127,3 +127,56 @@ def test_what_cannot_be_asked_is_one_sentence(arguments: list[str], sentence: st
 def test_a_missing_reward_function_is_asked_for(sums: str) -> None:
     with pytest.raises(UserError, match="missing a required argument: 'reward'"):
         make("single-turn", {"data": sums})
+
+
+ODD = "a\u2028b\u0085c\x0bd"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: "\n\n" + text,
+        lambda text: "\ufeff\n" + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace('"valid"', '"validation"').replace('"train"', '"Training"'),
+        lambda text: text.rstrip("\n"),
+    ],
+)
+def test_lines_are_read_with_marks_blank_lines_and_any_break_of_lines_in_their_texts(spoil: Any, tmp_path: Path) -> None:
+    rows = [{"question": f"{ODD}{n}", "split": split} for n in range(3) for split in ("train", "valid", "test")]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_bytes(spoil(text).encode())
+    environment = SingleTurn(data=str(tmp_path / "rows.jsonl"), reward="test_single_turn:exact")
+    for split in ("train", "valid", "validation", "test"):
+        tasks = environment.tasks(split, 3)
+        assert all(environment.reset(task).text.startswith(ODD) for task in tasks) and len({task.id for task in tasks}) == 3
+    assert environment.tasks("validation", 3) == environment.tasks("valid", 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            '{"question": "caf\xe9"}'.encode("latin-1"),
+            "line 2 holds no question: it is no JSON: the byte 0xe9 is none of UTF-8; save the file",
+        ),
+        (b'{"question": "a", "info": NaN}', "line 2 holds no question: it is no JSON \\(NaN is no JSON: write null"),
+        (b'{"question": "a", "info": -Infinity}', "-Infinity is no JSON: write null"),
+        (b'{"question": "a", "info": 1e999}', "the number 1e999 is too large"),
+        (b'{"question": "a", "info": ' + b"7" * 5000 + b"}", "line 2 holds no question: it is no JSON"),
+        (b'{"question": "a", "info": ' + b"[" * 100_000, "line 2 holds no question: it is no JSON"),
+        (b'{"question": "\\ud800"}', "line 2 holds no question: its text cannot be written"),
+        (b'["a"]', "line 2 holds no question: it should be a JSON object and is"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named_with_what_to_do(line: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"question": "a"}\n' + line + b"\n")
+    with pytest.raises(CorruptFile, match=sentence):
+        SingleTurn(data=str(tmp_path / "rows.jsonl"), reward="test_single_turn:exact").tasks("train", 1)
+
+
+def test_lines_of_unknown_splits_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "a", "split": "extra"}\n{"question": "b", "split": "test"}\n')
+    with pytest.raises(UserError, match="wanted 2 tasks of split 'test', found 1 and lines of other splits, extra"):
+        SingleTurn(data=str(tmp_path / "rows.jsonl"), reward="test_single_turn:exact").tasks("test", 2)

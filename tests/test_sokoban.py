@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from leafe.envs.sokoban.board import ACTIONS, Level, Outcome, State, canonical_text, parse, symmetries
 from leafe.envs.sokoban.boxoban import read_levels, write_levels
-from leafe.envs.sokoban.environment import Sokoban
+from leafe.envs.sokoban.environment import Sokoban, ample_turns
 from leafe.envs.sokoban.generator import SPLITS, Recipe, levels, scatter, split_of
 from leafe.envs.sokoban.solver import distances, solve
 from leafe.errors import CorruptFile, UnknownName, UserError
@@ -241,6 +243,40 @@ def test_level_files_without_split_folders_are_split_by_content(tmp_path: Path) 
         assert {split_of(parse(task.payload["board"])) for task in tasks} == {split}
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "  \t\n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "; levels of mine\n; two of them\n\n" + text,
+        lambda text: text.replace("\n#", "\n; in between\n#", 3),
+        lambda text: text.replace("#\n", "#  ; a row\n"),
+        lambda text: text.replace("; 0\n", "; 0\n; easy\nTitle: One\n").replace("; 1\n", "Author: Nobody\n;1\n"),
+        lambda text: re.sub(r"; \d+", "; a level", text),
+        lambda text: re.sub(r"; \d+\n", "", "; no headers but this one\n" + text),
+        lambda text: text.replace("\n\n", "\n"),
+        lambda text: text.replace("; 0\n", "; 0\n\n"),
+    ],
+)
+def test_level_files_are_read_with_marks_blanks_and_comments(spoil: Callable[[str], str], tmp_path: Path) -> None:
+    some = [level for level, _ in islice(levels(Recipe(), "train", 1), 3)]
+    (tmp_path / "levels.txt").write_bytes(spoil(write_levels(some)).encode())
+    assert list(read_levels(tmp_path / "levels.txt")) == some
+
+
+def test_the_horizon_of_levels_from_files_goes_by_the_level_unless_it_is_given(tmp_path: Path) -> None:
+    some = [level for level, _ in islice(levels(Recipe(boxes=2, rows=8, columns=8, min_length=16, max_length=60), "train", 1), 4)]
+    (tmp_path / "levels.txt").write_text(write_levels(some))
+    tasks = Sokoban(levels=str(tmp_path)).tasks("train", 4)
+    for task in tasks:
+        answer = solve(parse(task.payload["board"]))
+        assert answer and len(answer) <= task.horizon <= 12 * len(answer)
+        assert 1 <= (Sokoban().fewest_turns(task) or 0) <= len(answer)
+    assert {task.horizon for task in Sokoban(levels=str(tmp_path), horizon=9).tasks("train", 4)} == {9}
+    assert [task.horizon for task in Sokoban().tasks("train", 2)] == [15, 15]
+
+
 def test_broken_level_files_are_named_in_one_sentence(tmp_path: Path) -> None:
     symbol = "; 0\n#####\n#@$?#\n#####\n"
     broken = {"rows.txt": "; 0\n####\n#@ #\n", "symbol.txt": symbol, "head.txt": "#####\n", "bytes.txt": "; \xff"}
@@ -259,4 +295,4 @@ def test_the_first_published_test_levels_are_read_and_solved() -> None:
     assert len(every) == 1000 and write_levels(every).strip() == path.read_text().strip()
     for level in every[:10]:
         answer = solve(level)
-        assert answer and level.solved(walked(level, answer))
+        assert answer and level.solved(walked(level, answer)) and 15 < len(answer) <= ample_turns(level)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from leafe.distill.examples import Choice as Drawn
 from leafe.distill.examples import distill
 from leafe.envs.webshop.environment import NO_ACTION, NO_LABEL, NO_SEARCH, WebShop
 from leafe.envs.webshop.fuzzy import token_set_ratio
-from leafe.envs.webshop.goals import goal_of
+from leafe.envs.webshop.goals import goal_of, read_instructions
 from leafe.envs.webshop.json_stream import array_values, object_values
 from leafe.envs.webshop.nouns import by_rules
 from leafe.envs.webshop.products import Product, price_limit, price_of, product
@@ -351,6 +352,54 @@ def won(environment: WebShop, tasks: list[Task]) -> int:
         assert not answers or answers[-1].reward == 1.0
         count += bool(answers)
     return count
+
+
+def test_labels_may_have_brackets_and_breaks_of_lines_and_options_be_plain_texts(tmp_path: Path) -> None:
+    values = [
+        {"value": "[2 pack] red"},
+        {"value": "red]"},
+        {"value": "[blue"},
+        {"value": "dark\r\n green"},
+        "a [b] c [d]",
+        "two\u2028lines",
+    ]
+    entry_ = entry(customization_options={"Colour\nname": values, "size": "one size"})
+    (tmp_path / "items_shuffle.json").write_bytes(b"\xef\xbb\xbf " + json.dumps([entry_]).encode())
+    told = {"A1": {"attributes": "bright", "instruction": "Find a lamp.", "instruction_attributes": "bright, oak"}}
+    (tmp_path / "items_ins_v2.json").write_text(json.dumps(told))
+    environment = WebShop(data=str(tmp_path), split_by="product")
+    split = next(name for name in ("train", "valid", "test") if len(environment._goals._splits[name]))
+    tasks = list(environment.tasks(split, len(values)))
+    assert won(environment, tasks) == len(values) and tasks[0].payload["attributes"] == ["bright", "oak"]
+    environment.reset(tasks[0])
+    environment.step("search[oak lamp]")
+    environment.step("click[a1]")
+    labels = [action for action in environment.example_actions() if action.startswith("click")]
+    wished = ["[2 pack] red", "red]", "[blue", "dark green", "a [b] c [d]", "two lines", "one size"]
+    assert [action for action in labels if action.startswith(tuple(f"click[{label}" for label in wished))] == [
+        f"click[{label}]" for label in wished
+    ]
+    page = environment.step(f"click[{wished[0]}]")
+    assert "Colour\nname" not in page.text and page.info == {"outcome": "ITEM"} and "dark green" in page.text
+    assert environment.step("click[[2 pack] blue]").text.startswith(NO_LABEL)
+    assert environment.step("search[oak] click[a1]").text.startswith(NO_ACTION)
+    assert environment.step("search[[oak] lamp]").info == {"outcome": "RESULTS"}
+
+
+def test_goals_that_people_wrote_may_give_one_text_for_a_list(tmp_path: Path) -> None:
+    written = {"instruction": "a lamp", "instruction_attributes": "bright", "instruction_options": "green"}
+    (tmp_path / "human.json").write_text("\ufeff" + json.dumps({"A1": [written]}))
+    assert read_instructions(tmp_path / "human.json") == {
+        "A1": [{"instruction": "a lamp", "instruction_attributes": ["bright"], "instruction_options": ["green"]}]
+    }
+
+
+def test_an_action_is_read_in_time_that_grows_with_its_length_alone() -> None:
+    environment, _ = shop()
+    start = process_time()
+    for text in ("[" * 200_000, "]" * 200_000, "search[" + "[]" * 100_000, "click" * 40_000 + "]"):
+        environment.step(text)
+    assert process_time() - start < 10
 
 
 def test_the_expert_earns_the_full_reward_on_the_shop_that_ships() -> None:

@@ -1,7 +1,8 @@
 """ALFWorld: the official game files, in our own engine. Nothing is downloaded and nothing but Python is needed.
 
 Observations, commands, rewards and endings are the original's to the byte; `benchmarks/alfworld_traces.py` compares them. As there,
-games with movable receptacles or sliced objects are left out, and so are those that their makers found no solution for.
+games with movable receptacles or sliced objects are left out, and so are those that their makers found no solution for; where a file
+says nothing of that, a walkthrough or plan that wins decides.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from leafe.digest import digest, seed_for
 from leafe.envs.pddl.environment import GameEnvironment, game_of
 from leafe.envs.pddl.game import Game
 from leafe.envs.pddl.gamefile import NAME, GameFile, read_game
+from leafe.envs.pddl.planner import plan, winning_part
+from leafe.envs.seeds import split_named
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Task
 
@@ -66,21 +69,25 @@ class ALFWorld(GameEnvironment):
         """`count` games of a split, in an order that the seed draws. See `Environment.tasks`."""
         folder = self._folder(split)
         found: dict[str, Task] = {}
+        unsolved = 0
         for path in self._shuffled(folder, seed):
             if len(found) == count:
                 break
             file = read_game(path)
-            if file.solvable:
+            if _solvable(path, file):
                 task = self._task(path, file)
                 found.setdefault(task.id, task)
+            else:
+                unsolved += 1
         if len(found) < count:
             kinds = "" if len(self._types) == len(TYPES) else f" of the types {', '.join(self._types)}"
-            raise UserError(f"wanted {count} games{kinds} in {folder}, found {len(found)}; ask for fewer")
+            without = f" and {unsolved} without a solution" if unsolved else ""
+            raise UserError(f"wanted {count} games{kinds} in {folder}, found {len(found)}{without}; ask for fewer")
         return list(found.values())
 
     def _folder(self, split: str) -> Path:
         folders = {path.name: path for path in sorted(self._root.iterdir()) if path.is_dir()}
-        chosen = split if split in folders else ALIASES.get(split, split)
+        chosen = split if split in folders else ALIASES.get(split_named(split), split_named(split))
         if chosen not in folders:
             raise UnknownName(f"split of {self._root}", split, folders)
         return folders[chosen]
@@ -118,6 +125,14 @@ def _playable(path: Path, file: GameFile) -> Game:
         return game_of(file)
     except ValueError as error:
         raise CorruptFile(f"{path} cannot be played: {error}; fetch the game file again") from None
+
+
+def _solvable(path: Path, file: GameFile) -> bool:
+    """What the file says; where it does not say, whether its walkthrough or a plan of ours wins."""
+    if file.solvable is not None:
+        return file.solvable
+    game = _playable(path, file)
+    return bool(winning_part(game, file.walkthrough) or plan(game, game.start))
 
 
 def _task_of(path: Path, file: GameFile) -> str:

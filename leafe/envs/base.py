@@ -57,6 +57,7 @@ class Environment(ABC):
     placement: Placement = Placement.INLINE
     instances: int = 0  # how many may be there at once; 0 is any number
     free_text: bool = False  # whether every text is an action, as an answer is; then none can be told to be no action
+    several_lines: bool = False  # whether an action may have several lines, as a program has; a person then says where it ends
     actions_help: str = ""  # one line for a person who plays, and for prompts
 
     @abstractmethod
@@ -73,6 +74,10 @@ class Environment(ABC):
     @abstractmethod
     def step(self, action: str) -> Observation:
         """Takes one action. Text that is no action changes nothing and is answered with what would be one."""
+
+    def fewest_turns(self, task: Task) -> int | None:
+        """Turns without which the task cannot be solved, where that is known at once and without an episode; they need not be enough."""
+        return None
 
     def snapshot(self) -> Any:
         """The whole state of the episode, not shared with it. Only where `fidelity` is `snapshot`."""

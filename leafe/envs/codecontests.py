@@ -2,8 +2,8 @@
 
 Reads the published schema: `name`, `description`, `public_tests`, `private_tests` and `generated_tests` (each `{"input": [], "output": []}`
 or a list of pairs), `solutions` and `incorrect_solutions` (`{"language": [], "solution": []}`), `time_limit`, `memory_limit_bytes`. Hidden
-tests are the private and the generated ones. Problems whose output another correct program may write otherwise want a judge of their own,
-which is not published: they are left out and counted, found by the words of their statements.
+tests are the private and the generated ones. The judges of problems are not published: how answers are compared is read off the statements
+(`programs.statement`), and those that have several right answers are left out and counted.
 """
 
 from __future__ import annotations
@@ -16,16 +16,9 @@ from typing import Any
 from leafe.digest import seed_for
 from leafe.envs.programs.environment import Programming
 from leafe.envs.programs.problem import Case, Excluded, Problem, parted
+from leafe.envs.programs.statement import answers_of
 
 PYTHON3 = 3  # the number of the language in the published schema
-SPECIAL_JUDGE = re.compile(
-    r"""(?:print|output|display|report|find)\s+(?:\w+\s+){0,2}any\b(?!\s+(?:character|letter|integer|number|case)s?\b)
-    | satisfied\s+(?:by|with)\s+any\b
-    | if\s+there\s+(?:are|is|exist)[^.]*\b(?:any|arbitrary)\s+(?:of|one|such)\b
-    | (?:print|output)\b[^.]{0,80}\bin\s+(?:any|arbitrary)\s+order\b
-    | (?:absolute|relative)\s+(?:or\s+(?:absolute|relative)\s+)?error""",
-    re.IGNORECASE | re.VERBOSE,
-)
 INTERACTIVE = re.compile(r"interactive\s+(?:problem|task)|flush\s+(?:the\s+)?(?:output|stdout)", re.IGNORECASE)
 
 
@@ -33,7 +26,7 @@ class CodeContests(Programming):
     """Competitive programming.
 
     Files belong to the split that their names begin with or their folders are called; the problems of others are split by name. With
-    `special_judges` the problems that want a judge of their own are kept and compared word by word like all others.
+    `special_judges` the problems that want a judge of their own are kept and compared like all others.
     """
 
     name = "codecontests"
@@ -61,8 +54,7 @@ class CodeContests(Programming):
             raise Excluded("input or output in a file")
         if INTERACTIVE.search(statement):
             raise Excluded("interaction")
-        if not self._special_judges and SPECIAL_JUDGE.search(statement):
-            raise Excluded("a special judge")
+        answers = answers_of(statement, special_judges=self._special_judges)
         hidden = [*_cases(row["private_tests"]), *_cases(row.get("generated_tests"))]
         # Some published examples stand in the statement and among the hidden tests alone.
         hidden = [case for case in hidden if not _stands_in(statement, case.input)]
@@ -76,6 +68,7 @@ class CodeContests(Programming):
             memory_bytes=max(int(row.get("memory_limit_bytes") or 0), 256 * 2**20),
             solutions=tuple(_in_python(row.get("solutions"))),
             wrong=tuple(_in_python(row.get("incorrect_solutions"))),
+            answers=answers,
         )
 
 
@@ -83,10 +76,12 @@ def _cases(tests: Any) -> Iterator[Case]:
     """Tests as lists of inputs and outputs, or as a list of pairs.
 
     Published inputs may lack their last newline, and programs that cut off the last character of each line need it.
+    A blank last line stays: it may be a word without letters.
     """
     pairs = zip(tests["input"], tests["output"], strict=True) if isinstance(tests, Mapping) else _fields(tests, "input", "output")
     for text, expected in pairs:
-        text = str(text).rstrip("\n") + "\n"
+        text = str(text)
+        text = text if text.endswith("\n") else text + "\n"
         yield Case(text, str(expected), text)
 
 

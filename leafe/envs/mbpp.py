@@ -9,12 +9,14 @@ does. The other tests are left out, and problems that have none but those are co
 from __future__ import annotations
 
 import ast
+import io
 import json
+import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from leafe.envs.programs.call_runner import canonical
+from leafe.envs.programs.call_runner import LONG, SAFE_DIGITS, canonical
 from leafe.envs.programs.environment import Programming
 from leafe.envs.programs.problem import Case, Excluded, Problem, parted
 
@@ -65,7 +67,7 @@ class Mbpp(Programming):
 def _case(test: str, setup: str) -> Iterator[Case]:
     """The test as a case, if it is `assert call == literal`. It is read and never run."""
     try:
-        body = ast.parse(test.strip()).body
+        body = ast.parse(short_numbers(test.strip())).body
     except SyntaxError:
         raise ValueError(f"the test {test[:60]!r} is no Python") from None
     if len(body) != 1 or not isinstance(body[0], ast.Assert):
@@ -77,8 +79,46 @@ def _case(test: str, setup: str) -> Iterator[Case]:
         expected = canonical(ast.literal_eval(compared.comparators[0]))
     except ValueError:
         return
-    call = ast.unparse(compared.left)
+    call = _source(compared.left)
     yield Case(json.dumps({"setup": setup.replace("\r\n", "\n"), "call": call}), expected, call)
+
+
+def short_numbers(source: str) -> str:
+    """Source in which whole numbers of more digits than Python reads at once are written in hexadecimal."""
+    if len(source) <= SAFE_DIGITS:
+        return source
+    lines = source.splitlines(keepends=True)
+    long = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.NUMBER and len(token.string) > SAFE_DIGITS and token.string.isdecimal()
+    ]
+    for token in reversed(long):
+        (row, start), (_, end) = token.start, token.end
+        lines[row - 1] = lines[row - 1][:start] + hex(_whole(token.string)) + lines[row - 1][end:]
+    return "".join(lines)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) <= SAFE_DIGITS:
+        return int(digits)
+    half = len(digits) // 2
+    above: int = _whole(digits[:-half]) * 10**half
+    return above + _whole(digits[-half:])
+
+
+class _Long(ast.NodeTransformer):
+    """Writes whole numbers that Python does not write out as names, which `ast.unparse` copies."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        """A long number's digits in hexadecimal."""
+        if isinstance(node.value, int) and abs(node.value) >= LONG:
+            return ast.Name(hex(node.value))
+        return node
+
+
+def _source(node: ast.expr) -> str:
+    return ast.unparse(_Long().visit(node))
 
 
 def _wrong(call: str) -> str:

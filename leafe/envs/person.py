@@ -13,15 +13,16 @@ from leafe.records import Task
 def person_plays(environment: Environment, task: Task, lines: Iterable[str]) -> Iterator[str]:
     """Plays one task with the actions in `lines`; `back N` rolls back to turn N, an empty line leaves.
 
-    Yields what is to be shown after each line.
+    An action is a line, or where it may have several, the lines up to a full stop alone or to the end of the fence that it begins with.
+    Yields what is to be shown after each action.
     """
     world = World(environment)
     help_text = f"{environment.actions_help} " if environment.actions_help else ""
+    help_text += "A line with a full stop alone ends what you write. " if environment.several_lines else ""
     back = "" if world.fidelity is Fidelity.NONE else "`back N` goes back to turn N, "
     yield f"{task.instruction} {task.horizon} turns. {help_text}{back}an empty line leaves."
     yield f"\n1. {world.reset(task).text}"
-    for line in lines:
-        typed = line.strip()
+    for typed in _typed(iter(lines), several=environment.several_lines):
         if not typed:
             return
         over = "That is the end, without success." if world.observation.done else "No turns are left."
@@ -43,6 +44,22 @@ def person_plays(environment: Environment, task: Task, lines: Iterable[str]) -> 
             return
         if world.observation.done:
             yield "That is the end, without success."
+
+
+def _typed(lines: Iterator[str], *, several: bool) -> Iterator[str]:
+    """What is typed at each turn."""
+    for line in lines:
+        first = line.strip()
+        if not several or not first or _turn_named(first) is not None:
+            yield first
+            continue
+        mark = first[:3] if first.startswith(("```", "~~~")) else "."
+        written = [line.rstrip("\r\n")]
+        for further in lines:
+            if further.strip() == mark:
+                break
+            written.append(further.rstrip("\r\n"))
+        yield "\n".join([*written, mark] if mark != "." else written)
 
 
 def _turn_named(typed: str) -> int | None:

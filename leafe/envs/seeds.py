@@ -12,12 +12,27 @@ from leafe.records import Task
 SPLITS = ("train", "valid", "test")
 RANGE = 2**29  # times three splits is below 2**31, which every generator of random numbers takes
 
+OTHER_NAMES = {
+    "training": "train",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "development": "valid",
+    "testing": "test",
+}
+
+
+def split_named(name: str) -> str:
+    """Our name of a split that may be called as others call it, as `validation`; any other name stays as it is."""
+    return OTHER_NAMES.get(name.strip().lower(), name)
+
 
 def split_seed(split: str, number: int, seed: int) -> int:
     """The seed of a split's task: the remainder by three is the split, and the numbers of a draw follow each other.
 
     Raises `UnknownName` for a split that is none.
     """
+    split = split_named(split)
     if split not in SPLITS:
         raise UnknownName("split", split, SPLITS)
     first = seed_for("seeds", seed) % RANGE

@@ -20,7 +20,8 @@ from typing import Any
 from leafe.digest import canonical, digest, seed_for
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.imports import import_here
-from leafe.envs.seeds import SPLITS
+from leafe.envs.rows import blank, read_row
+from leafe.envs.seeds import SPLITS, split_named
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Observation, Task
 
@@ -62,28 +63,37 @@ class SingleTurn(Environment):
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """Lines of a split in a seeded order. Raises `UserError` when there are too few of them."""
+        split = split_named(split)
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
-        rows = list({digest(row): row for row in self._rows() if _split_of(row) == split}.values())
+        every = list(self._rows())
+        rows = list({digest(row): row for row in every if _split_of(row) == split}.values())
         if len(rows) < count:
+            strange = sorted({_split_of(row) for row in every} - set(SPLITS))
+            others = f" and lines of other splits, {', '.join(strange)!s:.80}" if strange else ""
             raise UserError(
-                f"single-turn: wanted {count} tasks of split {split!r}, found {len(rows)} in {self._data}; ask for fewer"
+                f"single-turn: wanted {count} tasks of split {split!r}, found {len(rows)}{others} in {self._data}; ask for fewer"
             )
         drawn = random.Random(seed_for(self.name, split, seed)).sample(rows, count)
         return [Task(f"single-turn-{digest(row)}", self.name, self._question(row), self._horizon, row) for row in drawn]
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        for number, line in enumerate(self._data.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except ValueError:
-                row = ()
-            if row is None:
-                continue
-            if not isinstance(row, dict) or not self._question(row).strip():
-                mend = f"every line wants to be a JSON object with a field {self._fields[0]!r}; name another with question=FIELD"
-                raise CorruptFile(f"{self._data} line {number} holds no question: {mend}")
-            yield row
+        with open(self._data, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if blank(line):
+                    continue
+                where = f"{self._data} line {number} holds no question"
+                row = read_row(line, f"{where}: it")
+                if not self._question(row).strip():
+                    mend = (
+                        f"every line wants to be a JSON object with a field {self._fields[0]!r}; name another with question=FIELD"
+                    )
+                    raise CorruptFile(f"{where}: {mend}")
+                try:
+                    canonical(row).encode()
+                except ValueError as error:
+                    raise CorruptFile(f"{where}: its text cannot be written to a file ({error}); mend that line") from None
+                yield row
 
     def _question(self, row: Mapping[str, Any]) -> str:
         found = row.get(self._fields[0])
@@ -136,7 +146,7 @@ class SingleTurn(Environment):
 
 def _split_of(row: Mapping[str, Any]) -> str:
     draw = seed_for("single-turn-split", row) % 10
-    return str(row.get("split") or ("train" if draw < 8 else "valid" if draw == 8 else "test"))
+    return split_named(str(row.get("split") or "")) or ("train" if draw < 8 else "valid" if draw == 8 else "test")
 
 
 def _grader(spec: str) -> Callable[[Mapping[str, Any]], Any]:

@@ -58,6 +58,6 @@ def load_prompts(profile: str, environment: str, *, remind: bool = False, action
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the prompt {path} as UTF-8 text: {error}") from None

@@ -23,7 +23,9 @@ _MARKED = re.compile(r"[ \t]*(`{3,}|~{3,})([^`\n]*)")
 _MARKED_AT_END = re.compile(r"[^`\n]*[^`\s](`{3,})[ \t]*")
 _TAG_ALONE = re.compile(r"[ \t]*</?(?:action|think)>[ \t]*", re.IGNORECASE)
 _TAG_FIRST = re.compile(r"[ \t]*<(?:action|think)>", re.IGNORECASE)
-_PYTHON = re.compile(r"[ \t{.]*py(?:thon)?[ \t]*[0-9.]*(?![\w+-])", re.IGNORECASE)
+_PYTHON = re.compile(r"[ \t{.]*(?:(?:i?python|py)[ \t]*[0-9.]*(?![\w+-])|[\w./-]+\.py\b)", re.IGNORECASE)
+_DOCUMENT = re.compile(r"[ \t]*(?:markdown|md)[ \t]*", re.IGNORECASE)  # around a whole answer, whose own fences count
+_INFO = re.compile(r"[ \t]*[\w.{}+#-]*(?:[ \t]+(?:[0-9.]+|[\w-]+=\S+))*[ \t]*")
 _CODE = re.compile(r"[ \t]*(?:def|class|import|from)[ \t]")
 _ESCAPED = re.compile(r"\\([^\n])")
 
@@ -108,9 +110,10 @@ def _opening(line: str, offset: int, following: str) -> _Opening | None:
     if found is None or _TAG_FIRST.match(following) or found.group(3).lstrip().startswith("<"):
         return None
     before, mark, info = found.groups()
-    if before.strip() and (mark[0] == "~" or info.strip().count(" ") > 2):
-        return None
     code = _CODE.match(info)  # the program begins behind the marks
+    in_a_sentence = mark[0] == "~" or info.strip().count(" ") > 2 or not (code or _INFO.fullmatch(info))
+    if (before.strip() and in_a_sentence) or _DOCUMENT.fullmatch(info):
+        return None
     held = offset + (found.start(3) if code else len(line) + 1)
     return _Opening(offset + found.start(2), mark, "none" if code else _label(info), held)
 

@@ -18,7 +18,11 @@ _DEFINED = re.compile(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|^(\w+)[ 
 _BEGINS = re.compile(r"^(?:def|class|import|from|@\w)[ \t(\w]", re.MULTILINE)
 _READS_INPUT = re.compile(r"\binput[ \t]*\(|\bstdin\b|\bopen[ \t]*\([ \t]*0[ \t]*[,)]")
 _SHELL = re.compile(r"[ \t]*(?:\$ |pip3? install |python3? \S)")
-_SUBSTANCE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Call)
+_QUOTED_FENCE = re.compile(r"^> ?(?:`{3}|~{3})", re.MULTILINE)
+_QUOTED = re.compile(r"^>(?: |$)", re.MULTILINE)
+_DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+_ACTS = frozenset({"print", "input", "open", "exec", "eval", "__import__"})
+_SUBSTANCE = (*_DEFINES, ast.Call)
 
 
 @dataclass(slots=True)
@@ -36,19 +40,25 @@ def render_program(program: str) -> str:
 
 def parse_program(reply: str, *, whole: bool) -> str:
     """The program of a reply. Raises `Unreadable`."""
-    reply, syntax = reply.replace("\r\n", "\n"), Syntax()
+    reply, syntax = _plain(reply), Syntax()
     if whole and _does_something(reply, syntax):
         return reply.strip("\n")
     found = _found(reply, syntax)
     if not whole:
         raise Unreadable(_cut(reply, found.kept))
     programs = [block for block in found.kept if _is_program(block, syntax)]
-    chosen = _without_examples(programs) or [
+    chosen = _without_examples(_without_results(programs, syntax)) or [
         block for block in found.kept if block.label == "tag" and not _says_nothing(block.text)
     ]
     if chosen:
         return chosen[-1].text
     raise Unreadable(_missing(found))
+
+
+def _plain(reply: str) -> str:
+    """The reply without carriage returns, a byte-order mark, and the marks of a quotation that its fences stand in."""
+    reply = reply.replace("\r\n", "\n").removeprefix("\ufeff")
+    return _QUOTED.sub("", reply) if _QUOTED_FENCE.search(reply) else reply
 
 
 def program_in(text: str) -> str:
@@ -123,6 +133,20 @@ def _is_session(text: str) -> bool:
     """Whether a text shows what is typed at a prompt."""
     lines = [line for line in text.split("\n") if line.strip()]
     return lines[0].lstrip().startswith(">>>") or all(_SHELL.match(line) for line in lines)
+
+
+def _without_results(programs: Sequence[Block], syntax: Syntax) -> list[Block]:
+    """Leaves out what a program above might have printed, as `4` or `Counter({1: 2})`: Python that defines, reads and prints nothing."""
+    kept: list[Block] = []
+    for block in programs:
+        tree = syntax.tree(block.text) if kept else None
+        if tree is None or any(isinstance(node, _DEFINES) or _acts(node) for node in ast.walk(tree)):
+            kept.append(block)
+    return kept
+
+
+def _acts(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _ACTS
 
 
 def _without_examples(programs: Sequence[Block]) -> list[Block]:

@@ -15,6 +15,7 @@ from leafe.envs.household.house import GOALS, PLACES, ROOMS, SPLITS, House, from
 from leafe.envs.household.texts import game_file
 from leafe.envs.pddl.environment import GameEnvironment, game_of
 from leafe.envs.pddl.game import Game
+from leafe.envs.seeds import split_named
 from leafe.errors import UnknownName, UserError
 from leafe.records import Task
 
@@ -52,6 +53,7 @@ class Household(GameEnvironment):
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """`count` houses of a split, each with a task. See `Environment.tasks`."""
+        split = split_named(split)
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
         drawn = houses(self._recipe, split, seed)

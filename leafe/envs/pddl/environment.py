@@ -16,7 +16,7 @@ from leafe.envs.base import FrozenStateEnvironment
 from leafe.envs.commands import understood
 from leafe.envs.pddl.game import Game
 from leafe.envs.pddl.gamefile import GameFile
-from leafe.envs.pddl.planner import plan
+from leafe.envs.pddl.planner import plan, winning_part
 from leafe.records import Observation, Task
 
 KEPT = 32  # games beside those that some episode plays, the latest used
@@ -56,6 +56,7 @@ class GameEnvironment(FrozenStateEnvironment[Snapshot]):
     def __init__(self, *, horizon: int, admissible: bool, lenient: bool) -> None:
         self._horizon, self._admissible, self._lenient = horizon, admissible, lenient
         self._walkthrough: tuple[str, ...] = ()
+        self._way: tuple[str, ...] | None = None  # what of the walkthrough wins, once it was played
         self._plans: dict[int, list[str]] = {}
 
     @abstractmethod
@@ -69,7 +70,7 @@ class GameEnvironment(FrozenStateEnvironment[Snapshot]):
     def reset(self, task: Task) -> Observation:
         """Shows the game's introduction."""
         game, walkthrough = self.load(task)
-        self._walkthrough, self._plans = tuple(walkthrough), {}
+        self._walkthrough, self._way, self._plans = tuple(walkthrough), None, {}
         return self._observe(game, game.start, game.tell("intro"))
 
     def command_in(self, action: str) -> str:
@@ -97,10 +98,13 @@ class GameEnvironment(FrozenStateEnvironment[Snapshot]):
         return observation
 
     def expert(self) -> Sequence[str]:
-        """The walkthrough at the start where the game has one, else a plan. One plan serves all the states that it leads through."""
+        """At the start the walkthrough, where there is one that wins; else a plan. One plan serves all the states that it leads through."""
         now = self._present()
-        if now.state == now.game.start and self._walkthrough:
-            return self._walkthrough
+        if now.state == now.game.start and now.final is None:
+            if self._way is None:
+                self._way = winning_part(now.game, self._walkthrough)
+            if self._way:
+                return self._way
         if now.state not in self._plans:
             self._keep(now.game, now.state, plan(now.game, now.state) or [])
         return self._plans[now.state]

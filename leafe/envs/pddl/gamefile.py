@@ -29,7 +29,7 @@ class GameFile:
 def read_game(path: Path) -> GameFile:
     """The game of a file. Raises `UserError` when it cannot be opened, `CorruptFile` when it is no game."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read the game {path}: {error.strerror}; give the path of a {NAME} file") from None
     except UnicodeDecodeError:

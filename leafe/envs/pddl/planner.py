@@ -129,6 +129,19 @@ class _Prices:
         return list(found.values())
 
 
+def winning_part(game: Game, commands: Sequence[str]) -> tuple[str, ...]:
+    """The commands up to the one that reaches the goal, none where they do not.
+
+    They are played because recorded ones may name things by identifiers that no player can type.
+    """
+    state = game.start
+    for number, command in enumerate(commands, start=1):
+        state, _ = game.step(state, command)
+        if game.won(state):
+            return tuple(commands[:number])
+    return ()
+
+
 def plan(game: Game, state: int) -> list[str] | None:
     """Commands that reach the goal from a state, none where it is reached already; None where no plan was found."""
     if game.won(state):

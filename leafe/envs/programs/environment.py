@@ -23,6 +23,7 @@ from leafe.envs.programs.judge import judge
 from leafe.envs.programs.problem import Excluded, Problem
 from leafe.envs.sandbox.probe import require
 from leafe.envs.sandbox.sandbox import Sandbox
+from leafe.envs.seeds import split_named
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Observation, Task
 from leafe.replies import program_in
@@ -30,6 +31,7 @@ from leafe.replies import program_in
 OWN = Path(__file__).parent / "own"  # problems of our own, in the published schemas
 LONGEST_PROGRAM = 60_000  # characters
 REMEMBERED = 512  # judged programs
+EXPERTS = 3  # published solutions that are tried for one that passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Programming(FrozenStateEnvironment[Episode]):
     splits: ClassVar[tuple[str, ...]]
     columns: ClassVar[tuple[str, ...]]  # that the schema must have
     own: ClassVar[str]  # where our own problems are
+    several_lines = True
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class Programming(FrozenStateEnvironment[Episode]):
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
         """`count` problems of a split in an order that the seed draws. See `Environment.tasks`."""
+        split = split_named(split)
         if split not in self.splits:
             raise UnknownName("split", split, self.splits)
         found: dict[str, Task] = {}
@@ -107,6 +111,7 @@ class Programming(FrozenStateEnvironment[Episode]):
     def census(self, split: str) -> Mapping[str, int]:
         """How many problems of a split can be judged (`judged`), and how many are left out for which reason. Reads all of them."""
         counted: Counter[str] = Counter()
+        split = split_named(split)
         for file, place in self._drawn(split, 0):
             counted["judged"] += self._read(file, place, split, counted) is not None
         return dict(counted)
@@ -194,9 +199,10 @@ class Programming(FrozenStateEnvironment[Episode]):
         return self._judged[key]
 
     def expert(self) -> Sequence[str]:
-        """The published solution; empty when the problem is solved or none was published in Python 3."""
+        """A published solution that passes here, which is tried out; empty when the problem is solved or the first few fail."""
         now = self._present()
-        return list(now.problem.solutions[:1]) if now.final is None else []
+        tried = now.problem.solutions[:EXPERTS] if now.final is None else ()
+        return next(([source] for source in tried if self._judgement(now.problem, source).success), [])
 
     def example_actions(self) -> Sequence[str]:
         """Programs for this problem that are right, wrong in a known way, and wrong in any case."""

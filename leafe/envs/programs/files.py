@@ -6,12 +6,12 @@ several gigabytes: nothing here reads one whole, but for the places of its lines
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from leafe.envs.rows import blank, read_row
 from leafe.errors import CorruptFile, MissingDependency, UserError
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -42,7 +42,7 @@ def _places(file: Path, size: int, changed: int) -> tuple[int, ...]:
     found, offset = [], 0
     with open(file, "rb") as lines:
         for line in lines:
-            if line.strip():
+            if not blank(line):
                 found.append(offset)
             offset += len(line)
     return tuple(found)
@@ -57,7 +57,8 @@ def check_files(path: Path, columns: tuple[str, ...]) -> None:
 
 @lru_cache(maxsize=1024)
 def _check_file(file: Path, size: int, changed: int, columns: tuple[str, ...]) -> None:
-    found = _parquet(file).schema_arrow.names if file.suffix == ".parquet" else row_at(file, 0) if size else ()
+    rows = places(file)
+    found = _parquet(file).schema_arrow.names if file.suffix == ".parquet" else row_at(file, rows[0]) if rows else ()
     missing = [column for column in columns if column not in found]
     if missing:
         has = ", ".join(list(found)[:12]) or "nothing"
@@ -78,13 +79,7 @@ def _line_at(file: Path, offset: int) -> Mapping[str, Any]:
     with open(file, "rb") as lines:
         lines.seek(offset)
         line = lines.readline()
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise CorruptFile(f"{file}, the line at byte {offset}, is no JSON ({error}); download the file again") from None
-    if not isinstance(row, dict):
-        raise CorruptFile(f"{file}, the line at byte {offset}, should be a problem and is {line[:40]!r}")
-    return row
+    return read_row(line, f"{file}, the line at byte {offset},", "a problem")
 
 
 def _parquet(file: Path) -> Any:

@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Literal
 
 from leafe.envs.programs.problem import Case, Problem, same_answer
-from leafe.envs.sandbox.limits import Limits, Outcome, Program, Verdict
+from leafe.envs.sandbox.limits import MIB, Limits, Outcome, Program, Verdict
 from leafe.envs.sandbox.sandbox import Sandbox
 
 RUNNER = Path(__file__).with_name("call_runner.py")
 SLACK = 1.2  # a program is ended at this many times its limit
 AGAIN = 2  # further runs of one that ended in between
 NOT_COMPILED = re.compile(r"(?:SyntaxError|IndentationError|TabError|ValueError: source code)\b")
+RAN = re.compile(
+    r'File "[^"\n]*program\.py", line \d+, in '
+)  # a frame of the program, which a text that is not compiled has none of
+SPARE_OUTPUT = 2  # a program may write this many times what is expected before it writes too much
 
 Reason = Literal["wrong", "error", "time", "memory", "output"]
 ENDED: dict[Verdict, Reason] = {Verdict.TIME: "time", Verdict.MEMORY: "memory", Verdict.OUTPUT: "output"}
@@ -40,7 +44,8 @@ class Failure:
     @property
     def not_compiled(self) -> bool:
         """Whether the text is no Python program at all."""
-        return self.reason == "error" and NOT_COMPILED.match(last_line(self.outcome.stderr)) is not None
+        text = self.outcome.stderr
+        return self.reason == "error" and NOT_COMPILED.match(last_line(text)) is not None and RAN.search(text) is None
 
 
 def last_line(text: str) -> str:
@@ -49,9 +54,13 @@ def last_line(text: str) -> str:
 
 
 def limits_of(problem: Problem) -> Limits:
-    """What the sandbox allows: somewhat more time than the problem does."""
+    """What the sandbox allows: somewhat more time than the problem does, and room for the longest answer."""
+    longest = max(len(case.expected.encode("utf-8", "replace")) for case in (*problem.public, *problem.hidden))
     return Limits(
-        cpu_seconds=problem.cpu_seconds * SLACK, wall_seconds=3 * problem.cpu_seconds + 2, memory_bytes=problem.memory_bytes
+        cpu_seconds=problem.cpu_seconds * SLACK,
+        wall_seconds=3 * problem.cpu_seconds + 2,
+        memory_bytes=problem.memory_bytes,
+        output_bytes=max(MIB, SPARE_OUTPUT * longest),
     )
 
 
@@ -97,7 +106,7 @@ def _reason(problem: Problem, case: Case, outcome: Outcome) -> Reason | None:
         return ENDED[outcome.verdict]
     found = answer(problem, outcome)
     # Of a function's value every space counts; of output none does.
-    same = same_answer(case.expected, found) if problem.kind == "stdin" else case.expected == found
+    same = same_answer(case.expected, found, problem.answers) if problem.kind == "stdin" else case.expected == found
     return None if same else "wrong"
 
 

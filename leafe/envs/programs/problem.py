@@ -6,11 +6,16 @@ shown never decides.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from typing import Literal
 
 from leafe.digest import digest
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+_ARITHMETIC = Context(prec=60, traps=[])  # exact where it matters: an error may be the tolerance itself
 
 
 class Excluded(Exception):
@@ -27,6 +32,18 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """How outputs are compared, word by word: letters in `any_case`, numbers within a `tolerance`.
+
+    The tolerance bounds the absolute error, the relative one, or the smaller of them (`either`).
+    """
+
+    any_case: bool = False
+    tolerance: Decimal | None = None
+    measure: Literal["absolute", "relative", "either"] = "either"
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """`kind` says what a program is: one that reads standard input (`stdin`) or one that defines a function (`call`)."""
 
@@ -39,6 +56,7 @@ class Problem:
     memory_bytes: int = 256 * 2**20
     solutions: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
+    answers: Answers = Answers()
 
     @property
     def mark(self) -> str:
@@ -60,10 +78,25 @@ def parted(public: Iterable[Case], hidden: Iterable[Case], most: int) -> tuple[t
     return shown, kept[: most or None]
 
 
-def same_answer(expected: str, found: str) -> bool:
+def same_answer(expected: str, found: str, answers: Answers = Answers()) -> bool:
     """Whether two outputs are the same word by word, whatever stands between the words.
 
     >>> same_answer("1 2\\n3\\n", "1 2 3")
     True
     """
-    return expected.split() == found.split()
+    wanted, given = expected.split(), found.split()
+    if answers.any_case:
+        wanted, given = [word.casefold() for word in wanted], [word.casefold() for word in given]
+    if wanted == given or len(wanted) != len(given) or answers.tolerance is None:
+        return wanted == given
+    return all(one == other or _close(one, other, answers) for one, other in zip(wanted, given, strict=True))
+
+
+def _close(expected: str, found: str, answers: Answers) -> bool:
+    """Whether two words are numbers that differ by no more than the tolerance."""
+    if answers.tolerance is None or not _NUMBER.fullmatch(expected) or not _NUMBER.fullmatch(found):
+        return False
+    wanted, given = _ARITHMETIC.create_decimal(expected), _ARITHMETIC.create_decimal(found)
+    size = _ARITHMETIC.abs(wanted)
+    scale = {"absolute": Decimal(1), "relative": size, "either": max(Decimal(1), size)}[answers.measure]
+    return _ARITHMETIC.abs(_ARITHMETIC.subtract(wanted, given)) <= _ARITHMETIC.multiply(answers.tolerance, scale)

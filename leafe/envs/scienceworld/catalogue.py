@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from leafe.digest import seed_for
+from leafe.envs.seeds import split_named
 from leafe.errors import UnknownName, UserError
 from leafe.records import Task
 
@@ -128,7 +129,7 @@ def _needs_electricity(kind: Kind, simplifications: str) -> bool:
 
 def variations(kind: Kind, split: str) -> range:
     """The official variations of a split. Raises `UnknownName` for a split that there is not."""
-    name = ALIASES.get(split, split)
+    name = ALIASES.get(split_named(split), split_named(split))
     if name not in SPLITS:
         raise UnknownName("split", split, (*SPLITS, *ALIASES))
     quarter = kind.variations // 4
@@ -138,7 +139,7 @@ def variations(kind: Kind, split: str) -> range:
 
 def drawn(kinds: Sequence[Kind], split: str, seed: int) -> Iterator[tuple[Kind, int]]:
     """Every variation of a split in a seeded order that takes one of each task in turn, so that few tasks are still of many kinds."""
-    draw = random.Random(seed_for("scienceworld", ALIASES.get(split, split), seed))
+    draw = random.Random(seed_for("scienceworld", ALIASES.get(split_named(split), split_named(split)), seed))
     piles = [(kind, draw.sample(range_of, len(range_of))) for kind in kinds for range_of in [variations(kind, split)]]
     draw.shuffle(piles)
     for turn in range(max(len(pile) for _, pile in piles)):

@@ -6,6 +6,7 @@ inverses. Nothing here judges whether a level can be solved, and no split is dec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,27 +16,40 @@ from leafe.errors import CorruptFile, UserError
 PUBLISHED = {"#": WALL, " ": FLOOR, ".": TARGET, "$": BOX, "*": BOX_ON_TARGET, "@": PLAYER, "+": PLAYER_ON_TARGET}
 _TO_OURS = str.maketrans(PUBLISHED)
 _TO_PUBLISHED = str.maketrans({ours: theirs for theirs, ours in PUBLISHED.items()})
+_HEADER = re.compile(r"[ \t]*;[ \t]*[0-9]+[ \t]*")
+_REMARK = re.compile(r"[ \t]*(?:[A-Za-z][\w -]*:|'|//|%)")
 
 
 def read_blocks(path: Path) -> list[str]:
     """The boards of a file as they stand there, without their headers and not yet checked.
 
+    A byte-order mark, blanks behind a row, and comments (`; ...` on a line or behind a row, `Title: ...`) are left out.
+
     Raises `CorruptFile` when the file is no text or starts without a header, `UserError` when it cannot be opened.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"cannot read the levels {path}: {error.strerror}; give a Boxoban file or a folder of them") from None
     except UnicodeDecodeError:
         raise CorruptFile(f"{path} is no text; a Boxoban file has blocks of '; number' and the rows of a board") from None
     blocks: list[list[str]] = []
+    headed, parted = False, True  # whether a `;` stood anywhere above, and whether the next row begins a board
     for number, line in enumerate(lines, start=1):
-        if line.startswith(";"):
+        row = line.partition(";")[0].rstrip()
+        headed |= ";" in line
+        if _HEADER.fullmatch(line):
             blocks.append([])
-        elif line.strip():
-            if not blocks:
+            parted = False
+        elif row and not _REMARK.match(row):
+            if not headed:
                 raise CorruptFile(f"{path} line {number} should be a header such as '; 0' and is {line[:40]!r}")
-            blocks[-1].append(line)
+            if parted:
+                blocks.append([])
+            blocks[-1].append(row)
+            parted = False
+        elif not line.strip():
+            parted = bool(blocks and blocks[-1]) or parted
     return ["\n".join(block) for block in blocks]
 
 

@@ -90,6 +90,12 @@ def solve(level: Level, state: State | None = None, limit: int = 500_000) -> lis
     return None
 
 
+def fewest_pushes(level: Level) -> int | None:
+    """Pushes without which the level cannot be solved; None where a box can never come to a target."""
+    least = _PushBound(level)(level.start.boxes)
+    return least if least < FAR else None
+
+
 def _path(came: dict[State, tuple[State, list[str]]], start: State, state: State) -> list[str]:
     moves: list[str] = []
     while state != start:

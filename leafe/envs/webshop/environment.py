@@ -24,7 +24,6 @@ from leafe.envs.webshop.reward import Goal, Judgement, judge
 from leafe.errors import UserError
 from leafe.records import Observation, Task
 
-_ACTION = re.compile(r"(.+)\[(.+)\]")
 NO_ACTION = "That is no action: write search[keywords] or click[label]."
 NO_SEARCH = "Nothing can be clicked here: write search[keywords]."
 NO_LABEL = "There is no such label here: write click[label] with one that stands on this page, or search[keywords]."
@@ -102,16 +101,16 @@ class WebShop(FrozenStateEnvironment[Snapshot]):
         now = self._present()
         if now.final is not None:
             return now.final
-        parsed = _ACTION.match(action.strip())
-        verb, words = (parsed.group(1), parsed.group(2).strip().lower()) if parsed else ("", "")
+        verb, words = _parsed(action)
         verb = verb.strip().lower() if self._lenient else verb
-        if verb == "search" and words:
+        if verb == "search" and words and _nested(words):
             return self._go(replace(now, visit=Visit("results", keywords=words)))
         clickable = self._labels(now.visit)
         words = _meant(words, clickable) if self._lenient else words
         if verb == "click" and words in clickable:
             return self._click(now, *clickable[words])
-        trouble = NO_ACTION if verb not in ("search", "click") else NO_LABEL if clickable else NO_SEARCH
+        known = verb == "click" or (verb == "search" and _nested(words))
+        trouble = NO_ACTION if not known else NO_LABEL if clickable else NO_SEARCH
         return Observation(trouble + pages.SEPARATOR + self._page(now), info={"outcome": "INVALID"})
 
     def _click(self, now: Snapshot, kind: str, value: str) -> Observation:
@@ -209,6 +208,23 @@ class WebShop(FrozenStateEnvironment[Snapshot]):
         return [*searches, *(f"click[{label}]" for label in self._labels(now.visit))]
 
 
+def _parsed(action: str) -> tuple[str, str]:
+    """What stands before the first bracket, and what it holds up to the last one: a label may have brackets of its own."""
+    verb, _, rest = action.strip().partition("[")
+    words, _, _ = rest.rpartition("]")
+    return (verb, words.strip().lower()) if verb and words and "\n" not in action.strip() else ("", "")
+
+
+def _nested(words: str) -> bool:
+    """Whether every bracket closes one that was opened, so that two actions in a line are not one search."""
+    depth = 0
+    for character in words:
+        depth += (character == "[") - (character == "]")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 def _meant(words: str, clickable: Mapping[str, object]) -> str:
     """The label that words mean: they may have an article before it and a full stop behind it."""
     plain = without_stop(words)
@@ -220,7 +236,7 @@ def _option_clicks(goal: Goal, product: Product, chosen: dict[str, str]) -> list
     clickable = labels(Visit("item", product=0), [product])
     clicks = []
     for name, value in goal.options:
-        label = pages.printable(value).strip().lower()
+        label = pages.label_of(value)
         kind, own = clickable.get(label, ("button", ""))
         if kind != "button" and chosen.get(kind.removeprefix("option ")) != own and name in (None, kind.removeprefix("option ")):
             chosen[kind.removeprefix("option ")] = own

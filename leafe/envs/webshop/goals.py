@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from leafe.digest import digest, seed_for
+from leafe.envs.seeds import split_named
 from leafe.envs.webshop.catalogue import Catalogue
 from leafe.envs.webshop.postings import Array
-from leafe.envs.webshop.products import NO_LIMIT, Product, price_limit, price_of
+from leafe.envs.webshop.products import NO_LIMIT, Product, listed, price_limit, price_of
 from leafe.envs.webshop.reward import Goal
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Task
@@ -70,6 +71,7 @@ class Goals:
 
     def tasks(self, split: str, seed: int) -> Iterator[Task]:
         """The tasks of a split in an order that the seed draws. Two goals that say the same give the same task."""
+        split = split_named(split)
         if split not in SPLITS:
             raise UnknownName("split", split, SPLITS)
         order = self._splits[split].tolist()
@@ -111,7 +113,7 @@ class Goals:
         text += f", and price lower than {limit:.2f} dollars" if limit < NO_LIMIT else ""
         payload = {
             "asin": product.asin,
-            "attributes": list(entry["instruction_attributes"]),
+            "attributes": listed(entry["instruction_attributes"]),
             "options": options,
             "price_limit": limit,
             "price_seed": seed,
@@ -145,14 +147,24 @@ def read_instructions(path: Path) -> dict[str, list[dict[str, Any]]]:
     Raises `UserError` or `CorruptFile` when the file cannot be read as that.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name WebShop's items_human_ins file: instructions=PATH") from None
     except ValueError as error:
         raise CorruptFile(f"{path} is no JSON ({error}); fetch WebShop's items_human_ins file anew") from None
     if not isinstance(found, dict) or not all(_is_written(entries) for entries in found.values()):
         raise CorruptFile(f"{path} is no file of instructions by product; fetch WebShop's items_human_ins file anew")
-    return {asin: [entry for entry in entries if entry["instruction_attributes"]] for asin, entries in found.items()}
+    return {asin: [_as_lists(entry) for entry in entries if entry["instruction_attributes"]] for asin, entries in found.items()}
+
+
+def _as_lists(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry whose attributes and options may be given as one text each."""
+    options = entry["instruction_options"]
+    attributes = listed(entry["instruction_attributes"])
+    return entry | {
+        "instruction_attributes": attributes,
+        "instruction_options": [options] if isinstance(options, str) and options else list(options),
+    }
 
 
 def _is_written(entries: Any) -> bool:
@@ -168,4 +180,4 @@ def _is_written(entries: Any) -> bool:
 
 
 def _is_texts(value: Sequence[Any] | None) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))

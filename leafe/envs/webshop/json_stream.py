@@ -119,6 +119,8 @@ class _Reader:
             text = self._decoder.decode(piece, final=not piece)
         except UnicodeDecodeError:
             self._refuse("wanted UTF-8 text")
+        if not self._byte and not self._text and text.startswith("\ufeff"):
+            text, self._byte = text[1:], len(codecs.BOM_UTF8)
         self._text, self._at = self._text[self._at :] + text, 0
         return bool(piece)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from leafe.envs.webshop.products import Product
+from leafe.envs.webshop.products import Product, one_line
 
 SEPARATOR = " [SEP] "
 WINDOW = 10  # products on a page of results
@@ -43,6 +43,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+
+
+def label_of(value: str) -> str:
+    """What is clicked for an option's value."""
+    return printable(one_line(value)).strip().lower()
 
 
 def search_page(instruction: str) -> str:
@@ -102,8 +107,6 @@ def labels(visit: Visit, found: Sequence[Product]) -> dict[str, tuple[str, str]]
     if visit.kind == "results":
         clickable |= {product.asin.lower(): ("product", product.asin) for product in found}
     if visit.kind == "item":
-        options = {
-            printable(value).strip().lower(): ("option " + name, value) for name, values in found[0].options for value in values
-        }
+        options = {label_of(value): ("option " + name, value) for name, values in found[0].options for value in values}
         clickable = {**options, **clickable}  # a button hides an option of its name, as in the original
     return clickable

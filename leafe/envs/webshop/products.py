@@ -59,7 +59,7 @@ def product(entry: Mapping[str, Any], attributes: Mapping[str, Any] | None) -> P
         price_tag=tag,
         prices=prices,
         options=_options(entry.get("customization_options")),
-        attributes=NO_ATTRIBUTES if attributes is None else tuple(map(_text, attributes.get("attributes") or ())),
+        attributes=NO_ATTRIBUTES if attributes is None else tuple(listed(attributes.get("attributes"))),
     )
 
 
@@ -80,6 +80,18 @@ def price_limit(price: float, *parts: Any) -> float:
     """A goal's upper price: the higher of two drawn from the four levels of ten dollars that come next above a price."""
     above = [level for level in PRICE_LEVELS if level > price][:4]
     return max(random.Random(seed_for("webshop limit", *parts)).sample(above, 2)) if len(above) >= 2 else NO_LIMIT
+
+
+def one_line(text: str) -> str:
+    """The text with a space for each break of a line, for nobody can type one in an action."""
+    return " ".join(part.strip() for part in text.splitlines()) if len(text.splitlines()) > 1 else text
+
+
+def listed(value: Any) -> list[str]:
+    """The texts of a list, or those of one text that parts them by commas; none for anything else."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [_text(one) for one in value] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:
@@ -108,6 +120,14 @@ def _options(given: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
     found = {}
     for name, contents in given.items():
         if contents is not None:
-            values = (_text(content.get("value")) for content in contents if isinstance(content, Mapping))
-            found[name.lower()] = tuple(value.strip().replace("/", " | ").lower() for value in values)
+            values = (_value(content) for content in (contents if isinstance(contents, list) else [contents]))
+            texts = (one_line(value).strip() for value in values if value is not None)
+            found[one_line(name).lower()] = tuple(text.replace("/", " | ").lower() for text in texts)
     return tuple(found.items())
+
+
+def _value(content: Any) -> str | None:
+    """An option's value, a text or a record of one; None for what is neither."""
+    if isinstance(content, Mapping):
+        return _text(content.get("value"))
+    return content if isinstance(content, str) else None

@@ -99,8 +99,10 @@ def bubblewrap(program: Program, limits: Limits, interpreter: str) -> Iterator[L
     for folder in filter(os.path.lexists, FOLDERS):
         command += ["--symlink", os.readlink(folder), folder] if os.path.islink(folder) else ["--ro-bind", folder, folder]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc"]
-    # Not bubblewrap's own /dev, whose shm has no limit of size.
-    command += ["--dev-bind", "/dev/null", "/dev/null", "--dev-bind", "/dev/zero", "/dev/zero"]
+    # Not bubblewrap's own /dev, whose shm has no limit of size; nor /dev/zero: what is mapped from it shared leaves every figure.
+    command += ["--dev-bind", "/dev/null", "/dev/null"]
+    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+        command += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
     with ExitStack() as close:
         inside = {f"/box/{name}": data for name, data in _files(program).items()} | {"/dev/urandom": RANDOM_BYTES}
         descriptors = {path: _descriptor(data, close) for path, data in inside.items()}

@@ -20,6 +20,7 @@ from leafe.envs.sandbox.limits import Limits, Outcome, Verdict
 from leafe.errors import EnvironmentFailure
 
 START = 120.0  # seconds for a sandbox to come up on a machine that is far too busy
+FAREWELL = 5.0  # seconds for a driver that was told to end to do so
 GRACE = 20.0  # seconds for the driver to clear up and answer there
 TAIL = 4096  # the most bytes of standard error that a driver sends
 
@@ -127,7 +128,7 @@ class Session:
 
 @contextmanager
 def _started(what: Launch) -> Iterator[subprocess.Popen[bytes]]:
-    """The process outside; when it is killed, bubblewrap takes its namespace along."""
+    """The process outside. When it ends bubblewrap takes its namespace along; a driver without one ends its program first."""
     process = subprocess.Popen(
         what.command,
         stdin=subprocess.PIPE,
@@ -144,8 +145,12 @@ def _started(what: Launch) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()
+        try:
+            process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
                 with suppress(OSError):

@@ -304,7 +304,7 @@ ATTACKS = {
         "tried('bind', lambda: socket.socketpair(1, 2)[0].bind('\\0box'))\ntried('listen', lambda: socket.socketpair()[0].listen())",
     ),
     "record locks": Attack(
-        "import fcntl\nwith open(__file__ if libc.access(b'/tmp', 2) else '/tmp/x', 'a+b' if not libc.access(b'/tmp', 2) else 'rb') as file:\n"
+        "import fcntl\nwith open(__file__, 'rb') as file:\n"
         "    tried('lock', lambda: [fcntl.lockf(file, fcntl.LOCK_SH, 1, 2 * number) for number in range(10**5)])"
     ),
     "timers": Attack(
@@ -326,8 +326,8 @@ ATTACKS = {
         "tried('landlock', lambda: call(444, struct.pack('=Q', 1), 8, 0))"
     ),
     "memory all at once": Attack(
-        "reading, writing = os.pipe()\nfor _ in range(12):\n    if os.fork() == 0:\n        os.close(writing)\n        os.read(reading, 1)\n"
-        "        break\nelse:\n    time.sleep(0.2)\nos.close(writing)\nkept = b'x' * 10**8\ntime.sleep(1)",
+        "reading, writing = os.pipe()\nfor _ in range(12):\n    if os.fork() == 0:\n        os.close(writing)\n"
+        "        os.read(reading, 1)\n        break\nelse:\n    time.sleep(0.2)\nos.close(writing)\nkept = b'x' * 10**8\ntime.sleep(1)",
         (MEMORY, ERROR),
     ),
     "memory in turns": Attack(
@@ -350,7 +350,8 @@ ATTACKS = {
         (TIME,),
     ),
     "a handler at a round address": Attack(
-        "libc.mmap.restype = ctypes.c_void_p\nplace = libc.mmap(ctypes.c_void_p(2**32), ctypes.c_size_t(4096), 3, 0x32, -1, ctypes.c_long(0))\n"
+        "libc.mmap.restype = ctypes.c_void_p\n"
+        "place = libc.mmap(ctypes.c_void_p(2**32), ctypes.c_size_t(4096), 3, 0x32, -1, ctypes.c_long(0))\n"
         "ctypes.memmove(place, struct.pack('=QQQQ', 1, 0x04000000, 0, 0), 32)\ncall(13, 17, ctypes.c_void_p(place), None, 8)\n"
         "with open('/proc/self/status') as file:\n    ignored = next(line for line in file if line.startswith('SigIgn')).split()[1]\n"
         "tried('ignored', lambda: bool(int(ignored, 16) >> 16 & 1))"

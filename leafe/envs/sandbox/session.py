@@ -128,7 +128,7 @@ class Session:
 
 @contextmanager
 def _started(what: Launch) -> Iterator[subprocess.Popen[bytes]]:
-    """The process outside. When it ends bubblewrap takes its namespace along; a driver without one ends its program first."""
+    """The process outside."""
     process = subprocess.Popen(
         what.command,
         stdin=subprocess.PIPE,
@@ -145,7 +145,7 @@ def _started(what: Launch) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.terminate()
+        process.send_signal(what.farewell)
         try:
             process.wait(FAREWELL)
         except subprocess.TimeoutExpired:

@@ -50,10 +50,11 @@ else:
 
 @dataclass(frozen=True)
 class Attack:
-    """What is done, and how it may end."""
+    """What is done, how it may end, and whether it takes so long that only the benchmark runs it."""
 
     body: str
     verdicts: tuple[Verdict, ...] = FAILS
+    long: bool = False
 
 
 def source(attack: Attack, outside: dict[str, object]) -> str:
@@ -244,6 +245,7 @@ ATTACKS = {
         "for _ in range(12):\n    if os.fork() == 0:\n        break\nkept = mmap.mmap(-1, 5 * 10**7)\n"
         "for place in range(0, 5 * 10**7, 4096):\n    kept[place] = 1\nkept.madvise(mmap.MADV_DONTNEED)\ntime.sleep(1)",
         (MEMORY, ERROR),
+        long=True,
     ),
     "shared pages of a device": Attack(
         "kept = mmap.mmap(os.open('/dev/zero', os.O_RDWR), 5 * 10**8)\nfor place in range(0, 5 * 10**8, 4096):\n    kept[place] = 1\n"
@@ -275,11 +277,13 @@ ATTACKS = {
         "open('/tmp/x', 'w').close()\nnames = [b'/tmp/%d' % number for number in range(10**5)]\n"
         "for name in names:\n    libc.link(b'/tmp/x', name)\ntime.sleep(1)",
         RUNS_OUT,
+        long=True,
     ),
     "attributes of files": Attack(
         "for number in range(10**4):\n    open(f'/tmp/{number}', 'w').close()\n"
         "    os.setxattr(f'/tmp/{number}', 'user.x', b'x' * 60_000)\ntime.sleep(1)",
         RUNS_OUT,
+        long=True,
     ),
     "pipes full of bytes": Attack(
         "import fcntl\nfor _ in range(14):\n    if os.fork() == 0:\n        break\nkept = []\nfor _ in range(28):\n"
@@ -318,6 +322,7 @@ ATTACKS = {
         "for page in range(0, 60_000, 2):\n    libc.mprotect(ctypes.c_void_p(start + 4096 * page), ctypes.c_size_t(4096), 1)\n"
         "for _ in range(14):\n    if os.fork() == 0:\n        break\ntime.sleep(1)",
         RUNS_OUT,
+        long=True,
     ),
     "filters": Attack(
         "code = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 0x7fff0000) * 4096)\n"
@@ -334,6 +339,7 @@ ATTACKS = {
         "for _ in range(20):\n    if os.fork() == 0:\n        kept = b'x' * 4 * 10**7\n        time.sleep(0.15)\n        os._exit(0)\n"
         "    time.sleep(0.02)\ntime.sleep(1)",
         (MEMORY, ERROR),
+        long=True,
     ),
     # Processor time that nobody is told of
     "children that nobody waits for": Attack(
@@ -348,6 +354,7 @@ ATTACKS = {
         "    if child == 0:\n        end = time.process_time() + 0.02\n        while time.process_time() < end:\n            pass\n"
         "        os._exit(0)\n    try:\n        os.waitpid(child, 0)\n    except ChildProcessError:\n        pass",
         (TIME,),
+        long=True,
     ),
     "a handler at a round address": Attack(
         "libc.mmap.restype = ctypes.c_void_p\n"
@@ -360,17 +367,20 @@ ATTACKS = {
         "for _ in range(1000):\n    child = os.fork()\n    if child == 0:\n        end = time.process_time() + 0.005\n"
         "        while time.process_time() < end:\n            pass\n        os._exit(0)\n    os.waitpid(child, 0)",
         (TIME,),
+        long=True,
     ),
     "orphans": Attack(
         "for _ in range(1000):\n    child = os.fork()\n    if child == 0:\n        if os.fork():\n            os._exit(0)\n"
         "        end = time.process_time() + 0.05\n        while time.process_time() < end:\n            pass\n        os._exit(0)\n"
         "    os.waitpid(child, 0)",
         (TIME, ERROR),
+        long=True,
     ),
     "children of another kind": Attack(
         "for _ in range(100):\n    child = call(56, 0, 0, 0, 0, 0) and libc.getpid()\n    end = time.process_time() + 0.05\n"
         "    while time.process_time() < end:\n        pass",
         (TIME, ERROR),
+        long=True,
     ),
     # Harm to the driver, the folder and others
     "the driver's limits": Attack(

@@ -285,7 +285,6 @@ def test_what_a_program_does_to_its_own_folder_never_reaches_the_next_input(sand
     look = "import os\nprint(sorted(os.listdir('/tmp')), oct(os.stat('/tmp').st_mode), os.listxattr('/tmp'))\n"
     for harm in (
         "os.chmod('/tmp', 0)",
-        "os.setxattr('/tmp', 'user.x', b'y')",
         "os.mkdir('/tmp/input')",
         "os.chmod('/tmp', 0o1777)",
     ):
@@ -296,7 +295,10 @@ def test_what_a_program_does_to_its_own_folder_never_reaches_the_next_input(sand
 def test_memory_that_processes_share_counts_once_and_files_in_memory_count(sandbox: Sandbox) -> None:
     if sandbox.kind == "seccomp":
         pytest.skip("nothing can be forked or written there")
-    forked = "import os, time\nkept = bytearray(60_000_000)\nfor _ in range(6):\n    if os.fork() == 0:\n        time.sleep(0.2)\n        os._exit(0)\n"
+    forked = (
+        "import os, time\nkept = bytearray(60_000_000)\nfor _ in range(6):\n"
+        "    if os.fork() == 0:\n        time.sleep(0.2)\n        os._exit(0)\n"
+    )
     held = "kept = bytearray(90_000_000)\nfor number in range(15):\n    open(f'/tmp/{number}', 'wb').write(b'x' * 4_000_000)\n"
     waits = "import time\ntime.sleep(0.3)\nprint(1)"
     assert sandbox.run_once(Program(forked + waits), limits=replace(SHORT, cpu_seconds=2)).stdout == "1\n"
@@ -305,7 +307,7 @@ def test_memory_that_processes_share_counts_once_and_files_in_memory_count(sandb
 
 def test_standard_streams_have_their_names_and_an_input_cannot_be_changed(sandbox: Sandbox) -> None:
     program = Program("text = open('/dev/stdin').read()\nopen('/dev/stdout', 'w').write(text + open('/dev/fd/0').read())")
-    assert sandbox.run_once(program, "a word ").stdout in ("a word a word ", "a word ")
+    assert sandbox.run_once(program, "a word ").stdout == "a word a word "
 
 
 def test_an_ignored_sigchld_is_refused_as_that_and_not_taken_for_success() -> None:

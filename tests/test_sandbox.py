@@ -190,8 +190,17 @@ def test_nothing_is_left_when_a_run_is_given_up_half_way(sandbox: Sandbox) -> No
     assert threading.active_count() == before and named(token) == []
 
 
-def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox) -> None:
-    spinning = "import time\nprint('up', flush=True)\nwhile True:\n    time.sleep(0.01)"
+SPINNING = "import time\nprint('up', flush=True)\nwhile True:\n    time.sleep(0.01)"
+# A thread that becomes another program has forgotten the signal that the end of its parent would send.
+AFTERWARDS = "import time; time.sleep(60)"
+FORGETFUL = (
+    f"import os, sys, threading, time\nwords = (sys.executable, '-c', {AFTERWARDS!r})\n"
+    "threading.Thread(target=os.execv, args=(sys.executable, words)).start()\ntime.sleep(60)"
+)
+
+
+@pytest.mark.parametrize("spinning", [SPINNING, FORGETFUL], ids=["spinning", "forgetful"])
+def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox, spinning: str) -> None:
     code = (
         "from leafe.envs.sandbox.limits import Limits, Program\nfrom leafe.envs.sandbox.sandbox import Sandbox\n"
         f"Sandbox({sandbox.kind!r}).run_once(Program({spinning!r}), limits=Limits(cpu_seconds=50, wall_seconds=100))"
@@ -199,8 +208,17 @@ def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox) -> None:
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([sys.executable, "-c", code], env=surroundings) as victim:
         family = eventually(lambda: len(found := descendants(victim.pid)) >= 2 and found)
+        if spinning is FORGETFUL:
+            assert eventually(lambda: any(command(pid).endswith(AFTERWARDS) for pid in descendants(victim.pid)))
         victim.kill()
     assert family and eventually(lambda: not [pid for pid in family if alive(pid)])
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
+    except OSError:
+        return ""
 
 
 def alive(pid: int) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from leafe.envs.fakes import Lookup
+from leafe.records import Observation
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 
@@ -73,6 +77,38 @@ def test_a_child_that_comes_too_late_ends_at_once() -> None:
     code = "import os; from leafe import lifeline; r, w = os.pipe(); os.close(w); lifeline.hold(r); print('lives on')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-9, "")
+
+
+class Hog(Lookup):
+    """Tells its process's number in a file, then searches without end and never lets go of Python's lock."""
+
+    def step(self, action: str) -> Observation:
+        Path(os.environ["HOG"]).write_text(f"{os.getpid()}\n")
+        re.match("(a+)+b", "a" * 200)
+        return super().step(action)
+
+
+WORLD = """
+from players import key_in
+from test_lifeline import Hog
+from leafe.envs.calls import Call
+from leafe.envs.world_process import WorldProcess
+world = WorldProcess(Hog)
+world.take(Call("reset", key_in(3)))
+world.take(Call("step", action="open place1"))
+"""
+
+
+def test_no_world_outlives_its_parent_even_one_that_holds_the_lock(tmp_path: Path) -> None:
+    told = tmp_path / "number"
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HOG": str(told)}
+    with subprocess.Popen([sys.executable, "-c", WORLD], env=surroundings) as parent:
+        while not told.exists() or not told.read_text().endswith("\n"):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        assert not gone(int(told.read_text()), 0.05)
+        parent.kill()
+    assert gone(int(told.read_text()))
 
 
 TRAINERS = """

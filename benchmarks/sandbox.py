@@ -1,6 +1,7 @@
 """What the sandbox costs: seconds that a small program takes in it beyond those that it takes bare. Goal: a median of at most 40 ms.
 
     python benchmarks/sandbox.py [--runs 100] [--json]
+    python benchmarks/sandbox.py --hostile [--only WORD]    # what hostile programs get hold of; see hostile_observer.py
 
 Bare and sandboxed runs alternate, so that whatever else the machine does falls on both. A second figure is the cost of each further
 input to the same program, a third how many programs a second several threads get through.
@@ -19,6 +20,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 
+import hostile_observer
+
 from leafe.envs.sandbox.container import KINDS, SURROUNDINGS, interpreter_or_default
 from leafe.envs.sandbox.limits import Limits, Program
 from leafe.envs.sandbox.probe import objection
@@ -32,7 +35,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--runs", type=int, default=100)
     arguments.add_argument("--json", action="store_true")
+    arguments.add_argument("--hostile", action="store_true")
+    arguments.add_argument("--only", default="", help="hostile programs with this in their name")
     given = arguments.parse_args()
+    if given.hostile:
+        raise SystemExit(hostile_observer.main(given.only))
     report = {kind: measured(kind, given.runs) for kind in KINDS if objection(kind) is None}
     report |= {kind: {"refused": refused.why} for kind in KINDS if (refused := objection(kind)) is not None}
     report["machine"] = {"cores": os.cpu_count() or 1, "load": os.getloadavg()[0], "runs": given.runs}

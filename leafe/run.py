@@ -45,21 +45,65 @@ def next_free(parent: Path, name: str) -> Path:
             return path
 
 
+def settle_folder(path: Path) -> None:
+    """Brings back what `whole_folder` was about to put at `path` when it was killed, and removes what it left beside it."""
+    partial, old = _beside(path)
+    if os.path.lexists(path):
+        _remove(old)
+    elif old.exists():
+        (partial if partial.exists() else old).rename(path)  # the old one made way only when the new one was whole
+        _remove(old)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where `whole_folder` writes, and where what stood at `path` waits until the new one is in its place."""
+    return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it, or a link but not what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _force_to_disk(folder: Path, *, deep: bool = True) -> None:
+    """So that a rename does not reach the disk before what is renamed."""
+    for place in (*(folder.rglob("*") if deep else ()), folder):
+        if not place.is_symlink() and (place.is_file() or place.is_dir()):
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` to write into; it takes the place of `path` when the block ends without an error."""
-    partial, old = (path.with_name(f".{path.name}.{state}") for state in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Yields an empty folder beside `path` to write into; it takes the place of `path` when the block ends without an error.
+
+    At every moment the old folder or the new one is whole on the disk. A kill between the two renames leaves both beside `path`;
+    `settle_folder` then puts the new one there.
+    """
+    partial, old = _beside(path)
+    settle_folder(path)
+    _remove(partial)
     partial.mkdir(parents=True)
     try:
         yield partial
+        _force_to_disk(partial)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         raise
-    if path.exists():
+    if os.path.lexists(path):
         path.rename(old)
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    _force_to_disk(path.parent, deep=False)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -130,7 +174,10 @@ class RunDirectory:
 
     def checkpoint(self, arm: str) -> Path:
         """An arm's trained model; write it with `whole_folder`."""
-        return self._in("checkpoints", arm)
+        path = self._in("checkpoints", arm)
+        if self._lock:
+            settle_folder(path)
+        return path
 
     def evaluation(self, arm: str) -> Path:
         """An arm's graded attempts."""
@@ -179,7 +226,11 @@ class RunDirectory:
 
     def _in(self, folder: str, name: str) -> Path:
         if self._lock:
-            (self.path / folder).mkdir(exist_ok=True)
+            _make_folder(self.path / folder)
+            if (self.path / folder / name).is_symlink() and not (self.path / folder / name).is_dir():
+                raise UserError(
+                    f"{self.path / folder / name} is a symbolic link, and what it leads to could be overwritten; remove it"
+                )
         return self.path / folder / name
 
     def _write_stages(self, stages: dict[str, Any]) -> None:
@@ -201,20 +252,41 @@ def _make_folder(path: Path, *, exist_ok: bool = True) -> None:
 def _acquire(path: Path) -> IO[str]:
     """The lock is the system's and ends with the process; the text in the file is for the message only."""
     try:
-        lock = open(path / "lock", "a+", encoding="utf-8")
+        lock = open(path / "lock", "a+", encoding="utf-8", errors="replace", opener=_never_through_a_link)
     except OSError as error:
+        if (path / "lock").is_symlink():
+            raise UserError(f"{path / 'lock'} is a symbolic link, and what it leads to could be overwritten; remove it") from None
         raise UserError(f"cannot write in {path}: {error.strerror}; give another directory with --out") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
+        words = _words_of(lock)
+    except OSError as error:
+        holder = _words_of(lock).strip() or "another process"
         lock.close()
+        if not isinstance(error, BlockingIOError):
+            raise UserError(
+                f"the file system of {path} refuses locks ({error.strerror}), and without one two processes could write to the same run; "
+                "give a directory on another file system with --out"
+            ) from None
         raise RunConflict(f"{path} is in use by {holder}; wait for it, or give another directory with --out") from None
+    if words and not words.startswith("process "):
+        lock.close()
+        raise UserError(
+            f"{path / 'lock'} is no lock of leafe's and would be overwritten; move it, or give another directory with --out"
+        )
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return lock
+
+
+def _never_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _words_of(lock: IO[str]) -> str:
+    lock.seek(0)
+    return lock.read(200)
 
 
 def _read_config(path: Path) -> RunConfig:

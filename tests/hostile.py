@@ -50,10 +50,11 @@ else:
 
 @dataclass(frozen=True)
 class Attack:
-    """What is done, and how it may end."""
+    """What is done, how it may end, and whether it takes so long that only the benchmark runs it."""
 
     body: str
     verdicts: tuple[Verdict, ...] = FAILS
+    long: bool = False
 
 
 def source(attack: Attack, outside: dict[str, object]) -> str:
@@ -233,5 +234,182 @@ ATTACKS = {
         "for place in places:\n    try:\n        names = os.listdir(place)\n    except OSError:\n        continue\n"
         "    for name in names:\n        tried(name, lambda: RETAL[::-1].encode() in open(os.path.join(place, name), 'rb', 0).read(10**6))",
         (EXITED, ERROR, TIME),
+    ),
+    # What no process's figures show
+    "shared pages given up": Attack(
+        "kept = []\nfor _ in range(5):\n    kept.append(mmap.mmap(-1, 10**8))\n    for place in range(0, 10**8, 4096):\n"
+        "        kept[-1][place] = 1\n    kept[-1].madvise(mmap.MADV_DONTNEED)\ntime.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "shared pages given up by many": Attack(
+        "for _ in range(12):\n    if os.fork() == 0:\n        break\nkept = mmap.mmap(-1, 5 * 10**7)\n"
+        "for place in range(0, 5 * 10**7, 4096):\n    kept[place] = 1\nkept.madvise(mmap.MADV_DONTNEED)\ntime.sleep(1)",
+        (MEMORY, ERROR),
+        long=True,
+    ),
+    "shared pages of a device": Attack(
+        "kept = mmap.mmap(os.open('/dev/zero', os.O_RDWR), 5 * 10**8)\nfor place in range(0, 5 * 10**8, 4096):\n    kept[place] = 1\n"
+        "kept.madvise(mmap.MADV_DONTNEED)\ntime.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "pages put out to swap": Attack(
+        "kept = []\nfor _ in range(5):\n    kept.append(mmap.mmap(-1, 10**8, mmap.MAP_PRIVATE))\n    kept[-1].write(b'x' * 10**8)\n"
+        "    tried('pageout', lambda: kept[-1].madvise(21))\ntime.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "huge pages": Attack("tried('huge', lambda: mmap.mmap(-1, 2**21, 0x40022))"),
+    "files without a name": Attack(
+        "kept = []\nfor _ in range(50):\n    kept.append(open('/tmp/x', 'wb'))\n    os.unlink('/tmp/x')\n"
+        "    kept[-1].write(b'x' * 4_000_000)\ntime.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "mapped files without a name": Attack(
+        "kept = [bytearray(9 * 10**7)]\nfor _ in range(15):\n    with open('/tmp/x', 'w+b') as file:\n        file.truncate(4_000_000)\n"
+        "        kept.append(mmap.mmap(file.fileno(), 4_000_000))\n    os.unlink('/tmp/x')\n    kept[-1].write(b'x' * 4_000_000)\n"
+        "    kept[-1].madvise(mmap.MADV_DONTNEED)\ntime.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "files with nothing in them": Attack(
+        "names = [b'/tmp/%d' % number for number in range(10**5)]\nfor name in names:\n    libc.mknod(name, 0o100600, 0)\ntime.sleep(1)",
+        RUNS_OUT + FAILS,
+    ),
+    "names for one file": Attack(
+        "open('/tmp/x', 'w').close()\nnames = [b'/tmp/%d' % number for number in range(10**5)]\n"
+        "for name in names:\n    libc.link(b'/tmp/x', name)\ntime.sleep(1)",
+        RUNS_OUT,
+        long=True,
+    ),
+    "attributes of files": Attack(
+        "for number in range(10**4):\n    open(f'/tmp/{number}', 'w').close()\n"
+        "    os.setxattr(f'/tmp/{number}', 'user.x', b'x' * 60_000)\ntime.sleep(1)",
+        RUNS_OUT,
+        long=True,
+    ),
+    "pipes full of bytes": Attack(
+        "import fcntl\nfor _ in range(14):\n    if os.fork() == 0:\n        break\nkept = []\nfor _ in range(28):\n"
+        "    kept.append(os.pipe())\n    tried('size', lambda: fcntl.fcntl(kept[-1][1], 1031, 2**20))\n"
+        "    os.set_blocking(kept[-1][1], False)\n    os.write(kept[-1][1], b'x' * 2**20)\n"
+        "kept.append(bytearray(8 * 10**6))\ntime.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "sockets full of bytes": Attack(
+        "for _ in range(14):\n    if os.fork() == 0:\n        break\nkept = []\nfor _ in range(28):\n"
+        "    for end in socket.socketpair():\n        kept.append(end)\n        end.setblocking(False)\n        end.send(b'x' * 2**20)\n"
+        "time.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "sockets in messages": Attack(
+        "one, two = socket.socketpair()\nfor _ in range(60):\n    pair = socket.socketpair()\n    for end in pair:\n"
+        "        end.setblocking(False)\n        end.send(b'x' * 2**20)\n    socket.send_fds(one, [b'x'], [end.fileno() for end in pair])\n"
+        "    for end in pair:\n        end.close()\nkept = bytearray(10**8)\ntime.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "letters that nobody reads": Attack(
+        "tried('bind', lambda: socket.socketpair(1, 2)[0].bind('\\0box'))\ntried('listen', lambda: socket.socketpair()[0].listen())",
+    ),
+    "record locks": Attack(
+        "import fcntl\nwith open(__file__, 'rb') as file:\n"
+        "    tried('lock', lambda: [fcntl.lockf(file, fcntl.LOCK_SH, 1, 2 * number) for number in range(10**5)])"
+    ),
+    "timers": Attack(
+        "timer = ctypes.c_void_p()\ncount = sum(libc.timer_create(1, None, ctypes.byref(timer)) == 0 for _ in range(10**5))\n"
+        "tried('timers', lambda: count > 1000)"
+    ),
+    "watches": Attack("tried('inotify', lambda: libc.inotify_init1(0) >= 0)\ntried('fanotify', lambda: call(300, 0x200, 0))"),
+    "rings": Attack("ring = ctypes.c_uint64()\ntried('aio', lambda: call(206, 1000, ctypes.byref(ring)))"),
+    "mappings": Attack(
+        "area = mmap.mmap(-1, 60_000 * 4096, mmap.MAP_PRIVATE)\nstart = ctypes.addressof(ctypes.c_char.from_buffer(area))\n"
+        "for page in range(0, 60_000, 2):\n    libc.mprotect(ctypes.c_void_p(start + 4096 * page), ctypes.c_size_t(4096), 1)\n"
+        "for _ in range(14):\n    if os.fork() == 0:\n        break\ntime.sleep(1)",
+        RUNS_OUT,
+        long=True,
+    ),
+    "filters": Attack(
+        "code = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 0x7fff0000) * 4096)\n"
+        "one = struct.pack('=HxxxxxxQ', 4096, ctypes.addressof(code))\n"
+        "tried('prctl', lambda: libc.prctl(22, 2, one, 0, 0) == 0)\ntried('seccomp', lambda: call(317, 1, 0, one))\n"
+        "tried('landlock', lambda: call(444, struct.pack('=Q', 1), 8, 0))"
+    ),
+    "memory all at once": Attack(
+        "reading, writing = os.pipe()\nfor _ in range(12):\n    if os.fork() == 0:\n        os.close(writing)\n"
+        "        os.read(reading, 1)\n        break\nelse:\n    time.sleep(0.2)\nos.close(writing)\nkept = b'x' * 10**8\ntime.sleep(1)",
+        (MEMORY, ERROR),
+    ),
+    "memory in turns": Attack(
+        "for _ in range(20):\n    if os.fork() == 0:\n        kept = b'x' * 4 * 10**7\n        time.sleep(0.15)\n        os._exit(0)\n"
+        "    time.sleep(0.02)\ntime.sleep(1)",
+        (MEMORY, ERROR),
+        long=True,
+    ),
+    # Processor time that nobody is told of
+    "children that nobody waits for": Attack(
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfor _ in range(100):\n    child = os.fork()\n    if child == 0:\n"
+        "        end = time.process_time() + 0.1\n        while time.process_time() < end:\n            pass\n        os._exit(0)\n"
+        "    try:\n        os.waitpid(child, 0)\n    except ChildProcessError:\n        pass",
+        (TIME,),
+    ),
+    "children that leave nothing": Attack(
+        "action = ctypes.create_string_buffer(struct.pack('=QQi', 0, 0, 0).ljust(152, b'\\0'))\n"
+        "struct.pack_into('=i', action, 136, 2)\nlibc.sigaction(17, action, None)\nfor _ in range(300):\n    child = os.fork()\n"
+        "    if child == 0:\n        end = time.process_time() + 0.02\n        while time.process_time() < end:\n            pass\n"
+        "        os._exit(0)\n    try:\n        os.waitpid(child, 0)\n    except ChildProcessError:\n        pass",
+        (TIME,),
+        long=True,
+    ),
+    "a handler at a round address": Attack(
+        "libc.mmap.restype = ctypes.c_void_p\n"
+        "place = libc.mmap(ctypes.c_void_p(2**32), ctypes.c_size_t(4096), 3, 0x32, -1, ctypes.c_long(0))\n"
+        "ctypes.memmove(place, struct.pack('=QQQQ', 1, 0x04000000, 0, 0), 32)\ncall(13, 17, ctypes.c_void_p(place), None, 8)\n"
+        "with open('/proc/self/status') as file:\n    ignored = next(line for line in file if line.startswith('SigIgn')).split()[1]\n"
+        "tried('ignored', lambda: bool(int(ignored, 16) >> 16 & 1))"
+    ),
+    "children that are waited for": Attack(
+        "for _ in range(1000):\n    child = os.fork()\n    if child == 0:\n        end = time.process_time() + 0.005\n"
+        "        while time.process_time() < end:\n            pass\n        os._exit(0)\n    os.waitpid(child, 0)",
+        (TIME,),
+        long=True,
+    ),
+    "orphans": Attack(
+        "for _ in range(1000):\n    child = os.fork()\n    if child == 0:\n        if os.fork():\n            os._exit(0)\n"
+        "        end = time.process_time() + 0.05\n        while time.process_time() < end:\n            pass\n        os._exit(0)\n"
+        "    os.waitpid(child, 0)",
+        (TIME, ERROR),
+        long=True,
+    ),
+    "children of another kind": Attack(
+        "for _ in range(100):\n    child = call(56, 0, 0, 0, 0, 0) and libc.getpid()\n    end = time.process_time() + 0.05\n"
+        "    while time.process_time() < end:\n        pass",
+        (TIME, ERROR),
+        long=True,
+    ),
+    # Harm to the driver, the folder and others
+    "the driver's limits": Attack(
+        "for pid in (1, os.getppid()):\n    for kind in range(16):\n"
+        "        tried((pid, kind), lambda: resource.prlimit(pid, kind, (0, 0)))"
+    ),
+    "the driver's turn": Attack(
+        "for pid in (1, os.getppid()):\n    tried('nice', lambda: os.setpriority(os.PRIO_PROCESS, pid, 19))\n"
+        "    tried('idle', lambda: os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0)))\n"
+        "    tried('core', lambda: os.sched_setaffinity(pid, {0}))\n    tried('disk', lambda: call(251, 1, pid, 3 << 13))"
+    ),
+    "signals by file": Attack(
+        "import fcntl\none, two = os.pipe()\nfor pid in (VICTIM, 1, os.getppid()):\n"
+        "    tried('owner', lambda: fcntl.fcntl(one, 8, pid))\n    tried('signal', lambda: fcntl.fcntl(one, 10, 9))\n"
+        "    tried('ioctl', lambda: fcntl.ioctl(one, 0x8901, struct.pack('i', pid)))"
+    ),
+    "a thread that becomes another program": Attack(
+        "threading.Thread(target=os.execv, args=(sys.executable, [sys.executable, '-c', "
+        "f'import time; open(\"/proc/self/comm\", \"w\").write({TOKEN!r}); time.sleep(60)'])).start()\ntime.sleep(60)",
+        (TIME, ERROR),
+    ),
+    "its folder locked": Attack("os.setxattr('/tmp', 'user.x', b'y')\nos.chmod('/tmp', 0)", FAILS),
+    "its folder read-only": Attack("os.chmod('/tmp', 0o500)", FAILS),
+    "its folder full": Attack(
+        "kept = []\nfor number in range(60):\n    kept.append(os.open(f'/tmp/{number}', os.O_CREAT | os.O_WRONLY))\n"
+        "    os.write(kept[-1], b'x' * 3_000_000)\n    os.unlink(f'/tmp/{number}')", (MEMORY, ERROR)
+    ),
+    "writing to its input": Attack(
+        "tried('write', lambda: os.write(0, b'x'))\ntried('open', lambda: open('/dev/stdin', 'r+b', 0).write(b'x'))\n"
+        "tried('size', lambda: os.ftruncate(0, 2**22))"
     ),
 }  # fmt: skip

@@ -18,6 +18,7 @@ FLOORS = {
     "digest": 0,
     "jsonl": 0,
     "address": 0,
+    "lifeline": 0,
     "config": 1,
     "settings": 1,
     "run": 1,

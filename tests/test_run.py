@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from leafe.config import load_recipe, parse
 from leafe.errors import CorruptFile, RunConflict, UserError
-from leafe.run import RunDirectory, next_free, whole_folder
+from leafe.jsonl import Appender
+from leafe.run import RunDirectory, next_free, settle_folder, whole_folder
 from leafe.settings import RunConfig
 
 
@@ -236,3 +242,93 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_what_was_there_and_no_
             (folder / "weights").write_text("anew")
         run.finish_stage("train")
     assert [entry.name for entry in (path / "checkpoints").iterdir()] == ["leafe"]
+
+
+@pytest.mark.parametrize("name", ["lock", "config.yaml.tmp", "stages.json.tmp", "DONE.tmp", "round-1/forest.jsonl"])
+def test_a_link_in_a_run_directory_never_overwrites_what_it_leads_to(tmp_path: Path, path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("not a line of ours")
+    (path / name).parent.mkdir(parents=True)
+    (path / name).symlink_to(precious)
+    try:
+        with RunDirectory.open(path, config()) as run:
+            run.finish_stage("explore", 3)
+            with Appender(run.forest(), "leafe.test/1") as lines:
+                lines.append({"a": 1})
+            run.finish()
+    except UserError as refused:
+        assert "symbolic link" in str(refused) or "no run" in str(refused)
+    assert precious.read_text() == "not a line of ours"
+
+
+def test_another_file_that_is_named_lock_is_not_emptied(path: Path) -> None:
+    path.mkdir(parents=True)
+    (path / "lock").write_text("the combination is 7-7-7")
+    with pytest.raises(UserError, match="no lock of leafe's"):
+        RunDirectory.open(path, config())
+    assert (path / "lock").read_text() == "the combination is 7-7-7"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_refuses_locks_is_told_as_that(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=f"refuses locks .{os.strerror(number)}.*another file system with --out") as told:
+        RunDirectory.open(path, config())
+    assert not isinstance(told.value, RunConflict)
+
+
+def replace_and_end_after(target: Path, calls: int) -> None:
+    """Replaces a folder in a process that ends, as if it were killed, before it changes the disk for the time after `calls`."""
+    left = calls
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            return call(*arguments, **keywords)
+
+        return wrapped
+
+    for name in ("rename", "mkdir", "rmdir", "unlink", "fsync"):
+        setattr(os, name, counted(getattr(os, name)))
+    with whole_folder(target) as folder:
+        (folder / "weights").write_text("new")
+
+
+def test_a_folder_that_is_replaced_is_never_lost_whichever_step_is_the_last(tmp_path: Path) -> None:
+    ends = set()
+    for calls in range(12):
+        target = tmp_path / str(calls) / "leafe"
+        with whole_folder(target) as folder:
+            (folder / "weights").write_text("old")
+        if (child := os.fork()) == 0:
+            try:
+                replace_and_end_after(target, calls)
+            finally:
+                os._exit(0)
+        ends.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        copies = [file.read_text() for file in target.parent.rglob("weights")]
+        assert "old" in copies or "new" in copies
+        settle_folder(target)
+        assert (target / "weights").read_text() in ("old", "new")
+        with whole_folder(target) as folder:
+            (folder / "weights").write_text("last")
+        assert [entry.name for entry in target.parent.iterdir()] == ["leafe"] and (target / "weights").read_text() == "last"
+    assert ends == {0, 9}
+
+
+def test_a_folder_that_is_a_link_is_replaced_and_what_it_leads_to_is_left(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "weights").write_text("precious")
+    for name in ("leafe", ".leafe.partial", ".leafe.old"):
+        (tmp_path / name).symlink_to(elsewhere)
+    with whole_folder(tmp_path / "leafe") as folder:
+        (folder / "weights").write_text("new")
+    assert (tmp_path / "leafe" / "weights").read_text() == "new" and not (tmp_path / "leafe").is_symlink()
+    assert (elsewhere / "weights").read_text() == "precious"

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from hostile import ATTACKS, Attack, source
 
 from leafe.doctor import sandbox_finding
-from leafe.envs.sandbox import probe
+from leafe.envs.sandbox import control_group, probe
 from leafe.envs.sandbox.container import KINDS
 from leafe.envs.sandbox.limits import MIB, Limits, Program, Verdict
 from leafe.envs.sandbox.sandbox import Sandbox
@@ -28,6 +29,7 @@ from leafe.errors import EnvironmentFailure, UnknownName, UserError
 
 SHORT = Limits(cpu_seconds=0.6, wall_seconds=1.5, memory_bytes=128 * MIB, file_bytes=4 * MIB, output_bytes=200_000)
 LATER = "a-word-of-the-next-input"
+QUICK = {name: attack for name, attack in ATTACKS.items() if not attack.long}  # benchmarks/sandbox.py --hostile runs all
 
 
 @pytest.fixture(params=sorted(KINDS))
@@ -83,7 +85,7 @@ def still_there(name: object) -> list[str]:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the attacks name the system calls of x86_64")
-@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize("attack", QUICK.values(), ids=QUICK)
 def test_a_hostile_program_gets_nowhere_and_harms_nobody(sandbox: Sandbox, outside: dict[str, object], attack: Attack) -> None:
     caught: list[int] = []
     handlers = {number: signal.signal(number, lambda seen, _: caught.append(seen)) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -110,8 +112,8 @@ def test_an_attack_that_gets_through_would_be_seen(sandbox: Sandbox, outside: di
     assert "ESCAPED" in sandbox.run_once(Program(source(through, outside)), "attack\n", SHORT).stdout
 
 
-def test_a_battery_has_at_least_forty_programs() -> None:
-    assert len(ATTACKS) >= 40 and len({attack.body for attack in ATTACKS.values()}) == len(ATTACKS)
+def test_a_battery_has_at_least_a_hundred_programs() -> None:
+    assert len(ATTACKS) >= 100 and len({attack.body for attack in ATTACKS.values()}) == len(ATTACKS)
 
 
 def test_an_honest_program_reads_computes_and_writes(sandbox: Sandbox) -> None:
@@ -188,8 +190,17 @@ def test_nothing_is_left_when_a_run_is_given_up_half_way(sandbox: Sandbox) -> No
     assert threading.active_count() == before and named(token) == []
 
 
-def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox) -> None:
-    spinning = "import time\nprint('up', flush=True)\nwhile True:\n    time.sleep(0.01)"
+SPINNING = "import time\nprint('up', flush=True)\nwhile True:\n    time.sleep(0.01)"
+# A thread that becomes another program has forgotten the signal that the end of its parent would send.
+AFTERWARDS = "import time; time.sleep(60)"
+FORGETFUL = (
+    f"import os, sys, threading, time\nwords = (sys.executable, '-c', {AFTERWARDS!r})\n"
+    "threading.Thread(target=os.execv, args=(sys.executable, words)).start()\ntime.sleep(60)"
+)
+
+
+@pytest.mark.parametrize("spinning", [SPINNING, FORGETFUL], ids=["spinning", "forgetful"])
+def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox, spinning: str) -> None:
     code = (
         "from leafe.envs.sandbox.limits import Limits, Program\nfrom leafe.envs.sandbox.sandbox import Sandbox\n"
         f"Sandbox({sandbox.kind!r}).run_once(Program({spinning!r}), limits=Limits(cpu_seconds=50, wall_seconds=100))"
@@ -197,8 +208,17 @@ def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox) -> None:
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([sys.executable, "-c", code], env=surroundings) as victim:
         family = eventually(lambda: len(found := descendants(victim.pid)) >= 2 and found)
+        if spinning is FORGETFUL:
+            assert eventually(lambda: any(command(pid).endswith(AFTERWARDS) for pid in descendants(victim.pid)))
         victim.kill()
     assert family and eventually(lambda: not [pid for pid in family if alive(pid)])
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
+    except OSError:
+        return ""
 
 
 def alive(pid: int) -> bool:
@@ -275,3 +295,63 @@ def test_a_filter_is_whole_instructions_with_jumps_that_stay_inside() -> None:
         for number in range(count):
             jump = max(code[8 * number + 2], code[8 * number + 3])
             assert number + 1 + jump < count or code[8 * number] == 0x06
+
+
+def test_what_a_program_does_to_its_own_folder_never_reaches_the_next_input(sandbox: Sandbox) -> None:
+    if sandbox.kind == "seccomp":
+        pytest.skip("there is no folder of its own there")
+    look = "import os\nprint(sorted(os.listdir('/tmp')), oct(os.stat('/tmp').st_mode), os.listxattr('/tmp'))\n"
+    for harm in (
+        "os.chmod('/tmp', 0)",
+        "os.mkdir('/tmp/input')",
+        "os.chmod('/tmp', 0o1777)",
+    ):
+        first, second = sandbox.run(Program(look + harm), ["", ""], Limits())
+        assert (first.verdict, second.verdict, second.stdout) == (Verdict.EXITED, Verdict.EXITED, first.stdout)
+
+
+def test_memory_that_processes_share_counts_once_and_files_in_memory_count(sandbox: Sandbox) -> None:
+    if sandbox.kind == "seccomp":
+        pytest.skip("nothing can be forked or written there")
+    forked = (
+        "import os, time\nkept = bytearray(60_000_000)\nfor _ in range(6):\n"
+        "    if os.fork() == 0:\n        time.sleep(0.2)\n        os._exit(0)\n"
+    )
+    held = "kept = bytearray(90_000_000)\nfor number in range(15):\n    open(f'/tmp/{number}', 'wb').write(b'x' * 4_000_000)\n"
+    waits = "import time\ntime.sleep(0.3)\nprint(1)"
+    assert sandbox.run_once(Program(forked + waits), limits=replace(SHORT, cpu_seconds=2)).stdout == "1\n"
+    assert sandbox.run_once(Program(held + waits), limits=replace(SHORT, cpu_seconds=2)).verdict is Verdict.MEMORY
+
+
+def test_standard_streams_have_their_names_and_an_input_cannot_be_changed(sandbox: Sandbox) -> None:
+    program = Program("text = open('/dev/stdin').read()\nopen('/dev/stdout', 'w').write(text + open('/dev/fd/0').read())")
+    assert sandbox.run_once(program, "a word ").stdout == "a word a word "
+
+
+def test_an_ignored_sigchld_is_refused_as_that_and_not_taken_for_success() -> None:
+    code = (
+        "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfrom leafe.envs.sandbox.limits import Program\n"
+        "from leafe.envs.sandbox.sandbox import Sandbox\nprint(Sandbox('seccomp').run_once(Program('print(1)')))"
+    )
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode and "SIGCHLD is ignored here" in done.stderr and not done.stdout
+
+
+def test_no_control_group_is_looked_for_where_there_is_no_hierarchy(tmp_path: Path) -> None:
+    mounts, own = tmp_path / "mounts", tmp_path / "cgroup"
+    for table, groups in (
+        ("tmpfs / tmpfs rw", "0::/"),
+        (f"cgroup2 {tmp_path} cgroup2 rw", "0::/../x"),
+        (f"c {tmp_path} cgroup2 rw", "9:memory:/"),
+    ):
+        mounts.write_text(table + " 0 0\n")
+        own.write_text(groups + "\n")
+        assert control_group.home(str(mounts), str(own)) is None
+
+
+@pytest.mark.skipif(control_group.home() is None, reason="no control group with a limit of memory can be made here")
+def test_what_the_kernel_ends_for_its_group_s_memory_is_told_as_memory(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_group, "MARGIN", -80 * MIB)
+    outcome = sandbox.run_once(Program("kept = b'x' * 110_000_000\nprint(1)"), limits=SHORT)
+    assert outcome.verdict is Verdict.MEMORY and outcome.stdout == ""

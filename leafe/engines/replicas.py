@@ -20,6 +20,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from leafe import lifeline
 from leafe.engines.base import Engine, EngineStats
 from leafe.errors import EngineError
 from leafe.records import Ask, Completion
@@ -88,8 +89,11 @@ class _Replica:
         self._gone = ""
         context = _context()
         self._pipe, far = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_serve, args=(make, far), name=f"leafe-engine-{number}", daemon=True)
-        self._process.start()
+        with lifeline.connection() as life:
+            self._process: BaseProcess = context.Process(
+                target=_serve, args=(make, far, life), name=f"leafe-engine-{number}", daemon=True
+            )
+            self._process.start()
         far.close()  # so that the pipe ends with the process
         self._listener = threading.Thread(target=self._listen, name=f"leafe-engine-{number}", daemon=True)
 
@@ -193,8 +197,9 @@ def _context() -> Any:
     return context
 
 
-def _serve(make: Callable[[], Engine], pipe: Connection) -> None:
-    """The process: makes its engine and answers until the pipe ends, which it does when its parent is gone, however that went."""
+def _serve(make: Callable[[], Engine], pipe: Connection, life: Connection) -> None:
+    """The process: makes its engine and answers until the pipe ends."""
+    lifeline.hold(life)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard reaches the parent, which ends us
     disable_progress_bar()  # the parent's stand alone
     try:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leafe import lifeline
 from leafe.digest import canonical, digest
 from leafe.envs.registry import make
 from leafe.envs.world import World
@@ -34,10 +35,13 @@ def ask_another_process(request: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "request.json"), Path(folder, "response.json")
         asked.write_text(canonical(encode(request)), encoding="utf-8")
-        code = "import sys; from leafe.envs.check_process import answer; answer(sys.argv[1], sys.argv[2])"
-        command = [sys.executable, "-c", code, str(asked), str(answered)]
+        code = "import sys; from leafe.envs.check_process import answer; answer(int(sys.argv[1]), *sys.argv[2:])"
+        life = lifeline.descriptor()
+        command = [sys.executable, "-c", code, str(life), str(asked), str(answered)]
         try:
-            done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=LIMIT, check=False)
+            done = subprocess.run(
+                command, env=surroundings, capture_output=True, text=True, timeout=LIMIT, check=False, pass_fds=(life,)
+            )
         except subprocess.TimeoutExpired:
             raise EnvironmentFailure(f"a second process did not come to an end in {LIMIT} s") from None
         if done.returncode or not answered.exists():
@@ -46,8 +50,9 @@ def ask_another_process(request: Mapping[str, Any]) -> dict[str, Any]:
         return dict(json.loads(answered.read_text(encoding="utf-8")))
 
 
-def answer(request_path: str, response_path: str) -> None:
+def answer(life: int, request_path: str, response_path: str) -> None:
     """What the second process does: draws the tasks, plays the asked episodes, writes the digests."""
+    lifeline.hold(life)
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     world = World(make(request["spec"], request["arguments"]))
     tasks = list(world.environment.tasks(request["split"], request["count"], request["seed"]))

@@ -1,7 +1,7 @@
 """A world in a process of its own: the handle that the parent holds, and what the child does.
 
 The child is a fresh interpreter that gets a pickled way to make its environment, and after that calls and answers go as lines of JSON
-over a socket. It leads a process group of its own: whatever it started ends with it, and it ends itself when the parent is gone. A
+over a socket. It leads a process group of its own: whatever it started ends with it, and the kernel ends both when the parent is gone. A
 child that crashes or hangs is a lost episode (`EnvironmentFailure`); the next call starts another. One thread at a time may call a
 handle; `kill` may come from any.
 """
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
+from leafe import lifeline
 from leafe.envs.base import Environment
 from leafe.envs.calls import Answer, Call, carry_out
 from leafe.envs.world import World
@@ -94,15 +95,16 @@ class _Child:
         self._said: IO[bytes] = tempfile.TemporaryFile("a+b")
         self._gone = False
         surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        code = "import sys; from leafe.envs.world_process import serve; serve(int(sys.argv[1]))"
+        code = "import sys; from leafe.envs.world_process import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+        life = lifeline.descriptor()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code, str(theirs.fileno())],
+                [sys.executable, "-c", code, str(theirs.fileno()), str(life)],
                 stdin=subprocess.DEVNULL,
                 stdout=self._said,
                 stderr=self._said,
                 env=surroundings,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), life),
                 start_new_session=True,
             )
         self._answers = self._socket.makefile("rb")
@@ -158,8 +160,9 @@ class _Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, life: int) -> None:
     """What a child does: makes the environment, then answers calls until the socket is closed."""
+    lifeline.hold(life, group=True)
     os.set_inheritable(descriptor, False)
     link = socket.socket(fileno=descriptor)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()

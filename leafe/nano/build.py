@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate, islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from leafe import lifeline
 from leafe.digest import seed_for
 from leafe.distill.attention import tree_attention
 from leafe.distill.pack import PackedRow, collate, term_losses
@@ -98,7 +100,9 @@ def build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], No
         return
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
-        spawn(_work, args=(meeting, plan.processes, partial(_build, curriculum, out, plan, log)), nprocs=plan.processes)
+        work = partial(_build, curriculum, out, plan, log)
+        with lifeline.connection() as life:
+            spawn(_work, args=(life, (meeting, plan.processes), work), nprocs=plan.processes)
 
 
 def _build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], None]) -> None:
@@ -242,7 +246,8 @@ def _save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path
     (out / "build.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def _work(rank: int, meeting: str, processes: int, work: Callable[[], None]) -> None:
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+def _work(rank: int, life: Connection, meeting: tuple[str, int], work: Callable[[], None]) -> None:
+    lifeline.hold(life)
+    torch.distributed.init_process_group("gloo", init_method=meeting[0], rank=rank, world_size=meeting[1])
     work()
     torch.distributed.destroy_process_group()

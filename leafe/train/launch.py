@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from leafe import lifeline
 from leafe.errors import UserError
 
 T = TypeVar("T")
@@ -55,7 +57,8 @@ def by_hand() -> Iterator[None]:
 def in_processes(count: int, work: Callable[[Told], T], told: Told) -> T:
     """Runs `work` in `count` processes and returns what the first one returns. `work` and its result can be pickled.
 
-    A `UserError` of any process is raised here; another failure ends all of them and is raised as torch's `ChildFailedError`.
+    A `UserError` of any process is raised here; another failure ends all of them and is raised as torch's `ChildFailedError`. None lives
+    on when this process is gone.
     """
     steps: Any = get_context("spawn").SimpleQueue()
     listener = Thread(target=_listen, args=(steps, told), daemon=True)
@@ -71,7 +74,8 @@ def in_processes(count: int, work: Callable[[Told], T], told: Told) -> T:
     )
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     try:
-        results = elastic_launch(config, _first_tells)(work, steps)
+        with lifeline.connection() as life:
+            results = elastic_launch(config, _first_tells)(work, steps, life)
     finally:
         steps.put(None)
         listener.join()
@@ -82,7 +86,8 @@ def in_processes(count: int, work: Callable[[Told], T], told: Told) -> T:
     return first
 
 
-def _first_tells(work: Callable[[Told], T], steps: Any) -> T | UserError:
+def _first_tells(work: Callable[[Told], T], steps: Any, life: Connection) -> T | UserError:
+    lifeline.hold(life)
     first = os.environ["RANK"] == "0"
     try:
         return work(lambda done, total: steps.put((done, total)) if first else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -38,12 +39,16 @@ RANDOM_BYTES = bytes((37 * number + number // 251) % 256 for number in range(2**
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start: the command, its environment, descriptors to hand down, and the user to become (None for oneself)."""
+    """What to start: the command, its environment, descriptors to hand down, and the user to become (None for oneself).
+
+    `farewell` is the signal that ends it with all that it started.
+    """
 
     command: tuple[str, ...]
     surroundings: Mapping[str, str]
     descriptors: tuple[int, ...] = ()
     user: int | None = None
+    farewell: int = signal.SIGKILL
 
 
 def interpreter_or_default(given: str | None) -> str:
@@ -131,7 +136,7 @@ def seccomp(program: Program, limits: Limits, interpreter: str) -> Iterator[Laun
         command = [interpreter, "-I", "-S", f"{folder}/driver.py", *_driver_arguments(limits, folder)]
         command += [interpreter, "-I", "-S", f"{folder}/lock.py", f"{folder}/rules", ":".join(readable), "--"]
         command += [interpreter, "-s", f"{folder}/{'program' if program.runner is None else 'runner'}.py"]
-        yield Launch(tuple(command), SURROUNDINGS, (), _other_user())
+        yield Launch(tuple(command), SURROUNDINGS, (), _other_user(), signal.SIGTERM)  # the driver ends the program first
 
 
 KINDS = {"bubblewrap": bubblewrap, "seccomp": seccomp}

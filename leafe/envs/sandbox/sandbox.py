@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable
 from functools import cache
 
 from leafe.envs.sandbox.container import KINDS, interpreter_or_default
-from leafe.envs.sandbox.limits import Limits, Outcome, Program, Verdict
+from leafe.envs.sandbox.limits import Limits, Outcome, Program
 from leafe.envs.sandbox.session import Lost, Session
 from leafe.errors import UnknownName
 
@@ -49,10 +49,7 @@ class Sandbox:
                         outcome = session.run(text.encode("utf-8", "replace"))
                         lost = not session.clean
                     except Lost as reason:
-                        outcome, lost = (
-                            Outcome(Verdict.TIME if reason.late else Verdict.ERROR, stderr=f"the sandbox: {reason}"),
-                            True,
-                        )
+                        outcome, lost = Outcome(reason.verdict, stderr=f"the sandbox: {reason}"), True
                     if lost:
                         session.close()
                         session = None

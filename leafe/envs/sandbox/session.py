@@ -12,24 +12,27 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from types import TracebackType
 
 from leafe.envs.sandbox.container import Launch
+from leafe.envs.sandbox.control_group import group
 from leafe.envs.sandbox.driver import PATIENCE
 from leafe.envs.sandbox.limits import Limits, Outcome, Verdict
 from leafe.errors import EnvironmentFailure
 
 START = 120.0  # seconds for a sandbox to come up on a machine that is far too busy
+FAREWELL = 5.0  # seconds for a driver that was told to end to do so
 GRACE = 20.0  # seconds for the driver to clear up and answer there
 TAIL = 4096  # the most bytes of standard error that a driver sends
 
 
 class Lost(Exception):
-    """The driver does not answer as it should. `late` when it was given up on."""
+    """The driver does not answer as it should. `verdict` is what that says of the program."""
 
-    def __init__(self, why: str, *, late: bool = False) -> None:
+    def __init__(self, why: str, verdict: Verdict = Verdict.ERROR) -> None:
         super().__init__(why)
-        self.late = late
+        self.verdict = verdict
 
 
 class Session:
@@ -41,8 +44,10 @@ class Session:
         self._held = ExitStack()
         what = self._held.enter_context(launch)
         try:
+            self._group = self._held.enter_context(group())
             self._process = self._held.enter_context(_started(what))
             self._await_start()
+            self._shut_in()
         except BaseException:
             self.close()
             raise
@@ -66,8 +71,28 @@ class Session:
             words = (self._process.stderr.read() or b"").decode("utf-8", "replace").strip().splitlines()
             raise EnvironmentFailure(f"the sandbox did not start: {words[-1][:300] if words else lost}") from None
 
+    def _shut_in(self) -> None:
+        """The driver waits for its first input now; whatever it starts will be in the group too."""
+        try:
+            if self._group:
+                self._group.take(self._process.pid)
+        except OSError:
+            self._group = None  # one that may be made and not be filled
+
     def run(self, text: bytes) -> Outcome:
         """Runs the program on an input. Raises `Lost`, after which the session can only be closed."""
+        if self._group is None:
+            return self._answer(text)
+        before = self._group.ended
+        # The driver holds the input more than once for a moment, and what the program writes.
+        self._group.allow(self.limits.memory_bytes + 4 * (len(text) + self.limits.output_bytes))
+        try:
+            outcome = self._answer(text)
+        except Lost as lost:
+            raise Lost(str(lost), Verdict.MEMORY if self._group.ended > before else lost.verdict) from None
+        return replace(outcome, verdict=Verdict.MEMORY) if self._group.ended > before else outcome
+
+    def _answer(self, text: bytes) -> Outcome:
         deadline = time.monotonic() + PATIENCE * self.limits.wall_seconds + GRACE
         self._write(len(text).to_bytes(4, "little") + text, deadline)
         header = b""
@@ -95,7 +120,7 @@ class Session:
         poller = select.poll()
         poller.register(descriptor, event)
         if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise Lost("it does not answer", late=True)
+            raise Lost("it does not answer", Verdict.TIME)
 
     def _write(self, data: bytes, deadline: float) -> None:
         assert self._process.stdin
@@ -127,7 +152,7 @@ class Session:
 
 @contextmanager
 def _started(what: Launch) -> Iterator[subprocess.Popen[bytes]]:
-    """The process outside; when it is killed, bubblewrap takes its namespace along."""
+    """The process outside."""
     process = subprocess.Popen(
         what.command,
         stdin=subprocess.PIPE,
@@ -144,8 +169,12 @@ def _started(what: Launch) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.kill()
-        process.wait()
+        process.send_signal(what.farewell)
+        try:
+            process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
                 with suppress(OSError):

@@ -6,6 +6,7 @@ kept, and the same command goes on from there.
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import sys
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
@@ -30,7 +30,7 @@ from leafe.envs import registry
 from leafe.envs.check import check_environment
 from leafe.envs.person import person_plays
 from leafe.envs.sandbox.probe import objection
-from leafe.errors import LeafeError, RunConflict, UnknownName, UserError
+from leafe.errors import LeafeError, RunConflict, UnknownName, UserError, is_full, unwritable
 from leafe.evaluate.compare import compare as compare_arms
 from leafe.evaluate.outcomes import ArmOutcomes, of_run
 from leafe.evaluate.passk import Resampling
@@ -58,6 +58,7 @@ from leafe.viewer.report import (
     rows_of,
     write_report,
 )
+from leafe.yaml_text import read_values
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,20 +82,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 def _emit(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _values(texts: list[str] | None) -> dict[str, Any]:
-    """`name=value` texts, each value read as YAML."""
-    values = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UserError(f"wanted name=value, as boxes=2, found {text!r}")
-        try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"cannot read the value in {text!r}; quote it") from None
-    return values
 
 
 def _show(run: RunDirectory, *, ends: bool = True) -> None:
@@ -292,7 +279,7 @@ def check_env(
     split: str = "train",
 ) -> None:
     """Proves what an environment declares; exit status 1 when it does not hold."""
-    args = _values(arguments)
+    args = read_values(arguments or [])
     made = partial(registry.make, spec, args)
     result = check_environment(made, name=spec, rollbacks=rollbacks, count=tasks, split=split, spec=spec, arguments=args)
     if as_json:
@@ -311,7 +298,7 @@ def play(
     number: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """A person plays. `back N` rolls back to turn N, an empty line or end of input leaves."""
-    environment = registry.make(spec, _values(arguments))
+    environment = registry.make(spec, read_values(arguments or []))
     task = environment.tasks(split, number)[-1]
     for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
         print(line, flush=True)
@@ -325,7 +312,7 @@ def export_examples(
 ) -> None:
     """Writes the first round's examples for another trainer."""
     with RunDirectory.existing(path, read_only=True) as directory:
-        source = directory.examples(1)
+        source = directory.check(directory.examples(1))
         if not source.exists():
             raise UserError(f"{path} has no examples yet; type: leafe distill {path}")
         if out.exists():
@@ -361,7 +348,7 @@ def nano_build(
     seed: int = 0,
 ) -> None:
     """Trains a small model for a world from nothing, which takes hours; started again after a kill it goes on."""
-    args = _values(arguments)
+    args = read_values(arguments or [])
     taught = world(spec, args, split=split)
     if out is None and (spec not in SHIPPED or args):
         raise UserError("no checkpoint ships for this world; say where the new one goes with --out DIR")
@@ -388,6 +375,11 @@ def main() -> None:
     except LeafeError as error:
         print(f"leafe: {type(error).__name__}: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG and not is_full(error):
+            raise
+        print(f"leafe: {unwritable(str(error.filename or 'a file')[:200], error)}", file=sys.stderr)
+        raise SystemExit(2) from None
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             print("leafe: interrupted; the same command goes on from here", file=sys.stderr)

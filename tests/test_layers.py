@@ -17,6 +17,8 @@ FLOORS = {
     "errors": 0,
     "digest": 0,
     "jsonl": 0,
+    "manifest": 0,
+    "yaml_text": 0,
     "address": 0,
     "config": 1,
     "settings": 1,

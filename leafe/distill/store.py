@@ -84,12 +84,11 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     is_parquet = path.suffix == ".parquet"
     if kind == "verl" and not is_parquet:
         raise UserError(f"verl reads parquet files only; give a name that ends in .parquet instead of {path.name}")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: No such file or directory; give a file in a folder that is there")
     rows = [FORMATS[kind](example) for example in examples]
     content = _parquet(rows) if is_parquet else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    try:
-        write_bytes_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give a file in a folder that is there") from None
+    write_bytes_atomically(path, content)
     return len(rows)
 
 

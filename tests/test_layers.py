@@ -18,6 +18,7 @@ FLOORS = {
     "digest": 0,
     "jsonl": 0,
     "manifest": 0,
+    "growing": 0,
     "yaml_text": 0,
     "address": 0,
     "config": 1,

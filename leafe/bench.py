@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distill.examples import Choice
+from leafe.distill.store import with_texts
 from leafe.engines.base import Engine
+from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
+from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
 from leafe.errors import RunConflict, UserError
 from leafe.evaluate.evaluate import evaluate
@@ -267,6 +270,7 @@ def train_stage(
     if stage in run.stages:
         return
     run.check(model)
+    examples = _as_sent(bench, run, model, examples)
     files = [run.checkpoint(arm), *files]
     if not examples:
         with told_if_unwritable(run.checkpoint(arm)), whole_folder(run.checkpoint(arm)) as folder:
@@ -285,6 +289,15 @@ def train_stage(
     run.finish_stage(
         stage, {"examples": report.examples, "steps": report.steps, "attention": report.attention, **losses}, files=files
     )
+
+
+def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
+    """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
+    found = run.stages.get("probe")
+    if model != bench.base or not isinstance(found, dict) or found.get("controls", "text") == "text":
+        return examples
+    template = ChatTokenizer(load_tokenizer(model)).template
+    return [with_texts(example, template.broken) for example in examples]
 
 
 def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> None:

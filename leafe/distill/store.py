@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,12 @@ def read_examples(path: Path) -> Iterator[Example]:
             yield decode(Example, line)
         except ValueError as error:
             raise CorruptFile(f"{path} line {number} is no example ({error}); distil again") from None
+
+
+def with_texts(example: Example, change: Callable[[str], str]) -> Example:
+    """The example with every text of its conversation changed; its ids stay."""
+    messages = tuple(replace(message, content=change(message.content)) for message in example.messages)
+    return replace(example, messages=messages, target=change(example.target))
 
 
 def _messages(example: Example) -> list[dict[str, str]]:

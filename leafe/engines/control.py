@@ -57,8 +57,11 @@ class ControlTokens:
                 return text
         return self._pattern.sub(UNKNOWN, text)
 
-    def text_ids(self, text: str) -> list[int]:
-        """The ids of a text, its control tokens encoded as text."""
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text by itself; what spells out a control token in it is text as well."""
+        if self.is_plain(text):
+            return self._encoded(text)
+        text = self.spelled(text)
         try:
             ids = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}],

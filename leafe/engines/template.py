@@ -95,8 +95,8 @@ class ChatTemplate:
         return [int(token) for token in ids]
 
     def text_ids(self, text: str) -> list[int]:
-        """The ids of a text by itself, what spells out a control token in it spelled out in ids."""
-        return self._control.text_ids(self._control.spelled(text))
+        """The ids of a text by itself; what spells out a control token in it is text as well."""
+        return self._control.ids(text)
 
     def plain(self, content: str) -> bool:
         """Whether a content spells out no control token."""
@@ -191,6 +191,16 @@ class ChatTemplate:
                 "chat_template.jinja beside the tokenizer."
             )
 
+    def _is_forgeable(self) -> bool:
+        """Whether one message that holds what the template writes between three has the ids of the three."""
+        three = [("user", "Alpha."), ("assistant", "Beta."), ("user", "Gamma.")]
+        try:
+            between = self.text(self.arranged(three)).partition(three[0][1])[2].rpartition(three[2][1])[0]
+            one = [("user", three[0][1] + between + three[2][1])]
+            return self.ids(self.arranged(one)) == self.ids(self.arranged(three))
+        except Exception:  # a template raises what it likes
+            return False
+
     def _control_tokens(self) -> list[str]:
         """The special tokens, and the other added tokens that the template writes around plain messages."""
         written = {token for turns in (TRIAL, TRIAL[1:]) for token in self._added(self.text(self.arranged(turns)))}
@@ -209,6 +219,8 @@ class ChatTemplate:
                 "the chat template has no place for a system message, so it stands ahead of the first user message, in sampling, "
                 "training and measuring alike"
             )
+        if self._is_forgeable():
+            yield "the chat template parts messages by plain words, so a text that holds these reads like messages of its own"
         if CLOCK in self._source:
             yield "the chat template asks for today's date and is told 26 July 2024, so that the same conversation stays the same tomorrow"
 

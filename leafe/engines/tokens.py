@@ -143,7 +143,7 @@ class ChatTokenizer:
 
     def text_ids(self, text: str) -> list[int]:
         """The ids of a text by itself; what spells out a control token in it is text as well."""
-        return self._tokenise(text) if self.template.plain(text) else self.template.text_ids(text)
+        return self.template.text_ids(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, special tokens and the token that ended it dropped."""

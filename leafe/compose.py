@@ -78,11 +78,6 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
     )
 
 
-def text_breaker(config: RunConfig) -> Callable[[str], str]:
-    """Puts a space into the control tokens that a text spells out, by the tokenizer of the base. Raises `UserError` without one."""
-    return ChatTokenizer(load_tokenizer(locate(config.model, CHECKPOINTS))).template.broken
-
-
 def _meter(settings: EngineSettings, base: Path, probed: Callable[[], Findings] | None) -> Meter:
     """Counts with the tokenizer of the base. What a server's context is, only the server knows."""
     tokens = ChatTokenizer(load_tokenizer(base))

@@ -1,6 +1,6 @@
 """What this machine has and lacks, each with the command that mends it.
 
-Looks at metadata and at the system's own files; imports none of the libraries it speaks of, so it answers where they are broken.
+Looks at metadata and at the system's own files, and tries imports in a process of their own, so it answers where libraries are broken.
 What is wanted is read from the package's own metadata and stands nowhere else.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, version
 from importlib.resources import files
@@ -23,6 +24,8 @@ GIB = 2**30
 INSTALL = "pip install -c constraints.txt"  # in the repository's folder, as everything that mends a package
 JAVA_INSTALL = "apt-get install default-jre-headless (or: conda install openjdk)"
 PROCESSOR = Path("/proc/cpuinfo")
+HEAVY = ("pydantic", "torch", "transformers", "peft")  # libraries with a part that is compiled, or that import one
+PATIENCE = 120  # seconds that an import may take on a slow disk
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
 
 
@@ -41,6 +44,7 @@ def examine(runs: Path = Path("runs")) -> list[Finding]:
     return [
         python_finding(sys.version_info[:3]),
         *_own_findings(),
+        *import_findings(),
         model_finding(Path(str(files("leafe"))) / "nano"),
         writable_finding(runs),
         cores_finding(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
@@ -89,6 +93,29 @@ def package_findings(requirements: list[str], installed: Callable[[str], str | N
         wanted = f"{found or 'not installed'}, wanted {requirement.specifier or 'any version'}"
         mend = f"{INSTALL} -e '.[{extra}]'" if extra else f"{INSTALL} -e ."
         yield Finding(requirement.name, wanted, "optional" if extra else "missing", mend)
+
+
+def import_findings(names: Sequence[str] = HEAVY) -> Iterator[Finding]:
+    """One finding for each library that is installed and cannot be imported; none where all can."""
+    if _import_fault(", ".join(names)) is None:
+        return
+    for name in names:
+        fault = _import_fault(name) if _installed(name) else None
+        if fault is not None:
+            yield Finding(f"import {name}", fault, "missing", f"{INSTALL} --force-reinstall {name}")
+
+
+def _import_fault(names: str) -> str | None:
+    """What an import ends with in a process of its own, None for nothing."""
+    command = [sys.executable, "-P", "-c", f"import {names}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        return f"takes more than {PATIENCE} seconds"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return f"{lines[-1]:.200}" if done.returncode > 0 and lines else f"ends with status {done.returncode}"
 
 
 def _extra(requirement: Requirement) -> str:

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from leafe.doctor import Finding
 from leafe.envs.check import CheckReport
 from leafe.evaluate.compare import Comparison, table_rows
 from leafe.evaluate.diagnose import Diagnosis
@@ -20,7 +19,7 @@ from leafe.evaluate.passk import Interval
 from leafe.forest.faults import Faults, fault_cells
 from leafe.viewer.page import ExplorationRow
 
-SIGNS = {"pass": "[green]✓[/]", "ok": "[green]✓[/]", "fail": "[red]✗[/]", "missing": "[red]✗[/]", "skipped": "–", "optional": "–"}
+SIGNS = {"pass": "[green]✓[/]", "fail": "[red]✗[/]", "skipped": "–"}
 
 
 class _Bar:
@@ -117,14 +116,6 @@ def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
     table = _table("Replies, tries and reflections, %", words.split("|"))
     for name, faults in named:
         table.add_row(escape(name), *fault_cells(faults))
-    return table
-
-
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """What `doctor` found."""
-    table = Table(show_header=False, box=None)
-    for finding in findings:
-        table.add_row(SIGNS[finding.verdict], escape(finding.what), escape(finding.found), escape(finding.mend))
     return table
 
 

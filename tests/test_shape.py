@@ -85,7 +85,7 @@ def test_nothing_but_the_command_line_prints() -> None:
             isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" for node in ast.walk(tree)
         )
 
-    assert [name for name, tree in TREES.items() if prints(tree) and name != "leafe/cli.py"] == []
+    assert [name for name, tree in TREES.items() if prints(tree) and not name.startswith("leafe/cli/")] == []
 
 
 def named_in(node: ast.AST) -> Iterator[str]:
@@ -103,6 +103,7 @@ def test_our_own_modules_are_imported_at_the_top() -> None:
         for node in ast.walk(function)
         for module in named_in(node)
         if module.split(".")[0] == "leafe"
+        and not name.startswith("leafe/cli/__init__.py")  # commands are loaded when they are called
     ]
     assert lazy == []
 

@@ -8,6 +8,7 @@ is in `HINTS`. The ids that were sampled travel along where the format has room 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -20,6 +21,11 @@ from leafe.jsonl import read_lines, write_bytes_atomically, write_text_atomicall
 from leafe.records import Example, decode, encode
 
 SCHEMA = "leafe.examples/1"
+# Control tokens as the families of models write them: `<|im_end|>`, `<｜User｜>`, `<end_of_turn>`, `</s>`, `[/INST]`.
+CONTROL = re.compile(
+    r"<\|[^<>|\s]{1,40}\|>|<\uff5c[^<>\uff5c\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>"
+)
+TRIES = 8  # a space that is put in can make another one of the rest
 VERL_COLUMN = "conversation"
 
 
@@ -36,6 +42,15 @@ def read_examples(path: Path) -> Iterator[Example]:
             yield decode(Example, line)
         except ValueError as error:
             raise CorruptFile(f"{path} line {number} is no example ({error}); distil again") from None
+
+
+def parted(text: str) -> str:
+    """The text with a space in everything that some tokenizer takes for a control token: which one will read it is not known."""
+    for _ in range(TRIES):
+        if not CONTROL.search(text):
+            break
+        text = CONTROL.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)
+    return text
 
 
 def with_texts(example: Example, change: Callable[[str], str]) -> Example:
@@ -84,6 +99,7 @@ HINTS = {
 def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     """Writes examples for another trainer (`trl`, `verl`, `llama-factory`); returns how many.
 
+    Control tokens that texts spell out have a space put into them.
     A name that ends in `.parquet` gives a parquet file, which is all that verl reads, another one a JSON line for each example.
     """
     if kind not in FORMATS:
@@ -93,7 +109,7 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
         raise UserError(f"verl reads parquet files only; give a name that ends in .parquet instead of {path.name}")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: No such file or directory; give a file in a folder that is there")
-    rows = [FORMATS[kind](example) for example in examples]
+    rows = [FORMATS[kind](with_texts(example, parted)) for example in examples]
     content = _parquet(rows) if is_parquet else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     write_bytes_atomically(path, content)
     return len(rows)

@@ -65,7 +65,7 @@ class OpenAIEngine:
         self.concurrency = concurrency
         self.model = model
         self.tokenizer = tokenizer
-        self._encode = encode or (ControlTokens(tokenizer, tokenizer.all_special_tokens).ids if tokenizer is not None else tuple)
+        self._encode = encode or (ControlTokens(tokenizer, tokenizer.all_special_tokens).ids if tokenizer is not None else None)
         self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
         self._cap, self._count = cap if self.max_context == cap else 0, count
         self._dialect, self._arrange = dialect, arrange
@@ -107,7 +107,7 @@ class OpenAIEngine:
 
     def _encoded(self, reply: Reply) -> tuple[int, ...]:
         """Ids made from the text, as close to the sampled ones as can be had. A control token that it spells out is text."""
-        if self.tokenizer is None:
+        if self.tokenizer is None or self._encode is None:
             return ()
         ids = list(self._encode(reply.text))
         if reply.finish == "stop" and self.tokenizer.eos_token_id is not None:

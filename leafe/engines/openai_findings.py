@@ -119,7 +119,7 @@ def refuse_lacking(found: Findings, *, trains: bool) -> None:
 
 def differing(before: Mapping[str, Any], now: Findings) -> list[str]:
     """What a server has become that another process of the same run found otherwise, as `["ids: sampled -> none"]`."""
-    kept = ("model", "dialect", "ids", "logprobs", "prompt", "seeds_differ")
+    kept = ["model", "dialect", "ids", "logprobs", "prompt", "seeds_differ"]
+    kept += ["controls"] if "controls" in before else []  # which older runs did not ask for
     found = now.as_json()
-    kept = (*kept, "controls") if "controls" in before else kept  # which older runs did not ask for
     return [f"{name}: {before.get(name)} -> {found[name]}" for name in kept if before.get(name) != found[name]]

@@ -171,7 +171,9 @@ class _Trial:
     async def controls(self, dialect: Dialect, asked: int) -> Controls:
         """What the server makes of control tokens in a text, by how many tokens a prompt of `asked` has more with some in it."""
         tokens = self.question.tokenizer
-        known = tokens.template.control_tokens if tokens and asked else ()
+        if tokens is None or not asked:
+            return "unknown"
+        known = tokens.template.control_tokens
         for token in known[:MOST_TOKENS]:
             hostile = (*SAID[:-1], Message("user", SAID[-1].content + f" {token}" * REPEATS))
             as_text, as_tokens = _more_ids(tokens, hostile)
@@ -184,7 +186,7 @@ class _Trial:
             except Malformed:
                 more = None
             return "text" if more == as_text else "tokens" if more == as_tokens else "unknown"
-        return "unknown" if known or not tokens or not asked else "text"
+        return "unknown" if known else "text"
 
     async def prompt_ids(self, dialect: Dialect) -> list[int] | None:
         """The ids of the prompt, where the server returns them."""

@@ -1,0 +1,232 @@
+"""The command line: one verb a stage. It says what can be typed; the files beside it do the work and are loaded when they are called.
+
+Nothing is imported here that a command may do without, so that help comes at once and `leafe doctor` speaks where a library is broken.
+Bad input is one sentence on standard error and exit status 2. A failed engine is one sentence and status 1; what was done is
+kept, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leafe.address import hidden
+from leafe.errors import LeafeError, UserError, is_full, unwritable
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train agents to recover from their own mistakes.",
+)
+nano_app = typer.Typer(no_args_is_help=True, help="The bundled model.")
+app.add_typer(nano_app, name="nano")
+INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+
+RunPath = Annotated[Path, typer.Argument(help="a run directory", show_default=False)]
+RunOrRecipe = Annotated[str, typer.Argument(help="a run directory; or a recipe's name or YAML file", show_default=False)]
+Recipe = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as a.b=value", show_default=False)]
+Out = Annotated[Path | None, typer.Option(help="the run directory; a free one below runs/ unless said")]
+Spec = Annotated[str, typer.Argument(help="a name or module:Class", show_default=False)]
+Arguments = Annotated[list[str] | None, typer.Argument(help="the environment's arguments as name=value", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+@app.command()
+def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None:
+    """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
+    from leafe.cli import stages
+
+    stages.run(recipe, overrides or [], out)
+
+
+@app.command()
+def explore(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None) -> None:
+    """Stage 1: the first round and the controls; those that are finished are left alone. With a recipe, a run is started in --out."""
+    from leafe.cli import stages
+
+    stages.explore(where, overrides or [], out)
+
+
+@app.command()
+def distill(path: RunPath) -> None:
+    """Draws the training examples out of the first round's forest."""
+    from leafe.cli import stages
+
+    stages.distill(path)
+
+
+@app.command()
+def train(path: RunPath) -> None:
+    """Trains on the distilled examples, further rounds and comparison arms included."""
+    from leafe.cli import stages
+
+    stages.train(path)
+
+
+@app.command()
+def evaluate(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None) -> None:
+    """Measures base and trained arms on the held-out tasks. With a recipe, a run is started in --out and the base alone is measured."""
+    from leafe.cli import stages
+
+    stages.evaluate(where, overrides or [], out)
+
+
+@app.command()
+def diagnose(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    *,
+    as_json: AsJson = False,
+    turns: Annotated[int, typer.Option(min=1)] = 400,
+) -> None:
+    """Whether LEAFE can help: readable reflections, branches against fresh attempts, the reflection gap. Trains nothing.
+
+    Takes the model, environment, tasks and budget of a recipe; `--turns` is how many branching turns the gap is measured at.
+    """
+    from leafe.cli import stages
+
+    stages.diagnose(recipe, overrides or [], turns=turns, as_json=as_json)
+
+
+@app.command()
+def report(path: RunPath) -> None:
+    """Writes the page of a run anew, from what is there."""
+    from leafe.cli import results
+
+    results.report(path)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run directories", show_default=False)],
+    *,
+    as_json: AsJson = False,
+    k: Annotated[int | None, typer.Option(help="one more k")] = None,
+    base: Annotated[str, typer.Option(help="the arm that the others are compared with, as rehearsal or RUN:leafe")] = "base",
+) -> None:
+    """Pass@k of the arms of one run or several, side by side, minus their run's base or another arm. Intervals are as in the first run."""
+    from leafe.cli import results
+
+    results.compare(runs, k=k, base=base, as_json=as_json)
+
+
+@app.command("export")
+def export_examples(
+    path: RunPath,
+    kind: Annotated[str, typer.Argument(help="trl, verl or llama-factory")],
+    out: Annotated[Path, typer.Argument(help="the file to write")],
+) -> None:
+    """Writes the first round's examples for another trainer."""
+    from leafe.cli import results
+
+    results.export(path, kind, out)
+
+
+@app.command()
+def envs() -> None:
+    """Lists the environments that are known by name."""
+    from leafe.cli import environments
+
+    environments.envs()
+
+
+@app.command("check-env")
+def check_env(
+    spec: Spec,
+    arguments: Arguments = None,
+    *,
+    as_json: AsJson = False,
+    rollbacks: Annotated[int, typer.Option(min=1)] = 200,
+    tasks: Annotated[int, typer.Option(min=1, help="each is played up to three times")] = 8,
+    split: str = "train",
+) -> None:
+    """Proves what an environment declares; exit status 1 when it does not hold."""
+    from leafe.cli import environments
+
+    passed = environments.check_env(spec, arguments or [], environments.Thoroughness(rollbacks, tasks, split), as_json=as_json)
+    raise SystemExit(0 if passed else 1)
+
+
+@app.command()
+def play(
+    spec: Spec,
+    arguments: Arguments = None,
+    *,
+    split: str = "train",
+    number: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """A person plays. `back N` rolls back to turn N, an empty line or end of input leaves."""
+    from leafe.cli import environments
+
+    environments.play(spec, arguments or [], split, number)
+
+
+@app.command()
+def doctor(*, as_json: AsJson = False) -> None:
+    """Says what is installed, what is missing, and the command that mends it."""
+    from leafe.cli import health
+
+    raise SystemExit(health.doctor(as_json=as_json))
+
+
+@nano_app.command("build")
+def nano_build(
+    spec: Annotated[
+        str, typer.Argument(help="sokoban, household, or any environment with an expert, by name or module:Class")
+    ] = "sokoban",
+    arguments: Arguments = None,
+    *,
+    out: Annotated[Path | None, typer.Option(help="where the checkpoint goes; where the shipped one lies unless said")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser; the world's own number unless said")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="one a free core; each adds a batch to every step")] = 2,
+    start: Annotated[Path | None, typer.Option(help="a checkpoint to go on from")] = None,
+    split: Annotated[str, typer.Option(help="whose tasks are taught, where no checkpoint ships")] = "train",
+    seed: int = 0,
+) -> None:
+    """Trains a small model for a world from nothing, which takes hours; started again after a kill it goes on."""
+    from leafe.cli import nano
+
+    taught = nano.Taught(spec, tuple(arguments or ()), split)
+    nano.build_nano(taught, out, start, nano.Effort(steps, processes, seed))
+
+
+def main() -> None:
+    """Runs the command line; the entry point of the `leafe` command."""
+    # What thousands of episodes leave behind is long-lived and holds no cycles; looking for some took a seventh of a profile of exploring.
+    gc.set_threshold(100_000, 20, 20)
+    try:
+        app()
+    except UserError as error:
+        print(f"leafe: {hidden(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except LeafeError as error:
+        print(f"leafe: {type(error).__name__}: {hidden(str(error))}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except ImportError as error:
+        _broken(error)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG and not is_full(error):
+            raise
+        print(f"leafe: {unwritable(str(error.filename or 'a file')[:200], error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("leafe: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
+
+
+def _broken(error: ImportError) -> None:
+    """A library cannot be imported, perhaps one that typer wants in order to read what was typed; the doctor does without any."""
+    if sys.argv[1:2] == ["doctor"]:
+        from leafe.cli import health
+
+        raise SystemExit(health.doctor(as_json="--json" in sys.argv)) from None
+    print(f"leafe: a library cannot be imported: {error}; type: leafe doctor", file=sys.stderr)
+    raise SystemExit(1) from None

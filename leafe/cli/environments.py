@@ -1,0 +1,50 @@
+"""The commands about environments: which are known, whether one keeps its word, and a game for a person."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from leafe.cli.console import console, emit, values_of
+from leafe.envs import registry
+from leafe.envs.check import check_environment
+from leafe.envs.person import person_plays
+from leafe.records import encode
+from leafe.terminal import check_table
+
+
+@dataclass(frozen=True, slots=True)
+class Thoroughness:
+    """How much is tried: rollbacks, and tasks of a split."""
+
+    rollbacks: int
+    tasks: int
+    split: str
+
+
+def envs() -> None:
+    """The environments that are known by name."""
+    for name, line in sorted(registry.known().items()):
+        console.print(f"[bold]{name}[/]  {line}", highlight=False, soft_wrap=True)
+
+
+def check_env(spec: str, arguments: Sequence[str], how: Thoroughness, *, as_json: bool) -> bool:
+    """Whether what an environment declares holds."""
+    args = values_of(arguments)
+    made = partial(registry.make, spec, args)
+    found = check_environment(made, name=spec, rollbacks=how.rollbacks, count=how.tasks, split=how.split, spec=spec, arguments=args)
+    if as_json:
+        emit(encode(found) | {"passed": found.passed})
+    else:
+        console.print(check_table(found))
+    return found.passed
+
+
+def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
+    """A game of a person with the task of this number."""
+    environment = registry.make(spec, values_of(arguments))
+    task = environment.tasks(split, number)[-1]
+    for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
+        print(line, flush=True)

@@ -1,0 +1,48 @@
+"""`leafe nano build`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from leafe.cli.console import values_of
+from leafe.errors import UserError
+from leafe.nano import CHECKPOINTS
+from leafe.nano.build import Plan, Shape, build
+from leafe.nano.worlds import SHIPPED, world
+from leafe.train.checkpoint import locate
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """The world that is taught: its name or `module:Class`, arguments as `name=value`, and whose tasks where no checkpoint ships."""
+
+    spec: str
+    arguments: tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Steps of the optimiser (None: the world's own number), processes, and the seed."""
+
+    steps: int | None
+    processes: int
+    seed: int
+
+
+def build_nano(taught: Taught, out: Path | None, start: Path | None, effort: Effort) -> None:
+    """Trains a small model for a world into `out`, from a checkpoint or from nothing."""
+    args = values_of(taught.arguments)
+    lessons = world(taught.spec, args, split=taught.split)
+    if out is None and (taught.spec not in SHIPPED or args):
+        raise UserError("no checkpoint ships for this world; say where the new one goes with --out DIR")
+    plan = Plan(
+        steps=effort.steps or lessons.steps,
+        processes=effort.processes,
+        seed=effort.seed,
+        shape=Shape(vocabulary=lessons.vocabulary),
+        start=str(locate(str(start), CHECKPOINTS)) if start else "",
+    )
+    build(lessons.curriculum, out or CHECKPOINTS[SHIPPED[taught.spec].name], plan, partial(print, flush=True))

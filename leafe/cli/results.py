@@ -1,0 +1,100 @@
+"""The commands that read runs: their tables and pages, comparison, examples for other trainers. None of them needs a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from leafe.cli.console import console, emit
+from leafe.distill import store
+from leafe.errors import RunConflict, UserError
+from leafe.evaluate.compare import compare as compare_arms
+from leafe.evaluate.outcomes import ArmOutcomes, of_run
+from leafe.evaluate.passk import Resampling
+from leafe.forest.faults import Faults
+from leafe.run import RunDirectory
+from leafe.settings import EvaluateSettings
+from leafe.terminal import alarm, exploration_table, faults_table, pass_table
+from leafe.viewer.report import (
+    alarms_of,
+    arms_of,
+    comparison_of,
+    ends_of,
+    exploration_of,
+    faults_named,
+    flags_of,
+    notice_of,
+    rows_of,
+    write_report,
+)
+
+PARTED = "texts spell out control tokens; a space stands in these, since another trainer would take them for the tokens"
+
+
+def report(path: Path) -> None:
+    """The page of a run, written anew."""
+    with RunDirectory.existing(path) as directory:
+        show(directory)
+
+
+def compare(paths: Sequence[Path], *, k: int | None, base: str, as_json: bool) -> None:
+    """Pass@k of the arms of runs, minus their run's base or another arm."""
+    arms: list[ArmOutcomes] = []
+    settings: list[EvaluateSettings] = []
+    sentences: list[str] = []
+    for path in paths:
+        with RunDirectory.existing(path, read_only=True) as directory:
+            settings.append(directory.config.evaluate)
+            found = arms_of(directory)
+            if not found:
+                raise UserError(f"{path} has measured nothing yet; type: leafe evaluate {path}")
+            named = found if len(paths) == 1 else of_run(path.resolve().name, found)
+            arms += named
+            sentences += alarms_of(faults_named([], named), directory.config)
+    shared = min(settings, key=lambda one: one.samples).ks
+    ks = () if k is None else tuple(sorted({*shared, k}))
+    comparison = compare_arms(arms, base=base, ks=ks, how=Resampling(settings[0].resamples, settings[0].confidence))
+    if as_json:
+        emit(comparison.as_json())
+        return
+    console.print(pass_table(comparison))
+    show_faults([(arm.name, arm.faults) for arm in comparison.arms], sentences)
+
+
+def export(path: Path, kind: str, out: Path) -> None:
+    """The first round's examples as another trainer reads them."""
+    with RunDirectory.existing(path, read_only=True) as directory:
+        source = directory.check(directory.examples(1))
+        if not source.exists():
+            raise UserError(f"{path} has no examples yet; type: leafe distill {path}")
+        if out.exists():
+            raise RunConflict(f"{out} is there already; give another file")
+        examples = list(store.read_examples(source))
+        console.print(f"{store.export(examples, kind, out)} examples in {out}; {store.HINTS[kind]}", highlight=False)
+        if changed := sum(store.with_texts(one, store.parted) != one for one in examples):
+            console.print(f"in {changed} of them {PARTED}", highlight=False)
+
+
+def show(directory: RunDirectory, *, ends: bool = True) -> None:
+    """The tables of a run, what makes them mean little, and the path of its page. `ends`: and why there was nothing to train on."""
+    rows, arms = rows_of(exploration_of(directory)), arms_of(directory)
+    if rows:
+        console.print(exploration_table(rows))
+        if notice := notice_of(directory):
+            console.print(escape(notice), highlight=False)
+    if arms:
+        console.print(pass_table(comparison_of(directory)))
+    named = faults_named(rows, arms)
+    told = (*flags_of(directory), *alarms_of(named, directory.config), *(ends_of(directory) if ends else ()))
+    show_faults(named, told)
+    console.print(f"The page: {write_report(directory)}", soft_wrap=True, highlight=False)
+
+
+def show_faults(named: Sequence[tuple[str, Faults]], sentences: Sequence[str]) -> None:
+    """What came to nothing, and the sentences that must not be passed over."""
+    if named:
+        console.print(faults_table(named))
+    for sentence in sentences:
+        console.print(alarm(sentence), highlight=False)

@@ -76,7 +76,7 @@ class SingleTurn(Environment):
         for number, line in enumerate(self._data.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             try:
                 row = json.loads(line) if line.strip() else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = ()
             if row is None:
                 continue

@@ -80,7 +80,7 @@ def _line_at(file: Path, offset: int) -> Mapping[str, Any]:
         line = lines.readline()
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{file}, the line at byte {offset}, is no JSON ({error}); download the file again") from None
     if not isinstance(row, dict):
         raise CorruptFile(f"{file}, the line at byte {offset}, should be a problem and is {line[:40]!r}")

@@ -149,7 +149,11 @@ SETTINGS = ("arms=[leafe, independent]", "distill.success_share=1.0")
 
 @pytest.fixture(scope="module")
 def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "run"
+    return finished_run(base, tmp_path_factory.mktemp("runs") / "run")
+
+
+def finished_run(base: Path, path: Path) -> Path:
+    """A run of everything that there is, with a page."""
     with RunDirectory.open(path, here(base).config) as run:
         method.run_recipe(here(base), run)
         write_report(run)

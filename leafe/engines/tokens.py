@@ -32,9 +32,10 @@ SAMPLE_TEXTS = (
     "x</think>y",
 )
 SPOT_CHECKS = 64
-# Conversations up to so many messages are compared the first time that one of their roles comes; longer ones each time that they are a
-# tenth longer than the longest so far, since comparing one takes the longer the longer it is.
+# Conversations up to so many messages are compared the first time that one of their roles comes; longer ones each time that they are
+# half as long again as the longest so far, since comparing one takes the longer the longer it is.
 EACH_COMPARED = 64
+AGAIN = 1.5
 REMEMBERED = 512  # conversations whose ids are gone on from
 
 
@@ -135,7 +136,7 @@ class ChatTokenizer:
             return True
         spoken = roles.removeprefix("s")
         usual = spoken == ("ua" * len(spoken))[: len(spoken)]
-        return roles not in self._shapes and (not usual or len(roles) <= EACH_COMPARED or len(roles) >= 1.1 * self._longest)
+        return roles not in self._shapes and (not usual or len(roles) <= EACH_COMPARED or len(roles) >= AGAIN * self._longest)
 
     def count(self, text: str) -> int:
         """How many tokens a text is by itself."""

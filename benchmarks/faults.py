@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py flips [--count 2000]      one flipped bit at a time in a finished run, then the next command
     python benchmarks/faults.py fuzz [--count 100000]     replies, observations and YAML values: none a traceback, none above 50 ms
-    python benchmarks/faults.py hostile [--size 32000]    the worst of some thousand texts of one length that repeat or join a few parts
+    python benchmarks/faults.py hostile [--size 32000]    the worst of some hundred texts of one length that repeat or join a few parts
     python benchmarks/faults.py reading [--turns 200000]  writing, proving and reading a forest of so many turns
     python benchmarks/faults.py proving [--gib 1]         reading weights once more to prove them
     python benchmarks/faults.py episodes                  what a turn costs in episodes of 250, 1,000 and 4,000 turns
@@ -270,7 +270,7 @@ def hostile(size: int, seed: int) -> None:
     scene = Scene(load_prompts("full", "lookup"), Lookup().tasks("train", 1)[0], Observation(""))
     worst: list[tuple[float, str, str]] = []
     texts = [(part * size)[:size] for part in PARTS]
-    for _ in range(1000):
+    for _ in range(200):
         one, other = draw.choice(PARTS), draw.choice(PARTS)
         half = size // 2
         texts += [

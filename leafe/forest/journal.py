@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from dataclasses import astuple
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def _with_content(state: tuple[Any, str], message: Message) -> tuple[Any, str]:
     """The digest of one content more, in the JSON that `digest` makes, and what parts it from the next."""
     sha, comma = state
     sha = sha.copy()
-    sha.update(f"{comma}{canonical(message.content)}".encode())
+    sha.update(f"{comma}{encode_basestring(message.content)}".encode())
     return sha, ","
 
 

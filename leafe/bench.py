@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distill.examples import Choice
+from leafe.distill.store import with_texts
 from leafe.engines.base import Engine
+from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
+from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
 from leafe.errors import RunConflict, UserError
 from leafe.evaluate.evaluate import evaluate
@@ -32,6 +35,7 @@ from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
+from leafe.jsonl import told_if_unwritable
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
@@ -209,9 +213,9 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
         if jobs:
             bench.with_engine(plot.model, work)
     finally:
-        for file in (journal, writer):
-            if file is not None:
-                file.close()
+        with ExitStack() as files:
+            for file in (journal, writer):
+                files.callback(file.close if file else bool)
         if wave.failed and plot.journal:
             forget_failures(plot.journal)
     return [done[task.id] for task in tasks]
@@ -223,13 +227,14 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
         return
     if plot.model == bench.base:
         server_stage(bench, run)
+    run.check(plot.model)
     trees = grow(bench, stage, plot)
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
     if plot.journal:
         plot.journal.unlink(missing_ok=True)
     figures = {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)}
     note = {} if bench.can_roll_back else {"note": f"{bench.config.environment.name}: {ROLLBACK_FREE}"}
-    run.finish_stage(stage, figures | note)
+    run.finish_stage(stage, figures | note, files=[plot.path] if plot.path else [])
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
     sound_alarms(bench, stage, faults_of(trees))
 
@@ -255,15 +260,23 @@ def server_stage(bench: Bench, run: RunDirectory) -> None:
         )
 
 
-def train_stage(bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example]) -> None:
-    """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so."""
+def train_stage(
+    bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
+) -> None:
+    """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so.
+
+    `files` are what was made for this training alone.
+    """
     stage = f"train {arm}"
     if stage in run.stages:
         return
+    run.check(model)
+    examples = _as_sent(bench, run, model, examples)
+    files = [run.checkpoint(arm), *files]
     if not examples:
-        with whole_folder(run.checkpoint(arm)) as folder:
+        with told_if_unwritable(run.checkpoint(arm)), whole_folder(run.checkpoint(arm)) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
-        run.finish_stage(stage, {"examples": 0, "steps": 0, "note": UNTRAINED})
+        run.finish_stage(stage, {"examples": 0, "steps": 0, "note": UNTRAINED}, files=files)
         bench.progress.say(f"{stage}: {UNTRAINED}")
         return
     with bench.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
@@ -274,7 +287,18 @@ def train_stage(bench: Bench, run: RunDirectory, arm: str, model: Path, *, examp
         seed = seed_for(bench.config.seed, "train", arm)
         report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
-    run.finish_stage(stage, {"examples": report.examples, "steps": report.steps, "attention": report.attention, **losses})
+    run.finish_stage(
+        stage, {"examples": report.examples, "steps": report.steps, "attention": report.attention, **losses}, files=files
+    )
+
+
+def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
+    """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
+    found = run.stages.get("probe")
+    if model != bench.base or not isinstance(found, dict) or found.get("controls", "text") == "text":
+        return examples
+    template = ChatTokenizer(load_tokenizer(model)).template
+    return [with_texts(example, template.broken) for example in examples]
 
 
 def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> None:
@@ -284,6 +308,7 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
         return
     if not bench.config.arms:
         server_stage(bench, run)
+    run.check(model)
     tasks, samples = bench.tasks("test"), bench.config.evaluate.samples
     rules = bench.rules(seed_for(bench.config.seed, "evaluate"))
 
@@ -295,7 +320,8 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
 
     outcomes = bench.with_engine(model, work, measures=True)
     sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
-    run.finish_stage(stage, {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)})
+    figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
+    run.finish_stage(stage, figures, files=[run.evaluation(arm)])
 
 
 def finished(run: RunDirectory, stage: str, command: str) -> None:
@@ -305,7 +331,8 @@ def finished(run: RunDirectory, stage: str, command: str) -> None:
 
 
 def made(path: Path, command: str, run: RunDirectory) -> Path:
-    """A path that an earlier stage should have made. Raises `UserError` with the command that makes it."""
+    """A file that an earlier stage should have made, as it left it. Raises `UserError` with the command that makes it."""
+    run.check(path)
     if not path.exists():
         raise UserError(f"{path} is not there yet; type: {command} {run.path}")
     return path

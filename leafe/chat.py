@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 
 from leafe.errors import UserError
 from leafe.records import Message, Observation, Shortening, Task, Turn
@@ -119,6 +119,31 @@ class Notes:
 NOTHING = Notes()
 
 
+WHOLE = Shortening()
+
+
+@dataclass(slots=True)
+class Memory:
+    """The messages of the turns of the last history that was rendered, so that a longer one costs what it has more."""
+
+    walk: list[Turn] = field(default_factory=list)
+    feedback: tuple[str, ...] = ()
+    shortening: Shortening = WHOLE
+    messages: list[Message] = field(default_factory=list)
+
+    def kept(self, walk: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening) -> int:
+        """How many turns of `walk` look as they did."""
+        if feedback != self.feedback:
+            return 0
+        most = min(len(walk), len(self.walk))
+        if shortening != self.shortening:  # turns that both leave out look the same
+            both = (*astuple(shortening), *astuple(self.shortening))
+            most = min(most, *both)
+        if self.walk[:most] == list(walk[:most]):
+            return most
+        return next(number for number in range(most) if self.walk[number] is not walk[number])
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What stays the same through all attempts at a task: how prompts look, the task, and what its reset shows."""
@@ -126,9 +151,7 @@ class Scene:
     prompts: Prompts
     task: Task
     root: Observation
-
-
-WHOLE = Shortening()
+    memory: Memory = field(default_factory=Memory, compare=False, repr=False)
 
 
 def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING, shortening: Shortening = WHOLE) -> tuple[Message, ...]:
@@ -174,26 +197,32 @@ def bare_messages(scene: Scene, walk: Sequence[Turn], shortening: Shortening = W
 def _history(
     scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening, *, ended: bool = False
 ) -> list[Message]:
-    prompts, task, root = scene.prompts, scene.task, scene.root
-    messages = _opening(prompts)
-    seen = root.text
-    for number in range(1, len(walk) + 2):
-        if ended and prompts.end and number == len(walk) + 1 > 1:
-            content = fill(prompts.end, turn=len(walk), observation=seen)
-        else:
-            content = turn_text(prompts, task, number, seen)
-        if number == 1 and feedback:
-            content += fill(prompts.feedback, experiences="\n".join(f"- {text}" for text in feedback))
-        if number > len(walk):
-            return [*messages, Message("user", content)]
+    """The history and what the policy stands before, from what an earlier prompt of the scene has of it already."""
+    prompts, memory = scene.prompts, scene.memory
+    kept, opening = memory.kept(walk, feedback, shortening), _opening(prompts)
+    messages = memory.messages[: len(opening) + 2 * kept] if kept else opening
+    for number in range(kept + 1, len(walk) + 1):
         turn = walk[number - 1]
+        content = _seen(scene, walk, number, feedback=feedback, shortening=shortening)
         if turn.experience is not None:
             content += fill(prompts.experience, experience=turn.experience)
         reply = reply_text(prompts, turn, thoughts=number > shortening.thoughts)
         messages += [Message("user", content), Message("assistant", reply, sampled=True)]
-        # What the last turn came to is what the policy stands before: that always stays.
-        seen = prompts.left_out if number <= shortening.observations and number < len(walk) else turn.observation.text
-    raise AssertionError("unreachable: the loop returns at its last number")
+    memory.walk, memory.feedback, memory.shortening, memory.messages = list(walk), feedback, shortening, list(messages)
+    if ended and prompts.end and walk:
+        return [*messages, Message("user", fill(prompts.end, turn=len(walk), observation=walk[-1].observation.text))]
+    return [*messages, Message("user", _seen(scene, walk, len(walk) + 1, feedback=feedback, shortening=shortening))]
+
+
+def _seen(scene: Scene, walk: Sequence[Turn], number: int, *, feedback: tuple[str, ...], shortening: Shortening) -> str:
+    """What the policy reads before it takes a turn, without the advice for it."""
+    before = scene.root if number == 1 else walk[number - 2].observation
+    # What the last turn came to is what the policy stands before: that always stays.
+    left_out = 1 < number <= len(walk) and number - 1 <= shortening.observations
+    text = turn_text(scene.prompts, scene.task, number, scene.prompts.left_out if left_out else before.text)
+    if number == 1 and feedback:
+        text += fill(scene.prompts.feedback, experiences="\n".join(f"- {one}" for one in feedback))
+    return text
 
 
 def _opening(prompts: Prompts) -> list[Message]:

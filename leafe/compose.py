@@ -21,6 +21,7 @@ from leafe.envs import registry
 from leafe.nano import CHECKPOINTS
 from leafe.preflight import Meter
 from leafe.progress import Progress
+from leafe.run import check_checkpoint
 from leafe.serving import probe_server, served_engine
 from leafe.settings import EngineSettings, RunConfig
 from leafe.train.checkpoint import device_of, dtype_of, locate, processes_of
@@ -55,8 +56,8 @@ def _engine(settings: EngineSettings, folder: Path) -> Engine:
 
 
 def bench_of(config: RunConfig, progress: Progress) -> Bench:
-    """The bench of a configuration. Raises `UserError` when its model cannot be had."""
-    base = locate(config.model, CHECKPOINTS)
+    """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
+    base = check_checkpoint(locate(config.model, CHECKPOINTS))
     load = partial(_engine, config.engine)
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 

@@ -5,7 +5,6 @@ Bad input is one sentence that names the setting, what was wanted and what was f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,38 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from leafe.errors import UnknownName, UserError
 from leafe.settings import RunConfig
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, where `1e-6` is a number, as in YAML 1.2, and a key stands once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes exactly what `_Loader` would take for something else."""
-
-
-for _dialect in (_Loader, _Dumper):
-    _dialect.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
-
+from leafe.yaml_text import DEEPEST, Dumper, read_yaml
 
 # What a prompt profile may set: what goes with the length and the form of what is said, and with the kind of model that it was written for.
 PROFILED = frozenset({"sampling", "engine", "history", "remind", "environment", "train"})
-
-
-def _read_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
 
 
 def _group(annotation: Any) -> type[BaseModel] | None:
@@ -120,21 +91,21 @@ def _validate(values: Any, source: str) -> RunConfig:
 def _override(values: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     *groups, last = (part.strip() for part in key.split("."))
-    if not equals or not last or not all(groups):
-        raise UserError(f"an override is written key=value, as train.epochs=3; found {text!r}")
+    if not equals or not last or not all(groups) or len(groups) > DEEPEST:
+        raise UserError(f"an override is written key=value, as train.epochs=3; found {text!r:.80}")
     for depth, group in enumerate(groups, start=1):
         inner = values.get(group)
         if inner is None:
             inner = values[group] = {}
         if not isinstance(inner, dict):
-            raise UserError(f"{'.'.join(groups[:depth])} is a single setting and holds no {last!r}; found {text!r}")
+            raise UserError(f"{'.'.join(groups[:depth])} is a single setting and holds no {last!r:.80}; found {text!r:.80}")
         values = inner
-    values[last] = _read_yaml(value, f"the value of {key.strip()}")
+    values[last] = read_yaml(value, f"the value of {key.strip()}")
 
 
 def dump(config: RunConfig) -> str:
     """Every setting as YAML that `parse` reads back as an equal configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False)
 
 
 def _profile_settings(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -142,13 +113,19 @@ def _profile_settings(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     profile, environment = values.get("prompts", "terse"), values.get("environment")
     name = environment.get("name") if isinstance(environment, Mapping) else None
     shipped = files("leafe") / "prompts" / str(profile)
-    folder = shipped if "/" not in str(profile) and shipped.is_dir() else Path(str(profile))
-    for place in (folder, folder / name) if isinstance(name, str) and ":" not in name and "/" not in name else (folder,):
-        if (place / "settings.yaml").is_file():
-            found = _read_yaml((place / "settings.yaml").read_text(encoding="utf-8"), str(place / "settings.yaml"))
-            if not isinstance(found, dict) or not found.keys() <= PROFILED:
-                raise UserError(f"{place / 'settings.yaml'} may set {', '.join(sorted(PROFILED))} and holds {found!r:.80}")
-            yield found
+    try:
+        folder = shipped if "/" not in str(profile) and shipped.is_dir() else Path(str(profile))
+        known = (folder, folder / name) if isinstance(name, str) and ":" not in name and "/" not in name else (folder,)
+        places = [place for place in known if (place / "settings.yaml").is_file()]
+    except (OSError, ValueError) as error:  # a name that no folder can have
+        raise UserError(
+            f"there is no folder of prompts {profile!r:.80} for {name!r:.80}: {getattr(error, 'strerror', error)}"
+        ) from None
+    for place in places:
+        found = read_yaml((place / "settings.yaml").read_text(encoding="utf-8"), str(place / "settings.yaml"))
+        if not isinstance(found, dict) or not found.keys() <= PROFILED:
+            raise UserError(f"{place / 'settings.yaml'} may set {', '.join(sorted(PROFILED))} and holds {found!r:.80}")
+        yield found
 
 
 def _laid_over(lower: Any, upper: Any) -> Any:
@@ -170,7 +147,7 @@ def parse(text: str, source: str, overrides: Sequence[str] = (), *, whole: bool 
 
     Raises `UserError` with one sentence for the first thing that is wrong.
     """
-    values = _read_yaml(text, source)
+    values = read_yaml(text, source)
     if not isinstance(values, dict):
         return _validate(values, source)
     for override in overrides:

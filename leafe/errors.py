@@ -5,6 +5,7 @@
     │   ├── UnknownName (LookupError)    a name that nothing answers to; carries the closest match
     │   ├── MissingDependency (ImportError)
     │   ├── CorruptFile                  a file that is there and cannot be read as what it should be
+    │   ├── Unwritable (OSError)         a file that cannot be written, as on a full disk; nothing half-written is left of it
     │   └── RunConflict                  a run directory that belongs to another configuration or another process
     ├── EpisodeError (RuntimeError)      one episode is lost: recorded, counted by class, its siblings go on
     │   ├── EnvironmentFailure           the environment raised
@@ -18,7 +19,11 @@ what to do next.
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LeafeError(Exception):
@@ -38,7 +43,7 @@ class UnknownName(UserError, LookupError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
+        names, name = sorted(known), name[:80]  # comparing takes the longer the longer the name is
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
@@ -53,6 +58,28 @@ class MissingDependency(UserError, ImportError):
 
 class CorruptFile(UserError):
     """A file that is there and cannot be read as what it should be."""
+
+
+class Unwritable(UserError, OSError):
+    """A file that cannot be written, as on a full disk. What was written before is kept, and nothing half-written is left of it."""
+
+
+def unwritable(path: object, error: BaseException) -> Unwritable:
+    """What to raise where the system takes no more.
+
+    >>> raise unwritable("run/forest.jsonl", OSError(28, "No space left on device"))
+    Traceback (most recent call last):
+    leafe.errors.Unwritable: cannot write run/forest.jsonl: No space left on device; make room and type the same command again: it goes on
+    """
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
+    mend = "make room" if is_full(error) else "mend that"
+    return Unwritable(f"cannot write {path}: {reason}; {mend} and type the same command again: it goes on")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, a quota or a limit on the size of files leaves no room."""
+    told = re.search(r"\berr(?:no|or) (\d+)\b", str(error), re.IGNORECASE)  # as libraries in other languages repeat it
+    return getattr(error, "errno", None) in FULL or (told is not None and int(told.group(1)) in FULL)
 
 
 class RunConflict(UserError):

@@ -1,21 +1,37 @@
 """Append-only JSON lines that survive a kill at any moment.
 
-The first line names the schema. A line is written with one `write` call and ends in a newline, so a torn line can only be the
-last one; it is dropped on reading and cut off before the next append. Any other unreadable line is an error that names the
-file and the line. Files written whole go through a temporary neighbour and a rename.
+The first line names the schema. A line ends in a newline and is written whole or taken back, so a torn line can only be the last one,
+left by a kill; it is dropped on reading and cut off before the next append. Any other unreadable line is an error that names the file
+and the line. Files written whole go through a temporary neighbour and a rename. A disk that is full is `Unwritable`, and what was
+written before it was full is kept.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from leafe.digest import canonical
-from leafe.errors import CorruptFile
+from leafe.errors import CorruptFile, Unwritable, is_full, unwritable
+
+
+@contextmanager
+def told_if_unwritable(path: object) -> Iterator[None]:
+    """Turns what the system says against writing to `path` into one sentence."""
+    try:
+        yield
+    except Unwritable:
+        raise
+    except Exception as error:  # what writes weights has errors of its own
+        if isinstance(error, OSError) or is_full(error):
+            raise unwritable(path, error) from None
+        raise
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -24,14 +40,20 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """The same for what is no text."""
+    """The same for what is no text. Raises `Unwritable`."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # a link there must not be written through
-    with open(temporary, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with told_if_unwritable(path):
+        temporary.unlink(missing_ok=True)  # a link there must not be written through
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def _complete_length(path: Path) -> int:
@@ -50,7 +72,7 @@ def read_lines(path: Path, schema: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise CorruptFile(f"{path} line {number} is not a JSON object; restore the file or remove that line and resume")
@@ -64,28 +86,57 @@ def read_lines(path: Path, schema: str) -> Iterator[dict[str, Any]]:
 class Appender:
     """Appends records to a JSON-lines file; opening it cuts off a torn last line.
 
-    Each record is handed to the system at once, so it survives a kill of this process. `close` also forces it to the disk.
+    Each record is handed to the system at once, so it survives a kill of this process. `close` also forces it to the disk. Raises
+    `Unwritable` where the system takes no more: the record that did not fit is then nowhere in the file, and the next one may be tried.
     """
 
     def __init__(self, path: Path, schema: str) -> None:
-        kept = _complete_length(path) if path.exists() else 0
-        if kept:
+        self._path = path
+        self._end = _complete_length(path) if path.exists() else 0  # of the last whole line
+        if self._end:
             for _ in read_lines(path, schema):
                 pass
-        self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)
-        self._file.truncate(kept)
-        self._file.seek(kept)
-        if not kept:
+        with told_if_unwritable(path):
+            self._file: BinaryIO = self._opened()
+            self._take_back()
+        if not self._end:
             self.append({"schema": schema})
 
+    def _opened(self) -> Any:
+        return open(self._path, "r+b" if self._path.exists() else "w+b", buffering=0)
+
     def append(self, record: dict[str, Any]) -> None:
-        """Writes one record as one line."""
-        self._file.write(canonical(record).encode() + b"\n")
+        """Writes one record as one line, or nothing."""
+        line = canonical(record).encode() + b"\n"
+        with told_if_unwritable(self._path):
+            if self._file.tell() != self._end:
+                self._take_back()
+            try:
+                self._write(line)
+            except BaseException:
+                with suppress(OSError):  # tried again before the next record, and by whoever opens the file next
+                    self._take_back()
+                raise
+        self._end += len(line)
+
+    def _write(self, line: bytes) -> None:
+        """Writes a line that the system may take in pieces."""
+        rest = memoryview(line)
+        while rest:
+            taken = self._file.write(rest)
+            if not taken:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            rest = rest[taken:]
+
+    def _take_back(self) -> None:
+        """Cuts off what stands behind the last whole line."""
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
 
     def close(self) -> None:
         """Forces everything to the disk and closes the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with told_if_unwritable(self._path), self._file:
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Appender:
         return self

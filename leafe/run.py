@@ -4,7 +4,7 @@
     round-1/             forest.jsonl, journal.jsonl, examples.jsonl of the tree explorer
     controls/            the same for each control, as independent.jsonl, independent.journal.jsonl, independent.examples.jsonl
     checkpoints/ARM/     eval/ARM.jsonl     report.html
-    stages.json          what each finished stage gave, in the order in which they finished
+    stages.json          what each finished stage gave and its files' digests, in the order in which they finished
     DONE                 written last
 
 Whole files and whole folders appear by a rename, so what stands under its own name is complete; JSON lines look after themselves.
@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from leafe.config import dump, parse
 from leafe.digest import text_digest
 from leafe.errors import CorruptFile, RunConflict, UserError
 from leafe.jsonl import write_text_atomically
+from leafe.manifest import change, files_of, given, is_whole, manifest_of, sealed
 from leafe.settings import RunConfig, differing_fields
 
 HEADER = "# A leafe run; the digest of the lines below is "
@@ -105,6 +106,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
     _force_to_disk(path.parent, deep=False)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_checkpoint(folder: Path) -> Path:
+    """`folder`, a model's. Raises `CorruptFile` where a run trained it and it is not as that run left it."""
+    place = folder.resolve()
+    root = place.parent.parent
+    if (root / "stages.json").is_file():
+        _check(root, _read_stages(root / "stages.json"), place.relative_to(root).as_posix())
+    return folder
 
 
 class RunDirectory:
@@ -191,11 +201,23 @@ class RunDirectory:
     @property
     def stages(self) -> Mapping[str, Any]:
         """What each finished stage gave, first finished first."""
-        return dict(self._stages)
+        return {stage: given(entry) for stage, entry in self._stages.items()}
 
-    def finish_stage(self, stage: str, result: Any = None) -> None:
-        """Records that a stage is finished and what it gave, in JSON; a resumed run skips it."""
-        self._write_stages({**self._stages, stage: result})
+    def finish_stage(self, stage: str, result: Any = None, *, files: Sequence[Path] = ()) -> None:
+        """Records that a stage is finished and what it gave, in JSON; a resumed run skips it. `files` are what it made, folders too."""
+        self._require_lock()
+        names = list(self._stages)
+        before = names[: names.index(stage)] if stage in names else names
+        self._write_stages({**self._stages, stage: sealed(stage, result, manifest_of(self.path, files), before)})
+
+    def check(self, path: Path) -> Path:
+        """`path`, which is a file or a folder of files that a finished stage made. Raises `CorruptFile` where one is not as it was left.
+
+        Every byte of them is read. What no stage speaks of is not looked at, such as the files of older runs.
+        """
+        if path.is_relative_to(self.path):
+            _check(self.path, self._stages, path.relative_to(self.path).as_posix())
+        return path
 
     def reopen_stage(self, stage: str) -> None:
         """Forgets a stage, every stage that finished after it, and `DONE`: what they gave no longer holds."""
@@ -233,11 +255,26 @@ class RunDirectory:
                 )
         return self.path / folder / name
 
-    def _write_stages(self, stages: dict[str, Any]) -> None:
+    def _require_lock(self) -> None:
         if not self._lock or self._lock.closed:
             raise RuntimeError(f"{self.path} was opened for reading or is closed")
+
+    def _write_stages(self, stages: dict[str, Any]) -> None:
+        self._require_lock()
         write_text_atomically(self.path / "stages.json", json.dumps(stages, indent=1, ensure_ascii=False) + "\n")
         self._stages = stages
+
+
+def _check(root: Path, stages: Mapping[str, Any], name: str) -> None:
+    """Refuses a file, or a folder of files, of a run that is not as the stage that made it left it."""
+    for stage, entry in stages.items():
+        for file, before in files_of(entry).items():
+            reason = change(root / file, before) if file == name or file.startswith(f"{name}/") else ""
+            if reason:
+                anew = f"leafe run {root / 'config.yaml'} --out ANOTHER"
+                raise CorruptFile(
+                    f"{root / file} is not as the stage {stage!r} left it: {reason}; restore it, or start anew: {anew}"
+                )
 
 
 def _make_folder(path: Path, *, exist_ok: bool = True) -> None:
@@ -318,8 +355,15 @@ def _settle_config(path: Path, config: RunConfig) -> None:
 def _read_stages(path: Path) -> dict[str, Any]:
     try:
         stages = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         stages = None
     if not isinstance(stages, dict):
         raise CorruptFile(f"{path} is not a JSON object; delete it, and finished stages are gone through again from their files")
+    names = list(stages)
+    for number, (stage, entry) in enumerate(stages.items()):
+        if not is_whole(stage, entry, names[:number]):
+            raise CorruptFile(
+                f"{path} is not as leafe wrote it from {stage!r} on; restore it, or take out {stage!r} and all below it, which are gone "
+                "through again then"
+            )
     return stages

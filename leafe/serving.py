@@ -10,7 +10,7 @@ from pathlib import Path
 
 from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai import OpenAIEngine
-from leafe.engines.openai_findings import Findings
+from leafe.engines.openai_findings import CONTROLS, Findings
 from leafe.engines.openai_http import Client, Waiting
 from leafe.engines.openai_probe import Question, probe
 from leafe.engines.tokens import ChatTokenizer
@@ -44,6 +44,11 @@ def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
     found = asyncio.run(ask())
     for line in found.lines:
         progress.say(line)
+    if settings.control_tokens == "refuse" and found.controls != "text":
+        what = CONTROLS[found.controls].partition(", so")[0]
+        raise UserError(
+            f"engine.control_tokens=refuse: {what}; start the server so that texts are text to it, or type engine.control_tokens=break"
+        )
     return found
 
 
@@ -55,11 +60,12 @@ def served_engine(config: RunConfig, base: Path, progress: Progress, found: Find
         found.model,
         api_key=_key(settings),
         tokenizer=tokens.tokenizer if found.ids == "encoded" else None,
+        encode=tokens.text_ids,
         dialect=found.dialect,
         max_context=found.max_context,
         cap=settings.max_context,
         count=lambda messages: len(tokens.prompt_ids(messages)),
-        arrange=partial(_arranged, tokens),
+        arrange=partial(_arranged, tokens, breaks=found.controls != "text"),
         concurrency=settings.concurrency,
         waiting=_waiting(settings),
         told=progress.say,
@@ -85,6 +91,11 @@ def _tokenizer(config: RunConfig, base: Path) -> ChatTokenizer:
     return ChatTokenizer(load_tokenizer(base if named in ("", "model") else locate(named, CHECKPOINTS)))
 
 
-def _arranged(tokens: ChatTokenizer, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """A conversation as the chat template takes it: the server's is the same, and does not put up with other ones either."""
-    return tuple(Message(role, content) for role, content in tokens.template.turns(messages))  # type: ignore[arg-type]
+def _arranged(tokens: ChatTokenizer, messages: Sequence[Message], *, breaks: bool = False) -> tuple[Message, ...]:
+    """A conversation as the chat template takes it: the server's is the same, and does not put up with other ones either.
+
+    `breaks` is whether a space is put into the control tokens that texts spell out.
+    """
+    template = tokens.template
+    told = template.broken if breaks else str
+    return tuple(Message(role, told(content)) for role, content in template.turns(messages))  # type: ignore[arg-type]

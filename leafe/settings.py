@@ -70,7 +70,9 @@ class EngineSettings(Settings):
     out the cores that are free. `max_context` caps a conversation, in tokens; 0 leaves it to the model or the server. `cache_gib` is what
     the keys and values of all processes may take, 0 half of what is free.
 
-    The rest is for servers. `api_key_env` is the name of an environment variable, never a key. `tokenizer` (`model`, a folder or a Hub
+    The rest is for servers. `control_tokens` is about a server that takes a control token which some text spells out for the token, or of
+    which that is not known: `break` puts a space into it, `refuse` refuses the server.
+    `api_key_env` is the name of an environment variable, never a key. `tokenizer` (`model`, a folder or a Hub
     name) makes ids where the server returns none. `timeout` and `patience` are in seconds: for one answer, and for a server that is away.
     """
 
@@ -87,6 +89,7 @@ class EngineSettings(Settings):
     served_model: str = ""
     api_key_env: str = API_KEY_ENV
     tokenizer: str = ""
+    control_tokens: Literal["break", "refuse"] = "break"
     timeout: float = Field(300.0, gt=0)
     retries: int = Field(5, ge=0)
     patience: float = Field(600.0, ge=0)

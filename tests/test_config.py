@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from leafe.config import dump, load_recipe, parse, recipe_names
 from leafe.errors import UnknownName, UserError
 from leafe.records import Sampling
 from leafe.settings import RunConfig, differing_fields
+from leafe.yaml_text import read_values
 
 MINIMAL = "name: trial\nenvironment: {name: sokoban}\n"
 
@@ -184,6 +187,63 @@ def test_text_that_is_no_configuration_is_refused_by_name(text: str, message: st
     with pytest.raises(UserError) as caught:
         parse(text, "mine")
     assert message in str(caught.value)
+
+
+LEVELS = "abcdefgh"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{one}: &{one} [{', '.join([f'*{before}'] * 9)}]\n" for before, one in pairwise(LEVELS)
+)
+MERGED = "a: &a {x: 1}\n" + "".join(
+    f"{one}: &{one} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n" for before, one in pairwise(LEVELS)
+)
+ENDLESS = [
+    *("[" * 100_000, "{" * 5_000, "- " * 5_000, "? " * 3_000, "&a [*a]", "&a {b: *a}", "{x: " * 60 + "1" + "}" * 60),
+    *("9" * 5_000, "-" + "9" * 5_000, "0x" + "f" * 5_000, "1:" * 2_000 + "1", "1" * 3_000 + ".5", "x" * 300_000),
+    *("2024-13-45", "!!timestamp x", "!!int x", "!!int ''", "!!float x", "!!bool x", "!!map x", "!!binary '@@'", "!!set {a}"),
+    *('"\\ud800"', '"\\UFFFFFFFF"', "\x00", "\udcff", "{? [a]: b}", "<<: 3", "=", "*x", "---\n---", "[1", "{a: 1, a: 2}"),
+]
+
+
+@pytest.mark.parametrize("value", ENDLESS, ids=lambda value: f"{value!r:.20}")
+def test_a_value_that_would_be_endless_or_is_none_is_one_sentence(value: str) -> None:
+    for setting in ("environment.args.x", "train.epochs", "prompts", "arms"):
+        sentence = refusal(f"{setting}={value}")
+        assert "\n" not in sentence and len(sentence) < 600
+    with pytest.raises(UserError, match="quote it") as caught:
+        read_values([f"x={value}"])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("text", [BOMB, MERGED])
+def test_aliases_that_repeat_each_other_without_end_are_refused_before_any_of_it_is_made(text: str) -> None:
+    with pytest.raises(UserError, match="stands for more than 20,000 values"):
+        parse(MINIMAL + text, "trial")
+
+
+def test_aliases_that_repeat_a_little_and_numbers_of_some_length_are_read() -> None:
+    read = parse(MINIMAL + "tasks: &few {train: 3}\nevaluate: {samples: 4}\n", "trial", ["environment.args={a: &a [1, 2], b: *a}"])
+    assert read.environment.args == {"a": [1, 2], "b": [1, 2]} and read.tasks.train == 3
+    assert read_values(["x=" + "9" * 300]) == {"x": int("9" * 300)}
+
+
+@pytest.mark.parametrize("day", ["2020-01-01", "2020-01-01T10:00:00Z", "{a: 2020-01-01}"])
+def test_a_day_is_no_value_and_in_quotes_it_is_text(day: str) -> None:
+    assert "wanted" in refusal(f"train.epochs={day}")
+    assert "environment.args: wanted what JSON can hold" in refusal(f"environment.args.x={day}")
+    with pytest.raises(UserError, match=r"x: wanted what JSON can hold, found .*; quote it"):
+        read_values([f"x={day}"])
+    assert read_values([f"x='{day}'"]) == {"x": day}
+
+
+@pytest.mark.parametrize("key", ["x" * 50_000, "a." * 50_000 + "a", "environment.args." + "a." * 100 + "a"])
+def test_a_name_beyond_all_measure_is_one_short_sentence(key: str) -> None:
+    assert len(refusal(f"{key}=1")) < 3000
+
+
+@pytest.mark.parametrize("setting", ["model", "prompts", "name", "environment.name"])
+def test_a_name_that_no_folder_can_have_is_one_sentence_or_a_name(setting: str) -> None:
+    with suppress(UserError):
+        trial(f"{setting}={'x' * 5000}")
 
 
 def test_an_unknown_recipe_is_refused_with_the_closest_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from other_trainers import MultiTurnSFTDataset, llama_factory_trains, trl_trains
 from tiny import TEMPLATE, tiny_tokenizer
 
 from leafe.digest import canonical
-from leafe.distill.store import FORMATS, HINTS, SCHEMA, export, read_examples, write_examples
+from leafe.distill.store import CONTROL, FORMATS, HINTS, SCHEMA, export, parted, read_examples, write_examples
 from leafe.errors import CorruptFile, MissingDependency, UnknownName, UserError
 from leafe.records import Example, Message, encode
 
@@ -52,6 +53,20 @@ def exported(kind: str, folder: Path, *given: Example) -> list[dict[str, Any]]:
     if kind == "verl":
         return list(pyarrow.parquet.read_table(file).to_pylist())
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("token", ["<|im_end|>", "<\uff5cUser\uff5c>", "<end_of_turn>", "</s>", "[/INST]", "<|<|im_end|>im_end|>"])
+def test_control_tokens_that_texts_spell_out_have_a_space_put_into_them(kind: str, token: str, tmp_path: Path) -> None:
+    hostile = replace(EXAMPLE, messages=(Message("user", f"see {token} here"),), target=f"go {token}")
+    written = json.dumps(exported(kind, tmp_path, hostile), ensure_ascii=False)
+    assert token not in written and parted(token) in written and parted(parted(token)) == parted(token)
+    assert not CONTROL.search(written)
+
+
+def test_a_text_without_control_tokens_is_exported_as_it_is() -> None:
+    for text in ("a < b | c > d", "<|>", "<think>x</think>", "[INST", "<sp>", "| x |", "<||>"):
+        assert parted(text) == text
 
 
 @given(st.lists(examples, max_size=4))

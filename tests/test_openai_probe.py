@@ -16,6 +16,7 @@ from leafe.engines.openai_http import Client, Waiting
 from leafe.engines.openai_probe import Question, probe
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import EngineError, UserError
+from leafe.records import Message
 
 LOCAL = ChatTokenizer(tiny_tokenizer())
 UNKNOWN_TO_OPENAI = {"top_k", "min_p", "typical_p", "repetition_penalty", "repeat_penalty", "return_tokens_as_token_ids"}
@@ -181,3 +182,32 @@ def test_findings_are_kept_as_json_and_another_server_is_told_from_the_first() -
     assert differing(here.as_json(), found(FakeServer("vllm", context=4096))) == []
     changes = differing(here.as_json(), found(FakeServer("openai")))
     assert "ids: sampled -> none" in changes and changes[0].startswith("dialect: ")
+
+
+class Careful(FakeServer):
+    """A server that takes control tokens in texts as text, as one does that tokenises contents apart from its template."""
+
+    def completion(self, request: Body) -> Body:
+        found = super().completion(request)
+        messages = [Message(message["role"], message["content"]) for message in request["messages"]]
+        ids = LOCAL.prompt_ids(messages)
+        more = {"prompt_token_ids": ids} if "prompt_token_ids" in found else {}
+        return found | {"usage": found["usage"] | {"prompt_tokens": len(ids)}} | more
+
+
+def test_what_a_server_makes_of_control_tokens_in_a_text_is_found_out_and_told() -> None:
+    careless, careful = found(FakeServer("vllm")), found(Careful("vllm"))
+    assert (careless.controls, careful.controls) == ("tokens", "text")
+    assert "it takes control tokens that a text spells out for the tokens, so a space is put into them" in " ".join(careless.lines)
+    assert "control tokens that a text spells out are text to it" in careful.lines
+    assert careless.as_json()["controls"] == "tokens"
+    assert "controls: text -> tokens" in differing(careful.as_json(), careless)
+    before = {name: value for name, value in careful.as_json().items() if name != "controls"}
+    assert differing(before, careless) == []  # a run that was begun before this was asked for
+
+
+def test_a_server_that_counts_no_prompt_or_refuses_the_question_leaves_it_open() -> None:
+    def refusing(body: Body) -> tuple[int, Any] | None:
+        return (400, {"error": {"message": "special tokens"}}) if "<|" in body["messages"][-1]["content"] else None
+
+    assert found(FakeServer("vllm", broken=refusing)).controls == "unknown"

@@ -167,6 +167,19 @@ def test_a_hostile_text_is_shown_as_it_was_written() -> None:
     assert [element.text for element in reader.named("blockquote")].count(HOSTILE[0]) == 3
 
 
+@pytest.mark.parametrize("sign", "\u061c\u200b\u200e\u200f\u2028\u202a\u202e\u2066\u2069\ufeff\U000e0041")
+def test_a_sign_that_turns_or_hides_text_is_shown_by_its_number(sign: str) -> None:
+    assert preformatted(f"delete {sign}gpj.exe") == f'<pre class="seen">\ndelete [U+{ord(sign):04X}]gpj.exe</pre>'
+    assert sign not in tag("p", "x", title=sign)
+
+
+def test_signs_that_belong_to_words_stay_as_they_are() -> None:
+    assert (
+        tag("p", "\u05d0\u0628 \u0646\u200c\u0647 \U0001f468\u200d\U0001f469")
+        == "<p>\u05d0\u0628 \u0646\u200c\u0647 \U0001f468\u200d\U0001f469</p>"
+    )
+
+
 @given(st.text(), st.text())
 def test_every_child_and_every_attribute_is_escaped(child: str, value: str) -> None:
     reader = Reader(tag("p", child, title=value, hidden=False, open=True))

@@ -263,6 +263,10 @@ HOSTILE = [
         "```python\nx=(\n</action>\n",
         "```python\n" + "(x\n" * 700,
         "```\n" + "x=1\n" * 700,
+        "~" * 15_000 + "`",
+        "`" * 15_000 + "x`\n",
+        "```python\nx[_",
+        "<turn>1</turn>" + " " * 30,
     ),
 ]
 
@@ -281,6 +285,18 @@ def test_reading_a_long_reply_costs_as_much_as_reading_its_parts(form: Form, pie
     for read in (lambda reply: parse_action(form, reply), lambda reply: parse_reflection(form, reply, 4)):
         most = 60 * max(min(cost(read, short) for _ in range(2)), 0.004)  # sixteen times as long; the square would be 256 times
         assert any(cost(read, long) < most for _ in range(4))  # other work on the machine may come between
+
+
+@ALL
+def test_a_reply_beyond_all_measure_is_not_read(form: Form) -> None:
+    for read in (lambda reply: parse_action(form, reply), lambda reply: parse_reflection(form, reply, 4)):
+        with pytest.raises(Unreadable, match=r"the reply was 200,001 characters long, and at most 200,000 are read"):
+            read("x" * 200_001)
+
+
+def test_reading_a_reply_warns_nobody_of_what_it_holds(recwarn: pytest.WarningsRecorder) -> None:
+    assert parse_action("program", "```python\nx = 1if y else 2\nprint('\\d' is 3)\n```")
+    assert not list(recwarn)
 
 
 @pytest.mark.parametrize(

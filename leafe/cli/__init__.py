@@ -7,6 +7,7 @@ kept, and the same command goes on from there.
 
 from __future__ import annotations
 
+import errno
 import gc
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated
 import typer
 
 from leafe.address import hidden
-from leafe.errors import LeafeError, UserError
+from leafe.errors import LeafeError, UserError, is_full, unwritable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -210,6 +211,11 @@ def main() -> None:
         raise SystemExit(1) from None
     except ImportError as error:
         _broken(error)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG and not is_full(error):
+            raise
+        print(f"leafe: {unwritable(str(error.filename or 'a file')[:200], error)}", file=sys.stderr)
+        raise SystemExit(2) from None
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             print("leafe: interrupted; the same command goes on from here", file=sys.stderr)

@@ -30,6 +30,8 @@ from leafe.viewer.report import (
     write_report,
 )
 
+PARTED = "texts spell out control tokens; a space stands in these, since another trainer would take them for the tokens"
+
 
 def report(path: Path) -> None:
     """The page of a run, written anew."""
@@ -64,13 +66,15 @@ def compare(paths: Sequence[Path], *, k: int | None, base: str, as_json: bool) -
 def export(path: Path, kind: str, out: Path) -> None:
     """The first round's examples as another trainer reads them."""
     with RunDirectory.existing(path, read_only=True) as directory:
-        source = directory.examples(1)
+        source = directory.check(directory.examples(1))
         if not source.exists():
             raise UserError(f"{path} has no examples yet; type: leafe distill {path}")
         if out.exists():
             raise RunConflict(f"{out} is there already; give another file")
-        written = store.export(store.read_examples(source), kind, out)
-        console.print(f"{written} examples in {out}; {store.HINTS[kind]}", highlight=False)
+        examples = list(store.read_examples(source))
+        console.print(f"{store.export(examples, kind, out)} examples in {out}; {store.HINTS[kind]}", highlight=False)
+        if changed := sum(store.with_texts(one, store.parted) != one for one in examples):
+            console.print(f"in {changed} of them {PARTED}", highlight=False)
 
 
 def show(directory: RunDirectory, *, ends: bool = True) -> None:

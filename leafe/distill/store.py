@@ -8,7 +8,9 @@ is in `HINTS`. The ids that were sampled travel along where the format has room 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ from leafe.jsonl import read_lines, write_bytes_atomically, write_text_atomicall
 from leafe.records import Example, decode, encode
 
 SCHEMA = "leafe.examples/1"
+# Control tokens as the families of models write them: `<|im_end|>`, `<｜User｜>`, `<end_of_turn>`, `</s>`, `[/INST]`.
+CONTROL = re.compile(
+    r"<\|[^<>|\s]{1,40}\|>|<\uff5c[^<>\uff5c\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>"
+)
+TRIES = 8  # a space that is put in can make another one of the rest
 VERL_COLUMN = "conversation"
 
 
@@ -35,6 +42,21 @@ def read_examples(path: Path) -> Iterator[Example]:
             yield decode(Example, line)
         except ValueError as error:
             raise CorruptFile(f"{path} line {number} is no example ({error}); distil again") from None
+
+
+def parted(text: str) -> str:
+    """The text with a space in everything that some tokenizer takes for a control token: which one will read it is not known."""
+    for _ in range(TRIES):
+        if not CONTROL.search(text):
+            break
+        text = CONTROL.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)
+    return text
+
+
+def with_texts(example: Example, change: Callable[[str], str]) -> Example:
+    """The example with every text of its conversation changed; its ids stay."""
+    messages = tuple(replace(message, content=change(message.content)) for message in example.messages)
+    return replace(example, messages=messages, target=change(example.target))
 
 
 def _messages(example: Example) -> list[dict[str, str]]:
@@ -77,6 +99,7 @@ HINTS = {
 def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     """Writes examples for another trainer (`trl`, `verl`, `llama-factory`); returns how many.
 
+    Control tokens that texts spell out have a space put into them.
     A name that ends in `.parquet` gives a parquet file, which is all that verl reads, another one a JSON line for each example.
     """
     if kind not in FORMATS:
@@ -84,12 +107,11 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     is_parquet = path.suffix == ".parquet"
     if kind == "verl" and not is_parquet:
         raise UserError(f"verl reads parquet files only; give a name that ends in .parquet instead of {path.name}")
-    rows = [FORMATS[kind](example) for example in examples]
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: No such file or directory; give a file in a folder that is there")
+    rows = [FORMATS[kind](with_texts(example, parted)) for example in examples]
     content = _parquet(rows) if is_parquet else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    try:
-        write_bytes_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; give a file in a folder that is there") from None
+    write_bytes_atomically(path, content)
     return len(rows)
 
 

@@ -84,7 +84,7 @@ def _check_kind(place: Path) -> None:
     try:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
         reason = _unusable(config)
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, RecursionError, AttributeError, OSError) as error:
         raise _unreadable(place, error) from error
     if reason:
         raise UserError(f"the model in {str(place)!r} {reason}.")

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from leafe.engines.base import EngineStats
+from leafe.engines.control import ControlTokens
 from leafe.engines.openai_answers import Malformed, Reply, read_reply
 from leafe.engines.openai_fields import Dialect
 from leafe.engines.openai_http import Client, Waiting
@@ -36,7 +37,8 @@ def longest_answer(max_tokens: int) -> int:
 class OpenAIEngine:
     """Asks `model` at `base_url` (such as `http://localhost:8000/v1`), at most `concurrency` requests at a time, in one event loop.
 
-    `tokenizer` makes the ids of replies that come without. `max_context` is what the server says of its context, None where it says
+    `tokenizer` makes the ids of replies that come without, by `encode` where its chat template has tokens of its own.
+    `max_context` is what the server says of its context, None where it says
     nothing; a `cap` below that is kept by `count`, the tokens of a conversation. `arrange` makes of a conversation what the server's chat
     template takes. `told` hears that the server is away and that it is back.
     """
@@ -48,6 +50,7 @@ class OpenAIEngine:
         *,
         api_key: str | None = None,
         tokenizer: Any = None,
+        encode: Callable[[str], Sequence[int]] | None = None,
         dialect: Dialect = Dialect(),
         max_context: int | None = None,
         cap: int = 0,
@@ -62,6 +65,7 @@ class OpenAIEngine:
         self.concurrency = concurrency
         self.model = model
         self.tokenizer = tokenizer
+        self._encode = encode or (ControlTokens(tokenizer, tokenizer.all_special_tokens).ids if tokenizer is not None else None)
         self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
         self._cap, self._count = cap if self.max_context == cap else 0, count
         self._dialect, self._arrange = dialect, arrange
@@ -102,10 +106,10 @@ class OpenAIEngine:
         return Completion(reply.text, ids, logprobs, reply.finish, reply.prompt_tokens, 0 if reply.ids else sampled)
 
     def _encoded(self, reply: Reply) -> tuple[int, ...]:
-        """Ids made from the text, as close to the sampled ones as can be had."""
-        if self.tokenizer is None:
+        """Ids made from the text, as close to the sampled ones as can be had. A control token that it spells out is text."""
+        if self.tokenizer is None or self._encode is None:
             return ()
-        ids = list(self.tokenizer(reply.text, add_special_tokens=False)["input_ids"])
+        ids = list(self._encode(reply.text))
         if reply.finish == "stop" and self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
         return tuple(ids)

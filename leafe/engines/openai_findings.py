@@ -10,6 +10,7 @@ from leafe.engines.openai_fields import Dialect
 from leafe.errors import UserError
 
 Prompt = Literal["equal", "counted", "differs", "unknown"]
+Controls = Literal["text", "tokens", "unknown"]
 
 PROMPTS = {
     "equal": "its chat template gives the ids of the local tokenizer",
@@ -18,6 +19,11 @@ PROMPTS = {
     "unknown": "its chat template was not compared with a local one",
 }
 
+CONTROLS = {
+    "text": "control tokens that a text spells out are text to it",
+    "tokens": "it takes control tokens that a text spells out for the tokens, so a space is put into them (engine.control_tokens)",
+    "unknown": "what it makes of control tokens that a text spells out is not known, so a space is put into them (engine.control_tokens)",
+}
 
 IDS = {
     "sampled": "with the ids of sampled tokens",
@@ -33,6 +39,7 @@ class Findings:
     `ids` are `sampled` (returned by the server), `encoded` (made from the text by a local tokenizer) or `none`. `seeds_differ` is None
     where the temperature is zero. `prompt` compares the server's chat template with the local one: `equal` (id for id), `counted` (as many
     ids), `differs` or `unknown`. `decoded` is whether the local tokenizer makes the reply's text of the server's ids, None for unknown.
+    `controls` is what the server makes of control tokens that a text spells out.
     """
 
     model: str
@@ -46,6 +53,7 @@ class Findings:
     prompt: Prompt
     prompt_tokens: tuple[int, int]
     decoded: bool | None
+    controls: Controls = "unknown"
 
     def as_json(self) -> dict[str, Any]:
         """The same for a file, with the sentences about it."""
@@ -67,7 +75,7 @@ class Findings:
         if self.dialect.refused:
             instead = "samples by a configuration in each request" if self.dialect.samples_by_config else "sets these as it likes"
             said.append(f"it refuses {', '.join(sorted(self.dialect.refused))}, and {instead}")
-        return [*said, PROMPTS[self.prompt].format(*self.prompt_tokens), *self.flags]
+        return [*said, PROMPTS[self.prompt].format(*self.prompt_tokens), CONTROLS[self.controls], *self.flags]
 
     @property
     def flags(self) -> list[str]:
@@ -111,6 +119,7 @@ def refuse_lacking(found: Findings, *, trains: bool) -> None:
 
 def differing(before: Mapping[str, Any], now: Findings) -> list[str]:
     """What a server has become that another process of the same run found otherwise, as `["ids: sampled -> none"]`."""
-    kept = ("model", "dialect", "ids", "logprobs", "prompt", "seeds_differ")
+    kept = ["model", "dialect", "ids", "logprobs", "prompt", "seeds_differ"]
+    kept += ["controls"] if "controls" in before else []  # which older runs did not ask for
     found = now.as_json()
     return [f"{name}: {before.get(name)} -> {found[name]}" for name in kept if before.get(name) != found[name]]

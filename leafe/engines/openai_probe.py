@@ -14,7 +14,7 @@ from typing import Any
 from leafe.engines.openai import COMPLETIONS, Arrange, longest_answer
 from leafe.engines.openai_answers import Answer, Malformed, Reply, json_of, read_reply
 from leafe.engines.openai_fields import GROUPS, OPTIONAL, Dialect
-from leafe.engines.openai_findings import Findings, Prompt
+from leafe.engines.openai_findings import Controls, Findings, Prompt
 from leafe.engines.openai_http import Client
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import EngineError, UnknownName, UserError
@@ -24,6 +24,8 @@ SAID = (Message("system", "You answer in one sentence."), Message("user", "Tell 
 TOKENS = 24
 SEEDS = (11, 12, 13, 11)  # the last one again
 HOT = 2.0
+REPEATS = 3  # of a control token in a text, so that a token more or less decides nothing
+MOST_TOKENS = 8  # of a tokenizer that are tried
 CONTEXT_NAMES = ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length")
 
 
@@ -75,6 +77,7 @@ async def probe(client: Client, question: Question) -> Findings:
         prompt=prompt,
         prompt_tokens=counts,
         decoded=_decodes(question.tokenizer, first),
+        controls=await trial.controls(dialect, counts[0]),
     )
 
 
@@ -165,6 +168,26 @@ class _Trial:
         ids = await self.prompt_ids(dialect) if reply.ids else None
         return "counted" if ids is None else "equal" if ids == local else "differs", counts
 
+    async def controls(self, dialect: Dialect, asked: int) -> Controls:
+        """What the server makes of control tokens in a text, by how many tokens a prompt of `asked` has more with some in it."""
+        tokens = self.question.tokenizer
+        if tokens is None or not asked:
+            return "unknown"
+        known = tokens.template.control_tokens
+        for token in known[:MOST_TOKENS]:
+            hostile = (*SAID[:-1], Message("user", SAID[-1].content + f" {token}" * REPEATS))
+            as_text, as_tokens = _more_ids(tokens, hostile)
+            if as_text == as_tokens:
+                continue  # a token whose text is one token as well tells nothing
+            messages = [{"role": message.role, "content": message.content} for message in self.question.arrange(hostile)]
+            answer = await self.answer(dialect, messages=messages)
+            try:
+                more = read_reply(answer.body, most=TOKENS).prompt_tokens - asked if answer.status == 200 else None
+            except Malformed:
+                more = None
+            return "text" if more == as_text else "tokens" if more == as_tokens else "unknown"
+        return "unknown" if known else "text"
+
     async def prompt_ids(self, dialect: Dialect) -> list[int] | None:
         """The ids of the prompt, where the server returns them."""
         answer = await self.answer(dialect, return_token_ids=True)
@@ -174,6 +197,14 @@ class _Trial:
             return None
         ids = found.get("prompt_token_ids") if isinstance(found, dict) else None
         return ids if isinstance(ids, list) else None
+
+
+def _more_ids(tokens: ChatTokenizer, messages: Sequence[Message]) -> tuple[int, int]:
+    """How many ids a conversation has more than the usual one, its control tokens taken as text and as tokens."""
+    template, usual = tokens.template, len(tokens.prompt_ids(SAID))
+    rendered = template.text(template.turns(messages), prompt=True)
+    as_tokens = tokens.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    return len(tokens.prompt_ids(messages)) - usual, len(as_tokens) - usual
 
 
 async def _entries(client: Client) -> list[dict[str, Any]]:

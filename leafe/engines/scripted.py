@@ -18,6 +18,7 @@ from typing import Literal
 
 from leafe.engines.base import EngineStats
 from leafe.errors import EngineError
+from leafe.growing import Growing
 from leafe.records import Ask, Completion
 
 
@@ -45,6 +46,7 @@ class ScriptedEngine:
         self._closed = False
         self._token_bytes = token_bytes
         self.max_context = max_context
+        self._lengths: Growing[int] = Growing(0, lambda length, message: length + self._length(message.content))
 
     async def generate(self, ask: Ask) -> Completion:
         """The next answer of the script."""
@@ -54,7 +56,7 @@ class ScriptedEngine:
         if self._fail_after is not None and index >= self._fail_after:
             raise EngineError(f"the script says to fail after {self._fail_after} requests")
         self.asks.append(ask)
-        prompt = sum(len(self._ids(message.content)) for message in ask.messages)
+        prompt = self._lengths.of(ask.messages)
         self.stats.requests += 1
         if self.max_context and prompt + ask.sampling.max_tokens > self.max_context:
             return Completion("", finish="context", prompt_tokens=prompt)
@@ -76,6 +78,9 @@ class ScriptedEngine:
         if index >= len(self._answer):
             raise EngineError(f"the script holds {len(self._answer)} answers and was asked for one more")
         return self._answer[index]
+
+    def _length(self, text: str) -> int:
+        return -(-len(text.encode()) // self._token_bytes)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         data, size = text.encode(), self._token_bytes

@@ -7,13 +7,12 @@ parts, the system message as one of its own or ahead of the first user message. 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
+from leafe.engines.control import ControlTokens
 from leafe.errors import UserError
 from leafe.records import Message
 
@@ -72,7 +71,7 @@ class ChatTemplate:
         self._find_blank()
         self._check_replies()
         self._check_generation_prompt()
-        self._control = _Control(tokenizer, self._control_tokens())
+        self._control = ControlTokens(tokenizer, self._control_tokens())
         self.notes = tuple(self._notes())
 
     def turns(self, messages: Sequence[Message]) -> Turns:
@@ -85,17 +84,32 @@ class ChatTemplate:
 
     def ids(self, turns: Turns) -> list[int]:
         """The ids of arranged turns and the generation prompt; a control token that a content spells out is spelled out in ids too."""
-        tokenizer, sanitized = self._tokenizer, self._control.named_in(turns)
-        if sanitized:
-            tokenizer, turns = self._control.tokenizer, self._control.spelled(turns)
-        ids = self._apply(
-            tokenizer, turns, add_generation_prompt=True, tokenize=True, return_dict=False, sanitize_control_tokens=sanitized
-        )
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        if all(self.plain(content) for _, content in turns):
+            return [int(token) for token in self._apply(self._tokenizer, turns, **options)]
+        marked = [(role, self._control.spelled(content)) for role, content in turns]
+        try:
+            ids = self._apply(self._control.tokenizer, marked, sanitize_control_tokens=True, **options)
+        except ValueError:  # what stands around a token makes it one, which no token alone has shown
+            ids = self._apply(self._tokenizer, [(role, self.broken(content)) for role, content in turns], **options)
         return [int(token) for token in ids]
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text by itself; what spells out a control token in it is text as well."""
+        return self._control.ids(text)
 
     def plain(self, content: str) -> bool:
         """Whether a content spells out no control token."""
-        return not self._control.named_in([("user", content)])
+        return self._control.is_plain(content)
+
+    def broken(self, content: str) -> str:
+        """The content with a space in every control token that it spells out, for those who would take it for the token."""
+        return content if self.plain(content) else self._control.broken(content)
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """What must not come from texts, the longest first."""
+        return self._control.tokens
 
     def closing_id(self, stop_ids: frozenset[int]) -> int | None:
         """The token that the template ends an assistant message with, unless it is one of `stop_ids`: a reply stops there as well."""
@@ -177,6 +191,16 @@ class ChatTemplate:
                 "chat_template.jinja beside the tokenizer."
             )
 
+    def _is_forgeable(self) -> bool:
+        """Whether one message that holds what the template writes between three has the ids of the three."""
+        three = [("user", "Alpha."), ("assistant", "Beta."), ("user", "Gamma.")]
+        try:
+            between = self.text(self.arranged(three)).partition(three[0][1])[2].rpartition(three[2][1])[0]
+            one = [("user", three[0][1] + between + three[2][1])]
+            return self.ids(self.arranged(one)) == self.ids(self.arranged(three))
+        except Exception:  # a template raises what it likes
+            return False
+
     def _control_tokens(self) -> list[str]:
         """The special tokens, and the other added tokens that the template writes around plain messages."""
         written = {token for turns in (TRIAL, TRIAL[1:]) for token in self._added(self.text(self.arranged(turns)))}
@@ -195,40 +219,10 @@ class ChatTemplate:
                 "the chat template has no place for a system message, so it stands ahead of the first user message, in sampling, "
                 "training and measuring alike"
             )
+        if self._is_forgeable():
+            yield "the chat template parts messages by plain words, so a text that holds these reads like messages of its own"
         if CLOCK in self._source:
             yield "the chat template asks for today's date and is told 26 July 2024, so that the same conversation stays the same tomorrow"
-
-
-class _Control:
-    """Control tokens that must not come from contents: `tokenizer` knows them by the name that transformers has for them."""
-
-    def __init__(self, tokenizer: Any, tokens: Sequence[str]) -> None:
-        longest_first = sorted(filter(str.strip, tokens), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.tokenizer = copy(tokenizer)  # of its own: the setting must not be saved with a trained model
-        self.tokenizer.chat_control_tokens = longest_first
-        # What a vocabulary makes of plain text as well cannot be told apart there, so its text is broken.
-        self._broken = [token for token in longest_first if not self._is_sanitized(token)]
-
-    def named_in(self, turns: Turns) -> bool:
-        """Whether any content spells out a control token."""
-        return any(self._pattern.search(content) for _, content in turns)
-
-    def spelled(self, turns: Turns) -> Turns:
-        """The turns, those tokens broken by a space that could not be told from the template's otherwise."""
-        for token in self._broken:
-            turns = [(role, content.replace(token, f"{token[0]} {token[1:]}")) for role, content in turns]
-        return turns
-
-    def _is_sanitized(self, token: str) -> bool:
-        template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-        try:
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": token}], chat_template=template, tokenize=True, sanitize_control_tokens=True
-            )
-        except (ValueError, NotImplementedError):
-            return False
-        return True
 
 
 def _source(tokenizer: Any) -> str:

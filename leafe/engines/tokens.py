@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from leafe.engines.template import ChatTemplate, Turns
+from leafe.growing import Growing
 from leafe.records import Message
 
 Key = TypeVar("Key", bound=Hashable)
@@ -30,6 +32,11 @@ SAMPLE_TEXTS = (
     "x</think>y",
 )
 SPOT_CHECKS = 64
+# Conversations up to so many messages are compared the first time that one of their roles comes; longer ones each time that they are
+# half as long again as the longest so far, since comparing one takes the longer the longer it is.
+EACH_COMPARED = 64
+AGAIN = 1.5
+REMEMBERED = 512  # conversations whose ids are gone on from
 
 
 class Recent(Generic[Key, Value]):
@@ -54,6 +61,15 @@ class Recent(Generic[Key, Value]):
         return value
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """The ids of a conversation so far, without a generation prompt, and their roles' initials. `joins`: whether they can be had so."""
+
+    roles: str = ""
+    ids: tuple[int, ...] = ()
+    joins: bool = True
+
+
 class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template, made fast for conversations that grow by a message at a time."""
 
@@ -62,11 +78,13 @@ class ChatTokenizer:
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
         self.stop_ids = self._stop_ids()
-        self._pieces: Recent[tuple[str, str, bool], tuple[list[int], bool]] = Recent(remembered)
+        self._pieces: Recent[tuple[str, str, bool], list[int] | None] = Recent(remembered)
+        self._said: Growing[_Said] = Growing(_Said(), self._with_message, remembered=REMEMBERED)
         self._texts: Recent[tuple[int, ...], str] = Recent(remembered)
         self._closing: list[int] = []
         self._unchecked = SPOT_CHECKS
-        self._shapes: set[tuple[str, ...]] = set()
+        self._shapes: set[str] = set()
+        self._longest = 0
         self.piecewise = self._is_piecewise()
 
     @property
@@ -83,23 +101,50 @@ class ChatTokenizer:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the conversation followed by the generation prompt."""
-        turns = self.template.turns(messages)
         if not self.piecewise:
-            return self.template.ids(turns)
-        ids: list[int] = []
-        for index, (role, content) in enumerate(turns):
-            key = (role, content, index == 0)
-            piece, plain = self._pieces.get(key) or self._pieces.put(key, (self._piece(*key), self.template.plain(content)))
-            if not plain:
-                return self.template.ids(turns)
-            ids += piece
-        ids += self._closing
-        shape = tuple(role for role, _ in turns)
-        return ids if shape in self._shapes and self._unchecked <= 0 else self._checked(ids, turns, shape)
+            return self.template.ids(self.template.turns(messages))
+        # A system message may be put ahead of the one that follows.
+        ahead = 2 if messages and messages[0].role == "system" else 1
+        said = self._said.of((tuple(messages[:ahead]), *messages[ahead:]))
+        if not said.joins:
+            return self.template.ids(self.template.turns(messages))
+        ids = [*said.ids, *self._closing]
+        return self._checked(ids, messages, said.roles) if self._is_new(said.roles) else ids
+
+    def _with_message(self, said: _Said, item: Message | tuple[Message, ...]) -> _Said:
+        """What a conversation is with one message more, or with its first ones."""
+        if not said.joins:
+            return said
+        turns = self.template.turns(item) if isinstance(item, tuple) else self.template.arranged([(item.role, item.content)])
+        roles, ids = said.roles, list(said.ids)
+        for role, content in turns:
+            piece = self._known_piece(role, content, first=not roles)
+            if piece is None:
+                return _Said(joins=False)
+            roles, ids = roles + role[0], ids + piece
+        return _Said(roles, tuple(ids))
+
+    def _known_piece(self, role: str, content: str, *, first: bool) -> list[int] | None:
+        """The ids of a message, None where they are not to be had apart from the conversation."""
+        key = (role, content, first)
+        piece = self._pieces.get(key)
+        return piece if piece is not None else self._pieces.put(key, self._piece(role, content, first))
+
+    def _is_new(self, roles: str) -> bool:
+        """Whether a conversation of such roles is still to be compared with the tokenizer's own."""
+        if self._unchecked > 0:
+            return True
+        spoken = roles.removeprefix("s")
+        usual = spoken == ("ua" * len(spoken))[: len(spoken)]
+        return roles not in self._shapes and (not usual or len(roles) <= EACH_COMPARED or len(roles) >= AGAIN * self._longest)
 
     def count(self, text: str) -> int:
         """How many tokens a text is by itself."""
-        return len(self._tokenise(text))
+        return len(self.text_ids(text))
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text by itself; what spells out a control token in it is text as well."""
+        return self.template.text_ids(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, special tokens and the token that ended it dropped."""
@@ -111,25 +156,37 @@ class ChatTokenizer:
             self._texts.put(key, str(text))
         return str(text)
 
-    def _checked(self, ids: list[int], turns: Turns, shape: tuple[str, ...]) -> list[int]:
+    def _checked(self, ids: list[int], messages: Sequence[Message], roles: str) -> list[int]:
         # A template can depend on something that no sample conversation showed, such as their number of messages, so the first
         # real ones, and the first of each sequence of roles, are compared as well.
         self._unchecked -= 1
-        self._shapes.add(shape)
-        whole = self.template.ids(turns)
+        self._shapes.add(roles)
+        self._longest = max(self._longest, len(roles))
+        whole = self.template.ids(self.template.turns(messages))
         self.piecewise = self.piecewise and whole == ids
         return whole
 
     def _tokenise(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _before(self, role: str, first: bool) -> Turns:
+        """The shortest conversation that a message of a role can follow."""
+        return [] if first else [("user", "."), ("assistant", ".")] if role == "user" else [("user", ".")]
+
     def _piece_text(self, role: str, content: str, first: bool) -> str:
-        before: Turns = [] if first else [("user", "."), ("assistant", ".")] if role == "user" else [("user", ".")]
+        before = self._before(role, first)
         start = self.template.text(before) if before else ""
         return self.template.text([*before, (role, content)])[len(start) :]
 
-    def _piece(self, role: str, content: str, first: bool) -> list[int]:
-        return self._tokenise(self._piece_text(role, content, first))
+    def _piece(self, role: str, content: str, first: bool) -> list[int] | None:
+        if self.template.plain(content):
+            return self._tokenise(self._piece_text(role, content, first))
+        before = self._before(role, first)
+        start = self._tokenise(self.template.text(before)) if before else []
+        whole = self.template.ids([*before, (role, content)])
+        end = len(whole) - len(self._closing)
+        joins = whole[: len(start)] == start and whole[end:] == self._closing
+        return whole[len(start) : end] if joins else None
 
     def _is_piecewise(self) -> bool:
         """Whether pieces joined at message borders equal the whole, judged on sample conversations and on what stands at the borders."""

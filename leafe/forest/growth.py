@@ -52,11 +52,15 @@ class Growth:
     attempts: list[Attempt] = field(default_factory=list)
     reflections: list[Reflection] = field(default_factory=list)
     _asks: int = 0
+    _scene: Scene | None = None
 
     @property
     def scene(self) -> Scene:
         """What prompts are rendered from, once the task was reset."""
-        return Scene(self.rules.prompts, self.task, self.shown or Observation(""))
+        shown = self.shown or Observation("")
+        if self._scene is None or self._scene.root is not shown or self._scene.prompts is not self.rules.prompts:
+            self._scene = Scene(self.rules.prompts, self.task, shown)
+        return self._scene
 
     def exhausted(self) -> bool:
         """Whether the task's budget leaves no further turn."""

@@ -7,16 +7,19 @@ version, and the journal says so instead of mixing two runs.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from dataclasses import astuple
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
-from leafe.digest import digest
+from leafe.digest import canonical, digest
 from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict
 from leafe.forest.effects import Effect, Reset, Restored, Rollback, Step
+from leafe.growing import Growing
 from leafe.jsonl import Appender, read_lines
-from leafe.records import Ask, Completion, Observation, decode, encode
+from leafe.records import Ask, Completion, Message, Observation, decode, encode
 
 SCHEMA = "leafe.journal/1"
 FAILURES: dict[str, type[EpisodeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, ReplayDiverged)}
@@ -32,6 +35,29 @@ def mark_of(effect: Effect) -> str:
     if isinstance(effect, Step):
         return f"step {digest(effect.action)}"
     return f"rollback {len(effect.walk)} {effect.walk[-1].id if effect.walk else 'root'}"
+
+
+class Marks:
+    """`mark_of` without going through a whole conversation anew at each of its turns."""
+
+    def __init__(self) -> None:
+        self._said: Growing[tuple[Any, str]] = Growing((hashlib.sha256(b"[["), ""), _with_content)
+
+    def of(self, effect: Effect) -> str:
+        """The same as `mark_of(effect)`."""
+        if not isinstance(effect, Ask):
+            return mark_of(effect)
+        sha = self._said.of(effect.messages)[0].copy()
+        sha.update(f"],{canonical(astuple(effect.sampling))}]".encode())
+        return f"{effect.purpose} {effect.seed} {sha.hexdigest()[:16]}"
+
+
+def _with_content(state: tuple[Any, str], message: Message) -> tuple[Any, str]:
+    """The digest of one content more, in the JSON that `digest` makes, and what parts it from the next."""
+    sha, comma = state
+    sha = sha.copy()
+    sha.update(f"{comma}{encode_basestring(message.content)}".encode())
+    return sha, ","
 
 
 def _kind(effect: Effect) -> type:
@@ -53,6 +79,7 @@ class Journal:
                     found = f"step {line.get('n')} of {line.get('key')!r} where step {len(past)} should come"
                     raise CorruptFile(f"{path} holds {found}; delete it to explore anew")
                 past.append(line)
+        self._marks = Marks()
         self._appender = Appender(path, SCHEMA)
 
     def length(self, key: str) -> int:
@@ -65,9 +92,10 @@ class Journal:
         if number >= len(past):
             return None
         line = past[number]
-        if line.get("effect") != mark_of(effect):
+        mark = self._marks.of(effect)
+        if line.get("effect") != mark:
             raise RunConflict(
-                f"{self._path} answers {line.get('effect')!r} where {mark_of(effect)!r} is asked; it belongs to other rules: delete it"
+                f"{self._path} answers {line.get('effect')!r} where {mark!r} is asked; it belongs to other rules: delete it"
             )
         if "error" in line:
             return FAILURES.get(line["error"], EnvironmentFailure)(line.get("message", ""))
@@ -78,7 +106,7 @@ class Journal:
 
     def record(self, key: str, number: int, effect: Effect, result: Any) -> None:
         """Appends the result of an effect, or the failure that answered it."""
-        line: dict[str, Any] = {"key": key, "n": number, "effect": mark_of(effect)}
+        line: dict[str, Any] = {"key": key, "n": number, "effect": self._marks.of(effect)}
         if isinstance(result, EpisodeError):
             line |= {"error": type(result).__name__, "message": str(result)}
         else:

@@ -84,7 +84,7 @@ def distil_round(bench: Bench, run: RunDirectory, number: int) -> None:
     write_examples(run.examples(number), examples)
     kinds = {kind: sum(example.kind == kind for example in examples) for kind in ("counterfactual", "rehearsal")}
     why = {} if examples else {"note": f"{NOTHING}: {why_no_example(trees, bench.config)}"}
-    run.finish_stage(stage, kinds | why)
+    run.finish_stage(stage, kinds | why, files=[run.examples(number)])
     bench.progress.say(f"distilled {kinds['counterfactual']} counterfactual and {kinds['rehearsal']} rehearsal examples")
 
 
@@ -95,6 +95,7 @@ def train_control_arm(bench: Bench, run: RunDirectory, arm: str) -> None:
     """
     if f"train {arm}" in run.stages:
         return
+    files = []
     if arm == "rehearsal":
         examples = [
             example for example in read_examples(made(run.examples(1), "leafe distill", run)) if example.kind == "rehearsal"
@@ -103,8 +104,9 @@ def train_control_arm(bench: Bench, run: RunDirectory, arm: str) -> None:
         forest = forest_of(run.control("independent"), run, "explore independent")
         trees = sorted(forest, key=lambda tree: tree.task.id)
         examples = list(rehearsal(trees, bench.prompts, bench.choice()))
-        write_examples(run.control_examples("independent"), examples)
-    train_stage(bench, run, arm, bench.base, examples=examples)
+        files.append(run.control_examples("independent"))
+        write_examples(files[0], examples)
+    train_stage(bench, run, arm, bench.base, examples=examples, files=files)
 
 
 def checkpoint_of(run: RunDirectory, arm: str) -> Path:

@@ -31,6 +31,8 @@ __all__ = [
 Form = Literal["bare", "tags", "program"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
+LONGEST_REPLY = 200_000  # characters; reading takes time in proportion to them
+
 # A bare reflection is the last line of its reply; the lines before it are the policy's own thoughts, as `<think>` is among tags.
 _BARE_REFLECTION = re.compile(r"\s*turn ([0-9]{1,6}|none)(?:: (.+))?\s*", re.DOTALL)
 
@@ -48,6 +50,7 @@ def parse_action(form: Form, reply: str, *, whole: bool = True) -> str:
     A bare action is one line; one in tags may be any text. `whole=False` says that the reply was cut at its token limit: then it holds no
     action, for its end may have taken back what is there. Bare replies are read as they are.
     """
+    _check_length(reply)
     if form == "bare":
         action = reply.strip()
         if not action or "\n" in action:
@@ -69,7 +72,13 @@ def parse_reflection(form: Form, reply: str, turns: int, *, whole: bool = True) 
     Raises `Unreadable` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped. A reply
     that was cut (`whole=False`) is read where its turn and its experience are complete.
     """
+    _check_length(reply)
     return _parse_bare(reply, turns) if form == "bare" else parse_tagged_reflection(reply, turns, whole=whole)
+
+
+def _check_length(reply: str) -> None:
+    if len(reply) > LONGEST_REPLY:
+        raise Unreadable(f"the reply was {len(reply):,} characters long, and at most {LONGEST_REPLY:,} are read")
 
 
 def _parse_bare(reply: str, turns: int) -> Experience | None:

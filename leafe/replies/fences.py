@@ -13,13 +13,15 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
+from warnings import catch_warnings
 
 LONGEST = 60_000  # characters of a program that is parsed
-BUDGET = 600_000  # characters that are parsed for one reply
+BUDGET = (20_000, 2)  # characters that are parsed for one reply, and how many more for each of its own
+LEAST_COST = 200  # characters that a parse counts as, however short the text is
 ENDS = 8  # of a fence that are tried, sure and doubtful ones each
 LOOKED_AT = 40  # lines with marks or tags among which a fence's ends are sought
-_OPEN = re.compile(r"([^`~\n]*)(`{3,}|~{3,})([^`\n]*)")
-_MARKED = re.compile(r"[ \t]*(`{3,}|~{3,})([^`\n]*)")
+_OPEN = re.compile(r"([^`~\n]*)(`{3,}+|~{3,}+)([^`\n]*)")
+_MARKED = re.compile(r"[ \t]*(`{3,}+|~{3,}+)([^`\n]*)")
 _MARKED_AT_END = re.compile(r"[^`\n]*[^`\s](`{3,})[ \t]*")
 _TAG_ALONE = re.compile(r"[ \t]*</?(?:action|think)>[ \t]*", re.IGNORECASE)
 _TAG_FIRST = re.compile(r"[ \t]*<(?:action|think)>", re.IGNORECASE)
@@ -43,10 +45,16 @@ class Block:
 
 @dataclass(slots=True)
 class Syntax:
-    """Tells whether texts are Python, as long as the budget for one reply lasts. Nothing is compiled and nothing runs."""
+    """Tells whether texts are Python, as long as the budget for one reply lasts (`left` characters). Nothing is compiled or run."""
 
-    left: int = BUDGET
+    left: int
     known: dict[str, ast.Module | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, reply: str) -> Syntax:
+        """With the budget for a reply."""
+        at_least, each = BUDGET
+        return cls(at_least + each * len(reply))
 
     def tree(self, text: str) -> ast.Module | None:
         """The syntax tree, or None where the text is no Python, is too long, or nests deeper than Python can."""
@@ -57,10 +65,11 @@ class Syntax:
     def _parsed(self, text: str) -> ast.Module | None:
         if len(text) > min(LONGEST, self.left):
             return None
-        self.left -= len(text)
+        self.left -= max(len(text), LEAST_COST)
         try:
-            # Without backslashes there are no escapes that Python warns about, and what was a program still is one.
-            return ast.parse(_ESCAPED.sub("xx", text))
+            with catch_warnings(action="ignore"):  # of what a reply holds: `1if x else 2` is one that Python warns about
+                # Without backslashes there are no escapes that change where a string ends, and what was a program still is one.
+                return ast.parse(_ESCAPED.sub("xx", text))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
 
@@ -90,14 +99,20 @@ def blocks(reply: str, syntax: Syntax) -> list[Block]:
     offsets = list(accumulate((len(line) + 1 for line in lines), initial=0))
     marks = [number for number, line in enumerate(lines) if "```" in line or "~~~" in line or _TAG_ALONE.fullmatch(line)]
     found: list[Block] = []
+    ends: dict[tuple[int, str], _End | None] = {}  # of lines for marks, since the same line may be looked at for many fences
     at = 0
+
+    def end_at(number: int, mark: str) -> _End | None:
+        if (number, mark) not in ends:
+            ends[number, mark] = _end_at(lines[number], offsets[number], mark)
+        return ends[number, mark]
+
     for index, number in enumerate(marks):
         following = lines[number + 1] if number + 1 < len(lines) else ""
         opening = _opening(lines[number], offsets[number], following) if offsets[number] >= at else None
         if opening is not None:
-            later = (marks[other] for other in range(index + 1, min(index + 1 + LOOKED_AT, len(marks))))
-            ends = ((lines[other], offsets[other]) for other in later)
-            end = _end(reply, opening, ends, syntax)
+            later = marks[index + 1 : index + 1 + LOOKED_AT]
+            end = _end(reply, opening, (end_at(other, opening.mark) for other in later), syntax)
             at = min(end.resume, len(reply))
             text = _straight(reply[opening.held : end.stop])
             found.append(Block(text, opening.label, opening.start, at, closed=end.stop < len(reply)))
@@ -122,12 +137,11 @@ def _label(info: str) -> str:
     return "none" if not info.strip() else "python" if _PYTHON.match(info) else "other"
 
 
-def _end(reply: str, opening: _Opening, following: Iterator[tuple[str, int]], syntax: Syntax) -> _End:
+def _end(reply: str, opening: _Opening, following: Iterator[_End | None], syntax: Syntax) -> _End:
     """Where the fence ends."""
     sure: list[_End] = []
     doubtful: list[_End] = []
-    for line, offset in following:
-        end = _end_at(line, offset, opening.mark)
+    for end in following:
         if end is not None:
             (sure if end.sure else doubtful).append(end)
         if len(sure) == ENDS or (opening.label == "other" and end is not None):

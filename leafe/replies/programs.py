@@ -40,7 +40,11 @@ def render_program(program: str) -> str:
 
 def parse_program(reply: str, *, whole: bool) -> str:
     """The program of a reply. Raises `Unreadable`."""
-    reply, syntax = _plain(reply), Syntax()
+    return _program(reply, Syntax.of(reply), whole=whole)
+
+
+def _program(reply: str, syntax: Syntax, *, whole: bool) -> str:
+    reply = _plain(reply)
     if whole and _does_something(reply, syntax):
         return reply.strip("\n")
     found = _found(reply, syntax)
@@ -63,10 +67,11 @@ def _plain(reply: str) -> str:
 
 def program_in(text: str) -> str:
     """The program in a submission, by the same rule; one that is Python as it stands, or holds no program by that rule, stays as it is."""
-    if Syntax().tree(text) is not None:
+    syntax = Syntax.of(text)
+    if syntax.tree(text) is not None:
         return text.strip("\n")
     try:
-        return parse_program(text, whole=True)
+        return _program(text, syntax, whole=True)
     except Unreadable:
         return text.strip("\n")
 

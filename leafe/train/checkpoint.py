@@ -28,7 +28,11 @@ def locate(model: str, bundled: Mapping[str, Path]) -> Path:
         )
     folder = Path(model).expanduser()
     looks_local = folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
-    if folder.exists() or looks_local:
+    try:
+        is_there = folder.exists()
+    except OSError as error:  # a name that no folder can have
+        raise UserError(f"no checkpoint in {model!r:.80}: {error.strerror}") from None
+    if is_there or looks_local:
         return _checked(
             folder,
             f"no checkpoint in {model!r}: "

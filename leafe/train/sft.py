@@ -31,6 +31,7 @@ from leafe.distill.trial import Packing, choose_packing
 from leafe.engines.loading import load_checkpoint, load_tokenizer
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
+from leafe.jsonl import told_if_unwritable
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
 from leafe.train.checkpoint import device_of
@@ -216,8 +217,9 @@ def _fine_tune(job: _Job, told: Told) -> TrainReport:
         with tree_attention(model, packing.kind):
             result = trainer.train()
     if trainer.is_world_process_zero() and job.out is not None:
-        save(trainer.accelerator.unwrap_model(model), job.out, use_cache=use_cache)
-        tokenizer.save_pretrained(job.out)
+        with told_if_unwritable(job.out):
+            save(trainer.accelerator.unwrap_model(model), job.out, use_cache=use_cache)
+            tokenizer.save_pretrained(job.out)
     lengths = [len(row.ids) for bundle in bundles for row in bundle.rows]
     steps = result.global_step
     by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}

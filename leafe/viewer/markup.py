@@ -13,6 +13,8 @@ from collections.abc import Iterable
 # Control characters and lone surrogates are no text in HTML or in UTF-8; a terminal's escape sequences come with them.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _VOID = frozenset({"meta", "br"})
+# Signs that cannot be seen and change what can: they turn the order of a line, hide a text in another, or break a line unseen.
+_UNSEEN = re.compile("[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]")
 
 Attribute = str | int | float | bool | None
 
@@ -24,8 +26,11 @@ class Markup(str):
 
 
 def escape(text: str) -> Markup:
-    """A text as markup that shows it, whatever it holds."""
-    return text if isinstance(text, Markup) else Markup(html.escape(_UNPRINTABLE.sub("\ufffd", text), quote=True))
+    """A text as markup that shows it, whatever it holds; a sign that cannot be seen is shown by its number, as `[U+202E]`."""
+    if isinstance(text, Markup):
+        return text
+    seen = _UNSEEN.sub(lambda found: f"[U+{ord(found.group()):04X}]", _UNPRINTABLE.sub("\ufffd", text))
+    return Markup(html.escape(seen, quote=True))
 
 
 def join(parts: Iterable[str], between: str = "") -> Markup:

@@ -41,7 +41,7 @@ def parse_game(text: str, where: str) -> GameFile:
     """The game of a file's text."""
     try:
         data: Any = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{where} is no whole JSON ({error}); it may be cut short: fetch the game file again") from None
     wanted = ("pddl_domain", "pddl_problem", "grammar")
     missing = [key for key in wanted if not isinstance(data, dict) or not isinstance(data.get(key), str)]

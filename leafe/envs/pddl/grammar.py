@@ -87,7 +87,7 @@ def parse_grammar(text: str) -> Grammar:
 def _rules(text: str) -> Mapping[str, tuple[Option, ...]]:
     try:
         data: Any = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"a grammar's rules are no JSON: {error}") from None
     if not isinstance(data, dict):
         raise ValueError("a grammar's rules want to be one JSON object")

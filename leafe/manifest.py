@@ -1,0 +1,83 @@
+"""What a finished stage left on the disk: the digest and the size of each file, and whether it still is that.
+
+A stage's entry in `stages.json` holds its files and a digest of itself and of the names before it, so that neither a file nor the
+entry can lose a line or change a byte unseen. Entries that older versions wrote hold neither and are taken as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from leafe.digest import digest
+
+Manifest = dict[str, dict[str, Any]]  # a file's name below the run's directory, and what `described` says of it
+PART = 1 << 20  # bytes that are read at a time
+SEAL = "digest"
+FILES = "files"
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The SHA-256 of a file and its size in bytes; in lines as well where it has lines."""
+    sha, size, lines = hashlib.sha256(), 0, 0
+    with open(path, "rb") as file:
+        while part := file.read(PART):
+            sha.update(part)
+            size += len(part)
+            lines += part.count(b"\n")
+    counted = {"lines": lines} if path.suffix == ".jsonl" else {}
+    return {"sha256": sha.hexdigest(), "bytes": size, **counted}
+
+
+def manifest_of(root: Path, paths: Iterable[Path]) -> Manifest:
+    """What some files below `root` are, and all files in some folders."""
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.is_file()]
+    return {file.relative_to(root).as_posix(): described(file) for file in files}
+
+
+def change(path: Path, before: Mapping[str, Any]) -> str:
+    """How a file differs from what was said of it, in a phrase, empty where it does not."""
+    if not path.is_file():
+        return "it is gone"
+    now = described(path)
+    if now.get("sha256") == before.get("sha256"):
+        return ""
+    for unit in ("lines", "bytes"):
+        if now.get(unit) != before.get(unit):
+            return f"it has {now.get(unit)} {unit} and had {before.get(unit)}"
+    return "its bytes have changed"
+
+
+def sealed(stage: str, result: Any, files: Manifest, before: Sequence[str]) -> Any:
+    """A stage's entry: what it gave, its files, and the digest of it all. What is no group of values stays as it is."""
+    if not isinstance(result, Mapping | None) or (result is None and not files):
+        return result
+    entry = {**(result or {}), **({FILES: files} if files else {})}
+    return {**entry, SEAL: _seal(stage, entry, before)}
+
+
+def is_whole(stage: str, entry: Any, before: Sequence[str]) -> bool:
+    """Whether an entry is as it was written, as far as it says so."""
+    if not isinstance(entry, Mapping) or not {FILES, SEAL} & entry.keys():
+        return True
+    rest = {name: value for name, value in entry.items() if name != SEAL}
+    return bool(entry.get(SEAL) == _seal(stage, rest, before))
+
+
+def given(entry: Any) -> Any:
+    """What a stage gave, without its files and their digests."""
+    if not isinstance(entry, Mapping):
+        return entry
+    return {name: value for name, value in entry.items() if name not in (FILES, SEAL)} or None
+
+
+def files_of(entry: Any) -> Mapping[str, Mapping[str, Any]]:
+    """The files that a stage made, as far as it says so."""
+    found = entry.get(FILES) if isinstance(entry, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _seal(stage: str, entry: Mapping[str, Any], before: Sequence[str]) -> str:
+    return digest(stage, dict(entry), list(before), length=32)

@@ -289,6 +289,8 @@ class Spoilt(Lookup):
     """Raises whatever the task says, when it is reset."""
 
     def reset(self, task: Task) -> Observation:
+        if task.instruction == "left":
+            os._exit(3)
         raise {"UserError": UserError("no such level"), "SystemExit": SystemExit(3)}[task.instruction]
 
 
@@ -299,8 +301,14 @@ def test_bad_input_found_by_an_environment_stops_the_stage_from_anywhere(placeme
 
 
 def test_an_environment_that_leaves_its_process_is_a_lost_attempt() -> None:
-    tree = driven(means(Spoilt, Placement.PROCESS), [replace(TASK, instruction="SystemExit")], max_attempts=1).popitem()[1]
+    tree = driven(means(Spoilt, Placement.PROCESS), [replace(TASK, instruction="left")], max_attempts=1).popitem()[1]
     assert tree.attempts[0].error == "EnvironmentFailure: the process that played the environment ended with exit status 3"
+
+
+def test_an_environment_that_calls_exit_costs_its_attempt_wherever_it_lives() -> None:
+    for placement in Placement:
+        tree = driven(means(Spoilt, placement), [replace(TASK, instruction="SystemExit")], max_attempts=1).popitem()[1]
+        assert tree.attempts[0].error == "EnvironmentFailure: lookup called sys.exit(3)"
 
 
 def test_an_environment_that_cannot_be_made_stops_the_stage_from_anywhere() -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from leafe.digest import digest
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.differences import difference, shown
 from leafe.errors import EnvironmentFailure, LeafeError, ReplayDiverged
 from leafe.records import Observation, Task
 
@@ -77,6 +78,11 @@ class World:
         return tuple(past.action for past in self._past if past.action is not None)
 
     @property
+    def observations(self) -> tuple[Observation, ...]:
+        """The observations, the first one included."""
+        return tuple(past.observation for past in self._past)
+
+    @property
     def digests(self) -> tuple[str, ...]:
         """The digests of the observations, the first one's included: one more than there are actions."""
         return tuple(past.digest for past in self._past)
@@ -132,6 +138,13 @@ class World:
         self._walk([Past(action, blank, mark) for action, mark in recorded])
         return self.observation
 
+    def repeat(self, task: Task, actions: Sequence[str], observations: Sequence[Observation]) -> Observation:
+        """`replay` where the observations are at hand (the reset's first), so that a difference can be shown."""
+        self._task = task
+        recorded = zip((None, *actions), observations, strict=True)
+        self._walk([Past(action, seen, observation_digest(seen)) for action, seen in recorded])
+        return self.observation
+
     def close(self) -> None:
         """Lets go of the environment."""
         self._usable = False
@@ -168,6 +181,8 @@ class World:
             return call(*arguments)
         except LeafeError:
             raise
+        except SystemExit as error:  # which would end the run and all other attempts
+            raise EnvironmentFailure(f"{self.environment.name} called sys.exit({'' if error.code is None else repr(error.code)})") from error
         except Exception as error:
             raise EnvironmentFailure(f"{self.environment.name}: {type(error).__name__}: {error}") from error
 
@@ -177,13 +192,8 @@ class World:
 
 
 def _difference(turn: int, recorded: Past, found: Observation) -> str:
-    """Where a replay left its record, and the two observations shortened to what differs."""
+    """Where a replay left its record, and what differs there."""
     where = f"at turn {turn} ({recorded.action!r:.60})" if turn else "at the reset"
     if not recorded.observation.text:
-        return f"replay diverged {where}: recorded the digest {recorded.digest}, replayed {_shown(found)}"
-    return f"replay diverged {where}: recorded {_shown(recorded.observation)}, replayed {_shown(found)}"
-
-
-def _shown(observation: Observation) -> str:
-    text = observation.text if len(observation.text) <= 160 else observation.text[:157] + "..."
-    return f"{text!r} (done={observation.done}, success={observation.success}, reward={observation.reward:g})"
+        return f"replay diverged {where}: recorded the digest {recorded.digest}, replayed {shown(found)}"
+    return f"replay diverged {where}: {difference(recorded.observation, found)}"

@@ -21,6 +21,7 @@ from leafe.distill.examples import Choice
 from leafe.engines.base import Engine
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.settled import drawn
 from leafe.errors import RunConflict, UserError
 from leafe.evaluate.evaluate import evaluate
 from leafe.evaluate.outcomes import ArmOutcomes, Outcome
@@ -91,7 +92,7 @@ class Bench:
     def _check_lengths(self, meter: Meter) -> None:
         environment, wanted = self.make_environment(), self.config.tasks
         try:
-            (task,) = environment.tasks(wanted.train_split, 1, wanted.seed)
+            (task,) = drawn(environment, wanted.train_split, 1, wanted.seed)
             played = rehearse(environment, self.prompts, task)
         finally:
             environment.close()
@@ -112,8 +113,18 @@ class Bench:
 
     def means(self, engine: Engine, **more: Any) -> Means:
         """What effects are carried out with; `more` are further fields of `Means`."""
-        said, workers = self._declared, self.config.environment.workers
-        return Means(engine, self.make_environment, placement=said.placement, workers=workers, instances=said.instances, **more)
+        said, wanted = self._declared, self.config.environment
+        return Means(
+            engine,
+            self.make_environment,
+            placement=said.placement,
+            workers=wanted.workers,
+            instances=said.instances,
+            timeout=wanted.timeout,
+            recycle=wanted.recycle,
+            computes=said.computes,
+            **more,
+        )
 
     def tasks(self, part: str) -> Sequence[Task]:
         """The tasks that are explored (`train`) or measured on (`test`)."""
@@ -121,7 +132,7 @@ class Bench:
         split, count = (wanted.train_split, wanted.train) if part == "train" else (wanted.test_split, wanted.test)
         environment = self.make_environment()
         try:
-            return environment.tasks(split, count, wanted.seed)
+            return drawn(environment, split, count, wanted.seed)
         finally:
             environment.close()
 

@@ -7,28 +7,25 @@ kept, and the same command goes on from there.
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from leafe.address import hidden
 from leafe.bench import Bench
+from leafe.cli_envs import Arguments, AsJson, values
+from leafe.cli_envs import app as envs_app
 from leafe.compose import bench_of
 from leafe.config import load_recipe, recipe_names
 from leafe.distill.store import HINTS, export, read_examples
 from leafe.doctor import examine, sandbox_finding
-from leafe.envs import registry
-from leafe.envs.check import check_environment
-from leafe.envs.person import person_plays
 from leafe.envs.sandbox.probe import objection
 from leafe.errors import LeafeError, RunConflict, UnknownName, UserError
 from leafe.evaluate.compare import compare as compare_arms
@@ -44,7 +41,17 @@ from leafe.progress import Progress, Silent
 from leafe.records import encode
 from leafe.run import RunDirectory, next_free
 from leafe.settings import EvaluateSettings
-from leafe.terminal import Bars, alarm, check_table, diagnosis_table, exploration_table, faults_table, findings_table, pass_table
+from leafe.terminal import (
+    Bars,
+    alarm,
+    diagnosis_table,
+    emit,
+    exploration_table,
+    faults_table,
+    findings_table,
+    only_json,
+    pass_table,
+)
 from leafe.train.checkpoint import locate
 from leafe.viewer.report import (
     alarms_of,
@@ -67,6 +74,7 @@ app = typer.Typer(
 )
 nano_app = typer.Typer(no_args_is_help=True, help="The bundled model.")
 app.add_typer(nano_app, name="nano")
+app.registered_commands += envs_app.registered_commands
 console = Console()
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
@@ -75,26 +83,6 @@ RunOrRecipe = Annotated[str, typer.Argument(help="a run directory; or a recipe's
 Recipe = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as a.b=value", show_default=False)]
 Out = Annotated[Path | None, typer.Option(help="the run directory; a free one below runs/ unless said")]
-Arguments = Annotated[list[str] | None, typer.Argument(help="the environment's arguments as name=value", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
-
-
-def _emit(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _values(texts: list[str] | None) -> dict[str, Any]:
-    """`name=value` texts, each value read as YAML."""
-    values = {}
-    for text in texts or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UserError(f"wanted name=value, as boxes=2, found {text!r}")
-        try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"cannot read the value in {text!r}; quote it") from None
-    return values
 
 
 def _show(run: RunDirectory, *, ends: bool = True) -> None:
@@ -243,7 +231,7 @@ def compare(
     ks = () if k is None else tuple(sorted({*shared, k}))
     comparison = compare_arms(arms, base=base, ks=ks, how=Resampling(settings[0].resamples, settings[0].confidence))
     if as_json:
-        _emit(comparison.as_json())
+        emit(comparison.as_json())
     else:
         console.print(pass_table(comparison))
         _show_faults([(arm.name, arm.faults) for arm in comparison.arms], sentences)
@@ -264,57 +252,15 @@ def diagnose(
     config = load_recipe(recipe, overrides or [])
     progress: Progress = Silent() if as_json else Bars(console)
     bench = bench_of(config, progress)
-    bench.check()
-    found = diagnose_model(bench, points=turns)
+    with only_json(as_json):
+        bench.check()
+        found = diagnose_model(bench, points=turns)
     if as_json:
-        _emit(encode(found))
+        emit(encode(found))
     else:
         console.print(diagnosis_table(found))
         named = [("tree", found.tree_faults), ("independent", found.independent_faults)]
         _show_faults(named, alarms_of(named, config))
-
-
-@app.command()
-def envs() -> None:
-    """Lists the environments that are known by name."""
-    for name, line in sorted(registry.known().items()):
-        console.print(f"[bold]{name}[/]  {line}", highlight=False, soft_wrap=True)
-
-
-@app.command("check-env")
-def check_env(
-    spec: Annotated[str, typer.Argument(help="a name or module:Class")],
-    arguments: Arguments = None,
-    *,
-    as_json: AsJson = False,
-    rollbacks: Annotated[int, typer.Option(min=1)] = 200,
-    tasks: Annotated[int, typer.Option(min=1, help="each is played up to three times")] = 8,
-    split: str = "train",
-) -> None:
-    """Proves what an environment declares; exit status 1 when it does not hold."""
-    args = _values(arguments)
-    made = partial(registry.make, spec, args)
-    result = check_environment(made, name=spec, rollbacks=rollbacks, count=tasks, split=split, spec=spec, arguments=args)
-    if as_json:
-        _emit(encode(result) | {"passed": result.passed})
-    else:
-        console.print(check_table(result))
-    raise SystemExit(0 if result.passed else 1)
-
-
-@app.command()
-def play(
-    spec: Annotated[str, typer.Argument(help="a name or module:Class")],
-    arguments: Arguments = None,
-    *,
-    split: str = "train",
-    number: Annotated[int, typer.Option(min=1)] = 1,
-) -> None:
-    """A person plays. `back N` rolls back to turn N, an empty line or end of input leaves."""
-    environment = registry.make(spec, _values(arguments))
-    task = environment.tasks(split, number)[-1]
-    for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
-        print(line, flush=True)
 
 
 @app.command("export")
@@ -340,7 +286,7 @@ def doctor(*, as_json: AsJson = False) -> None:
     contained = sandbox_finding(refused.why, refused.mend) if refused else sandbox_finding(None)
     findings = [*examine(Path("runs")), contained]
     if as_json:
-        _emit([encode(finding) for finding in findings])
+        emit([encode(finding) for finding in findings])
     else:
         console.print(findings_table(findings))
     raise SystemExit(int(any(finding.verdict == "missing" for finding in findings)))
@@ -361,7 +307,7 @@ def nano_build(
     seed: int = 0,
 ) -> None:
     """Trains a small model for a world from nothing, which takes hours; started again after a kill it goes on."""
-    args = _values(arguments)
+    args = values(arguments)
     taught = world(spec, args, split=split)
     if out is None and (spec not in SHIPPED or args):
         raise UserError("no checkpoint ships for this world; say where the new one goes with --out DIR")

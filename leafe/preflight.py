@@ -48,7 +48,7 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
     world = World(environment)
     try:
         scene = Scene(prompts, task, world.reset(task))
-        plan, known = list(environment.expert()), list(environment.example_actions())
+        plan, known = list(world.expert()), list(world.example_actions())
         walk: list[Turn] = []
         while (plan or known) and len(walk) < task.horizon and not world.observation.done:
             action = plan[len(walk)] if len(walk) < len(plan) else known[len(walk) % len(known)] if known else plan[-1]

@@ -28,11 +28,12 @@ class StopReason(StrEnum):
     PARSE_ERROR = "parse_error"  # too many replies in a row that hold no action
     REPLAY_DIVERGED = "replay_diverged"
     ENVIRONMENT_ERROR = "environment_error"
+    STEP_TIMEOUT = "step_timeout"  # the environment took longer than environment.timeout
     CANCELLED = "cancelled"
 
 
 # Endings that say something about our plumbing and nothing about the policy. They are counted and never reflected or trained on.
-BROKEN = frozenset({StopReason.REPLAY_DIVERGED, StopReason.ENVIRONMENT_ERROR, StopReason.CANCELLED})
+BROKEN = frozenset({StopReason.REPLAY_DIVERGED, StopReason.ENVIRONMENT_ERROR, StopReason.STEP_TIMEOUT, StopReason.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +26,9 @@ from leafe.forest.faults import Faults, fault_cells
 from leafe.viewer.page import ExplorationRow
 
 SIGNS = {"pass": "[green]✓[/]", "ok": "[green]✓[/]", "fail": "[red]✗[/]", "missing": "[red]✗[/]", "skipped": "–", "optional": "–"}
+
+
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class _Bar:
@@ -102,11 +110,13 @@ def pass_table(comparison: Comparison) -> Table:
 def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
     """What each explorer found for the same budget."""
     # Two lines, so that nine columns fit into eighty characters.
-    words = "explorer|tasks|tasks\nsolved|tries\nsolved|turns|re-\nplayed|reflec-\ntions|unread-\nable|di-\nverged"
+    words = "explorer|tasks|tasks\nsolved|tries\nsolved|turns|re-\nplayed|reflec-\ntions|unread-\nable|broken"
     table = _table("Exploration at equal budget", words.split("|"))
     for row in rows:
-        counts = (row.tasks, row.solved, row.successes, row.turns, row.replayed_steps, row.reflections, row.unparsed, row.diverged)
-        table.add_row(escape(row.name), *(f"{count:,}" for count in counts))
+        counts = (row.tasks, row.solved, row.successes, row.turns, row.replayed_steps, row.reflections, row.unparsed)
+        # A class a line, and its words apart: names such as EnvironmentFailure are wider than what is left of eighty characters.
+        broken = "\n".join(f"{count:,} {_WORDS.sub(' ', name)}" for name, count in row.broken.items())
+        table.add_row(escape(row.name), *(f"{count:,}" for count in counts), escape(broken or "0"))
     return table
 
 
@@ -173,6 +183,32 @@ def diagnosis_table(found: Diagnosis) -> Table:
     for label, text in rows.items():
         table.add_row(label, escape(text))
     return table
+
+
+def emit(value: Any) -> None:
+    """Writes a value as JSON."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def only_json(asked: bool) -> Iterator[None]:
+    """Keeps standard output free of what worlds, libraries and child processes write meanwhile; it goes to standard error."""
+    if not asked:
+        yield
+        return
+    real = sys.stdout is sys.__stdout__ and sys.stdout is not None
+    sys.stdout.flush()
+    kept = os.dup(1) if real else -1
+    if real:
+        os.dup2(2, 1)
+    # A file of its own, which a world may close without harm.
+    with open(os.dup(2), "w") if real else nullcontext(sys.stderr) as other, redirect_stdout(other):
+        try:
+            yield
+        finally:
+            if real:
+                os.dup2(kept, 1)
+                os.close(kept)
 
 
 def alarm(sentence: str) -> str:

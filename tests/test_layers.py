@@ -42,6 +42,7 @@ FLOORS = {
     "compose": 8,
     "serving": 8,
     "terminal": 8,
+    "cli_envs": 8,
     "cli": 9,
     "__main__": 9,
 }

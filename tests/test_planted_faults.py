@@ -1,4 +1,4 @@
-"""Twenty-odd environments with one fault each, all of which `leafe check-env` must find, and the same world without a fault, which passes."""
+"""Twenty-odd environments with one fault each, which `leafe check-env` must find, and the same world without a fault, which passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from leafe.digest import digest, seed_for
-from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.base import Environment, Fidelity
 from leafe.envs.check import CheckReport, check_environment
 from leafe.errors import UnknownName
 from leafe.records import Observation, Task

@@ -13,8 +13,10 @@ from typing import Literal
 from leafe.digest import canonical
 from leafe.envs.base import Fidelity
 from leafe.envs.world import World
-from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
+from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged, StepTimeout
 from leafe.records import Observation, Task, decode, encode
+
+START = 120.0  # seconds more for the first call, on a machine that is far too busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,16 @@ class Call:
     actions: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
 
+    @property
+    def plays_anew(self) -> bool:
+        """Whether the environment may be reset for it."""
+        return self.verb != "step"
+
+    @property
+    def begins(self) -> bool:
+        """Whether it begins an episode, so that any world can carry it out."""
+        return self.verb in ("reset", "replay")
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -35,6 +47,21 @@ class Answer:
 
     observation: Observation
     replayed_steps: int = 0
+
+
+def patience_for(call: Call, limit: float, *, first: bool = False) -> float:
+    """How long a call may take where a step may take `limit` seconds (0: for ever): so much for each step that it may take.
+
+    What is `first` makes the environment too.
+    """
+    steps = len(call.actions) + 1 if call.verb == "replay" else max(1, call.turn)
+    return limit * steps + START if limit and first else limit * steps
+
+
+def took_too_long(call: Call, limit: float) -> StepTimeout:
+    """What is raised for a call that did not end in its time."""
+    what = f"step({call.action!r:.60})" if call.verb == "step" else call.verb
+    return StepTimeout(f"{what} took longer than {limit:g} s; raise environment.timeout if that can be right")
 
 
 def carry_out(world: World, call: Call) -> Answer:
@@ -72,6 +99,6 @@ def _plain(observation: Observation) -> Observation:
 
 def _plain_failure(failure: EpisodeError) -> EpisodeError:
     """The failure as a journal would give it back."""
-    kind = ReplayDiverged if isinstance(failure, ReplayDiverged) else EnvironmentFailure
+    kind = next((one for one in (ReplayDiverged, StepTimeout) if isinstance(failure, one)), EnvironmentFailure)
     name = "" if type(failure) is kind else f"{type(failure).__name__}: "
     return kind((name + str(failure)).encode(errors="replace").decode())

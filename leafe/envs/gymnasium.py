@@ -19,7 +19,8 @@ from typing import Any
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.imports import import_here
 from leafe.envs.seeds import seeded_tasks, split_seed
-from leafe.errors import MissingDependency, UnknownName, UserError
+from leafe.envs.settled import one_of
+from leafe.errors import MissingDependency, UserError
 from leafe.records import Observation, Task
 
 INSTALL = "pip install -c constraints.txt -e '.[gymnasium]'"
@@ -64,7 +65,7 @@ class Gymnasium(Environment):
     ) -> None:
         if horizon < 0:
             raise UserError(f"gymnasium wants a horizon of at least 1 turn, or 0 for the registered one; found {horizon}")
-        self.fidelity, self.placement = _one_of(Fidelity, fidelity), _one_of(Placement, placement)
+        self.fidelity, self.placement = one_of(Fidelity, fidelity), one_of(Placement, placement)
         self._id, self._kwargs, self._options = id, dict(kwargs or {}), options
         spec = _spec(id)
         self._env = _made(spec, self._kwargs)
@@ -229,10 +230,3 @@ def _made(spec: Any, kwargs: Mapping[str, Any]) -> Any:
         raise UserError(
             f"Gymnasium cannot make {spec.id!r} with kwargs={dict(kwargs)}: {type(error).__name__}: {what:.300}"
         ) from error
-
-
-def _one_of(kind: Any, value: str) -> Any:
-    try:
-        return kind(value)
-    except ValueError:
-        raise UnknownName(kind.__name__.lower(), value, [one.value for one in kind]) from None

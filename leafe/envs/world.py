@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from leafe.digest import digest
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.differences import difference, shown
+from leafe.envs.settled import settled
 from leafe.errors import EnvironmentFailure, LeafeError, ReplayDiverged
 from leafe.records import Observation, Task
 
@@ -44,7 +45,7 @@ class World:
     """One environment instance with the history of its present episode. Not to be shared by two episodes at once."""
 
     def __init__(self, environment: Environment) -> None:
-        self.environment = environment
+        self.environment = settled(environment)
         self.replayed_steps = 0  # environment steps taken only to come back to a turn, over the world's life
         self.rollbacks = 0
         self._task: Task | None = None
@@ -145,6 +146,14 @@ class World:
         self._walk([Past(action, seen, observation_digest(seen)) for action, seen in recorded])
         return self.observation
 
+    def expert(self) -> Sequence[str]:
+        """The environment's, or an `EnvironmentFailure`."""
+        return self._guard(self.environment.expert)
+
+    def example_actions(self) -> Sequence[str]:
+        """The environment's, or an `EnvironmentFailure`."""
+        return self._guard(self.environment.example_actions)
+
     def close(self) -> None:
         """Lets go of the environment."""
         self._usable = False
@@ -182,7 +191,8 @@ class World:
         except LeafeError:
             raise
         except SystemExit as error:  # which would end the run and all other attempts
-            raise EnvironmentFailure(f"{self.environment.name} called sys.exit({'' if error.code is None else repr(error.code)})") from error
+            status = "" if error.code is None else repr(error.code)
+            raise EnvironmentFailure(f"{self.environment.name} called sys.exit({status})") from error
         except Exception as error:
             raise EnvironmentFailure(f"{self.environment.name}: {type(error).__name__}: {error}") from error
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment, Placement
 from leafe.envs.calls import Call
-from leafe.envs.hosting import Hosting, Seat, hosting
+from leafe.envs.hosting import Hosting, Seat, Terms, hosting
 from leafe.envs.world import observation_digest
 from leafe.errors import EpisodeError
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
@@ -37,7 +37,7 @@ class Job(Generic[Result]):
 class Means:
     """What effects are carried out with. `noticed` is told of every completion, for progress bars.
 
-    `placement` is where worlds live, `workers` how many of them are called at once, `instances` how many there may be; see `envs.hosting`.
+    The rest says where worlds live and under which limits; see `envs.hosting.Terms`.
     """
 
     engine: Engine
@@ -47,6 +47,14 @@ class Means:
     placement: Placement = Placement.INLINE
     workers: int = 0
     instances: int = 0
+    timeout: float = Terms.timeout
+    recycle: int = 0
+    computes: bool = False
+
+    def hosting(self) -> Hosting:
+        """Where worlds live for one stage."""
+        terms = Terms(self.placement, self.workers, self.instances, self.timeout, self.recycle, self.computes)
+        return hosting(self.make_environment, terms)
 
 
 async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncGenerator[tuple[Job[Result], Result], None]:
@@ -57,7 +65,7 @@ async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) 
     """
     waiting = iter(jobs)
     running: set[asyncio.Task[tuple[Job[Result], Result]]] = set()
-    worlds = hosting(means.make_environment, means.placement, means.workers, means.instances)
+    worlds = means.hosting()
     try:
         while True:
             for job in _take(waiting, concurrency - len(running)):

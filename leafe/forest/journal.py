@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from leafe.digest import digest
-from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict
+from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict, StepTimeout
 from leafe.forest.effects import Effect, Reset, Restored, Rollback, Step
 from leafe.jsonl import Appender, read_lines
 from leafe.records import Ask, Completion, Observation, decode, encode
 
 SCHEMA = "leafe.journal/1"
-FAILURES: dict[str, type[EpisodeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, ReplayDiverged)}
+FAILURES: dict[str, type[EpisodeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, StepTimeout, ReplayDiverged)}
 
 
 def mark_of(effect: Effect) -> str:

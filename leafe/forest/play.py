@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from leafe.chat import Notes, act_messages, fill
-from leafe.errors import EpisodeError, ReplayDiverged
+from leafe.errors import EpisodeError, ReplayDiverged, StepTimeout
 from leafe.forest.effects import Play, Reset, Rollback, Step
 from leafe.forest.growth import Growth, Start, last_id, unread
 from leafe.history import first_shortening, shorter
@@ -29,6 +29,13 @@ class Played:
     walk: tuple[Turn, ...]
 
 
+def stop_of(failure: EpisodeError) -> StopReason:
+    """The name of the ending that a failure makes."""
+    if isinstance(failure, ReplayDiverged):
+        return StopReason.REPLAY_DIVERGED
+    return StopReason.STEP_TIMEOUT if isinstance(failure, StepTimeout) else StopReason.ENVIRONMENT_ERROR
+
+
 def no_pause(attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
     """What happens between turns when nothing does."""
     return
@@ -43,7 +50,7 @@ def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
         observation = yield from _begin(growth, start)
         stop = yield from _turns(growth, start, observation, walk=walk, pause=pause)
     except EpisodeError as failure:
-        stop = StopReason.REPLAY_DIVERGED if isinstance(failure, ReplayDiverged) else StopReason.ENVIRONMENT_ERROR
+        stop = stop_of(failure)
         error = f"{type(failure).__name__}: {failure}"
     own = walk[len(start.walk) :]
     attempt = Attempt(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from leafe.chat import Prompts, Scene, act_messages, reflect_messages
 from leafe.envs.base import Environment
+from leafe.envs.wording import complaint
 from leafe.envs.world import World
 from leafe.errors import EpisodeError, UserError
 from leafe.history import shorter
@@ -62,7 +63,13 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
 
 def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[str]:
     """What to tell the user about lengths. Raises `UserError` where no reply or no prompt can fit."""
-    return [*_reply_sentences(config, played, meter), *(_context_sentences(config, played, meter) if meter.context else ())]
+    wordless = complaint(played.scene.root.text)
+    about_text = [f"{config.environment.name}: {wordless}"] if wordless else []
+    return [
+        *about_text,
+        *_reply_sentences(config, played, meter),
+        *(_context_sentences(config, played, meter) if meter.context else ()),
+    ]
 
 
 def _reply_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:

@@ -22,6 +22,7 @@ from leafe.envs.check_process import ask_another_process
 from leafe.envs.check_tasks import check_payload, check_splits, check_tasks, copied
 from leafe.envs.check_worlds import ExpertTrial, advice_on_placement, check_actions, check_any_text, check_together
 from leafe.envs.differences import difference, shown
+from leafe.envs.wording import complaint
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError, UserError
 from leafe.records import Observation, Task, decode, encode
@@ -166,7 +167,8 @@ class _Inspection:
         improper = self._recorder.improper
         if improper:
             raise Failed(f"{len(improper)} observations are not as they should be; first: {improper[0]}")
-        return "every observation is printable text and JSON", {}
+        wordless = next(filter(None, (complaint(episode.observations[0].text) for episode in self._recorder.episodes)), "")
+        return "every observation is printable text and JSON" + (f"; but {wordless}" if wordless else ""), {}
 
     def _check_replay(self) -> Outcome:
         """Reset and the same actions give the same observations, in both instances."""

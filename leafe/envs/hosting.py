@@ -108,9 +108,8 @@ class _InlineSeat:
 
     async def take(self, call: Call) -> Answer:
         recycle, alarm = self._hosting.terms.recycle, self._hosting.alarm
-        if call.begins:
-            if recycle and self._episodes >= recycle:
-                self._let_go()
+        if call.begins and recycle and self._episodes >= recycle:
+            self._let_go()
         self._episodes += call.plays_anew
         if self._world is None:
             self._world, self._episodes = World(self._hosting.make()), 1
@@ -227,10 +226,9 @@ class _LaneSeat:
 
     async def take(self, call: Call) -> Answer:
         recycle = self._lanes.terms.recycle
-        if call.begins:
-            if recycle and self._place.episodes >= recycle:
-                await self._lanes.end(self._place)
-                self._place = self._lanes.place()
+        if call.begins and recycle and self._place.episodes >= recycle:
+            await self._lanes.end(self._place)
+            self._place = self._lanes.place()
         self._place.episodes += call.plays_anew
         sound, self._sound = self._sound, False
         answer = await self._within_limit(call)

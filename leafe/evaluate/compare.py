@@ -55,8 +55,6 @@ class Comparison:
                     "minus_base": {str(k): encode(interval) for k, interval in arm.minus_base.items()},
                     "turns": arm.turns,
                     "tokens": arm.tokens,
-                    "attempts": arm.faults.attempts,
-                    "broken": sum(arm.errors.values()),
                     "errors": dict(arm.errors),
                     "faults": encode(arm.faults),
                 }

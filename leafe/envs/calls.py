@@ -7,7 +7,8 @@ when they leave the world, and failures are of one of the two classes that a jou
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal
 
 from leafe.digest import canonical
@@ -90,11 +91,26 @@ def _observe(world: World, call: Call) -> Observation:
 
 def _plain(observation: Observation) -> Observation:
     """The observation as a file would give it back, so that a resumed run and an uninterrupted one hold equal bytes."""
+    if _is_plain(observation):
+        return replace(observation, info=dict(observation.info)) if observation.info else observation
     try:
         plain: Observation = decode(Observation, json.loads(canonical(encode(observation))))
     except (TypeError, ValueError) as error:
         raise EnvironmentFailure(f"the observation is not made of plain data: {error}") from error
     return plain
+
+
+def _is_plain(observation: Observation) -> bool:
+    """Whether a way through a file would change nothing: as most are, and the way is dear."""
+    kinds = (type(observation.text), type(observation.done), type(observation.success), type(observation.reward))
+    if type(observation) is not Observation or kinds != (str, bool, bool, float) or not isfinite(observation.reward):
+        return False
+    info = observation.info
+    return type(info) is dict and all(type(key) is str and _is_scalar(value) for key, value in info.items())
+
+
+def _is_scalar(value: object) -> bool:
+    return type(value) in (str, int, bool, type(None)) or (type(value) is float and isfinite(value))
 
 
 def _plain_failure(failure: EpisodeError) -> EpisodeError:

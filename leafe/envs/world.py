@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from leafe.digest import digest
@@ -28,7 +29,12 @@ def observation_digest(observation: Observation) -> str:
 
     An int reward and a numpy bool give the digest of what a file would give back: the float and the bool.
     """
-    return digest(observation.text, bool(observation.done), bool(observation.success), float(observation.reward))
+    return _digest(observation.text, bool(observation.done), bool(observation.success), repr(float(observation.reward)))
+
+
+@lru_cache(maxsize=1024)  # world and driver want the same one after each other; the reward as text, for 0.0 equals -0.0
+def _digest(text: str, done: bool, success: bool, reward: str) -> str:
+    return digest(text, done, success, float(reward))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ version, and the journal says so instead of mixing two runs.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import astuple
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,20 @@ from leafe.digest import digest
 from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict, StepTimeout
 from leafe.forest.effects import Effect, Reset, Restored, Rollback, Step
 from leafe.jsonl import Appender, read_lines
-from leafe.records import Ask, Completion, Observation, decode, encode
+from leafe.records import Ask, Completion, Observation, Sampling, decode, encode
 
 SCHEMA = "leafe.journal/1"
 FAILURES: dict[str, type[EpisodeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, StepTimeout, ReplayDiverged)}
+
+
+_SAMPLING = tuple(item.name for item in fields(Sampling))
 
 
 def mark_of(effect: Effect) -> str:
     """A short text that two effects share exactly when they ask for the same thing."""
     if isinstance(effect, Ask):
         said = [message.content for message in effect.messages]
-        return f"{effect.purpose} {effect.seed} {digest(said, astuple(effect.sampling))}"
+        return f"{effect.purpose} {effect.seed} {digest(said, [getattr(effect.sampling, name) for name in _SAMPLING])}"
     if isinstance(effect, Reset):
         return "reset"
     if isinstance(effect, Step):

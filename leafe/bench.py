@@ -76,6 +76,11 @@ class Bench:
         `trains` is whether what is explored will be trained on in the same go.
         """
         self.rules(0)
+        if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
+            wanted = "an environment with reseed(seed)"
+            raise UserError(
+                f"explore.new_luck wants {wanted}, and {self.config.environment.name} has none; set explore.new_luck=false"
+            )
         for part in ("train", "test"):
             self.tasks(part)
         if self.probe:
@@ -151,6 +156,7 @@ class Bench:
             reflect_on_failure=settings.reflect_on_failure,
             can_roll_back=self.can_roll_back,
             history=History(self.config.history.keep, self.config.history.turns),
+            new_luck=settings.new_luck,
         )
 
     def explore_seed(self, number: int) -> int:

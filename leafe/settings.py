@@ -146,13 +146,17 @@ class HistorySettings(Settings):
 
 
 class ExploreSettings(Settings):
-    """The budget of one task, in turns that the policy takes, and when it looks back. `reflect_every` 0 means at the end only."""
+    """The budget of one task, in turns that the policy takes, and when it looks back. `reflect_every` 0 means at the end only.
+
+    With `new_luck` a branch in a world that draws lots draws others than the attempt that it left: then no reflection can teach the draw.
+    """
 
     turns: int = Field(64, ge=1)
     max_attempts: int = Field(16, ge=1)
     max_depth: int = Field(4, ge=0)
     reflect_every: int = Field(0, ge=0)
     reflect_on_failure: bool = True
+    new_luck: bool = False
 
     @model_validator(mode="after")
     def _reflects_at_all(self) -> Self:

@@ -83,6 +83,10 @@ class Environment(ABC):
         """Returns to a state that `snapshot` gave. Only where `fidelity` is `snapshot`."""
         raise NotImplementedError(f"{type(self).__name__} takes no snapshots")
 
+    def reseed(self, seed: int) -> None:
+        """Draws all that is random from here on from another seed, the same for the same one. Only where something is random."""
+        raise NotImplementedError(f"{type(self).__name__} draws nothing anew")
+
     def expert(self) -> Sequence[str]:
         """Actions that solve the task from the present state, fewest first; empty where none is known or none is left."""
         return ()

@@ -22,7 +22,10 @@ START = 120.0  # seconds more for the first call, on a machine that is far too b
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`reset` wants a task, `step` an action, `rollback` a turn, `replay` a task with actions and digests as `World.replay` does."""
+    """`reset` wants a task, `step` an action, `rollback` a turn, `replay` a task with actions, digests and seeds as `World.replay` does.
+
+    `seed` is what a step draws from anew, None where it does not.
+    """
 
     verb: Literal["reset", "step", "rollback", "replay"]
     task: Task | None = None
@@ -30,6 +33,8 @@ class Call:
     turn: int = 0
     actions: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
+    seed: int | None = None
+    seeds: tuple[int | None, ...] = ()
 
     @property
     def plays_anew(self) -> bool:
@@ -77,7 +82,7 @@ def carry_out(world: World, call: Call) -> Answer:
 
 def _observe(world: World, call: Call) -> Observation:
     if call.verb == "step":
-        return world.step(call.action)
+        return world.step(call.action, call.seed)
     if call.verb == "rollback":
         return world.rollback(call.turn)
     assert call.task is not None, f"{call.verb} wants a task"
@@ -86,7 +91,7 @@ def _observe(world: World, call: Call) -> Observation:
     if world.fidelity is Fidelity.NONE:
         # What an interrupted run would need. Playing the actions again would be another episode, not this one.
         raise EnvironmentFailure(f"{world.environment.name} declares fidelity 'none', so an interrupted attempt cannot go on")
-    return world.replay(call.actions, call.digests, task=call.task)
+    return world.replay(call.actions, call.digests, task=call.task, seeds=call.seeds)
 
 
 def _plain(observation: Observation) -> Observation:

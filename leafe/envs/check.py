@@ -20,7 +20,7 @@ from leafe.envs.check_findings import CheckReport, Failed, Finding, Outcome, Ski
 from leafe.envs.check_play import NO_ACTIONS, Episode, Recorder
 from leafe.envs.check_process import ask_another_process
 from leafe.envs.check_tasks import check_payload, check_splits, check_tasks, copied
-from leafe.envs.check_worlds import ExpertTrial, advice_on_placement, check_actions, check_any_text, check_together
+from leafe.envs.check_worlds import ExpertTrial, advice_on_placement, check_actions, check_any_text, check_reseed, check_together
 from leafe.envs.differences import difference, shown
 from leafe.envs.wording import complaint
 from leafe.envs.world import World, observation_digest
@@ -105,6 +105,7 @@ class _Inspection:
             ("together", self._check_together),
             ("second_process", lambda: self._check_second_process(spec, arguments)),
             ("rollback", lambda: self._check_rollback(rollbacks)),
+            ("reseed", self._check_reseed),
             ("after_end", self._check_after_end),
             ("invalid_action", self._check_invalid_action),
             ("placement", lambda: advice_on_placement(self._world.environment, self._recorder)),
@@ -185,6 +186,12 @@ class _Inspection:
         if failures:
             raise Failed(f"{len(failures)} of {done} replays differ; first: {failures[0]}")
         return f"{done} replays gave the recorded observations", {"replays": done}
+
+    def _check_reseed(self) -> Outcome:
+        """Drawing anew gives the same for the same seed."""
+        if not self._exact:
+            raise Skipped("replays differ already without it")
+        return check_reseed(self._world, self._other, self._recorder.episodes)
 
     def _check_together(self) -> Outcome:
         """Two instances at a time are as they are alone."""

@@ -69,6 +69,28 @@ def check_together(world: World, other: World, episodes: Sequence[Episode]) -> O
     return f"{len(played)} pairs of episodes, played in turn in two instances, were as they were alone", {"pairs": len(played)}
 
 
+def check_reseed(world: World, other: World, episodes: Sequence[Episode]) -> Outcome:
+    """After `reseed` two instances show the same for the same seed; told where it was never seen to change anything."""
+    if type(world.environment).reseed is Environment.reseed:
+        raise Skipped("has no reseed(seed), and needs none where nothing is drawn by lot")
+    changed, played = 0, [episode for episode in episodes if len(episode.actions) > 1]
+    for number, episode in enumerate(played):
+        turn = number % (len(episode.actions) - 1)
+        for one in (world, other):
+            one.reset(episode.task)
+        for place, action in enumerate(episode.actions):
+            seed = number if place == turn else None
+            seen, again = world.step(action, seed), other.step(action, seed)
+            if observation_digest(seen) != observation_digest(again):
+                what = difference(seen, again, ("one", "the other"))
+                raise Failed(f"after reseed({number}) two instances differ, {episode.task.id} at turn {place + 1}: {what}")
+            changed += observation_digest(seen) != episode.digests[place + 1]
+            if seen.done:
+                break
+    note = "" if changed else ", and it was not seen to change anything"
+    return f"{len(played)} episodes that draw anew on the way are the same in two instances{note}", {"changed": changed}
+
+
 def _from(episodes: Sequence[Episode], number: int) -> Sequence[Episode]:
     return [*episodes[number % len(episodes) :], *episodes[: number % len(episodes)]]
 

@@ -173,6 +173,12 @@ class Gymnasium(Environment):
         kept, self._final = snapshot
         self._env = copy.deepcopy(kept)
 
+    def reseed(self, seed: int) -> None:
+        """Gives the environment another generator of random numbers."""
+        from gymnasium.utils import seeding
+
+        self._env.unwrapped.np_random = seeding.np_random(seed)[0]
+
     def example_actions(self) -> Sequence[str]:
         """All that are discrete; of text a few that the space draws."""
         if self._names:

@@ -39,12 +39,16 @@ def _digest(text: str, done: bool, success: bool, reward: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """One action, what it gave, and the environment's snapshot after it (None without snapshots). The reset has the action None."""
+    """One action, what it gave, and the environment's snapshot after it (None without snapshots). The reset has the action None.
+
+    `seed` is what randomness was drawn from anew just before the action, None where it went on as it was.
+    """
 
     action: str | None
     observation: Observation
     digest: str
     snapshot: Any = None
+    seed: int | None = None
 
 
 class World:
@@ -102,12 +106,12 @@ class World:
         self._usable = True
         return first
 
-    def step(self, action: str) -> Observation:
-        """Takes the present turn."""
+    def step(self, action: str, seed: int | None = None) -> Observation:
+        """Takes the present turn, with randomness drawn anew from `seed` where one is given."""
         self._require()
         self._usable = False
-        observation = self._observe(self.environment.step, action)
-        self._remember(action, observation)
+        observation = self._taken(action, seed)
+        self._remember(action, observation, seed)
         self._usable = True
         return observation
 
@@ -132,17 +136,25 @@ class World:
             self._walk(kept)
         return self.observation
 
-    def replay(self, actions: Sequence[str], digests: Sequence[str], *, task: Task | None = None) -> Observation:
+    def replay(
+        self,
+        actions: Sequence[str],
+        digests: Sequence[str],
+        *,
+        task: Task | None = None,
+        seeds: Sequence[int | None] = (),
+    ) -> Observation:
         """Resets and takes recorded actions, comparing with `digests` (the reset's first, so one more than actions).
 
-        `task` is the task of the last `reset` unless given. Raises `ReplayDiverged` at the first observation that differs.
+        `task` is the task of the last `reset` unless given; `seeds` are those that the actions were taken with, none unless given. Raises
+        `ReplayDiverged` at the first observation that differs.
         """
         if len(digests) != len(actions) + 1:
             raise ValueError(f"wanted {len(actions) + 1} digests for {len(actions)} actions, found {len(digests)}")
         self._task = task or self._task
         blank = Observation("")
-        recorded = zip((None, *actions), digests, strict=True)
-        self._walk([Past(action, blank, mark) for action, mark in recorded])
+        recorded = zip((None, *actions), digests, (None, *(seeds or [None] * len(actions))), strict=True)
+        self._walk([Past(action, blank, mark, seed=seed) for action, mark, seed in recorded])
         return self.observation
 
     def repeat(self, task: Task, actions: Sequence[str], observations: Sequence[Observation]) -> Observation:
@@ -175,15 +187,20 @@ class World:
                 observation = self._observe(self.environment.reset, self._task)
             else:
                 self.replayed_steps += 1
-                observation = self._observe(self.environment.step, past.action)
-            self._remember(past.action, observation)
+                observation = self._taken(past.action, past.seed)
+            self._remember(past.action, observation, past.seed)
             if self._past[-1].digest != past.digest:
                 raise ReplayDiverged(_difference(len(self._past) - 1, past, observation))
         self._usable = True
 
-    def _remember(self, action: str | None, observation: Observation) -> None:
+    def _taken(self, action: str, seed: int | None) -> Observation:
+        if seed is not None:
+            self._guard(self.environment.reseed, seed)
+        return self._observe(self.environment.step, action)
+
+    def _remember(self, action: str | None, observation: Observation, seed: int | None = None) -> None:
         snapshot = self._guard(self.environment.snapshot) if self.fidelity is Fidelity.SNAPSHOT else None
-        self._past.append(Past(action, observation, self._guard(observation_digest, observation), snapshot))
+        self._past.append(Past(action, observation, self._guard(observation_digest, observation), snapshot, seed))
 
     def _observe(self, call: Callable[[Any], Observation], argument: Any) -> Observation:
         observation = self._guard(call, argument)

@@ -33,7 +33,7 @@ def mark_of(effect: Effect) -> str:
     if isinstance(effect, Reset):
         return "reset"
     if isinstance(effect, Step):
-        return f"step {digest(effect.action)}"
+        return f"step {digest(effect.action)}" + ("" if effect.seed is None else f" seed {effect.seed}")
     return f"rollback {len(effect.walk)} {effect.walk[-1].id if effect.walk else 'root'}"
 
 

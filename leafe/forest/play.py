@@ -75,7 +75,7 @@ def _begin(growth: Growth, start: Start) -> Play[Observation]:
     if start.advice is not None:
         growth.add_rollback()
     if past := taken(start.walk):
-        restored = yield Rollback(growth.task, past)
+        restored = yield Rollback(growth.task, past, growth.lucks(past))
         growth.add_replayed(restored.replayed_steps)
         observation: Observation = restored.observation
         return observation
@@ -100,7 +100,8 @@ def _turns(growth: Growth, start: Start, observation: Observation, *, walk: list
         if completion.finish == "context":
             return StopReason.TOKEN_LIMIT
         growth.add_completion(completion)
-        turn = yield from _take(growth, _Reply(completion, advice, shortening), walk, observation)
+        luck = growth.luck(start, walk[len(start.walk) :])
+        turn = yield from _take(growth, _Reply(completion, advice, shortening, luck), walk, observation)
         growth.add_turn(turn)
         walk.append(turn)
         observation = turn.observation
@@ -122,11 +123,12 @@ def _verdict(observation: Observation) -> StopReason | None:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What the policy said at a turn, and what its prompt held and left out."""
+    """What the policy said at a turn, what its prompt held and left out, and what the step draws its randomness from anew."""
 
     completion: Completion
     advice: str | None
     shortening: Shortening
+    luck: int | None
 
 
 def _reply(growth: Growth, start: Start, walk: list[Turn], advice: str | None) -> Play[tuple[Completion, Shortening]]:
@@ -151,7 +153,7 @@ def _take(growth: Growth, reply: _Reply, walk: list[Turn], before: Observation) 
         action, problem = unread(reply.completion), str(failure)
     stepped = not (problem and prompts.unread)
     if stepped:
-        observation: Observation = yield Step(action)
+        observation: Observation = yield Step(action, reply.luck)
     else:
         observation = Observation(fill(prompts.unread, problem=problem, turn=index), reward=before.reward)
     return Turn(

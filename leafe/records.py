@@ -268,7 +268,7 @@ class Example:
 
 def encode(value: Any) -> Any:
     """A record as JSON-able data. Fields that hold their default are kept, so that a line explains itself."""
-    kind = type(value)
+    kind: type = type(value)
     if kind in _PLAIN:
         return value
     if names := _names(kind):

@@ -74,7 +74,7 @@ def _drawn(environment: Environment, split: str, seed: int) -> Sequence[Task]:
     while count:
         try:
             return list(environment.tasks(split, count, seed))
-        except Exception:  # an unknown split, or fewer tasks: which of them, a foreign class says in its own way
+        except (Exception, SystemExit):  # an unknown split, or fewer tasks: which of them, a foreign class says in its own way
             count //= 2
     return []
 

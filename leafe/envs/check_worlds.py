@@ -131,7 +131,7 @@ class ExpertTrial:
             for episode in played[:SOME]:
                 self._asked_on_the_way(episode)
                 self._followed(episode.task)
-                asked += self._off_the_way(episode.task)
+                asked += sum(self._off_the_way(episode.task) for _ in range(2))
         late = sum(len(episode.actions) > episode.task.horizon for episode in played)
         note = f"; {late} of them take more turns than the task's horizon" if late else ""
         elsewhere = f", and {asked} plans from other states do" if asked else ""

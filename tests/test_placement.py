@@ -445,12 +445,18 @@ class Stuck(Lookup):
         return replace(super().step(action), info={"own": self.own})
 
 
-@pytest.mark.parametrize("placement", Placement)
-@pytest.mark.parametrize("place", [2, 3])
+@pytest.mark.parametrize(
+    ("placement", "place"),
+    [(Placement.INLINE, 2), (Placement.INLINE, 3), (Placement.THREAD, 2), (Placement.THREAD, 3), (Placement.PROCESS, 3)],
+)
 def test_a_step_that_takes_too_long_ends_its_attempt_under_a_name_of_its_own(placement: Placement, place: int) -> None:
     engine = ScriptedEngine(lambda ask: "open place1" if len(ask.messages) < 3 else f"open place{place}")
     task = key_in(5, horizon=4)
-    found = driven(Means(engine, Stuck, placement=placement, workers=2, timeout=1.0), [task, key_in(1, number=1)], max_attempts=2)
+    found = driven(
+        Means(engine, Stuck, placement=placement, workers=2, timeout=2.0 if placement is Placement.PROCESS else 1.0),
+        [task, key_in(1, number=1)],
+        max_attempts=2,
+    )
     lost, won = (found[key].attempts for key in (task.id, key_in(1, number=1).id))
     assert [attempt.stop for attempt in lost] == [StopReason.STEP_TIMEOUT] * 2
     assert all(attempt.error and attempt.error.startswith("StepTimeout: ") for attempt in lost)

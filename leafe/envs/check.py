@@ -92,6 +92,7 @@ class _Inspection:
 
     def checks(self, rollbacks: int, spec: str | None, arguments: Mapping[str, Any]) -> list[tuple[str, Callable[[], Outcome]]]:
         """Every check in its order; later ones use what earlier ones found."""
+        draws = type(self._world.environment).reseed is not Environment.reseed
         return [
             ("tasks", self._check_tasks),
             ("splits", lambda: check_splits(self._world.environment, self._split, self._seed)),
@@ -105,7 +106,7 @@ class _Inspection:
             ("together", self._check_together),
             ("second_process", lambda: self._check_second_process(spec, arguments)),
             ("rollback", lambda: self._check_rollback(rollbacks)),
-            ("reseed", self._check_reseed),
+            *([("reseed", self._check_reseed)] if draws else []),
             ("after_end", self._check_after_end),
             ("invalid_action", self._check_invalid_action),
             ("placement", lambda: advice_on_placement(self._world.environment, self._recorder)),
@@ -276,9 +277,12 @@ class _Inspection:
         """Text that is no action is answered, ends nothing and changes nothing."""
         if self._world.environment.free_text:
             return check_any_text(self._world, self._longest().task)
-        episodes = [self._longest(), *self._draw.sample(self._recorder.episodes, min(3, len(self._recorder.episodes)))]
-        for number, episode in enumerate(episodes):
-            self._say_nonsense(episode, self._draw.randrange(len(episode.actions)) if number and episode.actions else 0)
+        self._say_nonsense(self._longest(), 0)
+        played = [episode for episode in self._recorder.episodes if episode.actions]
+        for episode in sorted(played, key=lambda one: one.kind != "expert")[:4]:  # whose middle is a state of its own, most likely
+            self._say_nonsense(episode, len(episode.actions) // 2)
+        for episode in self._draw.sample(played, min(3, len(played))):
+            self._say_nonsense(episode, self._draw.randrange(len(episode.actions)))
         return f"{len(NO_ACTIONS)} texts that are no actions were answered" + (" and changed nothing" if self._exact else ""), {}
 
     def _say_nonsense(self, episode: Episode, turn: int) -> None:

@@ -24,6 +24,7 @@ from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.settled import drawn
 from leafe.errors import RunConflict, UserError
 from leafe.evaluate.evaluate import evaluate
 from leafe.evaluate.outcomes import ArmOutcomes, Outcome
@@ -79,6 +80,11 @@ class Bench:
         `trains` is whether what is explored will be trained on in the same go.
         """
         self.rules(0)
+        if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
+            wanted = "an environment with reseed(seed)"
+            raise UserError(
+                f"explore.new_luck wants {wanted}, and {self.config.environment.name} has none; set explore.new_luck=false"
+            )
         for part in ("train", "test"):
             for sentence in short_horizons(self._declared, self.tasks(part)):
                 self.progress.say(sentence)
@@ -96,7 +102,7 @@ class Bench:
     def _check_lengths(self, meter: Meter) -> None:
         environment, wanted = self.make_environment(), self.config.tasks
         try:
-            (task,) = environment.tasks(wanted.train_split, 1, wanted.seed)
+            (task,) = drawn(environment, wanted.train_split, 1, wanted.seed)
             played = rehearse(environment, self.prompts, task)
         finally:
             environment.close()
@@ -117,8 +123,18 @@ class Bench:
 
     def means(self, engine: Engine, **more: Any) -> Means:
         """What effects are carried out with; `more` are further fields of `Means`."""
-        said, workers = self._declared, self.config.environment.workers
-        return Means(engine, self.make_environment, placement=said.placement, workers=workers, instances=said.instances, **more)
+        said, wanted = self._declared, self.config.environment
+        return Means(
+            engine,
+            self.make_environment,
+            placement=said.placement,
+            workers=wanted.workers,
+            instances=said.instances,
+            timeout=wanted.timeout,
+            recycle=wanted.recycle,
+            computes=said.computes,
+            **more,
+        )
 
     def tasks(self, part: str) -> Sequence[Task]:
         """The tasks that are explored (`train`) or measured on (`test`)."""
@@ -126,7 +142,7 @@ class Bench:
         split, count = (wanted.train_split, wanted.train) if part == "train" else (wanted.test_split, wanted.test)
         environment = self.make_environment()
         try:
-            return environment.tasks(split, count, wanted.seed)
+            return drawn(environment, split, count, wanted.seed)
         finally:
             environment.close()
 
@@ -145,6 +161,7 @@ class Bench:
             reflect_on_failure=settings.reflect_on_failure,
             can_roll_back=self.can_roll_back,
             history=History(self.config.history.keep, self.config.history.turns),
+            new_luck=settings.new_luck,
         )
 
     def explore_seed(self, number: int) -> int:

@@ -10,11 +10,13 @@ import json
 from typing import Any
 
 SEED_BITS = 63
+# One for all calls: `json.dumps` makes another each time that it is asked for anything but its defaults.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def canonical(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, non-ASCII kept."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def digest(*values: Any, length: int = 16) -> str:

@@ -9,6 +9,7 @@
     │   └── RunConflict                  a run directory that belongs to another configuration or another process
     ├── EpisodeError (RuntimeError)      one episode is lost: recorded, counted by class, its siblings go on
     │   ├── EnvironmentFailure           the environment raised
+    │   │   └── StepTimeout              a call of it took longer than its limit
     │   └── ReplayDiverged               a rollback did not reach the state that it should have reached
     └── EngineError (RuntimeError)       no completion can be had: the stage stops and can be resumed
 
@@ -92,6 +93,10 @@ class EpisodeError(LeafeError, RuntimeError):
 
 class EnvironmentFailure(EpisodeError):
     """The environment raised while it was reset, stepped or restored."""
+
+
+class StepTimeout(EnvironmentFailure):
+    """A call of the environment took longer than its limit; the world that was in it is replaced."""
 
 
 class ReplayDiverged(EpisodeError):

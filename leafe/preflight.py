@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from leafe.chat import Prompts, Scene, act_messages, reflect_messages
 from leafe.envs.base import Environment
+from leafe.envs.wording import complaint
 from leafe.envs.world import World
 from leafe.errors import EpisodeError, UserError
 from leafe.history import shorter
@@ -49,7 +50,7 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
     world = World(environment)
     try:
         scene = Scene(prompts, task, world.reset(task))
-        plan, known = list(environment.expert()), list(environment.example_actions())
+        plan, known = list(world.expert()), list(world.example_actions())
         walk: list[Turn] = []
         while (plan or known) and len(walk) < task.horizon and not world.observation.done:
             action = plan[len(walk)] if len(walk) < len(plan) else known[len(walk) % len(known)] if known else plan[-1]
@@ -74,7 +75,13 @@ def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[
 
 def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[str]:
     """What to tell the user about lengths. Raises `UserError` where no reply or no prompt can fit."""
-    return [*_reply_sentences(config, played, meter), *(_context_sentences(config, played, meter) if meter.context else ())]
+    wordless = complaint(played.scene.root.text)
+    about_text = [f"{config.environment.name}: {wordless}"] if wordless else []
+    return [
+        *about_text,
+        *_reply_sentences(config, played, meter),
+        *(_context_sentences(config, played, meter) if meter.context else ()),
+    ]
 
 
 def _reply_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:

@@ -28,11 +28,12 @@ class StopReason(StrEnum):
     PARSE_ERROR = "parse_error"  # too many replies in a row that hold no action
     REPLAY_DIVERGED = "replay_diverged"
     ENVIRONMENT_ERROR = "environment_error"
+    STEP_TIMEOUT = "step_timeout"  # the environment took longer than environment.timeout
     CANCELLED = "cancelled"
 
 
 # Endings that say something about our plumbing and nothing about the policy. They are counted and never reflected or trained on.
-BROKEN = frozenset({StopReason.REPLAY_DIVERGED, StopReason.ENVIRONMENT_ERROR, StopReason.CANCELLED})
+BROKEN = frozenset({StopReason.REPLAY_DIVERGED, StopReason.ENVIRONMENT_ERROR, StopReason.STEP_TIMEOUT, StopReason.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +268,25 @@ class Example:
 
 def encode(value: Any) -> Any:
     """A record as JSON-able data. Fields that hold their default are kept, so that a line explains itself."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: encode(getattr(value, item.name)) for item in fields(value)}
+    kind: type = type(value)
+    if kind in _PLAIN:
+        return value
+    if names := _names(kind):
+        return {name: encode(getattr(value, name)) for name in names}
     if isinstance(value, (list, tuple)):
-        return [encode(item) for item in value]
+        return [item if type(item) in _PLAIN else encode(item) for item in value]
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     return value
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    """The fields of a record, none for any other type."""
+    return tuple(item.name for item in fields(kind)) if is_dataclass(kind) else ()
 
 
 @cache

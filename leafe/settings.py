@@ -32,13 +32,16 @@ class Settings(BaseModel):
 class EnvironmentSettings(Settings):
     """Which world is played; `args` go to its constructor.
 
-    `workers` is for worlds that are not played in line: how many are called at once on threads, or live in processes; 0 means one thread
-    a core, or four processes a core. It says how and not what.
+    `workers` is for worlds that are not played in line: how many are called at once on threads, or live in processes; 0 means as many
+    threads as there are worlds that wait, or four processes a core. `timeout` is how many seconds a step may take before its attempt is
+    given up and its world replaced, `recycle` after how many episodes a world is replaced; 0 is never. All three say how and not what.
     """
 
     name: Text
     args: dict[str, Any] = {}
     workers: int = Field(0, ge=0)
+    timeout: float = Field(600.0, ge=0)
+    recycle: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _args_are_json(self) -> Self:
@@ -146,13 +149,17 @@ class HistorySettings(Settings):
 
 
 class ExploreSettings(Settings):
-    """The budget of one task, in turns that the policy takes, and when it looks back. `reflect_every` 0 means at the end only."""
+    """The budget of one task, in turns that the policy takes, and when it looks back. `reflect_every` 0 means at the end only.
+
+    With `new_luck` a branch in a world that draws lots draws others than the attempt that it left: then no reflection can teach the draw.
+    """
 
     turns: int = Field(64, ge=1)
     max_attempts: int = Field(16, ge=1)
     max_depth: int = Field(4, ge=0)
     reflect_every: int = Field(0, ge=0)
     reflect_on_failure: bool = True
+    new_luck: bool = False
 
     @model_validator(mode="after")
     def _reflects_at_all(self) -> Self:
@@ -269,7 +276,7 @@ class RunConfig(Settings):
 
 # How and where a run is done, not what comes out of it.
 MACHINE = {
-    "environment": {"workers"},
+    "environment": {"workers", "timeout", "recycle"},
     "engine": {
         "device",
         "threads",

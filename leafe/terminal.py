@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,9 @@ from leafe.forest.faults import Faults, fault_cells
 from leafe.viewer.page import ExplorationRow
 
 SIGNS = {"pass": "[green]✓[/]", "fail": "[red]✗[/]", "skipped": "–"}
+
+
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class _Bar:
@@ -101,11 +105,13 @@ def pass_table(comparison: Comparison) -> Table:
 def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
     """What each explorer found for the same budget."""
     # Two lines, so that nine columns fit into eighty characters.
-    words = "explorer|tasks|tasks\nsolved|tries\nsolved|turns|re-\nplayed|reflec-\ntions|unread-\nable|di-\nverged"
+    words = "explorer|tasks|tasks\nsolved|tries\nsolved|turns|re-\nplayed|reflec-\ntions|unread-\nable|broken"
     table = _table("Exploration at equal budget", words.split("|"))
     for row in rows:
-        counts = (row.tasks, row.solved, row.successes, row.turns, row.replayed_steps, row.reflections, row.unparsed, row.diverged)
-        table.add_row(escape(row.name), *(f"{count:,}" for count in counts))
+        counts = (row.tasks, row.solved, row.successes, row.turns, row.replayed_steps, row.reflections, row.unparsed)
+        # A class a line, and its words apart: names such as EnvironmentFailure are wider than what is left of eighty characters.
+        broken = "\n".join(f"{count:,} {_WORDS.sub(' ', name)}" for name, count in row.broken.items())
+        table.add_row(escape(row.name), *(f"{count:,}" for count in counts), escape(broken or "0"))
     return table
 
 

@@ -60,7 +60,7 @@ class Aliased(Environment):
     fidelity = Fidelity.SNAPSHOT
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
-        return [Task(f"aliased-{number}", self.name, "Say a word.", 6) for number in range(count)]
+        return [Task(f"aliased-{split}-{number}", self.name, "Say a word.", 6) for number in range(count)]
 
     def reset(self, task: Task) -> Observation:
         self.said: list[str] = []

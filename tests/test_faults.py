@@ -109,6 +109,7 @@ def test_each_share_is_counted_over_what_it_is_a_share_of() -> None:
         unread=0.4,
         unread_cut=0.2,
         no_room=0.2,
+        errors={"EnvironmentFailure": 2, "ReplayDiverged": 1},
     )
     assert fault_cells(found) == ("40.0", "40.0", "40.0", "25.0", "75.0", "40.0", "20.0")
 
@@ -162,8 +163,17 @@ def test_a_full_context_names_only_what_is_not_on_already(overrides: list[str], 
 
 
 def test_a_share_of_half_is_still_no_alarm() -> None:
-    half = Faults(no_action=0.5, cut=0.5, out_of_room=0.5, broken=0.5, unread=0.5, no_room=0.5)
+    half = Faults(no_action=0.5, cut=0.5, out_of_room=0.5, broken=0.04, unread=0.5, no_room=0.5)
     assert not alarms(half, config()) and not list(loud(half))
+
+
+def test_a_twentieth_of_broken_attempts_is_told_with_their_number() -> None:
+    few, some = (Faults(attempts=40, broken=count / 40, error="it hurts") for count in (1, 2))
+    assert not alarms(few, config())
+    (sentence,) = alarms(some, config())
+    assert sentence.startswith(
+        "2 of 40 attempts (5 %) broke and count as failures, most often by `it hurts`; type: leafe check-env lookup"
+    )
 
 
 BRANCHED = (

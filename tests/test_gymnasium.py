@@ -12,8 +12,10 @@ from test_cli import assert_one_sentence
 
 from leafe.envs.base import Fidelity, Placement
 from leafe.envs.check import CheckReport, check_environment
-from leafe.envs.gymnasium import Gymnasium, uncoloured
+from leafe.envs.gymnasium import Gymnasium
+from leafe.envs.gymnasium_texts import described, in_words, uncoloured
 from leafe.envs.registry import make
+from leafe.envs.wording import complaint
 from leafe.errors import MissingDependency, UserError
 from leafe.records import Observation
 
@@ -162,6 +164,90 @@ def test_fidelity_and_placement_are_the_users_word() -> None:
 
 def test_colours_become_words_and_other_escapes_go() -> None:
     assert uncoloured("\x1b[1m\x1b[34mP\x1b[0m|\x1b[43m \x1b[0m\x1b[2J|\x1b[7mx\x1b[0m\r\n") == "[blue P]|[yellow  ]|x\n"
+
+
+def test_escapes_of_every_kind_go_from_renderings_and_from_texts() -> None:
+    assert uncoloured("\x1b]0;title\x07a\x1b(Bb\x1b[?25lc\x1b]8;;http://x\x1b\\d\x1b[38;5;196me\x1b[0m\x1bMf\x1b") == "abcdef"
+    assert in_words({"say": "\x1b[31mfire\x1b[0m"}) == "say: [red fire]"
+
+
+numpy = pytest.importorskip("numpy")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (100_000_001, "100000001"),
+        (numpy.int64(2**53 + 1), "9007199254740993"),
+        (numpy.uint8(7), "7"),
+        (1_234_567.0, "1234567"),
+        (1_234_567.25, "1234567.25"),
+        (numpy.float32(0.1), "0.1"),
+        (numpy.float32(16_777_216), "16777216"),
+        (-0.5, "-0.5"),
+        (True, "True"),
+        (numpy.bool_(False), "False"),
+        (float("inf"), "inf"),
+        (numpy.array(5), "5"),
+        (numpy.array([[1, 2], [3, 4_000_000]]), "1, 2, 3, 4000000"),
+        (numpy.array([0.1, 2.5], dtype="float32"), "0.1, 2.5"),
+    ],
+)
+def test_numbers_are_told_without_loss(number: Any, text: str) -> None:
+    assert in_words(number) == text
+
+
+@pytest.mark.parametrize("first", [10**6, 10**8, 2**50])
+def test_two_numbers_never_read_alike(first: int) -> None:
+    for one, other in ((first, first + 1), (float(first), first + 1.0), (first + 0.25, first + 0.5)):
+        assert in_words(one) != in_words(other)
+
+
+def test_an_environment_that_pays_for_each_step_is_refused_until_told_what_success_is() -> None:
+    sentence = (
+        "CartPole-v1 pays 1 for a step that does not end the episode, so a last reward of at least success_reward=1 is no success"
+    )
+    assert_one_sentence(leafe("check-env", "gymnasium", "id=CartPole-v1"), sentence)
+    with pytest.raises(UserError, match="give a success_reward above what such a step pays"):
+        Gymnasium(id="CartPole-v1", success_reward=0.5).tasks("train", 1)
+    pole = Gymnasium(id="CartPole-v1", success_reward=2)
+    assert not any(one.success for one in played(pole, ["0"] * 30))
+
+
+class Late(Parrot):
+    """Pays as much as success only after more steps than are tried beforehand."""
+
+    def step(self, action: str) -> Any:
+        self.steps = getattr(self, "steps", 0) + 1
+        return "On.", float(action == "now"), False, False, {}
+
+
+gymnasium.register("Late-v0", entry_point=Late)
+
+
+def test_a_step_that_pays_too_much_is_refused_when_it_comes() -> None:
+    with pytest.raises(UserError, match=r"test_gymnasium:Late-v0 pays 1 for a step that does not end the episode"):
+        played(Gymnasium(id="test_gymnasium:Late-v0"), ["now"])
+
+
+def test_the_environment_describes_its_task_where_nobody_else_does() -> None:
+    (lake,) = Gymnasium(id="FrozenLake-v1").tasks("train", 1)
+    assert lake.instruction.startswith("Play FrozenLake-v1. Frozen lake involves crossing a frozen lake")
+    assert lake.instruction.endswith("Actions: left, down, right, up.")
+    assert Gymnasium(id="FrozenLake-v1", instruction="Cross.").tasks("train", 1)[0].instruction == "Cross."
+    described_by = Gymnasium(**PARROT)._env
+    described_by.unwrapped.description = "Mirror \x1b[31mthe word\x1b[0m.\n\nQuickly."
+    assert described(described_by) == "Mirror [red the word]. Quickly."
+    described_by.unwrapped.description = "word " * 500
+    assert len(described(described_by)) < 610
+
+
+def test_observations_without_words_are_told() -> None:
+    report = checked({"id": "CartPole-v1", "success_reward": 2.0, "horizon": 5}, rollbacks=4)
+    (text,) = [finding for finding in report.findings if finding.name == "text"]
+    assert text.verdict == "pass" and "an observation is 4 numbers and says in no word what they mean" in text.sentence
+    assert complaint(", ".join(map(str, range(147)))).startswith("an observation is 147 numbers")
+    assert not complaint("  (Down)\nSFFF\nFHFH") and not complaint("You have 3 coins, 2 keys.") and not complaint("")
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_exploration_is_counted_from_the_trees_alone() -> None:
         replayed_steps=4,
         reflections=6,
         unparsed=2,
-        diverged=0,
+        broken={"EnvironmentFailure": 2},
         faults=faults_of([small_tree()] * 2),
     )
     rows = rows_below(render_page(content()), "Exploration")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,13 +22,14 @@ from players import MOVES, PLACES, Breaking, erratic, key_in, rules, steady
 
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
-from leafe.envs.base import Environment, Placement
-from leafe.envs.calls import Call
+from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.calls import Call, patience_for
+from leafe.envs.check import check_environment
 from leafe.envs.codecontests import CodeContests
 from leafe.envs.fakes import Lookup
-from leafe.envs.hosting import hosting
+from leafe.envs.hosting import Terms, hosting
 from leafe.envs.mbpp import Mbpp
-from leafe.envs.world import observation_digest
+from leafe.envs.world import World, observation_digest
 from leafe.envs.world_process import WorldProcess
 from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
 from leafe.forest.driver import Job, Means, drive
@@ -146,7 +149,7 @@ def test_a_world_stays_on_its_thread_and_no_more_are_called_at_once_than_allowed
     found = driven(means(Watched, Placement.THREAD, workers=3), lookups(30), concurrency=10)
     assert len(found) == 30 and 1 <= Watched.most <= 3
     assert all(len(own) == 1 for own in Watched.threads)
-    assert len(set.union(*Watched.threads)) <= 3 and threading.get_ident() not in set.union(*Watched.threads)
+    assert threading.get_ident() not in set.union(*Watched.threads)
     assert len(Watched.threads) <= 10  # worlds of finished jobs were used again
 
 
@@ -289,6 +292,8 @@ class Spoilt(Lookup):
     """Raises whatever the task says, when it is reset."""
 
     def reset(self, task: Task) -> Observation:
+        if task.instruction == "left":
+            os._exit(3)
         raise {"UserError": UserError("no such level"), "SystemExit": SystemExit(3)}[task.instruction]
 
 
@@ -299,8 +304,14 @@ def test_bad_input_found_by_an_environment_stops_the_stage_from_anywhere(placeme
 
 
 def test_an_environment_that_leaves_its_process_is_a_lost_attempt() -> None:
-    tree = driven(means(Spoilt, Placement.PROCESS), [replace(TASK, instruction="SystemExit")], max_attempts=1).popitem()[1]
+    tree = driven(means(Spoilt, Placement.PROCESS), [replace(TASK, instruction="left")], max_attempts=1).popitem()[1]
     assert tree.attempts[0].error == "EnvironmentFailure: the process that played the environment ended with exit status 3"
+
+
+def test_an_environment_that_calls_exit_costs_its_attempt_wherever_it_lives() -> None:
+    for placement in Placement:
+        tree = driven(means(Spoilt, placement), [replace(TASK, instruction="SystemExit")], max_attempts=1).popitem()[1]
+        assert tree.attempts[0].error == "EnvironmentFailure: lookup called sys.exit(3)"
 
 
 def test_an_environment_that_cannot_be_made_stops_the_stage_from_anywhere() -> None:
@@ -358,7 +369,7 @@ def _no_child_is_left() -> Iterator[None]:
 def test_a_stage_without_a_job_starts_nothing() -> None:
     async def main() -> None:
         for placement in Placement:
-            await hosting(Lookup, placement).close()
+            await hosting(Lookup, Terms(placement)).close()
 
     asyncio.run(main())
 
@@ -383,3 +394,208 @@ def test_there_are_no_more_worlds_than_there_can_be(placement: Placement) -> Non
     Single.there = Single.most = 0
     found = driven(means(Single, placement, instances=2), lookups(9), concurrency=9)
     assert len(found) == 9 and Single.most <= 2 and Single.there == 0
+
+
+# As many threads as there are worlds that wait
+
+
+class Together(Lookup):
+    """Its first step waits until so many worlds are in theirs."""
+
+    gate: ClassVar[threading.Barrier] = threading.Barrier(12)
+
+    def step(self, action: str) -> Observation:
+        Together.gate.wait(60)
+        return super().step(action)
+
+
+def test_a_thread_serves_each_world_that_waits() -> None:
+    found = driven(means(Together, Placement.THREAD, workers=0), lookups(12), concurrency=12, max_attempts=1, turns=1)
+    assert all(tree.attempts[0].error is None for tree in found.values()) and len(found) == 12
+
+
+def test_what_computes_is_called_once_a_core_at_a_time() -> None:
+    Watched.threads, Watched.most = [], 0
+    driven(means(Watched, Placement.THREAD, workers=0, computes=True), lookups(12), concurrency=12, max_attempts=1)
+    assert Watched.most <= len(os.sched_getaffinity(0))
+    assert CodeContests.computes and Mbpp.computes
+
+
+# A limit on the time of a step
+
+
+class Stuck(Lookup):
+    """Never comes back from place2, each time in another way; tells which of its instances it is."""
+
+    made: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Stuck.made += 1
+        self.own = Stuck.made
+
+    def step(self, action: str) -> Observation:
+        while action == "open place2":
+            try:
+                time.sleep(0.05)
+            except Exception:
+                continue
+        while action == "open place3":
+            time.sleep(3600)
+        return replace(super().step(action), info={"own": self.own})
+
+
+@pytest.mark.parametrize(
+    ("placement", "place"),
+    [(Placement.INLINE, 2), (Placement.INLINE, 3), (Placement.THREAD, 2), (Placement.THREAD, 3), (Placement.PROCESS, 3)],
+)
+def test_a_step_that_takes_too_long_ends_its_attempt_under_a_name_of_its_own(placement: Placement, place: int) -> None:
+    engine = ScriptedEngine(lambda ask: "open place1" if len(ask.messages) < 3 else f"open place{place}")
+    task = key_in(5, horizon=4)
+    found = driven(
+        Means(engine, Stuck, placement=placement, workers=2, timeout=2.0 if placement is Placement.PROCESS else 1.0),
+        [task, key_in(1, number=1)],
+        max_attempts=2,
+    )
+    lost, won = (found[key].attempts for key in (task.id, key_in(1, number=1).id))
+    assert [attempt.stop for attempt in lost] == [StopReason.STEP_TIMEOUT] * 2
+    assert all(attempt.error and attempt.error.startswith("StepTimeout: ") for attempt in lost)
+    assert "raise environment.timeout" in str(lost[0].error)
+    assert won[0].success
+    owners = [turn.observation.info["own"] for turn in found[task.id].turns]
+    assert placement is Placement.PROCESS or len(set(owners)) == 2  # the second attempt was given another world
+
+
+def test_a_replay_has_the_time_of_all_its_steps() -> None:
+    assert patience_for(Call("step", action="x"), 2.0) == 2.0 and patience_for(Call("rollback", turn=5), 2.0) == 10.0
+    assert patience_for(Call("replay", TASK, actions=("a", "b"), digests=("", "", "")), 2.0) == 6.0
+    assert patience_for(Call("step", action="x"), 0.0) == 0.0
+
+
+def test_a_world_in_line_is_limited_where_no_timer_can_be_had() -> None:
+    found: list[dict[str, Tree]] = []
+    engine = ScriptedEngine(steady("open place2", "turn none"))
+    work = threading.Thread(target=lambda: found.append(driven(Means(engine, Stuck, timeout=0.5), [TASK], max_attempts=1)))
+    work.start()
+    work.join(60)
+    assert found[0][TASK.id].attempts[0].stop is StopReason.STEP_TIMEOUT
+
+
+# Worlds that are replaced after some episodes
+
+
+class Aging(Lookup):
+    """Counts its own episodes; there is no room for more than two."""
+
+    born: ClassVar[int] = 0
+    closed: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Aging.born += 1
+        self.episodes = 0
+
+    def reset(self, task: Task) -> Observation:
+        self.episodes += 1
+        assert self.episodes <= 2, "no memory left"
+        return super().reset(task)
+
+    def close(self) -> None:
+        Aging.closed += 1
+
+
+@pytest.mark.parametrize("placement", [Placement.INLINE, Placement.THREAD])
+def test_a_world_is_replaced_after_as_many_episodes_as_it_may_play(placement: Placement) -> None:
+    Aging.born = Aging.closed = 0
+    whole = driven(means(Lookup, Placement.INLINE), lookups(4), max_depth=0)
+    found = driven(means(Aging, placement, recycle=2), lookups(4), concurrency=1, max_depth=0)
+    assert found == whole and Aging.born == Aging.closed > 4
+
+
+# What a class of one's own may leave loose
+
+
+class Loose(Lookup):
+    """Plain text where enums are meant."""
+
+    placement = "thread"  # type: ignore[assignment]
+    fidelity = "none"  # type: ignore[assignment]
+
+
+def test_plain_text_means_the_enum_that_it_names() -> None:
+    made = registry.make("test_placement:Loose")
+    assert (made.placement, made.fidelity) == (Placement.THREAD, Fidelity.NONE)
+    assert World(Loose()).fidelity is Fidelity.NONE
+    loose = Loose()
+    loose.placement = "tread"  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"unknown placement of lookup 'tread'; did you mean 'thread'\?"):
+        World(loose)
+
+
+class Async(Lookup):
+    """Coroutines, on one event loop that stays the same, and its own."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+
+    async def reset(self, task: Task) -> Observation:  # type: ignore[override]
+        self.loop = self.loop or asyncio.get_running_loop()
+        await asyncio.sleep(0.001)
+        return super().reset(task)
+
+    async def step(self, action: str) -> Observation:  # type: ignore[override]
+        assert asyncio.get_running_loop() is self.loop
+        await asyncio.sleep(0.001)
+        return super().step(action)
+
+
+def test_coroutines_are_awaited_wherever_they_are_played() -> None:
+    whole = driven(means(Lookup, Placement.INLINE), lookups(4))
+    made = registry.make("test_placement:Async")
+    assert made.placement is Placement.THREAD
+    made.close()
+    for placement in Placement:
+        assert driven(means(Async, placement), lookups(4)) == whole
+    report = check_environment(Async, name="async", rollbacks=10, count=2)
+    assert report.passed
+
+
+class Noisy(Lookup):
+    """Prints, warns, writes to the descriptor itself and leaves."""
+
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
+        print("drawing tasks")
+        return super().tasks(split, count, seed)
+
+    def step(self, action: str) -> Observation:
+        print("a step")
+        os.write(1, b"straight\n")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        if action == "open place9":
+            sys.exit("enough")
+        return super().step(action)
+
+
+def test_what_a_world_prints_never_reaches_the_json() -> None:
+    code = "from leafe.cli import check_env; check_env('test_placement:Noisy', as_json=True, tasks=2, rollbacks=4)"
+    command = [sys.executable, "-c", code]
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    said = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=False)
+    assert json.loads(said.stdout)["passed"] and said.returncode == 0
+    assert "straight" in said.stderr and "a step" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("import sys; sys.exit(1)", "cannot import 'broken_world' for the environment 'broken_world:World': SystemExit: 1"),
+        ("x = 1 / 0", "ZeroDivisionError: division by zero (broken_world.py line 1)"),
+        ("from leafe.envs.fakes import Lookup\nclass World(Lookup):\n    def __init__(self):\n        1 / 0", "cannot be made from {}"),
+    ],
+)  # fmt: skip
+def test_a_class_that_cannot_be_had_is_one_sentence(source: str, sentence: str, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "broken_world.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("broken_world", None)
+    with pytest.raises(UserError) as raised:
+        registry.make("broken_world:World")
+    assert sentence in str(raised.value)

@@ -168,6 +168,14 @@ def play(
     environments.play(spec, arguments or [], split, number)
 
 
+@app.command("new-env")
+def new_env(name: Annotated[str, typer.Argument(help="a module's name, as my_maze", show_default=False)]) -> None:
+    """Writes the twenty lines of an environment of your own, NAME.py, and their test, test_NAME.py, to change as you like."""
+    from leafe.cli import environments
+
+    environments.new_env(name)
+
+
 @app.command()
 def doctor(*, as_json: AsJson = False) -> None:
     """Says what is installed, what is missing, and the command that mends it."""

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from leafe.cli.console import console, emit, values_of
+from leafe.cli.console import console, emit, only_json, values_of
 from leafe.envs import registry
 from leafe.envs.check import check_environment
 from leafe.envs.person import person_plays
+from leafe.envs.settled import drawn
+from leafe.envs.starter import write_starter
 from leafe.records import encode
 from leafe.terminal import check_table
 
@@ -34,17 +37,26 @@ def check_env(spec: str, arguments: Sequence[str], how: Thoroughness, *, as_json
     """Whether what an environment declares holds."""
     args = values_of(arguments)
     made = partial(registry.make, spec, args)
-    found = check_environment(made, name=spec, rollbacks=how.rollbacks, count=how.tasks, split=how.split, spec=spec, arguments=args)
-    if as_json:
-        emit(encode(found) | {"passed": found.passed})
-    else:
-        console.print(check_table(found))
-    return found.passed
+    with only_json(as_json):
+        found = check_environment(
+            made, name=spec, rollbacks=how.rollbacks, count=how.tasks, split=how.split, spec=spec, arguments=args
+        )
+        if as_json:
+            emit(encode(found) | {"passed": found.passed})
+        else:
+            console.print(check_table(found))
+        return found.passed
 
+    def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
+        """A game of a person with the task of this number."""
+        environment = registry.make(spec, values_of(arguments))
+        task = drawn(environment, split, number, 0)[-1]
+        for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
+            print(line, flush=True)
 
-def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
-    """A game of a person with the task of this number."""
-    environment = registry.make(spec, values_of(arguments))
-    task = environment.tasks(split, number)[-1]
-    for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
-        print(line, flush=True)
+    def new_env(name: str) -> None:
+        """The beginning of an environment of one's own, and its test."""
+        world, test, spec = write_starter(name, Path())
+        console.print(
+            f"{world} and {test}; type: leafe check-env {spec}, leafe play {spec}, pytest {test}", highlight=False, soft_wrap=True
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from leafe.bench import Bench
-from leafe.cli.console import console, emit
+from leafe.cli.console import console, emit, only_json
 from leafe.cli.results import show, show_faults
 from leafe.compose import bench_of
 from leafe.config import load_recipe, recipe_names
@@ -72,8 +72,9 @@ def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool
     config = load_recipe(recipe, overrides)
     progress: Progress = Silent() if as_json else Bars(console)
     bench = bench_of(config, progress)
-    bench.check()
-    found = diagnose_model(bench, points=turns)
+    with only_json(as_json):
+        bench.check()
+        found = diagnose_model(bench, points=turns)
     if as_json:
         emit(encode(found))
         return

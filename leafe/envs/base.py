@@ -28,7 +28,7 @@ class Placement(StrEnum):
     """Where the calls of an environment are made while many of them are played at once. It changes how long things take, nothing else."""
 
     INLINE = "inline"  # at once, between two requests to the engine: for what takes a millisecond
-    THREAD = "thread"  # on a thread that stays the environment's own: for what waits, as for a program or a server
+    THREAD = "thread"  # on a thread of its own: for what waits, as for a program or a server
     PROCESS = "process"  # in a process of its own: for what computes long, may crash, or cannot be there twice in one process
 
 
@@ -56,6 +56,7 @@ class Environment(ABC):
     fidelity: Fidelity
     placement: Placement = Placement.INLINE
     instances: int = 0  # how many may be there at once; 0 is any number
+    computes: bool = False  # on threads: whether a call keeps a core busy, so that no more are made at once than there are cores
     free_text: bool = False  # whether every text is an action, as an answer is; then none can be told to be no action
     several_lines: bool = False  # whether an action may have several lines, as a program has; a person then says where it ends
     actions_help: str = ""  # one line for a person who plays, and for prompts
@@ -86,6 +87,10 @@ class Environment(ABC):
     def restore(self, snapshot: Any) -> None:
         """Returns to a state that `snapshot` gave. Only where `fidelity` is `snapshot`."""
         raise NotImplementedError(f"{type(self).__name__} takes no snapshots")
+
+    def reseed(self, seed: int) -> None:
+        """Draws all that is random from here on from another seed, the same for the same one. Only where something is random."""
+        raise NotImplementedError(f"{type(self).__name__} draws nothing anew")
 
     def expert(self) -> Sequence[str]:
         """Actions that solve the task from the present state, fewest first; empty where none is known or none is left."""

@@ -7,19 +7,25 @@ when they leave the world, and failures are of one of the two classes that a jou
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal
 
 from leafe.digest import canonical
 from leafe.envs.base import Fidelity
 from leafe.envs.world import World
-from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
+from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged, StepTimeout
 from leafe.records import Observation, Task, decode, encode
+
+START = 120.0  # seconds more for the first call, on a machine that is far too busy
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`reset` wants a task, `step` an action, `rollback` a turn, `replay` a task with actions and digests as `World.replay` does."""
+    """`reset` wants a task, `step` an action, `rollback` a turn, `replay` a task with actions, digests and seeds as `World.replay` does.
+
+    `seed` is what a step draws from anew, None where it does not.
+    """
 
     verb: Literal["reset", "step", "rollback", "replay"]
     task: Task | None = None
@@ -27,6 +33,18 @@ class Call:
     turn: int = 0
     actions: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
+    seed: int | None = None
+    seeds: tuple[int | None, ...] = ()
+
+    @property
+    def plays_anew(self) -> bool:
+        """Whether the environment may be reset for it."""
+        return self.verb != "step"
+
+    @property
+    def begins(self) -> bool:
+        """Whether it begins an episode, so that any world can carry it out."""
+        return self.verb in ("reset", "replay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +53,21 @@ class Answer:
 
     observation: Observation
     replayed_steps: int = 0
+
+
+def patience_for(call: Call, limit: float, *, first: bool = False) -> float:
+    """How long a call may take where a step may take `limit` seconds (0: for ever): so much for each step that it may take.
+
+    What is `first` makes the environment too.
+    """
+    steps = len(call.actions) + 1 if call.verb == "replay" else max(1, call.turn)
+    return limit * steps + START if limit and first else limit * steps
+
+
+def took_too_long(call: Call, limit: float) -> StepTimeout:
+    """What is raised for a call that did not end in its time."""
+    what = f"step({call.action!r:.60})" if call.verb == "step" else call.verb
+    return StepTimeout(f"{what} took longer than {limit:g} s; raise environment.timeout if that can be right")
 
 
 def carry_out(world: World, call: Call) -> Answer:
@@ -49,7 +82,7 @@ def carry_out(world: World, call: Call) -> Answer:
 
 def _observe(world: World, call: Call) -> Observation:
     if call.verb == "step":
-        return world.step(call.action)
+        return world.step(call.action, call.seed)
     if call.verb == "rollback":
         return world.rollback(call.turn)
     assert call.task is not None, f"{call.verb} wants a task"
@@ -58,11 +91,13 @@ def _observe(world: World, call: Call) -> Observation:
     if world.fidelity is Fidelity.NONE:
         # What an interrupted run would need. Playing the actions again would be another episode, not this one.
         raise EnvironmentFailure(f"{world.environment.name} declares fidelity 'none', so an interrupted attempt cannot go on")
-    return world.replay(call.actions, call.digests, task=call.task)
+    return world.replay(call.actions, call.digests, task=call.task, seeds=call.seeds)
 
 
 def _plain(observation: Observation) -> Observation:
     """The observation as a file would give it back, so that a resumed run and an uninterrupted one hold equal bytes."""
+    if _is_plain(observation):
+        return replace(observation, info=dict(observation.info)) if observation.info else observation
     try:
         plain: Observation = decode(Observation, json.loads(canonical(encode(observation))))
     except (TypeError, ValueError) as error:
@@ -70,8 +105,21 @@ def _plain(observation: Observation) -> Observation:
     return plain
 
 
+def _is_plain(observation: Observation) -> bool:
+    """Whether a way through a file would change nothing: as most are, and the way is dear."""
+    kinds = (type(observation.text), type(observation.done), type(observation.success), type(observation.reward))
+    if type(observation) is not Observation or kinds != (str, bool, bool, float) or not isfinite(observation.reward):
+        return False
+    info = observation.info
+    return type(info) is dict and all(type(key) is str and _is_scalar(value) for key, value in info.items())
+
+
+def _is_scalar(value: object) -> bool:
+    return type(value) in (str, int, bool, type(None)) or (type(value) is float and isfinite(value))
+
+
 def _plain_failure(failure: EpisodeError) -> EpisodeError:
     """The failure as a journal would give it back."""
-    kind = ReplayDiverged if isinstance(failure, ReplayDiverged) else EnvironmentFailure
+    kind = next((one for one in (ReplayDiverged, StepTimeout) if isinstance(failure, one)), EnvironmentFailure)
     name = "" if type(failure) is kind else f"{type(failure).__name__}: "
     return kind((name + str(failure)).encode(errors="replace").decode())

@@ -7,59 +7,28 @@ actions and on new ones. A pass covers the tasks and turns that were drawn and n
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
-from leafe.digest import canonical, digest, seed_for
+from leafe.digest import digest, seed_for
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.check_findings import CheckReport, Failed, Finding, Outcome, Skipped, Verdict
 from leafe.envs.check_play import NO_ACTIONS, Episode, Recorder
 from leafe.envs.check_process import ask_another_process
+from leafe.envs.check_tasks import check_payload, check_splits, check_tasks, copied
+from leafe.envs.check_worlds import ExpertTrial, advice_on_placement, check_actions, check_any_text, check_reseed, check_together
+from leafe.envs.differences import difference, shown
+from leafe.envs.wording import complaint
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError, UserError
-from leafe.records import Task, decode, encode
+from leafe.records import Observation, Task, decode, encode
 
-Verdict = Literal["pass", "fail", "skipped"]
-Outcome = tuple[str, dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check: its verdict, one sentence, and the figures behind it."""
-
-    name: str
-    verdict: Verdict
-    sentence: str
-    figures: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """All findings about one environment. `measured` is the best fidelity seen to hold; `figures` are seconds and bytes."""
-
-    name: str
-    declared: Fidelity
-    measured: Fidelity
-    findings: tuple[Finding, ...]
-    figures: Mapping[str, float]
-
-    @property
-    def passed(self) -> bool:
-        """Whether no check failed. A skipped check is no failure."""
-        return all(finding.verdict != "fail" for finding in self.findings)
-
-
-class _Failed(Exception):
-    """A check's failure, in one sentence."""
-
-
-class _Skipped(Exception):
-    """Why a check was not made, in one sentence."""
+__all__ = ["CheckReport", "Finding", "check_environment"]
+FIRST_AGAIN = ("first", "again")
 
 
 def check_environment(
@@ -95,11 +64,11 @@ def check_environment(
 def _find(name: str, check: Callable[[], Outcome]) -> Finding:
     try:
         sentence, figures = check()
-    except _Skipped as reason:
+    except Skipped as reason:
         return Finding(name, "skipped", str(reason))
-    except _Failed as reason:
+    except Failed as reason:
         return Finding(name, "fail", str(reason))
-    except Exception as error:  # whatever a foreign environment raises is what this command is there to tell
+    except (Exception, SystemExit) as error:  # whatever a foreign environment raises is what this command is there to tell
         if name == "tasks" and isinstance(error, UserError):
             raise
         return Finding(name, "fail", f"raised {type(error).__name__}: {error}")
@@ -115,6 +84,7 @@ class _Inspection:
         self._draw = random.Random(seed_for("check-env", seed))
         self._recorder = Recorder(self._world, self._draw)
         self._tasks: list[Task] = []
+        self._kept: list[Task] = []  # the same as they were drawn, for play may change what it is given
         self._exact = False
         self.verdicts: dict[str, Verdict] = {}
         self.fidelity = self._world.fidelity
@@ -122,17 +92,24 @@ class _Inspection:
 
     def checks(self, rollbacks: int, spec: str | None, arguments: Mapping[str, Any]) -> list[tuple[str, Callable[[], Outcome]]]:
         """Every check in its order; later ones use what earlier ones found."""
+        draws = type(self._world.environment).reseed is not Environment.reseed
         return [
             ("tasks", self._check_tasks),
+            ("splits", lambda: check_splits(self._world.environment, self._split, self._seed)),
             ("episodes", self._check_episodes),
+            ("payload", lambda: check_payload(self._tasks, self._kept)),
+            ("actions", lambda: check_actions(self._world, self._recorder.episodes)),
             ("reset", self._check_reset),
             ("text", self._check_text),
-            ("expert", self._check_expert),
             ("replay", self._check_replay),
+            ("expert", lambda: ExpertTrial(self._world, self._recorder, self._draw, exact=self._exact).outcome()),
+            ("together", self._check_together),
             ("second_process", lambda: self._check_second_process(spec, arguments)),
             ("rollback", lambda: self._check_rollback(rollbacks)),
+            *([("reseed", self._check_reseed)] if draws else []),
             ("after_end", self._check_after_end),
             ("invalid_action", self._check_invalid_action),
+            ("placement", lambda: advice_on_placement(self._world.environment, self._recorder)),
             ("fidelity", self._check_fidelity),
         ]
 
@@ -161,21 +138,12 @@ class _Inspection:
         return max(self._recorder.episodes, key=lambda episode: len(episode.actions))
 
     def _check_tasks(self) -> Outcome:
-        """The same tasks twice and in another instance, well formed, and the same after a way through JSON."""
+        """The same tasks twice and in another instance."""
         places = [self._world.environment, self._world.environment, self._other.environment]
         drawn = [list(place.tasks(self._split, self._count, self._seed)) for place in places]
-        self._tasks, name = drawn[0], places[0].name
-        for task in self._tasks:
-            if decode(Task, json.loads(canonical(encode(task)))) != task:
-                raise _Failed(f"task {task.id!r} is another one after a way through JSON; use strings, numbers, lists and dicts")
-            if task.env != name or task.horizon < 1 or not task.instruction:
-                raise _Failed(f"a task wants env {name!r}, a horizon of at least 1 and an instruction; found {task!r:.200}")
-        distinct = len({task.id for task in self._tasks})
-        if len(self._tasks) != self._count or distinct != self._count:
-            raise _Failed(f"wanted {self._count} tasks with ids of their own; found {len(self._tasks)} with {distinct} ids")
-        if drawn[1] != drawn[0] or drawn[2] != drawn[0]:
-            raise _Failed("the same split, count and seed gave other tasks the second time")
-        return f"{self._count} tasks of split {self._split!r} are the same twice and in two instances", {"tasks": self._count}
+        outcome = check_tasks(drawn, places[0].name, self._count)
+        self._tasks, self._kept = drawn[0], copied(drawn[0])
+        return outcome
 
     def _check_episodes(self) -> Outcome:
         """Tasks can be played at all."""
@@ -183,37 +151,26 @@ class _Inspection:
         episodes = self._recorder.episodes
         turns = sum(len(episode.actions) for episode in episodes)
         if not turns:
-            raise _Failed("no action could be taken; every episode ended at its reset")
+            raise Failed("no action could be taken; every episode ended at its reset")
         return f"{len(episodes)} episodes with {turns} turns were played", {"episodes": len(episodes), "turns": turns}
 
     def _check_reset(self) -> Outcome:
         """The first observation of a task is the same whatever was played before, and in another instance."""
-        starts = {episode.task.id: episode.digests[0] for episode in self._recorder.episodes}
+        starts = {episode.task.id: episode.observations[0] for episode in self._recorder.episodes}
         for task in self._draw.sample(self._tasks, len(self._tasks)):
             for world in (self._world, self._other, self._world):
-                if observation_digest(world.reset(task)) != starts[task.id]:
-                    what = f"task {task.id!r} starts with another observation when it is reset again"
-                    raise _Skipped(f"declares 'none', and {what}") if self.fidelity is Fidelity.NONE else _Failed(what)
+                if observation_digest(seen := world.reset(task)) != observation_digest(starts[task.id]):
+                    what = f"task {task.id!r} starts otherwise when it is reset again: {difference(starts[task.id], seen, FIRST_AGAIN)}"
+                    raise Skipped(f"declares 'none', and {what}") if self.fidelity is Fidelity.NONE else Failed(what)
         return f"{len(self._tasks)} tasks start with the same observation every time", {}
 
     def _check_text(self) -> Outcome:
         """Observations are printable text, and the rest of them is JSON."""
         improper = self._recorder.improper
         if improper:
-            raise _Failed(f"{len(improper)} observations are not as they should be; first: {improper[0]}")
-        return "every observation is printable text and JSON", {}
-
-    def _check_expert(self) -> Outcome:
-        """What `expert` says solves the task."""
-        played = [episode for episode in self._recorder.episodes if episode.kind == "expert"]
-        if not played:
-            raise _Skipped("expert() knows no solution, and need not")
-        lost = [episode for episode in played if not episode.success]
-        if lost:
-            raise _Failed(f"{len(lost)} of {len(played)} expert episodes do not end in success; first: {lost[0].task.id}")
-        late = sum(len(episode.actions) > episode.task.horizon for episode in played)
-        note = f"; {late} of them take more turns than the task's horizon" if late else ""
-        return f"all {len(played)} expert episodes end in success{note}", {"solved": len(played), "beyond_horizon": late}
+            raise Failed(f"{len(improper)} observations are not as they should be; first: {improper[0]}")
+        wordless = next(filter(None, (complaint(episode.observations[0].text) for episode in self._recorder.episodes)), "")
+        return "every observation is printable text and JSON" + (f"; but {wordless}" if wordless else ""), {}
 
     def _check_replay(self) -> Outcome:
         """Reset and the same actions give the same observations, in both instances."""
@@ -221,37 +178,51 @@ class _Inspection:
         for episode in self._recorder.episodes:
             for world in (self._world, self._other):
                 try:
-                    self._recorder.timed("replay", world.replay, episode.actions, episode.digests, task=episode.task)
+                    self._recorder.timed("replay", world.repeat, episode.task, episode.actions, episode.observations)
                 except EpisodeError as error:
                     failures.append(f"{episode.task.id}: {error}")
         self._exact = not failures
         if failures and self.fidelity is Fidelity.NONE:
-            raise _Skipped(f"declares 'none', and {len(failures)} of {done} replays differ indeed")
+            raise Skipped(f"declares 'none', and {len(failures)} of {done} replays differ indeed")
         if failures:
-            raise _Failed(f"{len(failures)} of {done} replays differ; first: {failures[0]}")
+            raise Failed(f"{len(failures)} of {done} replays differ; first: {failures[0]}")
         return f"{done} replays gave the recorded observations", {"replays": done}
+
+    def _check_reseed(self) -> Outcome:
+        """Drawing anew gives the same for the same seed."""
+        if not self._exact:
+            raise Skipped("replays differ already without it")
+        return check_reseed(self._world, self._other, self._recorder.episodes)
+
+    def _check_together(self) -> Outcome:
+        """Two instances at a time are as they are alone."""
+        if not self._exact:
+            raise Skipped("replays differ already in one instance alone")
+        return check_together(self._world, self._other, self._recorder.episodes)
 
     def _check_second_process(self, spec: str | None, arguments: Mapping[str, Any]) -> Outcome:
         """The same tasks and observations in a fresh process with another hash seed."""
         if spec is None:
-            raise _Skipped("give the environment by name or as module:Class to have it made in another process")
+            raise Skipped("give the environment by name or as module:Class to have it made in another process")
         episodes = [] if self.fidelity is Fidelity.NONE else self._recorder.episodes
-        played = [{"task": self._tasks.index(episode.task), "actions": episode.actions} for episode in episodes]
+        numbers = {task.id: number for number, task in enumerate(self._kept)}
+        played = [{"task": numbers[one.task.id], "actions": one.actions, "digests": one.digests} for one in episodes]
         draw = {"split": self._split, "count": self._count, "seed": self._seed}
         response = ask_another_process({"spec": spec, "arguments": arguments, "episodes": played, **draw})
-        if response["tasks"] != digest([encode(task) for task in self._tasks]):
-            raise _Failed("another process draws other tasks; a builtin hash(), the order of a set or an unseeded draw does that")
-        marks = zip(episodes, response["episodes"], strict=True)
-        differing = [episode for episode, found in marks if tuple(found) != episode.digests]
+        if response["tasks"] != digest([encode(task) for task in self._kept]):
+            raise Failed("another process draws other tasks; a builtin hash(), the order of a set or an unseeded draw does that")
+        differing = [(episode, found) for episode, found in zip(episodes, response["episodes"], strict=True) if found]
         if differing:
-            first = f"first: {differing[0].task.id} ({differing[0].kind})"
-            raise _Failed(f"{len(differing)} of {len(episodes)} episodes give other observations in another process; {first}")
+            episode, found = differing[0]
+            what = difference(episode.observations[found["turn"]], decode(Observation, found["seen"]), ("here", "there"))
+            first = f"first: {episode.task.id} ({episode.kind}) after {found['turn']} turns: {what}"
+            raise Failed(f"{len(differing)} of {len(episodes)} episodes differ in another process; {first}")
         return f"a second process gives the same tasks and the same {len(episodes)} episodes", {"episodes": len(episodes)}
 
     def _check_rollback(self, rollbacks: int) -> Outcome:
         """Random turns are reached again, and playing on from there gives what it gave; half of the time after a detour."""
         if self.fidelity is Fidelity.NONE:
-            raise _Skipped("declares 'none': exploration falls back to fresh attempts")
+            raise Skipped("declares 'none': exploration falls back to fresh attempts")
         played = [episode for episode in self._recorder.episodes if episode.actions]
         failures, done = [], 0
         for episode in played:
@@ -264,62 +235,73 @@ class _Inspection:
                     failures.append(f"{episode.task.id}, back to turn {turn}: {error}")
                     live = self._stand(episode)
         if failures:
-            raise _Failed(f"{len(failures)} of {done} rollbacks went wrong; first: {failures[0]}")
+            raise Failed(f"{len(failures)} of {done} rollbacks went wrong; first: {failures[0]}")
         against = "; snapshots agree with replays" if self.fidelity is Fidelity.SNAPSHOT else ""
         return f"{done} rollbacks reached their turn and went on as recorded{against}", {"rollbacks": done}
 
-    def _stand(self, episode: Episode) -> list[tuple[str, str]]:
-        """Plays an episode without comparing; its actions and the digests that they gave this time."""
+    def _stand(self, episode: Episode) -> list[tuple[str, Observation]]:
+        """Plays an episode without comparing; its actions and what they showed this time."""
         self._world.reset(episode.task)
         for action in episode.actions:
             self._world.step(action)
-        return list(zip(self._world.actions, self._world.digests[1:], strict=True))
+        return list(zip(self._world.actions, self._world.observations[1:], strict=True))
 
-    def _go_back(self, task: Task, live: Sequence[tuple[str, str]], turn: int, *, detour: bool) -> None:
+    def _go_back(self, task: Task, live: Sequence[tuple[str, Observation]], turn: int, *, detour: bool) -> None:
         """One rollback, played on to the end of the episode; raises what went wrong."""
         world, before = self._world, [action for action, _ in live[: turn - 1]]
-        marks = world.digests[:turn]
+        seen = world.observations[:turn]
         follower = self._other if self.fidelity is Fidelity.SNAPSHOT else None
         self._recorder.timed("rollback", world.rollback, turn)
         if detour:
             if follower:
-                follower.replay(before, marks, task=task)
+                follower.repeat(task, before, seen)
             for _ in range(self._draw.randint(1, 3)):
                 if not world.observation.done:
                     _step_alike(world, self._recorder.any_action(), follower)
             world.rollback(turn)
         if follower:
-            follower.replay(before, marks, task=task)
-        for action, mark in live[turn - 1 :]:
-            _step_alike(world, action, follower, mark)
+            follower.repeat(task, before, seen)
+        for action, showed in live[turn - 1 :]:
+            _step_alike(world, action, follower, showed)
 
     def _check_after_end(self) -> Outcome:
         """An ended episode stays ended, whatever is done in it."""
         ended = sum(episode.done for episode in self._recorder.episodes)
         if not ended:
-            raise _Skipped("no episode came to an end of the environment's own")
+            raise Skipped("no episode came to an end of the environment's own")
         if self._recorder.went_on:
-            raise _Failed(f"an ended episode goes on: {self._recorder.went_on[0]}")
+            raise Failed(f"an ended episode goes on: {self._recorder.went_on[0]}")
         return f"{ended} ended episodes stayed ended", {"ended": ended}
 
     def _check_invalid_action(self) -> Outcome:
         """Text that is no action is answered, ends nothing and changes nothing."""
         if self._world.environment.free_text:
-            raise _Skipped("takes every text for an action")
-        episode = self._longest()
-        self._world.reset(episode.task)
+            return check_any_text(self._world, self._longest().task)
+        self._say_nonsense(self._longest(), 0)
+        played = [episode for episode in self._recorder.episodes if episode.actions]
+        for episode in sorted(played, key=lambda one: one.kind != "expert")[:4]:  # whose middle is a state of its own, most likely
+            self._say_nonsense(episode, len(episode.actions) // 2)
+        for episode in self._draw.sample(played, min(3, len(played))):
+            self._say_nonsense(episode, self._draw.randrange(len(episode.actions)))
+        return f"{len(NO_ACTIONS)} texts that are no actions were answered" + (" and changed nothing" if self._exact else ""), {}
+
+    def _say_nonsense(self, episode: Episode, turn: int) -> None:
+        """Plays an episode with text that is no action after so many turns of it."""
+        world, before, after = self._world, episode.actions[:turn], episode.actions[turn:]
+        world.reset(episode.task)
+        for action in before if self._exact else ():
+            world.step(action)
         self._recorder.improper.clear()
         for text in NO_ACTIONS:
-            answer = self._world.step(text)
+            answer = world.step(text)
             self._recorder.see(answer)
             if answer.done:
-                raise _Failed(f"the text {text[:40]!r}, which is no action, ended the episode")
+                mend = "where that is a rule of the environment's own, set free_text = True, for then every text is an action"
+                raise Failed(f"the text {text[:40]!r}, which is no action, ended the episode with {shown(answer)}; {mend}")
         if self._recorder.improper:
-            raise _Failed(f"the answer to text that is no action: {self._recorder.improper[0]}")
-        if self._exact:
-            for action, mark in zip(episode.actions, episode.digests[1:], strict=True):
-                _step_alike(self._world, action, None, mark)
-        return f"{len(NO_ACTIONS)} texts that are no actions were answered" + (" and changed nothing" if self._exact else ""), {}
+            raise Failed(f"the answer to text that is no action: {self._recorder.improper[0]}")
+        for action, seen in zip(after, episode.observations[turn + 1 :], strict=True) if self._exact else ():
+            _step_alike(world, action, None, seen)
 
     def _check_fidelity(self) -> Outcome:
         """What was declared against what was seen."""
@@ -329,19 +311,20 @@ class _Inspection:
         best_first = list(Fidelity)
         if best_first.index(self.measured) > best_first.index(self.fidelity):
             found = f"keeps no more than '{self.measured}'; see replay, second_process and rollback"
-            raise _Failed(f"declares '{self.fidelity}' and {found}")
+            raise Failed(f"declares '{self.fidelity}' and {found}")
         hint = " and keeps it" if self.measured is self.fidelity else f", and '{self.measured}' held on every episode here"
         return f"declares '{self.fidelity}'{hint}", {}
 
 
-def _step_alike(world: World, action: str, follower: World | None, mark: str | None = None) -> None:
-    """One step that must give the recorded digest (unless None) and, in the follower, the same observation."""
+def _step_alike(world: World, action: str, follower: World | None, wanted: Observation | None = None) -> None:
+    """One step that must show what was recorded (unless None) and, in the follower, the same."""
     found = world.step(action)
-    if mark is not None and observation_digest(found) != mark:
-        raise EpisodeError(f"playing on, turn {world.turn - 1} ({action!r:.60}) gave another observation: {found.text[:160]!r}")
+    if wanted is not None and observation_digest(found) != observation_digest(wanted):
+        what = difference(wanted, found, ("recorded", "now"))
+        raise EpisodeError(f"playing on, turn {world.turn - 1} ({action!r:.60}) differs: {what}")
     if follower is None:
         return
     followed = follower.step(action)
     if observation_digest(found) != observation_digest(followed):
-        texts = f"{found.text[:120]!r} and {followed.text[:120]!r}"
-        raise EpisodeError(f"playing on at turn {world.turn - 1}, snapshot and replay differ: {texts}")
+        what = difference(found, followed, ("snapshot", "replay"))
+        raise EpisodeError(f"playing on at turn {world.turn - 1}, snapshot and replay differ: {what}")

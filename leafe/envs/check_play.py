@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from leafe.digest import canonical
@@ -23,14 +23,23 @@ LONGEST = 100  # turns of a random episode, where the horizon is longer
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """What was played: `digests` are the reset's and one for each action; `done` and `success` are the last observation's."""
+    """What was played: `observations` and `digests` are the reset's and one for each action."""
 
     kind: str
     task: Task
     actions: tuple[str, ...]
+    observations: tuple[Observation, ...]
     digests: tuple[str, ...]
-    done: bool
-    success: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether it came to an end of the environment's own."""
+        return self.observations[-1].done
+
+    @property
+    def success(self) -> bool:
+        """Whether its last observation is a success."""
+        return self.observations[-1].success
 
 
 class Recorder:
@@ -41,6 +50,7 @@ class Recorder:
         self.improper: list[str] = []
         self.went_on: list[str] = []
         self.seconds: dict[str, list[float]] = {"reset": [], "step": [], "rollback": [], "replay": []}
+        self.step_work = 0.0  # processor seconds of all steps
         self._world, self._draw = world, draw
         self._vocabulary: list[str] = []
 
@@ -64,11 +74,12 @@ class Recorder:
         longest = len(plan) if kind == "expert" else min(max(task.horizon, len(plan)), LONGEST)
         while not world.observation.done and len(world.actions) < longest:
             turn = len(world.actions)
-            self.see(self.timed("step", world.step, plan[turn] if turn < len(plan) else self.any_action()))
-        last = world.observation
-        self.episodes.append(Episode(kind, task, world.actions, world.digests, last.done, last.success))
-        if last.done:
-            self._play_past_the_end(last)
+            action, start = plan[turn] if turn < len(plan) else self.any_action(), process_time()
+            self.see(self.timed("step", world.step, action))
+            self.step_work += process_time() - start
+        self.episodes.append(Episode(kind, task, world.actions, world.observations, world.digests))
+        if world.observation.done:
+            self._play_past_the_end(world.observation)
 
     def _play_past_the_end(self, last: Observation) -> None:
         """Acts in an ended episode. The world is reset before it is used again, so a failure here spoils nothing else."""

@@ -18,9 +18,9 @@ from typing import Any
 from leafe import lifeline
 from leafe.digest import canonical, digest
 from leafe.envs.registry import make
-from leafe.envs.world import World
+from leafe.envs.world import World, observation_digest
 from leafe.errors import EnvironmentFailure
-from leafe.records import encode
+from leafe.records import Observation, Task, encode
 
 LIMIT = 600  # seconds
 
@@ -28,7 +28,8 @@ LIMIT = 600  # seconds
 def ask_another_process(request: Mapping[str, Any]) -> dict[str, Any]:
     """Has `answer` called in a fresh interpreter whose strings hash otherwise. Raises `EnvironmentFailure` when it fails there.
 
-    `request` holds `spec`, `arguments`, `split`, `count`, `seed` and `episodes`, each of these a task's number and its actions.
+    `request` holds `spec`, `arguments`, `split`, `count`, `seed` and `episodes`, each of these a task's number, its actions and the digests
+    that they gave. The answer holds, for each of them, where it differs first and the observation there, or None.
     """
     hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": hash_seed}
@@ -56,12 +57,17 @@ def answer(life: int, request_path: str, response_path: str) -> None:
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     world = World(make(request["spec"], request["arguments"]))
     tasks = list(world.environment.tasks(request["split"], request["count"], request["seed"]))
-    episodes = []
-    for episode in request["episodes"] if len(tasks) == request["count"] else []:
-        world.reset(tasks[episode["task"]])
-        for action in episode["actions"]:
-            world.step(action)
-        episodes.append(world.digests)
+    asked = request["episodes"] if len(tasks) == request["count"] else []
+    found = [_first_difference(world, tasks[episode["task"]], episode) for episode in asked]
     world.close()
-    response = {"tasks": digest([encode(task) for task in tasks]), "episodes": encode(episodes)}
+    response = {"tasks": digest([encode(task) for task in tasks]), "episodes": found}
     Path(response_path).write_text(canonical(response), encoding="utf-8")
+
+
+def _first_difference(world: World, task: Task, episode: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The number of turns after which an episode shows something else than it did, and what."""
+    for turn, (action, mark) in enumerate(zip((None, *episode["actions"]), episode["digests"], strict=True)):
+        seen = world.reset(task) if action is None else world.step(action)
+        if observation_digest(seen) != mark:
+            return {"turn": turn, "seen": encode(Observation(seen.text, bool(seen.done), bool(seen.success), float(seen.reward)))}
+    return None

@@ -1,9 +1,9 @@
 """Gymnasium environments whose observations can be read and whose actions are text or one of a list.
 
-Needs the extra `gymnasium`. A task is a seed of `reset`. Texts come from a text observation, else from the `ansi` rendering, its colours
-named in brackets, else from the numbers themselves. The registered limit of steps is left out: the task's horizon counts turns. Whether a
-seed decides everything is the wrapped environment's business, so the fidelity is the user's word (`replay` unless told otherwise), and
-`leafe check-env` is there to prove it.
+Needs the extra `gymnasium`. A task is a seed of `reset`. Texts come from a text observation, else from the `ansi` rendering, colours
+named in brackets, else from the numbers themselves; see `gymnasium_texts`. The registered limit of steps is left out: the task's horizon
+counts turns. Whether a seed decides everything is the wrapped environment's business, so the fidelity is the user's word (`replay` unless
+told otherwise), and `leafe check-env` is there to prove it.
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
-from numbers import Number
 from typing import Any
 
 from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.gymnasium_texts import described, in_words, uncoloured
 from leafe.envs.imports import import_here
 from leafe.envs.seeds import seeded_tasks, split_seed
-from leafe.errors import MissingDependency, UnknownName, UserError
+from leafe.envs.settled import one_of
+from leafe.errors import MissingDependency, UserError
 from leafe.records import Observation, Task
 
 INSTALL = "pip install -c constraints.txt -e '.[gymnasium]'"
 HORIZON = 50  # turns, where nothing is registered
 LONGEST = 20_000  # characters of an observation
-COLOURS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
-_COLOURED = re.compile(r"\x1b\[([0-9;]*)m([^\x1b]*)")
-_ESCAPED = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+TRIED = 20  # steps that are taken to see what a step pays that ends nothing
 # What the environments that come with Gymnasium call their actions in their documentation, in order.
 NAMES: dict[str, tuple[str, ...]] = {
     "FrozenLake": ("left", "down", "right", "up"),
@@ -43,7 +41,9 @@ class Gymnasium(Environment):
     """`id` is what `gymnasium.make` takes, `kwargs` go there too and `options` to every `reset`.
 
     `actions` names the actions of a discrete space in order. An attempt succeeds when the environment terminates it with a last reward of
-    at least `success_reward`, or says `success` or `is_success` in its last info. `horizon` 0 is the registered limit of steps.
+    at least `success_reward`, or says `success` or `is_success` in its last info. Where a step that ends nothing pays as much, the last
+    reward says nothing, and the environment is refused (`UserError`); but for a negative `success_reward`, which says that steps cost and
+    every termination is a success. `horizon` 0 is the registered limit of steps.
     """
 
     name = "gymnasium"
@@ -64,12 +64,12 @@ class Gymnasium(Environment):
     ) -> None:
         if horizon < 0:
             raise UserError(f"gymnasium wants a horizon of at least 1 turn, or 0 for the registered one; found {horizon}")
-        self.fidelity, self.placement = _one_of(Fidelity, fidelity), _one_of(Placement, placement)
+        self.fidelity, self.placement = one_of(Fidelity, fidelity), one_of(Placement, placement)
         self._id, self._kwargs, self._options = id, dict(kwargs or {}), options
         spec = _spec(id)
         self._env = _made(spec, self._kwargs)
         self._names = self._action_names(actions)
-        self._instruction = instruction or f"Play {spec.id}. {self.actions_help}".strip()
+        self._instruction = instruction or " ".join(filter(None, (f"Play {spec.id}.", described(self._env), self.actions_help)))
         self._horizon = horizon or spec.max_episode_steps or HORIZON
         self._success_reward = success_reward
         self._final: Observation | None = None
@@ -95,10 +95,30 @@ class Gymnasium(Environment):
         return list(range(int(space.start), int(space.start) + int(space.n)))
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
-        """A seed each; see `seeds`."""
+        """A seed each; see `seeds`. Raises `UserError` where a last reward cannot tell success."""
+        self._try_rewards()
         like = Task("", self.name, self._instruction, self._horizon)
         identity = {"id": self._id, "kwargs": self._kwargs, "options": self._options}
         return seeded_tasks(like, [split_seed(split, number, seed) for number in range(count)], identity)
+
+    def _try_rewards(self) -> None:
+        """Takes a few steps, so that an environment whose success cannot be told is refused before it is played."""
+        self._env.action_space.seed(0)
+        self._env.reset(seed=0, options=copy.deepcopy(self._options))
+        for _ in range(TRIED):
+            _, reward, terminated, truncated, _ = self._env.step(self._env.action_space.sample())
+            if terminated or truncated:
+                return
+            self._check_reward(float(reward))
+
+    def _check_reward(self, reward: float) -> None:
+        """Raises `UserError` for the reward of a step that ends nothing and is as good as success."""
+        if reward >= self._success_reward >= 0:
+            raise UserError(
+                f"{self._id} pays {reward:g} for a step that does not end the episode, so a last reward of at least "
+                f"success_reward={self._success_reward:g} is no success; give a success_reward above what such a step pays, and where "
+                "none is paid let a wrapper of yours say info['success']"
+            )
 
     def reset(self, task: Task) -> Observation:
         """Resets with the task's seed."""
@@ -117,10 +137,12 @@ class Gymnasium(Environment):
         value, done = float(reward), bool(terminated or truncated)
         if not math.isfinite(value):
             raise ValueError(f"the reward is {value}")
+        if not done:
+            self._check_reward(value)
         said = any(bool(info.get(key, False)) for key in ("success", "is_success"))
         success = done and (said or (bool(terminated) and value >= self._success_reward))
         ending = " The episode is over." if done else ""
-        text = f"{self._text(found)}\nReward: {value:g}.{ending}"
+        text = f"{self._text(found)}\nReward: {in_words(value)}.{ending}"
         observation = Observation(text, done, success, value)
         self._final = observation if done else None
         return observation
@@ -136,11 +158,8 @@ class Gymnasium(Environment):
         return number if number in self._numbers(space) else None
 
     def _text(self, found: Any) -> str:
-        if isinstance(found, str):
-            text = found
-        else:
-            rendered = self._env.render() if self._env.render_mode == "ansi" else None
-            text = uncoloured(rendered) if isinstance(rendered, str) and rendered.strip() else _in_words(found)
+        rendered = self._env.render() if self._env.render_mode == "ansi" and not isinstance(found, str) else None
+        text = uncoloured(rendered) if isinstance(rendered, str) and rendered.strip() else in_words(found)
         if len(text) > LONGEST:
             raise ValueError(f"an observation of {len(text):,} characters is no text to read; wrap the environment")
         return text.strip("\n") or "(nothing)"
@@ -154,6 +173,12 @@ class Gymnasium(Environment):
         kept, self._final = snapshot
         self._env = copy.deepcopy(kept)
 
+    def reseed(self, seed: int) -> None:
+        """Gives the environment another generator of random numbers."""
+        from gymnasium.utils import seeding
+
+        self._env.unwrapped.np_random = seeding.np_random(seed)[0]
+
     def example_actions(self) -> Sequence[str]:
         """All that are discrete; of text a few that the space draws."""
         if self._names:
@@ -163,36 +188,6 @@ class Gymnasium(Environment):
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()
-
-
-def uncoloured(text: str) -> str:
-    """Terminal colours as words: a coloured `S` becomes `[red S]`, other escapes go.
-
-    >>> uncoloured("\\x1b[41mS\\x1b[0mFF")
-    '[red S]FF'
-    """
-
-    def named(match: re.Match[str]) -> str:
-        codes = [int(code) for code in match.group(1).split(";") if code]
-        colours = [COLOURS[code % 10] for code in codes if code // 10 in (3, 4, 9, 10) and code % 10 < 8]
-        return f"[{' '.join(colours)} {match.group(2)}]" if colours and match.group(2) else match.group(2)
-
-    return _ESCAPED.sub("", _COLOURED.sub(named, text)).replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _in_words(found: Any) -> str:
-    """Numbers, and groups of them, as text."""
-    if hasattr(found, "tolist"):
-        found = found.tolist()
-    if isinstance(found, Mapping):
-        return "\n".join(f"{key}: {_in_words(value)}" for key, value in found.items())
-    if isinstance(found, (list, tuple)):
-        return ", ".join(_in_words(value) for value in found)
-    if isinstance(found, (str, bool)):
-        return str(found)
-    if isinstance(found, Number):
-        return f"{found:.6g}"
-    raise TypeError(f"an observation of {type(found).__name__} is no text; wrap the environment")
 
 
 def _spec(id: str) -> Any:
@@ -229,10 +224,3 @@ def _made(spec: Any, kwargs: Mapping[str, Any]) -> Any:
         raise UserError(
             f"Gymnasium cannot make {spec.id!r} with kwargs={dict(kwargs)}: {type(error).__name__}: {what:.300}"
         ) from error
-
-
-def _one_of(kind: Any, value: str) -> Any:
-    try:
-        return kind(value)
-    except ValueError:
-        raise UnknownName(kind.__name__.lower(), value, [one.value for one in kind]) from None

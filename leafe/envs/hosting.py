@@ -1,11 +1,11 @@
 """Where worlds live while many are played at once: in the event loop, on threads, or in processes of their own.
 
-A job takes a seat when it first needs a world, and leaves it at its end. Waiting for the engine holds a seat and no thread. With threads
-the bound is on calls that are made at the same time: a world stays on the thread that made it, and many worlds may share one. With
-processes the bound is on processes, and an environment may say itself how many of it there can be: a job that finds no room waits
-before it has asked anybody anything, so none waits for another.
-A world whose job lost no episode is used again by the next job, for what is slow is slow to make too. What a world answers does not
-depend on where it lives.
+A job takes a seat when it first needs a world, and leaves it at its end. Waiting for the engine holds a seat and no thread's time. With
+threads each world has a thread of its own, and a bound is on calls that are made at the same time; with processes the bound is on
+processes. An environment may say itself how many of it there can be: a job that finds no room waits before it has asked anybody anything,
+so none waits for another.
+A world whose job lost no episode is used again by the next job, for what is slow is slow to make too; one that took longer than its limit,
+or has played as many episodes as it may, is replaced. What a world answers does not depend on where it lives.
 """
 
 from __future__ import annotations
@@ -13,25 +13,42 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Protocol, TypeVar
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Protocol
 
+from leafe.envs.alarm import Alarm, TimeUp
 from leafe.envs.base import Environment, Placement
-from leafe.envs.calls import Answer, Call, carry_out
+from leafe.envs.calls import Answer, Call, carry_out, patience_for, took_too_long
+from leafe.envs.lanes import PATIENCE, Lane
 from leafe.envs.world import World
-from leafe.envs.world_process import WorldProcess
+from leafe.envs.world_process import LIMIT, WorldProcess
 from leafe.errors import EnvironmentFailure
 
-Result = TypeVar("Result")
 PROCESSES_A_CORE = 4  # most of them wait for the engine most of the time
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How worlds are hosted. `workers` is how many calls (threads) or worlds (processes) there are at once; 0 lets the machine decide.
+
+    `instances` is how many worlds there may be at once, whatever else would allow. `timeout` is in seconds for a step, `recycle` in
+    episodes that a world plays before it is replaced. All are 0 for no such limit. `computes` is whether a call keeps a core busy.
+    """
+
+    placement: Placement = Placement.INLINE
+    workers: int = 0
+    instances: int = 0
+    timeout: float = LIMIT
+    recycle: int = 0
+    computes: bool = False
 
 
 class Seat(Protocol):
     """One job's world."""
 
     async def take(self, call: Call) -> Answer:
-        """Has a call carried out; raises what `carry_out` raises."""
+        """Has a call carried out; raises what `carry_out` raises, and `StepTimeout`."""
         ...
 
     async def leave(self) -> None:
@@ -51,48 +68,70 @@ class Hosting(Protocol):
         ...
 
 
-def hosting(make: Callable[[], Environment], placement: Placement, workers: int = 0, instances: int = 0) -> Hosting:
-    """A way of hosting. `workers` is how many calls (threads) or worlds (processes) there are at once; 0 lets the machine decide.
-
-    `instances` is how many worlds there may be at once, whatever else would allow; 0 is any number.
-    """
+def hosting(make: Callable[[], Environment], terms: Terms = Terms()) -> Hosting:
+    """A way of hosting. Worlds that are called in line under a limit are on threads where no timer can interrupt them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if placement is Placement.THREAD:
-        return _Lanes(lambda: _ThreadWorld(make), workers or cores, room=instances)
-    if placement is Placement.PROCESS:
-        most = min(workers or PROCESSES_A_CORE * cores, instances or 2**30)
-        return _Lanes(lambda: WorldProcess(make), most, room=most)
-    return _Inline(make, instances)
+    if terms.placement is Placement.PROCESS:
+        most = min(terms.workers or PROCESSES_A_CORE * cores, terms.instances or 2**30)
+        return _Lanes(lambda: WorldProcess(make, limit=terms.timeout), terms, room=most, calls=0)
+    if terms.placement is Placement.THREAD:
+        calls = terms.workers or (cores if terms.computes else 0)
+        return _Lanes(lambda: _ThreadWorld(make), terms, room=terms.instances, calls=calls)
+    if terms.timeout and not Alarm.can_be_set():
+        return _Lanes(lambda: _ThreadWorld(make), terms, room=terms.instances, calls=1)
+    return _Inline(make, terms)
 
 
 class _Inline:
     """Worlds that answer at once."""
 
-    def __init__(self, make: Callable[[], Environment], instances: int) -> None:
-        self._make = make
-        self._room = asyncio.Semaphore(instances) if instances else None
+    def __init__(self, make: Callable[[], Environment], terms: Terms) -> None:
+        self.make, self.terms = make, terms
+        self.room = asyncio.Semaphore(terms.instances) if terms.instances else None
+        self.alarm = Alarm() if terms.timeout else None
 
     async def seat(self) -> Seat:
-        if self._room:
-            await self._room.acquire()
-        return _InlineSeat(World(self._make()), self._room)
+        if self.room:
+            await self.room.acquire()
+        return _InlineSeat(self)
 
     async def close(self) -> None:
-        return None
+        if self.alarm:
+            self.alarm.close()
 
 
 class _InlineSeat:
-    def __init__(self, world: World, room: asyncio.Semaphore | None) -> None:
-        self._world, self._room = world, room
+    def __init__(self, hosting: _Inline) -> None:
+        self._hosting = hosting
+        self._world: World | None = World(hosting.make())
+        self._episodes = 0
 
     async def take(self, call: Call) -> Answer:
-        return carry_out(self._world, call)
+        recycle, alarm = self._hosting.terms.recycle, self._hosting.alarm
+        if call.begins and recycle and self._episodes >= recycle:
+            self._let_go()
+        self._episodes += call.plays_anew
+        if self._world is None:
+            self._world, self._episodes = World(self._hosting.make()), 1
+        if alarm is None:
+            return carry_out(self._world, call)
+        limit = patience_for(call, self._hosting.terms.timeout)
+        try:
+            return alarm.call(limit, carry_out, self._world, call)
+        except TimeUp:
+            self._world = None  # it was interrupted anywhere, so nothing in it can be relied on, its end neither
+            raise took_too_long(call, limit) from None
+
+    def _let_go(self) -> None:
+        if self._world is not None:
+            with suppress(EnvironmentFailure):
+                self._world.close()
+        self._world = None
 
     async def leave(self) -> None:
-        with suppress(EnvironmentFailure):
-            self._world.close()
-        if self._room:
-            self._room.release()
+        self._let_go()
+        if self._hosting.room:
+            self._hosting.room.release()
 
 
 class _Elsewhere(Protocol):
@@ -125,76 +164,91 @@ class _ThreadWorld:
         """A thread cannot be ended; what it does is waited for."""
 
 
-class _Lane:
-    """One thread, and how many worlds live on it."""
+@dataclass
+class _Place:
+    """A world on its thread, how many episodes it has begun, and whether it was not called yet."""
 
-    def __init__(self) -> None:
-        self.worlds = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="leafe-world")
-
-    async def run(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def close(self) -> None:
-        self._thread.shutdown()
+    lane: Lane
+    world: _Elsewhere
+    episodes: int = 0
+    fresh: bool = True
 
 
 class _Lanes:
-    """At most `workers` threads with worlds on them, as evenly as can be; jobs wait where there is `room` for so many worlds only."""
+    """A thread for each world; jobs wait where there is `room` for so many worlds only, calls where so many may be made at once."""
 
-    def __init__(self, make: Callable[[], _Elsewhere], workers: int, *, room: int) -> None:
-        self._make, self._most = make, workers
-        self._lanes: list[_Lane] = []
-        self._idle: list[tuple[_Lane, _Elsewhere]] = []
+    def __init__(self, make: Callable[[], _Elsewhere], terms: Terms, *, room: int, calls: int) -> None:
+        self._make, self.terms = make, terms
+        self._idle: list[_Place] = []
         self._room = asyncio.Semaphore(room) if room else None
+        self.calls = asyncio.Semaphore(calls) if calls else None
 
     async def seat(self) -> Seat:
         if self._room:
             await self._room.acquire()
-        if self._idle:
-            return _LaneSeat(self, *self._idle.pop())
-        world = self._make()
-        lane = min(self._lanes, key=lambda one: one.worlds, default=None)
-        if lane is None or (lane.worlds and len(self._lanes) < self._most):
-            lane = _Lane()
-            self._lanes.append(lane)
-        lane.worlds += 1
-        return _LaneSeat(self, lane, world)
+        return _LaneSeat(self, self._idle.pop() if self._idle else self.place())
 
-    async def give_back(self, lane: _Lane, world: _Elsewhere, *, sound: bool) -> None:
+    def place(self) -> _Place:
+        """A world that nobody has used, on a thread that nobody has used."""
+        return _Place(Lane(), self._make())
+
+    async def give_back(self, place: _Place, *, sound: bool) -> None:
         """Keeps a world for the next job, or closes it."""
         try:
             if sound:
-                self._idle.append((lane, world))
+                self._idle.append(place)
             else:
-                world.kill()
-                await self._end(lane, world)
+                place.world.kill()
+                await self.end(place)
         finally:
             if self._room:
                 self._room.release()
 
-    async def _end(self, lane: _Lane, world: _Elsewhere) -> None:
-        lane.worlds -= 1
-        with suppress(EnvironmentFailure):
-            await lane.run(world.close)
+    async def end(self, place: _Place) -> None:
+        """Closes a world, and its thread with it; one that is stuck is left behind."""
+        try:
+            with suppress(EnvironmentFailure):
+                await place.lane.run(place.world.close, limit=2 * PATIENCE)
+        except TimeoutError:
+            place.lane.abandon()
+            return
+        place.lane.close()
 
     async def close(self) -> None:
-        await asyncio.gather(*(self._end(lane, world) for lane, world in self._idle))
+        await asyncio.gather(*(self.end(place) for place in self._idle))
         self._idle.clear()
-        for lane in self._lanes:
-            lane.close()
 
 
 class _LaneSeat:
-    def __init__(self, lanes: _Lanes, lane: _Lane, world: _Elsewhere) -> None:
-        self._lanes, self._lane, self._world = lanes, lane, world
+    def __init__(self, lanes: _Lanes, place: _Place) -> None:
+        self._lanes, self._place = lanes, place
         self._sound = True
 
     async def take(self, call: Call) -> Answer:
+        recycle = self._lanes.terms.recycle
+        if call.begins and recycle and self._place.episodes >= recycle:
+            await self._lanes.end(self._place)
+            self._place = self._lanes.place()
+        self._place.episodes += call.plays_anew
         sound, self._sound = self._sound, False
-        answer = await self._lane.run(lambda: self._world.take(call))
+        answer = await self._within_limit(call)
         self._sound = sound
         return answer
 
+    async def _within_limit(self, call: Call) -> Answer:
+        place, timeout = self._place, self._lanes.terms.timeout
+        # A process has the limit itself, for it can be ended.
+        limit = 0.0 if isinstance(place.world, WorldProcess) else patience_for(call, timeout, first=place.fresh)
+        place.fresh = False
+        async with AsyncExitStack() as stack:
+            if self._lanes.calls:
+                await stack.enter_async_context(self._lanes.calls)
+            try:
+                return await place.lane.run(lambda: place.world.take(call), limit)
+            except TimeoutError:
+                place.lane.abandon()
+                self._place = self._lanes.place()
+                raise took_too_long(call, limit) from None
+
     async def leave(self) -> None:
-        await self._lanes.give_back(self._lane, self._world, sound=self._sound)
+        await self._lanes.give_back(self._place, sound=self._sound)

@@ -23,10 +23,11 @@ from leafe.envs.imports import import_here
 from leafe.envs.mbpp import Mbpp
 from leafe.envs.openenv import OpenEnv
 from leafe.envs.scienceworld.environment import ScienceWorld
+from leafe.envs.settled import settled, told
 from leafe.envs.single_turn import SingleTurn
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.webshop.environment import WebShop
-from leafe.errors import UnknownName, UserError
+from leafe.errors import LeafeError, UnknownName, UserError
 from leafe.records import decode
 
 GROUP = "leafe.environments"
@@ -79,7 +80,12 @@ def make(spec: str, args: Mapping[str, Any] | None = None) -> Environment:
     except TypeError as error:
         listed = ", ".join(str(one) for one in accepted if one) or "none"
         raise UserError(f"{spec} cannot be made from {given}: {error}; accepted: {listed}") from None
-    return chosen(**given)
+    try:
+        return settled(chosen(**given))
+    except LeafeError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a foreign constructor raises
+        raise UserError(f"{spec} cannot be made from {given}: {told(error)}") from error
 
 
 def _find(spec: str) -> type[Environment]:
@@ -100,8 +106,9 @@ def _import(spec: str) -> Any:
     module, _, name = spec.partition(":")
     try:
         found = import_here(module)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"cannot import {module!r} for the environment {spec!r}: {error}; write module:Class") from error
+    except (Exception, SystemExit) as error:  # whatever a foreign module does when it is run
+        why = str(error) if isinstance(error, ImportError | ValueError) else told(error)
+        raise UserError(f"cannot import {module!r} for the environment {spec!r}: {why}; write module:Class") from error
     if not hasattr(found, name):
         classes = [key for key, value in vars(found).items() if inspect.isclass(value) and issubclass(value, Environment)]
         raise UnknownName(f"environment class of {module}", name, classes)

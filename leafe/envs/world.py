@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from leafe.digest import digest
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.differences import difference, shown
+from leafe.envs.settled import settled
 from leafe.errors import EnvironmentFailure, LeafeError, ReplayDiverged
 from leafe.records import Observation, Task
 
@@ -26,24 +29,33 @@ def observation_digest(observation: Observation) -> str:
 
     An int reward and a numpy bool give the digest of what a file would give back: the float and the bool.
     """
-    return digest(observation.text, bool(observation.done), bool(observation.success), float(observation.reward))
+    return _digest(observation.text, bool(observation.done), bool(observation.success), repr(float(observation.reward)))
+
+
+@lru_cache(maxsize=1024)  # world and driver want the same one after each other; the reward as text, for 0.0 equals -0.0
+def _digest(text: str, done: bool, success: bool, reward: str) -> str:
+    return digest(text, done, success, float(reward))
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """One action, what it gave, and the environment's snapshot after it (None without snapshots). The reset has the action None."""
+    """One action, what it gave, and the environment's snapshot after it (None without snapshots). The reset has the action None.
+
+    `seed` is what randomness was drawn from anew just before the action, None where it went on as it was.
+    """
 
     action: str | None
     observation: Observation
     digest: str
     snapshot: Any = None
+    seed: int | None = None
 
 
 class World:
     """One environment instance with the history of its present episode. Not to be shared by two episodes at once."""
 
     def __init__(self, environment: Environment) -> None:
-        self.environment = environment
+        self.environment = settled(environment)
         self.replayed_steps = 0  # environment steps taken only to come back to a turn, over the world's life
         self.rollbacks = 0
         self._task: Task | None = None
@@ -77,6 +89,11 @@ class World:
         return tuple(past.action for past in self._past if past.action is not None)
 
     @property
+    def observations(self) -> tuple[Observation, ...]:
+        """The observations, the first one included."""
+        return tuple(past.observation for past in self._past)
+
+    @property
     def digests(self) -> tuple[str, ...]:
         """The digests of the observations, the first one's included: one more than there are actions."""
         return tuple(past.digest for past in self._past)
@@ -89,12 +106,12 @@ class World:
         self._usable = True
         return first
 
-    def step(self, action: str) -> Observation:
-        """Takes the present turn."""
+    def step(self, action: str, seed: int | None = None) -> Observation:
+        """Takes the present turn, with randomness drawn anew from `seed` where one is given."""
         self._require()
         self._usable = False
-        observation = self._observe(self.environment.step, action)
-        self._remember(action, observation)
+        observation = self._taken(action, seed)
+        self._remember(action, observation, seed)
         self._usable = True
         return observation
 
@@ -119,18 +136,41 @@ class World:
             self._walk(kept)
         return self.observation
 
-    def replay(self, actions: Sequence[str], digests: Sequence[str], *, task: Task | None = None) -> Observation:
+    def replay(
+        self,
+        actions: Sequence[str],
+        digests: Sequence[str],
+        *,
+        task: Task | None = None,
+        seeds: Sequence[int | None] = (),
+    ) -> Observation:
         """Resets and takes recorded actions, comparing with `digests` (the reset's first, so one more than actions).
 
-        `task` is the task of the last `reset` unless given. Raises `ReplayDiverged` at the first observation that differs.
+        `task` is the task of the last `reset` unless given; `seeds` are those that the actions were taken with, none unless given. Raises
+        `ReplayDiverged` at the first observation that differs.
         """
         if len(digests) != len(actions) + 1:
             raise ValueError(f"wanted {len(actions) + 1} digests for {len(actions)} actions, found {len(digests)}")
         self._task = task or self._task
         blank = Observation("")
-        recorded = zip((None, *actions), digests, strict=True)
-        self._walk([Past(action, blank, mark) for action, mark in recorded])
+        recorded = zip((None, *actions), digests, (None, *(seeds or [None] * len(actions))), strict=True)
+        self._walk([Past(action, blank, mark, seed=seed) for action, mark, seed in recorded])
         return self.observation
+
+    def repeat(self, task: Task, actions: Sequence[str], observations: Sequence[Observation]) -> Observation:
+        """`replay` where the observations are at hand (the reset's first), so that a difference can be shown."""
+        self._task = task
+        recorded = zip((None, *actions), observations, strict=True)
+        self._walk([Past(action, seen, observation_digest(seen)) for action, seen in recorded])
+        return self.observation
+
+    def expert(self) -> Sequence[str]:
+        """The environment's, or an `EnvironmentFailure`."""
+        return self._guard(self.environment.expert)
+
+    def example_actions(self) -> Sequence[str]:
+        """The environment's, or an `EnvironmentFailure`."""
+        return self._guard(self.environment.example_actions)
 
     def close(self) -> None:
         """Lets go of the environment."""
@@ -147,15 +187,20 @@ class World:
                 observation = self._observe(self.environment.reset, self._task)
             else:
                 self.replayed_steps += 1
-                observation = self._observe(self.environment.step, past.action)
-            self._remember(past.action, observation)
+                observation = self._taken(past.action, past.seed)
+            self._remember(past.action, observation, past.seed)
             if self._past[-1].digest != past.digest:
                 raise ReplayDiverged(_difference(len(self._past) - 1, past, observation))
         self._usable = True
 
-    def _remember(self, action: str | None, observation: Observation) -> None:
+    def _taken(self, action: str, seed: int | None) -> Observation:
+        if seed is not None:
+            self._guard(self.environment.reseed, seed)
+        return self._observe(self.environment.step, action)
+
+    def _remember(self, action: str | None, observation: Observation, seed: int | None = None) -> None:
         snapshot = self._guard(self.environment.snapshot) if self.fidelity is Fidelity.SNAPSHOT else None
-        self._past.append(Past(action, observation, self._guard(observation_digest, observation), snapshot))
+        self._past.append(Past(action, observation, self._guard(observation_digest, observation), snapshot, seed))
 
     def _observe(self, call: Callable[[Any], Observation], argument: Any) -> Observation:
         observation = self._guard(call, argument)
@@ -168,6 +213,9 @@ class World:
             return call(*arguments)
         except LeafeError:
             raise
+        except SystemExit as error:  # which would end the run and all other attempts
+            status = "" if error.code is None else repr(error.code)
+            raise EnvironmentFailure(f"{self.environment.name} called sys.exit({status})") from error
         except Exception as error:
             raise EnvironmentFailure(f"{self.environment.name}: {type(error).__name__}: {error}") from error
 
@@ -177,13 +225,8 @@ class World:
 
 
 def _difference(turn: int, recorded: Past, found: Observation) -> str:
-    """Where a replay left its record, and the two observations shortened to what differs."""
+    """Where a replay left its record, and what differs there."""
     where = f"at turn {turn} ({recorded.action!r:.60})" if turn else "at the reset"
     if not recorded.observation.text:
-        return f"replay diverged {where}: recorded the digest {recorded.digest}, replayed {_shown(found)}"
-    return f"replay diverged {where}: recorded {_shown(recorded.observation)}, replayed {_shown(found)}"
-
-
-def _shown(observation: Observation) -> str:
-    text = observation.text if len(observation.text) <= 160 else observation.text[:157] + "..."
-    return f"{text!r} (done={observation.done}, success={observation.success}, reward={observation.reward:g})"
+        return f"replay diverged {where}: recorded the digest {recorded.digest}, replayed {shown(found)}"
+    return f"replay diverged {where}: {difference(recorded.observation, found)}"

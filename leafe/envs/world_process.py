@@ -27,16 +27,17 @@ from typing import IO, Any
 
 from leafe import lifeline
 from leafe.envs.base import Environment
-from leafe.envs.calls import Answer, Call, carry_out
+from leafe.envs.calls import START, Answer, Call, carry_out, patience_for
 from leafe.envs.world import World
-from leafe.errors import EnvironmentFailure, EpisodeError, LeafeError, ReplayDiverged, UserError
+from leafe.errors import EnvironmentFailure, EpisodeError, LeafeError, ReplayDiverged, StepTimeout, UserError
 from leafe.records import decode, encode
 
-LIMIT = 600.0  # seconds that one call may take
-START = 120.0  # seconds more for the first one, on a machine that is far too busy
+LIMIT = 600.0  # seconds that a step may take
 GRACE = 5.0  # seconds to close an environment in
 LONGEST_OUTPUT = 2**20  # bytes of what a child says that are kept, for its last words
-FAILURES: dict[str, type[LeafeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, ReplayDiverged, UserError)}
+FAILURES: dict[str, type[LeafeError]] = {
+    kind.__name__: kind for kind in (EnvironmentFailure, StepTimeout, ReplayDiverged, UserError)
+}
 
 
 class WorldProcess:
@@ -58,11 +59,12 @@ class WorldProcess:
         if self._child is None:
             self._child = _Child(self._recipe)
         try:
-            found = self._child.ask(json.dumps(encode(call)), self._limit)
+            found = self._child.ask(json.dumps(encode(call)), patience_for(call, self._limit))
         except _Lost as lost:
             self._child.end()
             self._child = None
-            raise EnvironmentFailure(f"the process that played the environment {lost}") from None
+            kind = StepTimeout if lost.timed_out else EnvironmentFailure
+            raise kind(f"the process that played the environment {lost}") from None
         if "bug" in found:
             raise RuntimeError(f"in the process that played the environment:\n{found['bug']}")
         if "error" in found:
@@ -85,6 +87,14 @@ class WorldProcess:
 
 class _Lost(Exception):
     """Why there will be no answer."""
+
+    timed_out = False
+
+
+class _Late(_Lost):
+    """There was none in time."""
+
+    timed_out = True
 
 
 class _Child:
@@ -112,7 +122,7 @@ class _Child:
 
     def ask(self, request: str, limit: float) -> dict[str, Any]:
         """The answer to a request. Raises `_Lost`."""
-        self._socket.settimeout(limit + START if self._first else limit)
+        self._socket.settimeout((limit + START if self._first else limit) if limit else None)
         if os.fstat(self._said.fileno()).st_size > LONGEST_OUTPUT:
             self._said.truncate(0)
         try:
@@ -120,7 +130,7 @@ class _Child:
             self._first = b""
             line = self._answers.readline()
         except TimeoutError:
-            raise _Lost(f"did not answer in {limit:g} s and was ended") from None
+            raise _Late(f"did not answer in {limit:g} s and was ended; raise environment.timeout if that can be right") from None
         except OSError:
             line = b""
         if not line.endswith(b"\n"):

@@ -129,7 +129,10 @@ def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
 
 
 def _rows(arm: ArmResult, shown: Sequence[int]) -> Iterator[tuple[str, ...]]:
-    broken = ", ".join((*(f"{count} {name}" for name, count in arm.errors.items()), *loud(arm.faults))) or "none"
+    number, attempts = sum(arm.errors.values()), arm.faults.attempts
+    classes = (f"{count} {name}" for name, count in arm.errors.items())
+    told = (f"{number} of {attempts} broke: {', '.join(classes)}",) if number else ()
+    broken = ", ".join((*told, *loud(arm.faults))) or "none"
     for number, k in enumerate(shown):
         value = with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-"
         gain = with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from leafe.errors import CorruptFile, UserError
 from leafe.evaluate.passk import Counts
-from leafe.forest.faults import Faults, commonest_error, share
+from leafe.forest.faults import Faults, by_class, class_of, commonest_error, share
 from leafe.jsonl import read_lines
 from leafe.records import BROKEN, StopReason, decode
 
@@ -60,9 +60,7 @@ class Outcome:
     @property
     def error_class(self) -> str | None:
         """What broke, or None when the attempt ended by itself or by a limit."""
-        if self.error is not None:
-            return self.error.partition(":")[0].strip() or "unnamed"
-        return self.stop.value if self.stop in BROKEN else None
+        return class_of(self.stop, self.error)
 
 
 def read_outcomes(path: Path) -> tuple[Outcome, ...]:
@@ -121,7 +119,7 @@ class ArmOutcomes:
     @property
     def errors(self) -> dict[str, int]:
         """How many attempts broke, by class."""
-        return dict(sorted(Counter(outcome.error_class for outcome in self.counted if outcome.error_class is not None).items()))
+        return by_class((outcome.stop, outcome.error) for outcome in self.counted)
 
     @property
     def turns(self) -> int:
@@ -147,6 +145,7 @@ class ArmOutcomes:
             out_of_room=share(sum(outcome.stop is StopReason.TOKEN_LIMIT for outcome in counted), len(counted)),
             broken=share(len(broken), len(counted)),
             error=commonest_error(broken),
+            errors=self.errors,
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment, Placement
 from leafe.envs.calls import Call
-from leafe.envs.hosting import Hosting, Seat, hosting
+from leafe.envs.hosting import Hosting, Seat, Terms, hosting
 from leafe.envs.world import observation_digest
 from leafe.errors import EpisodeError
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
@@ -37,7 +37,7 @@ class Job(Generic[Result]):
 class Means:
     """What effects are carried out with. `noticed` is told of every completion, for progress bars.
 
-    `placement` is where worlds live, `workers` how many of them are called at once, `instances` how many there may be; see `envs.hosting`.
+    The rest says where worlds live and under which limits; see `envs.hosting.Terms`.
     """
 
     engine: Engine
@@ -47,6 +47,14 @@ class Means:
     placement: Placement = Placement.INLINE
     workers: int = 0
     instances: int = 0
+    timeout: float = Terms.timeout
+    recycle: int = 0
+    computes: bool = False
+
+    def hosting(self) -> Hosting:
+        """Where worlds live for one stage."""
+        terms = Terms(self.placement, self.workers, self.instances, self.timeout, self.recycle, self.computes)
+        return hosting(self.make_environment, terms)
 
 
 async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncGenerator[tuple[Job[Result], Result], None]:
@@ -57,7 +65,7 @@ async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) 
     """
     waiting = iter(jobs)
     running: set[asyncio.Task[tuple[Job[Result], Result]]] = set()
-    worlds = hosting(means.make_environment, means.placement, means.workers, means.instances)
+    worlds = means.hosting()
     try:
         while True:
             for job in _take(waiting, concurrency - len(running)):
@@ -101,6 +109,10 @@ async def _finish(job: Job[Result], means: Means, worlds: Hosting) -> tuple[Job[
         await hand.close()
 
 
+def _seeds(effect: Rollback) -> list[int | None]:
+    return list(effect.seeds or [None] * len(effect.walk))
+
+
 class _Hand:
     """Carries out the effects of one job: the journal first, then the engine or the job's own world."""
 
@@ -111,6 +123,7 @@ class _Hand:
         # Where the world stands, or should stand once it is needed: actions with observation digests, the reset's digest first.
         self._actions: list[str] | None = None
         self._digests: list[str] = []
+        self._seeds: list[int | None] = []  # with which the actions were taken
         self._root = ""
 
     async def carry_out(self, effect: Effect) -> Any:
@@ -134,7 +147,7 @@ class _Hand:
             seat = self._seat or await self._ready(effect)
             if isinstance(effect, Rollback):
                 return await self._go_back(seat, effect)
-            call = Call("step", action=effect.action) if isinstance(effect, Step) else Call("reset", effect.task)
+            call = Call("step", action=effect.action, seed=effect.seed) if isinstance(effect, Step) else Call("reset", effect.task)
             return (await seat.take(call)).observation
         except EpisodeError as failure:
             return failure
@@ -142,18 +155,24 @@ class _Hand:
     async def _go_back(self, seat: Seat, effect: Rollback) -> Restored:
         actions = [turn.action for turn in effect.walk]
         digests = [self._root, *(observation_digest(turn.observation) for turn in effect.walk)]
-        if self._actions is not None and self._actions[: len(actions)] == actions and self._digests[: len(digests)] == digests:
+        seeds = _seeds(effect)
+        stands = self._actions is not None and self._actions[: len(actions)] == actions and self._digests[: len(digests)] == digests
+        if stands and self._seeds[: len(seeds)] == seeds:
             answer = await seat.take(Call("rollback", turn=len(actions) + 1))
         else:
-            answer = await seat.take(Call("replay", self._task, actions=tuple(actions), digests=tuple(digests)))
+            answer = await seat.take(self._replay(actions, digests, seeds))
         return Restored(answer.observation, answer.replayed_steps)
 
     async def _ready(self, effect: Effect) -> Seat:
         """A seat for the job, its world brought to where the journal left it."""
         self._seat = await self._worlds.seat()
         if self._actions is not None and not isinstance(effect, Reset):
-            await self._seat.take(Call("replay", self._task, actions=tuple(self._actions), digests=tuple(self._digests)))
+            await self._seat.take(self._replay(self._actions, self._digests, self._seeds))
         return self._seat
+
+    def _replay(self, actions: list[str], digests: list[str], seeds: list[int | None]) -> Call:
+        drawn = tuple(seeds) if any(seed is not None for seed in seeds) else ()
+        return Call("replay", self._task, actions=tuple(actions), digests=tuple(digests), seeds=drawn)
 
     def _follow(self, effect: Effect, result: Any) -> None:
         """Keeps track of where the world stands; None where it cannot be used before a reset or a replay."""
@@ -162,15 +181,17 @@ class _Hand:
         if isinstance(result, EpisodeError):
             self._actions = None
         elif isinstance(effect, Reset):
-            self._actions, self._digests = [], [observation_digest(result)]
+            self._actions, self._digests, self._seeds = [], [observation_digest(result)], []
             self._root = self._root or self._digests[0]
         elif isinstance(effect, Step):
             assert self._actions is not None, "a step follows a reset or a rollback"
             self._actions.append(effect.action)
             self._digests.append(observation_digest(result))
+            self._seeds.append(effect.seed)
         else:
             self._actions = [turn.action for turn in effect.walk]
             self._digests = [self._root, *(observation_digest(turn.observation) for turn in effect.walk)]
+            self._seeds = _seeds(effect)
 
     async def close(self) -> None:
         """Leaves the world to others."""

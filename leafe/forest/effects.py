@@ -2,8 +2,8 @@
 
     Ask(messages, sampling, seed, purpose) -> Completion        (in `leafe.records`, since engines read it)
     Reset(task)                            -> Observation
-    Step(action)                           -> Observation
-    Rollback(walk)                         -> Restored
+    Step(action, seed)                     -> Observation
+    Rollback(walk, seeds)                  -> Restored
 
 A generator plays one task in one world at a time, so the world is not named. Failures come back as exceptions thrown at the `yield`:
 `EnvironmentFailure` and `ReplayDiverged`. An engine that fails is not thrown here: it stops the stage.
@@ -29,17 +29,22 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Take one action."""
+    """Take one action, with the world's randomness drawn anew from `seed` where one is given."""
 
     action: str
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Bring the world to where `walk` ends, verified turn by turn. An empty walk is the root."""
+    """Bring the world to where `walk` ends, verified turn by turn. An empty walk is the root.
+
+    `seeds` are those that its steps were taken with, empty where there were none.
+    """
 
     task: Task
     walk: tuple[Turn, ...]
+    seeds: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ printed here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from leafe.records import BROKEN, Attempt, Shortening, StopReason, Tree
 from leafe.settings import RunConfig
 
 LOUD = 0.5  # beyond half, solved tasks and Pass@k tell of limits and prompts and no longer of the policy
+BROKEN_LOUD = 0.05  # of attempts; each is a failure that is not the policy's, so a twentieth moves Pass@k by as much as methods do
 QUOTED = 200  # characters of an error in a sentence
 # The columns of a table of shares, by field.
 HEADING = {
@@ -32,6 +33,7 @@ HEADING = {
 class Faults:
     """Shares of `replies` (one a turn), of `attempts` and of `reflections`. `error` is what broke attempts most often.
 
+    `errors` counts broken attempts by class.
     `shortened` replies were given to a prompt that left out some of its history, which is no fault but worth knowing. `unread_cut` is
     the share of reflections that could not be read and whose last reply was cut.
     """
@@ -48,6 +50,7 @@ class Faults:
     unread: float | None = None
     unread_cut: float | None = None
     no_room: float | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
 
 
 def share(count: int | None, of: int) -> float | None:
@@ -85,7 +88,20 @@ def faults_of(trees: Sequence[Tree]) -> Faults:
         unread=share(len(unread), len(reflections)),
         unread_cut=share(sum(bool(one.replies) and one.replies[-1].finish == "length" for one in unread), len(reflections)),
         no_room=share(sum(reflection.no_room for reflection in reflections), len(reflections)),
+        errors=by_class((attempt.stop, attempt.error) for attempt in attempts),
     )
+
+
+def class_of(stop: StopReason, error: str | None) -> str | None:
+    """What broke an attempt, None where it ended by itself or by a limit. An `error` is `CLASS` or `CLASS: what happened`."""
+    if error is not None:
+        return error.partition(":")[0].strip() or "unnamed"
+    return stop.value if stop in BROKEN else None
+
+
+def by_class(ended: Iterable[tuple[StopReason, str | None]]) -> dict[str, int]:
+    """How many attempts broke, by class."""
+    return dict(sorted(Counter(filter(None, (class_of(stop, error) for stop, error in ended))).items()))
 
 
 def _errors(attempts: Iterable[Attempt]) -> Iterator[str | None]:
@@ -154,9 +170,11 @@ def _of_form(config: RunConfig) -> str:
 def _on_attempts(faults: Faults, config: RunConfig) -> Iterator[str]:
     if _is_loud(faults.out_of_room):
         yield f"{_part(faults.out_of_room, 'attempt', 'attempts')} ran out of room {_room(config)}"
-    if _is_loud(faults.broken):
-        found = f"{_part(faults.broken, 'attempt', 'attempts')} broke, most often by `{faults.error}`"
-        yield f"{found}; type: {check_command(config)}"
+    if faults.broken is not None and faults.broken >= BROKEN_LOUD:
+        number = round(faults.broken * faults.attempts)
+        many = "every attempt" if faults.broken == 1 else f"{number} of {faults.attempts} attempts ({_percent(faults.broken)})"
+        fails = "" if faults.broken == 1 else " and count as failures"
+        yield f"{many} broke{fails}, most often by `{faults.error}`; type: {check_command(config)}"
 
 
 def _room(config: RunConfig) -> str:

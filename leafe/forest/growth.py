@@ -22,6 +22,7 @@ class Rules:
     `turns` and `tokens` are budgets a task (0 tokens: no such budget); `reflect_every` is K of the paper (0: only at the end);
     `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is how much of itself an attempt
     reads. Where nothing `can_roll_back`, a reset may show something else each time, and experiences become feedback to fresh attempts.
+    With `new_luck` a branch draws the world's randomness anew from its first step on.
     """
 
     prompts: Prompts
@@ -37,6 +38,7 @@ class Rules:
     patience: int = 4
     can_roll_back: bool = True
     history: History = History()
+    new_luck: bool = False
 
 
 @dataclass
@@ -78,6 +80,25 @@ class Growth:
     def ask_to_reflect(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
         """A request for a reflection on an attempt, with its own seed."""
         return Ask(messages, self.rules.look_back, self._seed(attempt), "reflect")
+
+    def luck(self, start: Start, own: Sequence[Turn]) -> int | None:
+        """What the step after an attempt's `own` turns draws its randomness from anew; None where it goes on as it was."""
+        branches = self.rules.new_luck and start.advice is not None and not any(turn.stepped for turn in own)
+        return self._luck_of(len(self.attempts)) if branches else None
+
+    def lucks(self, walk: Sequence[Turn]) -> tuple[int | None, ...]:
+        """What each step of a walk drew its randomness from anew, empty where none did."""
+        if not self.rules.new_luck:
+            return ()
+        before = (None, *(turn.attempt for turn in walk))
+        first = [turn.attempt != earlier for turn, earlier in zip(walk, before, strict=False)]
+        branch = [self.attempts[turn.attempt].turn is not None for turn in walk]
+        return tuple(
+            self._luck_of(turn.attempt) if new and own else None for turn, new, own in zip(walk, first, branch, strict=True)
+        )
+
+    def _luck_of(self, attempt: int) -> int:
+        return seed_for(self.rules.seed, self.task.id, attempt, "luck")
 
     def _seed(self, attempt: int) -> int:
         self._asks += 1

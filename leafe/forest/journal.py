@@ -9,31 +9,36 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import astuple
+from dataclasses import fields
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
 from leafe.digest import canonical, digest
-from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict
+from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict, StepTimeout
 from leafe.forest.effects import Effect, Reset, Restored, Rollback, Step
 from leafe.growing import Growing
 from leafe.jsonl import Appender, read_lines
-from leafe.records import Ask, Completion, Message, Observation, decode, encode
+from leafe.records import Ask, Completion, Message, Observation, Sampling, decode, encode
 
 SCHEMA = "leafe.journal/1"
-FAILURES: dict[str, type[EpisodeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, ReplayDiverged)}
+FAILURES: dict[str, type[EpisodeError]] = {kind.__name__: kind for kind in (EnvironmentFailure, StepTimeout, ReplayDiverged)}
+_SAMPLING = tuple(item.name for item in fields(Sampling))
+
+
+def _drawn_by(sampling: Sampling) -> list[Any]:
+    return [getattr(sampling, name) for name in _SAMPLING]
 
 
 def mark_of(effect: Effect) -> str:
     """A short text that two effects share exactly when they ask for the same thing."""
     if isinstance(effect, Ask):
         said = [message.content for message in effect.messages]
-        return f"{effect.purpose} {effect.seed} {digest(said, astuple(effect.sampling))}"
+        return f"{effect.purpose} {effect.seed} {digest(said, _drawn_by(effect.sampling))}"
     if isinstance(effect, Reset):
         return "reset"
     if isinstance(effect, Step):
-        return f"step {digest(effect.action)}"
+        return f"step {digest(effect.action)}" + ("" if effect.seed is None else f" seed {effect.seed}")
     return f"rollback {len(effect.walk)} {effect.walk[-1].id if effect.walk else 'root'}"
 
 
@@ -48,7 +53,7 @@ class Marks:
         if not isinstance(effect, Ask):
             return mark_of(effect)
         sha = self._said.of(effect.messages)[0].copy()
-        sha.update(f"],{canonical(astuple(effect.sampling))}]".encode())
+        sha.update(f"],{canonical(_drawn_by(effect.sampling))}]".encode())
         return f"{effect.purpose} {effect.seed} {sha.hexdigest()[:16]}"
 
 

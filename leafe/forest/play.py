@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from leafe.chat import Notes, act_messages, fill
-from leafe.errors import EpisodeError, ReplayDiverged
+from leafe.errors import EpisodeError, ReplayDiverged, StepTimeout
 from leafe.forest.effects import Play, Reset, Rollback, Step
 from leafe.forest.growth import Growth, Start, last_id, unread
 from leafe.history import first_shortening, shorter
@@ -29,6 +29,13 @@ class Played:
     walk: tuple[Turn, ...]
 
 
+def stop_of(failure: EpisodeError) -> StopReason:
+    """The name of the ending that a failure makes."""
+    if isinstance(failure, ReplayDiverged):
+        return StopReason.REPLAY_DIVERGED
+    return StopReason.STEP_TIMEOUT if isinstance(failure, StepTimeout) else StopReason.ENVIRONMENT_ERROR
+
+
 def no_pause(attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
     """What happens between turns when nothing does."""
     return
@@ -43,7 +50,7 @@ def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
         observation = yield from _begin(growth, start)
         stop = yield from _turns(growth, start, observation, walk=walk, pause=pause)
     except EpisodeError as failure:
-        stop = StopReason.REPLAY_DIVERGED if isinstance(failure, ReplayDiverged) else StopReason.ENVIRONMENT_ERROR
+        stop = stop_of(failure)
         error = f"{type(failure).__name__}: {failure}"
     own = walk[len(start.walk) :]
     attempt = Attempt(
@@ -68,7 +75,7 @@ def _begin(growth: Growth, start: Start) -> Play[Observation]:
     if start.advice is not None:
         growth.add_rollback()
     if past := taken(start.walk):
-        restored = yield Rollback(growth.task, past)
+        restored = yield Rollback(growth.task, past, growth.lucks(past))
         growth.add_replayed(restored.replayed_steps)
         observation: Observation = restored.observation
         return observation
@@ -93,7 +100,8 @@ def _turns(growth: Growth, start: Start, observation: Observation, *, walk: list
         if completion.finish == "context":
             return StopReason.TOKEN_LIMIT
         growth.add_completion(completion)
-        turn = yield from _take(growth, _Reply(completion, advice, shortening), walk, observation)
+        luck = growth.luck(start, walk[len(start.walk) :])
+        turn = yield from _take(growth, _Reply(completion, advice, shortening, luck), walk, observation)
         growth.add_turn(turn)
         walk.append(turn)
         observation = turn.observation
@@ -115,11 +123,12 @@ def _verdict(observation: Observation) -> StopReason | None:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What the policy said at a turn, and what its prompt held and left out."""
+    """What the policy said at a turn, what its prompt held and left out, and what the step draws its randomness from anew."""
 
     completion: Completion
     advice: str | None
     shortening: Shortening
+    luck: int | None
 
 
 def _reply(growth: Growth, start: Start, walk: list[Turn], advice: str | None) -> Play[tuple[Completion, Shortening]]:
@@ -144,7 +153,7 @@ def _take(growth: Growth, reply: _Reply, walk: list[Turn], before: Observation) 
         action, problem = unread(reply.completion), str(failure)
     stepped = not (problem and prompts.unread)
     if stepped:
-        observation: Observation = yield Step(action)
+        observation: Observation = yield Step(action, reply.luck)
     else:
         observation = Observation(fill(prompts.unread, problem=problem, turn=index), reward=before.reward)
     return Turn(

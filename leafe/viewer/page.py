@@ -7,13 +7,13 @@ are those of the comparison and of the trees, formatted and not computed. Nothin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from importlib.resources import files
 
 from leafe.evaluate.compare import ArmResult, Comparison, percent, points
 from leafe.evaluate.passk import Interval
 from leafe.forest.faults import HEADING, Faults, fault_cells, faults_of
-from leafe.records import StopReason, Tree
+from leafe.records import Tree
 from leafe.viewer.attempts import task_section
 from leafe.viewer.charts import pass_at_k_chart
 from leafe.viewer.markup import Markup, join, plural, tag
@@ -37,7 +37,7 @@ class ExplorationRow:
     replayed_steps: int = 0
     reflections: int = 0
     unparsed: int = 0
-    diverged: int = 0
+    broken: Mapping[str, int] = field(default_factory=dict)
     faults: Faults = Faults()
 
 
@@ -60,6 +60,11 @@ class PageContent:
     alarms: tuple[str, ...] = ()
 
 
+def broken_text(errors: Mapping[str, int]) -> str:
+    """Broken attempts by class, as `3 StepTimeout, 1 ReplayDiverged`."""
+    return ", ".join(f"{count:,} {name}" for name, count in errors.items()) or "0"
+
+
 def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
     """Counts over one explorer's trees; tokens are all that were read or written, those of reflections included."""
     attempts = [attempt for tree in trees for attempt in tree.attempts]
@@ -76,7 +81,7 @@ def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
         replayed_steps=sum(spend.replayed_steps for spend in spends),
         reflections=len(reflections),
         unparsed=sum(reflection.unread for reflection in reflections),
-        diverged=sum(attempt.stop is StopReason.REPLAY_DIVERGED for attempt in attempts),
+        broken=faults_of(trees).errors,
         faults=faults_of(trees),
     )
 
@@ -181,7 +186,7 @@ def _cell(interval: Interval | None, signed: bool) -> Markup:
 
 
 def _cost(arm: ArmResult) -> Markup:
-    broken = ", ".join(f"{count:,} {name}" for name, count in arm.errors.items()) or "none"
+    broken = broken_text(arm.errors) if arm.errors else "none"
     return _count_row(arm.name, *(f"{count:,}" for count in (arm.tasks, arm.samples, arm.turns, arm.tokens)), broken)
 
 
@@ -204,16 +209,21 @@ def _explored(rows: Sequence[ExplorationRow], notice: str) -> Iterator[Markup]:
         return
     counted = [item.name for item in fields(ExplorationRow)][1:-1]
     heading = ("Explorer", *(name.replace("_", " ").capitalize() for name in counted))
-    body = tag("tbody", *(_count_row(row.name, *(f"{getattr(row, name):,}" for name in counted)) for row in rows))
+    body = tag("tbody", *(_count_row(row.name, *(_counted(getattr(row, name)) for name in counted)) for row in rows))
     note = (
         "The budget is counted in turns that the policy takes, the same for every explorer. Replayed steps are taken by the "
         "environment alone. Solved counts tasks, successes counts attempts; unparsed are reflections that were answered and could not "
-        "be read. A reflection without room, and an attempt out of room, found the model's context full."
+        "be read; broken are attempts that the environment or a rollback lost, by class. "
+        "A reflection without room, and an attempt out of room, found the model's context full."
     )
     title = join((tag("h2", "Exploration at equal budget"), tag("p", notice) if notice else ""))
     shares = _faults([(row.name, row.faults) for row in rows], "Replies, attempts and reflections, %")
     table = _table(heading, body, caption="Exploration")
     yield tag("section", title, table, shares, tag("p", note, class_="soft fine"), id="exploration")
+
+
+def _counted(value: int | Mapping[str, int]) -> str:
+    return f"{value:,}" if isinstance(value, int) else broken_text(value)
 
 
 def _trees(content: PageContent) -> Iterator[Markup]:

@@ -23,6 +23,7 @@ ENDINGS = {
     StopReason.PARSE_ERROR: "no action found",
     StopReason.REPLAY_DIVERGED: "replay diverged",
     StopReason.ENVIRONMENT_ERROR: "environment error",
+    StopReason.STEP_TIMEOUT: "step took too long",
     StopReason.CANCELLED: "cancelled",
 }
 

@@ -50,6 +50,7 @@ class Programming(FrozenStateEnvironment[Episode]):
     """
 
     placement = Placement.THREAD  # it waits for programs to end
+    computes = True  # the programs do
     splits: ClassVar[tuple[str, ...]]
     columns: ClassVar[tuple[str, ...]]  # that the schema must have
     own: ClassVar[str]  # where our own problems are

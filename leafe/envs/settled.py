@@ -1,0 +1,117 @@
+"""What a class of a user's own may leave loose, made firm: plain text where enums are meant, and methods that are coroutines.
+
+A coroutine runs on an event loop that stays the instance's own, on a thread of its own, so that what it opened in one call is there in
+the next. Such an environment waits, so it is never called in line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+import traceback
+from collections.abc import Callable, Coroutine, Sequence
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.errors import EnvironmentFailure, LeafeError, UnknownName, UserError
+from leafe.records import Task
+
+Kind = TypeVar("Kind", bound=StrEnum)
+World = TypeVar("World", bound=Environment)
+METHODS = ("tasks", "reset", "step", "snapshot", "restore", "expert", "example_actions", "close")
+
+
+def settled(environment: World) -> World:
+    """The environment, with enums for `fidelity` and `placement` and without coroutines. Raises `UserError` for a name that is none."""
+    name = getattr(environment, "name", type(environment).__name__)
+    for declared, kind in (("fidelity", Fidelity), ("placement", Placement)):
+        value = getattr(environment, declared, None)
+        if not isinstance(value, kind):
+            _set(environment, declared, one_of(kind, value, of=f" of {name}"))
+    if not isinstance(environment.instances, int) or environment.instances < 0:
+        raise UserError(f"{name} wants instances as a whole number, 0 for any number; found {environment.instances!r}")
+    if waiting := [method for method in METHODS if inspect.iscoroutinefunction(inspect.unwrap(getattr(environment, method)))]:
+        _await(environment, waiting)
+    return environment
+
+
+def drawn(environment: Environment, split: str, count: int, seed: int) -> Sequence[Task]:
+    """Tasks of an environment. Raises `UserError` for whatever it raises."""
+    try:
+        return environment.tasks(split, count, seed)
+    except LeafeError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"tasks({split!r}, {count}, {seed}) of {environment.name} raised {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """An error of somebody else's code, with the last place that it went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)} line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def one_of(kind: type[Kind], value: Any, *, of: str = "") -> Kind:
+    """The member of an enum that a text names. Raises `UnknownName` with the closest one."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise UnknownName(f"{kind.__name__.lower()}{of}", str(value), [one.value for one in kind]) from None
+
+
+def _set(environment: Environment, name: str, value: Any) -> None:
+    try:
+        setattr(environment, name, value)
+    except AttributeError:
+        raise UserError(f"{environment.name} gives {name} by a property as {str(value)!r}; let it return {value!r:.40}") from None
+
+
+def _await(environment: Environment, methods: list[str]) -> None:
+    """Puts functions that wait in the place of coroutines."""
+    loop = _Loop()
+    close = loop.waiting(environment.close) if "close" in methods else environment.close
+
+    def close_all() -> None:
+        close()
+        loop.close()
+
+    for method in methods:
+        setattr(environment, method, loop.waiting(getattr(environment, method)))
+    environment.close = close_all  # type: ignore[method-assign]
+    if environment.placement is Placement.INLINE:
+        _set(environment, "placement", Placement.THREAD)
+
+
+class _Loop:
+    """An event loop on a thread of its own, started by the first call."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def waiting(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """The method as a function that waits for its coroutine."""
+        return lambda *arguments: asyncio.run_coroutine_threadsafe(_within(method(*arguments)), self._started()).result()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, daemon=True, name="leafe-world-loop").start()
+        return self._loop
+
+    def close(self) -> None:
+        """Ends the thread; a later call starts another."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop = None
+
+
+async def _within(work: Coroutine[Any, Any, Any]) -> Any:
+    """The coroutine's result. What would end the loop's thread, and with it every later call, is a failure."""
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise EnvironmentFailure(f"{type(error).__name__} in a coroutine: {error}") from error

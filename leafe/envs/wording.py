@@ -1,0 +1,28 @@
+"""Whether a text says something to a reader of words, or is a row of numbers."""
+
+from __future__ import annotations
+
+import re
+
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+NUMBERS_A_WORD = 4  # beyond that a text is a row of numbers
+
+
+def wordless(text: str) -> int:
+    """How many numbers a text holds that is numbers and hardly a word; 0 where it is words.
+
+    >>> wordless("0.1, 0.2, -3"), wordless("You have 3 coins.")
+    (3, 0)
+    """
+    numbers, words = len(_NUMBER.findall(text)), len(_WORD.findall(text))
+    return numbers if numbers > NUMBERS_A_WORD * words else 0
+
+
+def complaint(text: str) -> str:
+    """A sentence on an observation without words, empty where it has some."""
+    count = wordless(text)
+    if not count:
+        return ""
+    numbers = f"{count} number{'s' if count > 1 else ''}"
+    return f"an observation is {numbers} and says in no word what they mean; wrap the environment so that it tells what it sees"

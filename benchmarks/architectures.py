@@ -28,10 +28,10 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from leafe.distill.attention import tree_attention
-from leafe.distill.pack import Sample, collate, term_losses
-from leafe.distill.rows import split
-from leafe.distill.trial import choose_packing
+from leafe.distillation.attention import tree_attention
+from leafe.distillation.pack import Sample, collate, term_losses
+from leafe.distillation.rows import split
+from leafe.distillation.trial import choose_packing
 from leafe.engines.batching import Batcher, Request
 from leafe.engines.trial import give_back, take_over
 from leafe.errors import UserError

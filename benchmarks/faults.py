@@ -34,7 +34,7 @@ from tiny import tiny_model, tiny_tokenizer  # noqa: E402
 
 from leafe.chat import Scene, act_messages  # noqa: E402
 from leafe.config import parse  # noqa: E402
-from leafe.distill.store import parted  # noqa: E402
+from leafe.distillation.store import parted  # noqa: E402
 from leafe.engines.scripted import ScriptedEngine  # noqa: E402
 from leafe.engines.tokens import ChatTokenizer  # noqa: E402
 from leafe.envs.fakes import Lookup  # noqa: E402

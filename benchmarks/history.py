@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from leafe.chat import Scene, bare_messages
-from leafe.distill.pack import Trie
+from leafe.distillation.pack import Trie
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.registry import make
 from leafe.forest.driver import Job, Means, drive

@@ -40,10 +40,10 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from leafe.distill.attention import tree_attention  # noqa: E402
-from leafe.distill.pack import Sample, collate, term_losses  # noqa: E402
-from leafe.distill.rows import shares, split  # noqa: E402
-from leafe.distill.store import read_examples  # noqa: E402
+from leafe.distillation.attention import tree_attention  # noqa: E402
+from leafe.distillation.pack import Sample, collate, term_losses  # noqa: E402
+from leafe.distillation.rows import shares, split  # noqa: E402
+from leafe.distillation.store import read_examples  # noqa: E402
 from leafe.engines.tokens import ChatTokenizer  # noqa: E402
 
 Step = list[list[Sample]]  # tasks of one optimiser step

@@ -36,7 +36,7 @@ from leafe.compose import bench_of
 from leafe.config import parse
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
-from leafe.evaluate.evaluate import attempt
+from leafe.evaluation.evaluate import attempt
 from leafe.forest.driver import Job, drive
 from leafe.progress import Silent
 from leafe.prompts import PROFILES

@@ -6,7 +6,6 @@ directory, is skipped when it is finished, and goes on where it was when it was 
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, aclosing
@@ -17,8 +16,8 @@ from typing import Any, TypeVar
 
 from leafe.chat import Prompts
 from leafe.digest import seed_for
-from leafe.distill.examples import Choice
-from leafe.distill.store import with_texts
+from leafe.distillation.examples import Choice
+from leafe.distillation.store import with_texts
 from leafe.engines.base import Engine
 from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
@@ -26,8 +25,8 @@ from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn
 from leafe.errors import RunConflict, UserError
-from leafe.evaluate.evaluate import evaluate
-from leafe.evaluate.outcomes import ArmOutcomes, Outcome
+from leafe.evaluation.evaluate import evaluate
+from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import EXPLORERS
 from leafe.forest.faults import Faults, alarms, check_command, faults_of
@@ -37,13 +36,14 @@ from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
 from leafe.jsonl import told_if_unwritable
+from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
-from leafe.train.sft import fine_tune, try_training
+from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
 ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attempt taught stands in the prompt of a fresh one"
@@ -174,17 +174,19 @@ class Bench:
         seed = seed_for(self.config.seed, "distill")
         return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed)
 
-    def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False) -> Result:
-        """Runs work with an engine on a model, and lets go of the engine whatever happens."""
+    async def awith_engine(
+        self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
+    ) -> Result:
+        """Work with an engine on a model, which is let go of whatever happens."""
         engine = ((self.load_measured if measures else None) or self.load_engine)(model)
+        try:
+            return await work(engine)
+        finally:
+            await engine.close()
 
-        async def lifetime() -> Result:
-            try:
-                return await work(engine)
-            finally:
-                await engine.close()
-
-        return asyncio.run(lifetime())
+    def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False) -> Result:
+        """The same, waited for."""
+        return wait_for(self.awith_engine(model, work, measures=measures))
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,11 @@ class Plot:
 
 
 def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
+    """`agrow`, waited for."""
+    return wait_for(agrow(bench, stage, plot))
+
+
+async def agrow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
     """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on.
 
     Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
@@ -228,7 +235,7 @@ def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
 
     try:
         if jobs:
-            bench.with_engine(plot.model, work)
+            await bench.awith_engine(plot.model, work)
     finally:
         with ExitStack() as files:
             for file in (journal, writer):

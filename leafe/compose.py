@@ -24,7 +24,7 @@ from leafe.progress import Progress
 from leafe.run import check_checkpoint
 from leafe.serving import probe_server, served_engine
 from leafe.settings import EngineSettings, RunConfig
-from leafe.train.checkpoint import device_of, dtype_of, locate, processes_of
+from leafe.training.checkpoint import device_of, dtype_of, locate, processes_of
 
 GIB = 1 << 30
 
@@ -35,7 +35,7 @@ def threads_of(settings: EngineSettings) -> int:
     return settings.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _engine(settings: EngineSettings, folder: Path) -> Engine:
+def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
     """An engine in this process, or several, on a model."""
     processes = settings.processes or processes_of(settings.device, folder, threads_of(settings))
     loads = [
@@ -58,7 +58,7 @@ def _engine(settings: EngineSettings, folder: Path) -> Engine:
 def bench_of(config: RunConfig, progress: Progress) -> Bench:
     """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
-    load = partial(_engine, config.engine)
+    load = partial(load_local_engine, config.engine)
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 
     def explores(folder: Path) -> Engine:

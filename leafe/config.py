@@ -152,8 +152,13 @@ def parse(text: str, source: str, overrides: Sequence[str] = (), *, whole: bool 
         return _validate(values, source)
     for override in overrides:
         _override(values, override)
+    return _validate(values, source) if whole else configured(values, source)
+
+
+def configured(values: Mapping[str, Any], source: str) -> RunConfig:
+    """A configuration from nested settings; what they do not say is as the prompt profile has it. Raises `UserError` like `parse`."""
     settled: dict[str, Any] = {}
-    for layer in (*(() if whole else _profile_settings(values)), values):
+    for layer in (*_profile_settings(values), values):
         settled = _laid_over(settled, layer)
     return _validate(settled, source)
 

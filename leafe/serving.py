@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -15,11 +14,12 @@ from leafe.engines.openai_http import Client, Waiting
 from leafe.engines.openai_probe import Question, probe
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
+from leafe.loops import wait_for
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
 from leafe.records import Message
 from leafe.settings import API_KEY_ENV, EngineSettings, RunConfig
-from leafe.train.checkpoint import locate
+from leafe.training.checkpoint import locate
 
 
 def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
@@ -41,7 +41,7 @@ def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
         finally:
             await client.close()
 
-    found = asyncio.run(ask())
+    found = wait_for(ask())
     for line in found.lines:
         progress.say(line)
     if settings.control_tokens == "refuse" and found.controls != "text":

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from leafe.envs.check import CheckReport
-from leafe.evaluate.compare import Comparison, table_rows
-from leafe.evaluate.diagnose import Diagnosis
-from leafe.evaluate.passk import Interval
+from leafe.evaluation.compare import Comparison, table_rows
+from leafe.evaluation.diagnose import Diagnosis
+from leafe.evaluation.passk import Interval
 from leafe.forest.faults import Faults, fault_cells
 from leafe.viewer.page import ExplorationRow
 

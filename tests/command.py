@@ -19,7 +19,7 @@ from leafe.forest.explore import explore
 from leafe.forest.growth import Growth
 from leafe.records import Ask, Example
 from leafe.settings import TrainSettings
-from leafe.train.sft import fine_tune
+from leafe.training.sft import fine_tune
 
 WORLD = ("environment.name=lookup", "environment.args={places: 3, horizon: 2}")
 QUICK = ("engine.threads=1", "sampling.act.max_tokens=6", "sampling.reflect.max_tokens=12")

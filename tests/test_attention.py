@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from leafe.distill.attention import tree_attention
-from leafe.distill.pack import collate, pack, term_losses
+from leafe.distillation.attention import tree_attention
+from leafe.distillation.pack import collate, pack, term_losses
 from leafe.errors import UserError
 
 SIZES: dict[str, Any] = {"vocab_size": 12, "hidden_size": 32, "num_hidden_layers": 2}

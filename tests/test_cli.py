@@ -13,7 +13,7 @@ import pytest
 from command import QUICK, WORLD, Said, leafe, teach
 from pyarrow.parquet import read_table
 
-from leafe.distill.store import FORMATS, HINTS
+from leafe.distillation.store import FORMATS, HINTS
 from leafe.envs.fakes import Lookup
 from leafe.records import Observation, Task
 from leafe.run import RunDirectory

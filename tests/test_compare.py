@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from leafe.errors import CorruptFile, UnknownName, UserError
-from leafe.evaluate.compare import Comparison, compare, table_rows, with_bounds
-from leafe.evaluate.outcomes import SCHEMA, ArmOutcomes, Outcome, of_run, read_outcomes
-from leafe.evaluate.passk import Interval, Resampling
+from leafe.evaluation.compare import Comparison, compare, table_rows, with_bounds
+from leafe.evaluation.outcomes import SCHEMA, ArmOutcomes, Outcome, of_run, read_outcomes
+from leafe.evaluation.passk import Interval, Resampling
 from leafe.jsonl import Appender
 from leafe.records import StopReason, encode
 

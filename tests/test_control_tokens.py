@@ -21,8 +21,8 @@ from tokenizers import AddedToken, normalizers
 from leafe.bench import Bench, train_stage
 from leafe.chat import Notes, Scene, act_messages, bare_messages, reflect_messages
 from leafe.config import parse
-from leafe.distill.rows import pack_examples
-from leafe.distill.store import with_texts
+from leafe.distillation.rows import pack_examples
+from leafe.distillation.store import with_texts
 from leafe.engines.loading import load_tokenizer
 from leafe.engines.scripted import ScriptedEngine
 from leafe.engines.tokens import ChatTokenizer

@@ -17,7 +17,7 @@ from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.errors import ReplayDiverged
-from leafe.evaluate.diagnose import BranchPoint, act_unadvised, best_actions, branch_points, diagnosis, shares
+from leafe.evaluation.diagnose import BranchPoint, act_unadvised, best_actions, branch_points, diagnosis, shares
 from leafe.forest.explore import explore
 from leafe.methods.diagnose import diagnose
 from leafe.progress import Silent

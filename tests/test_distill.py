@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from players import FULL, TERSE, Hand, Policy, breaks, completion, grown, key_in, rules, turns_in
 
 from leafe.chat import Prompts
-from leafe.distill.examples import Choice, counterfactual, distill, rehearsal
+from leafe.distillation.examples import Choice, counterfactual, distill, rehearsal
 from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup
 from leafe.envs.sokoban.board import ACTIONS

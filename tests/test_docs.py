@@ -17,10 +17,10 @@ from transformers import TrainingArguments
 
 from leafe.bench import Bench
 from leafe.config import parse
-from leafe.distill.store import read_examples
+from leafe.distillation.store import read_examples
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
-from leafe.evaluate.outcomes import read_outcomes
+from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.store import read_forest
 from leafe.methods import leafe as method
 from leafe.progress import Silent

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from players import MOVES, PLACES, TERSE, Breaking, Hand, Policy, erratic, key_in, rules, steady
 
-from leafe.distill.examples import Choice, distill
+from leafe.distillation.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup, SlipperySokoban

@@ -13,8 +13,8 @@ from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError, RunConflict, UserError
-from leafe.evaluate.evaluate import evaluate
-from leafe.evaluate.outcomes import ArmOutcomes, Outcome, read_outcomes
+from leafe.evaluation.evaluate import evaluate
+from leafe.evaluation.outcomes import ArmOutcomes, Outcome, read_outcomes
 from leafe.forest.driver import Means
 from leafe.records import StopReason, Task
 

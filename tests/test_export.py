@@ -18,7 +18,7 @@ from other_trainers import MultiTurnSFTDataset, llama_factory_trains, trl_trains
 from tiny import TEMPLATE, tiny_tokenizer
 
 from leafe.digest import canonical
-from leafe.distill.store import CONTROL, FORMATS, HINTS, SCHEMA, export, parted, read_examples, write_examples
+from leafe.distillation.store import CONTROL, FORMATS, HINTS, SCHEMA, export, parted, read_examples, write_examples
 from leafe.errors import CorruptFile, MissingDependency, UnknownName, UserError
 from leafe.records import Example, Message, encode
 
@@ -112,9 +112,9 @@ def last_reply(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("verl", "verl.utils", "verl.utils.dataset", "verl.utils.dataset.multiturn_sft_dataset"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["verl.utils.dataset.multiturn_sft_dataset"].__dict__["MultiTurnSFTDataset"] = MultiTurnSFTDataset
-    monkeypatch.delitem(sys.modules, "leafe.distill.verl", raising=False)
-    yield importlib.import_module("leafe.distill.verl").LastReply
-    sys.modules.pop("leafe.distill.verl", None)
+    monkeypatch.delitem(sys.modules, "leafe.distillation.verl", raising=False)
+    yield importlib.import_module("leafe.distillation.verl").LastReply
+    sys.modules.pop("leafe.distillation.verl", None)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_verl_gets_parquet_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_class_for_verl_says_in_a_sentence_that_verl_is_missing() -> None:
     with pytest.raises(MissingDependency, match=r"verl, which this data set is for, is not installed; type: pip install"):
-        importlib.import_module("leafe.distill.verl")
+        importlib.import_module("leafe.distillation.verl")
 
 
 def test_parquet_holds_what_lines_hold(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from players import PLACES, Breaking, erratic, steady
 
 from leafe.bench import Bench, Plot, grow, measure_stage
 from leafe.config import parse
-from leafe.distill.causes import why_no_example
+from leafe.distillation.causes import why_no_example
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
 from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError, UserError
-from leafe.evaluate.outcomes import read_outcomes
+from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.faults import Faults, alarms, fault_cells, faults_of, loud
 from leafe.forest.first_wave import forget_failures
 from leafe.forest.store import read_forest

@@ -19,7 +19,7 @@ from leafe.bench import Bench
 from leafe.chat import fill
 from leafe.cli import app
 from leafe.config import parse
-from leafe.distill.store import read_examples
+from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.fakes import Lookup

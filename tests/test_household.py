@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
-from leafe.distill.examples import Choice, distill
+from leafe.distillation.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.check import check_environment
 from leafe.envs.household.environment import FORMS, Household

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from leafe.distill.store import write_examples
+from leafe.distillation.store import write_examples
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
-from leafe.train.launch import LAUNCHERS, MEETING, by_hand, launched
-from leafe.train.sft import TrainReport, fine_tune
+from leafe.training.launch import LAUNCHERS, MEETING, by_hand, launched
+from leafe.training.sft import TrainReport, fine_tune
 
 TOKENIZER = tiny_tokenizer()
 PLAN = TrainSettings(epochs=1, learning_rate=1e-3, batch_size=4)
@@ -87,10 +87,10 @@ def test_a_caller_that_is_alone_waits_for_nobody_though_a_whole_launcher_lies_ab
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
-from leafe.distill.store import read_examples
+from leafe.distillation.store import read_examples
 from leafe.settings import TrainSettings
-from leafe.train.launch import launched
-from leafe.train.sft import fine_tune
+from leafe.training.launch import launched
+from leafe.training.sft import fine_tune
 
 base, examples, out = map(Path, sys.argv[1:])
 plan = TrainSettings(epochs=1, learning_rate=1e-3, batch_size=4)

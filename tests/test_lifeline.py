@@ -113,7 +113,7 @@ def test_no_world_outlives_its_parent_even_one_that_holds_the_lock(tmp_path: Pat
 
 TRAINERS = """
 import os, sys, time
-from leafe.train.launch import in_processes
+from leafe.training.launch import in_processes
 def work(told):
     if os.environ["RANK"] == "0":
         told(os.getpid(), 0)

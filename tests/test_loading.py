@@ -21,12 +21,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from leafe.distill.attention import tree_attention
-from leafe.distill.pack import collate, pack, term_losses
+from leafe.distillation.attention import tree_attention
+from leafe.distillation.pack import collate, pack, term_losses
 from leafe.engines.loading import context_of, load_checkpoint, load_config, load_tokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, UserError
-from leafe.train.checkpoint import locate
+from leafe.training.checkpoint import locate
 
 END = SPECIAL.index("<|end|>")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leafe.chat import Notes, Scene, act_messages, reflect_messages
-from leafe.distill.pack import PackedRow
+from leafe.distillation.pack import PackedRow
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.sokoban.board import ACTIONS, State, parse
 from leafe.envs.sokoban.environment import Sokoban

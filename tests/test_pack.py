@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from transformers import PreTrainedModel
 
-from leafe.distill.attention import blocks, tree_attention
-from leafe.distill.pack import PackedRow, collate, pack, term_losses
+from leafe.distillation.attention import blocks, tree_attention
+from leafe.distillation.pack import PackedRow, collate, pack, term_losses
 
 Sample = tuple[list[int], list[int], float]
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)

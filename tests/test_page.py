@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.evaluate.compare import ArmResult, Comparison, percent, points
-from leafe.evaluate.passk import Interval
+from leafe.evaluation.compare import ArmResult, Comparison, percent, points
+from leafe.evaluation.passk import Interval
 from leafe.forest.faults import Faults, faults_of
 from leafe.records import Attempt, Completion, Experience, Observation, Reflection, Shortening, Spend, StopReason, Task, Tree, Turn
 from leafe.viewer.markup import preformatted, tag

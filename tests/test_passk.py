@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.errors import UserError
-from leafe.evaluate.passk import (
+from leafe.evaluation.passk import (
     Counts,
     Interval,
     Resampling,
@@ -143,7 +143,7 @@ def test_the_order_in_which_tasks_were_read_does_not_matter() -> None:
 
 def test_an_interval_is_the_same_in_every_process() -> None:
     code = (
-        "from leafe.evaluate.passk import *; found = mean_pass_at_k(Counts('a', 4, {'x': 1, 'y': 3, 'z': 0}), 2, Resampling(300))\n"
+        "from leafe.evaluation.passk import *; found = mean_pass_at_k(Counts('a', 4, {'x': 1, 'y': 3, 'z': 0}), 2, Resampling(300))\n"
         "import json; print(json.dumps([found.value, found.low, found.high]))"
     )
     here = mean_pass_at_k(Counts("a", 4, {"x": 1, "y": 3, "z": 0}), 2, QUICK)
@@ -160,5 +160,5 @@ def test_an_interval_that_cannot_be_drawn_is_refused(resamples: int, confidence:
 def test_many_resamples_of_many_tasks_are_drawn_in_blocks_that_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     arm = counts("leafe", 4, *range(5))
     whole = mean_pass_at_k(arm, 1, QUICK)
-    monkeypatch.setattr("leafe.evaluate.passk.BLOCK", 35)
+    monkeypatch.setattr("leafe.evaluation.passk.BLOCK", 35)
     assert mean_pass_at_k(arm, 1, QUICK) == whole

@@ -12,7 +12,7 @@ from command import QUICK, leafe, teach
 from players import TERSE, Hand, grown, key_in, rules, scripted
 
 from leafe.bench import ROLLBACK_FREE
-from leafe.distill.examples import Choice, distill
+from leafe.distillation.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.check import check_environment

@@ -7,8 +7,8 @@ from itertools import combinations, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.distill.pack import PackedRow, Sample, pack
-from leafe.distill.rows import shares, split
+from leafe.distillation.pack import PackedRow, Sample, pack
+from leafe.distillation.rows import shares, split
 
 tokens = st.integers(1, 3)
 samples = st.lists(

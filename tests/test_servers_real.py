@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from leafe.distill.store import read_examples
+from leafe.distillation.store import read_examples
 from leafe.forest.store import read_forest
 from leafe.records import BROKEN
 from leafe.run import RunDirectory

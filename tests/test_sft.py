@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from leafe.distill.pack import collate, term_losses
-from leafe.distill.rows import pack_examples
+from leafe.distillation.pack import collate, term_losses
+from leafe.distillation.rows import pack_examples
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, UserError
 from leafe.records import Ask, Completion, Example, Message, Sampling
 from leafe.settings import LoraSettings, TrainSettings
-from leafe.train.sft import TrainReport, fine_tune
+from leafe.training.sft import TrainReport, fine_tune
 
 TOKENIZER = tiny_tokenizer()
 PLAN = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=64, micro_tokens=8192)

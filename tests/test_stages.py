@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from leafe.bench import UNTRAINED, Bench
 from leafe.config import parse
-from leafe.distill.store import read_examples
+from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment

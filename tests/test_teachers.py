@@ -31,7 +31,7 @@ from leafe.nano.world_teacher import OracleTutor, WorldTeacher
 from leafe.nano.worlds import SHIPPED, world
 from leafe.prompts import load_prompts
 from leafe.records import Completion, Message, Observation, Turn
-from leafe.train.checkpoint import locate
+from leafe.training.checkpoint import locate
 
 PROMPTS = load_prompts("terse", "household")
 

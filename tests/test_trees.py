@@ -23,7 +23,7 @@ from players import rules, turns_in
 
 from leafe.chat import Notes, Scene, act_messages
 from leafe.digest import canonical
-from leafe.distill.examples import Choice, distill
+from leafe.distillation.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.registry import make

@@ -15,14 +15,14 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from leafe.distill.trial import choose_packing, try_packing
+from leafe.distillation.trial import choose_packing, try_packing
 from leafe.engines.transformers import TransformersEngine
 from leafe.engines.trial import give_back, take_over
 from leafe.engines.twin import limits, twin
 from leafe.errors import CorruptFile, UserError
 from leafe.records import Example, Message
 from leafe.settings import LoraSettings, TrainSettings
-from leafe.train.sft import fine_tune, try_training
+from leafe.training.sft import fine_tune, try_training
 
 TOKENIZER = tiny_tokenizer()
 PLAN = TrainSettings(epochs=1.0, learning_rate=1e-2, batch_size=8)

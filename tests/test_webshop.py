@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import Hand, grown, scripted
 
-from leafe.distill.examples import Choice as Drawn
-from leafe.distill.examples import distill
+from leafe.distillation.examples import Choice as Drawn
+from leafe.distillation.examples import distill
 from leafe.envs.webshop.environment import NO_ACTION, NO_LABEL, NO_SEARCH, WebShop
 from leafe.envs.webshop.fuzzy import token_set_ratio
 from leafe.envs.webshop.goals import goal_of, read_instructions

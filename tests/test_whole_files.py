@@ -18,9 +18,9 @@ from tiny import tiny_model, tiny_tokenizer
 
 from leafe.bench import Bench
 from leafe.compose import bench_of
-from leafe.distill.store import export, read_examples
+from leafe.distillation.store import export, read_examples
 from leafe.errors import CorruptFile, Unwritable, UserError, is_full
-from leafe.evaluate.outcomes import read_outcomes
+from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.store import read_forest
 from leafe.jsonl import Appender, read_lines, write_text_atomically
 from leafe.methods import leafe as method

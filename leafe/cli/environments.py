@@ -41,22 +41,24 @@ def check_env(spec: str, arguments: Sequence[str], how: Thoroughness, *, as_json
         found = check_environment(
             made, name=spec, rollbacks=how.rollbacks, count=how.tasks, split=how.split, spec=spec, arguments=args
         )
-        if as_json:
-            emit(encode(found) | {"passed": found.passed})
-        else:
-            console.print(check_table(found))
-        return found.passed
+    if as_json:
+        emit(encode(found) | {"passed": found.passed})
+    else:
+        console.print(check_table(found))
+    return found.passed
 
-    def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
-        """A game of a person with the task of this number."""
-        environment = registry.make(spec, values_of(arguments))
-        task = drawn(environment, split, number, 0)[-1]
-        for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
-            print(line, flush=True)
 
-    def new_env(name: str) -> None:
-        """The beginning of an environment of one's own, and its test."""
-        world, test, spec = write_starter(name, Path())
-        console.print(
-            f"{world} and {test}; type: leafe check-env {spec}, leafe play {spec}, pytest {test}", highlight=False, soft_wrap=True
-        )
+def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
+    """A game of a person with the task of this number."""
+    environment = registry.make(spec, values_of(arguments))
+    task = drawn(environment, split, number, 0)[-1]
+    for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
+        print(line, flush=True)
+
+
+def new_env(name: str) -> None:
+    """The beginning of an environment of one's own, and its test."""
+    world, test, spec = write_starter(name, Path())
+    console.print(
+        f"{world} and {test}; type: leafe check-env {spec}, leafe play {spec}, pytest {test}", highlight=False, soft_wrap=True
+    )

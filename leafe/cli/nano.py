@@ -11,7 +11,7 @@ from leafe.errors import UserError
 from leafe.nano import CHECKPOINTS
 from leafe.nano.build import Plan, Shape, build
 from leafe.nano.worlds import SHIPPED, world
-from leafe.train.checkpoint import locate
+from leafe.training.checkpoint import locate
 
 
 @dataclass(frozen=True, slots=True)

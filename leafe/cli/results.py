@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.markup import escape
 
 from leafe.cli.console import console, emit
-from leafe.distill import store
+from leafe.distillation import store
 from leafe.errors import RunConflict, UserError
-from leafe.evaluate.compare import compare as compare_arms
-from leafe.evaluate.outcomes import ArmOutcomes, of_run
-from leafe.evaluate.passk import Resampling
+from leafe.evaluation.compare import compare as compare_arms
+from leafe.evaluation.outcomes import ArmOutcomes, of_run
+from leafe.evaluation.passk import Resampling
 from leafe.forest.faults import Faults
 from leafe.run import RunDirectory
 from leafe.settings import EvaluateSettings

@@ -6,7 +6,7 @@ import asyncio
 
 from leafe.bench import Bench, Plot, grow
 from leafe.engines.base import Engine
-from leafe.evaluate.diagnose import Diagnosis, act_unadvised, branch_points, diagnosis
+from leafe.evaluation.diagnose import Diagnosis, act_unadvised, branch_points, diagnosis
 
 DRAWS = 4  # unadvised actions a branching turn
 

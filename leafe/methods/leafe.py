@@ -18,9 +18,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from leafe.bench import Bench, Plot, forest_of, grow_stage, made, measure_stage, train_stage
-from leafe.distill.causes import why_no_example
-from leafe.distill.examples import distill, rehearsal
-from leafe.distill.store import read_examples, write_examples
+from leafe.distillation.causes import why_no_example
+from leafe.distillation.examples import distill, rehearsal
+from leafe.distillation.store import read_examples, write_examples
 from leafe.errors import UserError
 from leafe.run import RunDirectory
 

@@ -27,8 +27,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from leafe import lifeline
 from leafe.digest import seed_for
-from leafe.distill.attention import tree_attention
-from leafe.distill.pack import PackedRow, collate, term_losses
+from leafe.distillation.attention import tree_attention
+from leafe.distillation.pack import PackedRow, collate, term_losses
 from leafe.doctor import multiplies_bfloat16
 from leafe.nano.curriculum import Curriculum, Weights, Writer, batches
 from leafe.nano.tokenizer import build_tokenizer

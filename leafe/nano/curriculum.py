@@ -17,7 +17,7 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from leafe.chat import Prompts, fill, turn_text
-from leafe.distill.pack import PackedRow, Trie
+from leafe.distillation.pack import PackedRow, Trie
 from leafe.records import Experience, Task
 from leafe.replies import render_reflection
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from leafe.evaluate.compare import ArmResult, Comparison, with_bounds
+from leafe.evaluation.compare import ArmResult, Comparison, with_bounds
 from leafe.viewer.markup import Markup, join, number, plural, shortened, tag
 
 WIDTH, HEIGHT = 720, 400

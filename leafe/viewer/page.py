@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from importlib.resources import files
 
-from leafe.evaluate.compare import ArmResult, Comparison, percent, points
-from leafe.evaluate.passk import Interval
+from leafe.evaluation.compare import ArmResult, Comparison, percent, points
+from leafe.evaluation.passk import Interval
 from leafe.forest.faults import HEADING, Faults, fault_cells, faults_of
 from leafe.records import Tree
 from leafe.viewer.attempts import task_section

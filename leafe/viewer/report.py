@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from leafe.evaluate.compare import Comparison, compare
-from leafe.evaluate.outcomes import ArmOutcomes, read_outcomes
-from leafe.evaluate.passk import Resampling
+from leafe.evaluation.compare import Comparison, compare
+from leafe.evaluation.outcomes import ArmOutcomes, read_outcomes
+from leafe.evaluation.passk import Resampling
 from leafe.forest.faults import Faults, alarms
 from leafe.forest.store import read_forest
 from leafe.jsonl import write_text_atomically

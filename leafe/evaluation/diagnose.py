@@ -22,7 +22,7 @@ from leafe.engines.base import Engine
 from leafe.envs.base import Environment
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
-from leafe.evaluate.passk import Interval
+from leafe.evaluation.passk import Interval
 from leafe.forest.faults import Faults, faults_of
 from leafe.forest.growth import Rules
 from leafe.records import BROKEN, Ask, Attempt, Tree, Turn, taken

@@ -91,7 +91,7 @@ FORMATS: dict[str, Callable[[Example], dict[str, Any]]] = {"trl": _trl, "verl": 
 # What the other trainer has to be told for the loss to fall on the target alone.
 HINTS = {
     "trl": "leave completion_only_loss as it is",
-    "verl": "train with data.custom_cls.path=pkg://leafe.distill.verl data.custom_cls.name=LastReply",
+    "verl": "train with data.custom_cls.path=pkg://leafe.distillation.verl data.custom_cls.name=LastReply",
     "llama-factory": "train with mask_history: true, or every reply of the history is trained as well",
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from leafe.digest import seed_for
 from leafe.errors import RunConflict
-from leafe.evaluate.outcomes import SCHEMA, Outcome, read_outcomes
+from leafe.evaluation.outcomes import SCHEMA, Outcome, read_outcomes
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.effects import Play
 from leafe.forest.first_wave import WAVE, FirstWave

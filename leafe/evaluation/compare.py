@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from leafe.errors import UnknownName, UserError
-from leafe.evaluate.outcomes import ArmOutcomes
-from leafe.evaluate.passk import Counts, Interval, Resampling, mean_pass_at_k, paired_difference, powers_of_two_up_to
+from leafe.evaluation.outcomes import ArmOutcomes
+from leafe.evaluation.passk import Counts, Interval, Resampling, mean_pass_at_k, paired_difference, powers_of_two_up_to
 from leafe.forest.faults import Faults, loud
 from leafe.records import encode
 
@@ -44,6 +44,12 @@ class Comparison:
     def ks(self) -> tuple[int, ...]:
         """Every k that some arm was measured at, ascending."""
         return tuple(sorted({k for arm in self.arms for k in arm.pass_at_k}))
+
+    def __str__(self) -> str:
+        """The table as text, its columns aligned."""
+        rows = table_rows(self)
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
     def as_json(self) -> dict[str, Any]:
         """The comparison as JSON, k as text, fractions in 0 .. 1."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from leafe.distill.attention import Block, attention_inputs, blocks
+from leafe.distillation.attention import Block, attention_inputs, blocks
 
 
 class Sample(NamedTuple):
@@ -154,7 +154,7 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
 def term_logits(model: Any, batch: PackedBatch) -> Tensor:
     """Logits (terms, vocabulary) from which each term's target is told. Works on any Hugging Face causal decoder that passes its trial.
 
-    Fast inside `leafe.distill.attention.tree_attention(model)`, with a mask of `T` by `T` outside of it.
+    Fast inside `leafe.distillation.attention.tree_attention(model)`, with a mask of `T` by `T` outside of it.
     """
     logits: Tensor = model(
         input_ids=batch.ids[None],

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from leafe.distill.attention import tree_attention
-from leafe.distill.pack import PackedRow, Sample, collate, pack, term_logits
+from leafe.distillation.attention import tree_attention
+from leafe.distillation.pack import PackedRow, Sample, collate, pack, term_logits
 from leafe.engines.twin import limits, random_ids, spread, twin
 from leafe.errors import UserError
 

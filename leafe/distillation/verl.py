@@ -3,14 +3,14 @@
 verl's own `MultiTurnSFTDataset` (0.9) trains every assistant message of a conversation, those of earlier turns included, which may be
 the very mistakes that an example corrects. Name this one instead:
 
-    data.custom_cls.path=pkg://leafe.distill.verl data.custom_cls.name=LastReply
+    data.custom_cls.path=pkg://leafe.distillation.verl data.custom_cls.name=LastReply
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from leafe.distill.store import VERL_COLUMN
+from leafe.distillation.store import VERL_COLUMN
 from leafe.errors import MissingDependency
 
 try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leafe.errors import CorruptFile, UserError
-from leafe.evaluate.passk import Counts
+from leafe.evaluation.passk import Counts
 from leafe.forest.faults import Faults, by_class, class_of, commonest_error, share
 from leafe.jsonl import read_lines
 from leafe.records import BROKEN, StopReason, decode

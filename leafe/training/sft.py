@@ -24,19 +24,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from leafe.distill.attention import tree_attention
-from leafe.distill.pack import PackedRow, collate, term_losses
-from leafe.distill.rows import Bundle, pack_examples, shares
-from leafe.distill.trial import Packing, choose_packing
+from leafe.distillation.attention import tree_attention
+from leafe.distillation.pack import PackedRow, collate, term_losses
+from leafe.distillation.rows import Bundle, pack_examples, shares
+from leafe.distillation.trial import Packing, choose_packing
 from leafe.engines.loading import load_checkpoint, load_tokenizer
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
 from leafe.jsonl import told_if_unwritable
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
-from leafe.train.checkpoint import device_of
-from leafe.train.launch import Told, by_hand, in_processes, launched
-from leafe.train.weights import save, with_adapter
+from leafe.training.checkpoint import device_of
+from leafe.training.launch import Told, by_hand, in_processes, launched
+from leafe.training.weights import save, with_adapter
 
 DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
 

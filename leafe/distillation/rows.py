@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 
-from leafe.distill.pack import PackedRow, Sample, pack
+from leafe.distillation.pack import PackedRow, Sample, pack
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
 from leafe.records import Example

@@ -1,0 +1,317 @@
+"""The method as functions: what `import leafe` gives.
+
+    trees = leafe.explore("sokoban", tasks=20, turns=96)
+    leafe.train("nano", leafe.distill(trees), "ckpt")
+    leafe.compare({"base": leafe.evaluate("sokoban"), "leafe": leafe.evaluate("sokoban", model="ckpt")})
+
+Records come back, and nothing is kept on disk that was not asked for. An environment is a name (`sokoban`, `my_package.worlds:Maze`) or
+whatever makes one when it is called, such as a class. `settings` are those of a recipe, as groups (`{"sampling": {"act":
+{"max_tokens": 64}}}`) or by their dotted names (`{"sampling.act.max_tokens": 64}`); what they do not say is as the prompt profile has
+it. Everything that a recipe's user would be told in a sentence is raised as `UserError`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from leafe.bench import Bench, Plot, agrow
+from leafe.compose import bench_of, load_local_engine
+from leafe.config import configured
+from leafe.digest import seed_for
+from leafe.distillation.examples import Choice
+from leafe.distillation.examples import distill as distill_trees
+from leafe.engines.base import Engine
+from leafe.envs import registry
+from leafe.envs.base import Environment
+from leafe.envs.check import CheckReport
+from leafe.envs.check import check_environment as check
+from leafe.errors import UserError
+from leafe.evaluation.compare import Comparison
+from leafe.evaluation.compare import compare as compare_arms
+from leafe.evaluation.diagnose import Diagnosis
+from leafe.evaluation.evaluate import evaluate as measure
+from leafe.evaluation.outcomes import ArmOutcomes, Outcome
+from leafe.evaluation.passk import Resampling
+from leafe.forest import store
+from leafe.loops import wait_for
+from leafe.methods.diagnose import diagnose as diagnose_bench
+from leafe.nano import CHECKPOINTS
+from leafe.progress import Progress, Silent
+from leafe.records import Example, Tree
+from leafe.run import RunDirectory
+from leafe.settings import EngineSettings, RunConfig, TrainSettings
+from leafe.training.checkpoint import locate
+from leafe.training.launch import Told
+from leafe.training.sft import TrainReport, fine_tune
+
+World = str | Callable[[], Environment]
+SettingValues = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Forest(Sequence[Tree]):
+    """The trees of an exploration, in the order of their tasks, and the configuration that they grew under."""
+
+    trees: tuple[Tree, ...]
+    config: RunConfig
+    make_environment: Callable[[], Environment]
+
+    @overload
+    def __getitem__(self, index: int) -> Tree: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tree]: ...
+    def __getitem__(self, index: int | slice) -> Tree | Sequence[Tree]:
+        return self.trees[index]
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    def __iter__(self) -> Iterator[Tree]:
+        return iter(self.trees)
+
+    def __repr__(self) -> str:
+        solved = sum(any(attempt.success for attempt in tree.attempts) for tree in self.trees)
+        turns = sum(tree.spend.turns for tree in self.trees)
+        return f"Forest({self.config.environment.name}: {solved} of {len(self)} tasks solved in {turns:,} turns)"
+
+
+def explore(environment: World, **options: Any) -> Forest:
+    """`aexplore`, waited for; works where an event loop runs already."""
+    return wait_for(aexplore(environment, **options))
+
+
+async def aexplore(
+    environment: World,
+    *,
+    model: str | Path = "nano",
+    tasks: int = 20,
+    turns: int = 96,
+    method: Literal["tree", "independent", "refine"] = "tree",
+    seed: int = 1,
+    out: str | Path | None = None,
+    settings: SettingValues | None = None,
+    progress: Progress | None = None,
+) -> Forest:
+    """Explores `tasks` training tasks with `turns` turns of the policy each: LEAFE's tree of attempts, or one of its controls.
+
+    `out` is a file for the forest; one that is there already, of the same tasks, is gone on with. Raises `UserError` for what cannot be
+    used and when every attempt at the first tasks broke, `EngineError` when the engine fails.
+    """
+    given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
+    bench = _bench(environment, {**given, **(settings or {})}, progress)
+    bench.check()
+    if method not in ("tree", "independent", "refine"):
+        raise UserError(f"method: wanted tree, independent or refine, found {method!r}")
+    path = None if out is None else Path(out)
+    trees = await agrow(bench, "explore", Plot(method, bench.explore_seed(1), bench.base, path))
+    return Forest(tuple(trees), bench.config, bench.make_environment)
+
+
+def read_forest(run: str | Path, *, number: int = 1) -> Forest:
+    """The forest of a run directory's round. Raises `UserError` when there is none yet."""
+    with RunDirectory.existing(Path(run), read_only=True) as directory:
+        path = directory.forest(number)
+        if not path.exists():
+            raise UserError(f"{path} is not there yet; type: leafe explore {run}")
+        config = directory.config
+        return Forest(tuple(store.read_forest(path)), config, _maker(config))
+
+
+def distill(forest: Forest, *, seed: int = 0, **choice: Any) -> list[Example]:
+    """Training examples out of a forest: revised actions without their experience, and a rehearsal of successes.
+
+    `choice` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`.
+    """
+    wanted = forest.config.distill.model_dump() | choice
+    config = configured(forest.config.model_dump(mode="json") | {"distill": wanted}, "distill").distill
+    bench = replace(bench_of(forest.config, Silent()), make_environment=forest.make_environment)
+    own = Choice(config.qualify, config.branches_per_task, config.success_share, config.beta, seed)
+    return distill_trees(forest, bench.prompts, own)
+
+
+def train(
+    model: str | Path,
+    examples: Sequence[Example],
+    out: str | Path,
+    *,
+    seed: int = 1,
+    threads: int = 1,
+    told: Told = lambda done, total: None,
+    **settings: Any,
+) -> TrainReport:
+    """Fine-tunes a model on examples into the folder `out`; `settings` are those of a recipe's section `train`, as `epochs=6`.
+
+    `told` is called with the steps done and their number. Raises `UserError` where there is nothing to train on, the model cannot be
+    trained, or `out` is there already.
+    """
+    folder = Path(out)
+    if folder.exists():
+        raise UserError(f"{folder} is there already; give another folder for the trained model")
+    values = {"name": "train", "environment": {"name": "none"}, "train": TrainSettings().model_dump() | settings}
+    wanted = configured(values, "train").train
+    with tempfile.TemporaryDirectory(dir=_parent(folder), prefix=f".{folder.name}.") as unfinished:
+        report = fine_tune(
+            locate(str(model), CHECKPOINTS), examples, Path(unfinished), wanted, seed=seed, threads=threads, told=told, alone=True
+        )
+        Path(unfinished).rename(folder)
+        Path(unfinished).mkdir()  # for the end of the block, which removes it
+    return report
+
+
+def evaluate(
+    environment: World,
+    *,
+    model: str | Path = "nano",
+    tasks: int = 64,
+    samples: int = 16,
+    split: str = "test",
+    seed: int = 1,
+    out: str | Path | None = None,
+    settings: SettingValues | None = None,
+    progress: Progress | None = None,
+) -> ArmOutcomes:
+    """`samples` independent attempts at each of `tasks` held-out tasks, without reflection and without rollback.
+
+    `out` is a file for the graded attempts; those that it holds already are not repeated.
+    """
+    given = {"model": str(model), "seed": seed, "tasks.train": 1, "tasks.test": tasks, "tasks.test_split": split}
+    bench = _bench(environment, {**given, "evaluate.samples": samples, **(settings or {})}, progress)
+    bench.check()
+    chosen, rules = bench.tasks("test"), bench.rules(seed_for(bench.config.seed, "evaluate"))
+
+    async def work(engine: Engine, path: Path) -> list[Outcome]:
+        with bench.progress.stage("evaluate", len(chosen) * samples, "attempts") as gauge:
+            means = bench.means(engine)
+            return await measure(chosen, rules, means, path, samples=samples, told=lambda one: gauge.advance())
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outcomes.jsonl" if out is None else Path(out)
+        outcomes = bench.with_engine(bench.base, lambda engine: work(engine, path))
+    return ArmOutcomes(str(model), tuple(outcomes), tasks=len(chosen), samples=samples)
+
+
+def compare(
+    arms: Mapping[str, ArmOutcomes],
+    *,
+    base: str | None = None,
+    ks: Sequence[int] = (),
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Pass@k of each arm, and its difference to `base` (the first one unless said), paired over tasks, with intervals."""
+    named = [replace(arm, name=name) for name, arm in arms.items()]
+    first = base if base is not None else next(iter(arms), None)
+    return compare_arms(named, base=first, ks=ks, how=Resampling(resamples, confidence))
+
+
+def diagnose(
+    environment: World,
+    *,
+    model: str | Path = "nano",
+    tasks: int = 20,
+    turns: int = 96,
+    points: int = 400,
+    seed: int = 1,
+    settings: SettingValues | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Whether LEAFE can help: readable reflections, branches against fresh attempts, and the gap at `points` branching turns."""
+    given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
+    bench = _bench(environment, {**given, **(settings or {})}, progress)
+    bench.check()
+    return diagnose_bench(bench, points=points)
+
+
+def check_environment(
+    environment: World,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    rollbacks: int = 200,
+    tasks: int = 8,
+    split: str = "train",
+    seed: int = 0,
+) -> CheckReport:
+    """Proves what an environment declares; `report.passed` says whether it holds."""
+    if isinstance(environment, str):
+        spec, name = environment, environment
+    else:
+        spec, name = None, _name_of(environment)
+    return check(
+        _made_by(environment, arguments or {}),
+        name=name,
+        rollbacks=rollbacks,
+        seed=seed,
+        split=split,
+        count=tasks,
+        spec=spec,
+        arguments=arguments,
+    )
+
+
+def make(environment: str, **arguments: Any) -> Environment:
+    """A fresh environment by its name or `module:Class`."""
+    return registry.make(environment, arguments)
+
+
+def load_engine(model: str | Path = "nano", **settings: Any) -> Engine:
+    """An engine on a model in this process; `settings` are those of a recipe's section `engine`, as `threads=1`."""
+    values = {"name": "engine", "environment": {"name": "none"}, "engine": EngineSettings().model_dump() | settings}
+    config = configured(values, "engine")
+    if config.engine.kind != "transformers":
+        raise UserError("load_engine loads a model here; for a server use leafe.engines.openai.OpenAIEngine")
+    return load_local_engine(config.engine, locate(str(model), CHECKPOINTS))
+
+
+def _bench(environment: World, settings: SettingValues, progress: Progress | None) -> Bench:
+    """The bench of a world under the settings of a recipe that names no method."""
+    values: dict[str, Any] = {"name": "api", "arms": [], "environment": {"name": _name_of(environment)}}
+    for name, value in settings.items():
+        _put(values, name, value)
+    config = configured(values, "settings")
+    bench = bench_of(config, progress or Silent())
+    if isinstance(environment, str):
+        return bench
+    return replace(bench, make_environment=_made_by(environment, config.environment.args))
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Lays a setting over others, by its dotted name or group by group."""
+    *groups, last = name.split(".")
+    for group in groups:
+        values = values.setdefault(group, {})
+    if isinstance(value, Mapping) and isinstance(values.get(last), dict):
+        for inner, one in value.items():
+            _put(values[last], inner, one)
+    else:
+        values[last] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _made_by(environment: World, arguments: Mapping[str, Any]) -> Callable[[], Environment]:
+    if isinstance(environment, str):
+        return lambda: registry.make(environment, arguments)
+    if not callable(environment):
+        raise UserError(f"wanted the name of an environment, or what makes one when it is called, found {environment!r:.80}")
+    return lambda: environment(**arguments)
+
+
+def _maker(config: RunConfig) -> Callable[[], Environment]:
+    return _made_by(config.environment.name, config.environment.args)
+
+
+def _name_of(environment: World) -> str:
+    if isinstance(environment, str):
+        return environment
+    if not callable(environment):
+        raise UserError(f"wanted the name of an environment, or what makes one when it is called, found {environment!r:.80}")
+    named = environment if inspect.isclass(environment) or inspect.isfunction(environment) else type(environment)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _parent(folder: Path) -> Path:
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    return folder.absolute().parent

@@ -322,7 +322,6 @@ ATTACKS = {
         "for page in range(0, 60_000, 2):\n    libc.mprotect(ctypes.c_void_p(start + 4096 * page), ctypes.c_size_t(4096), 1)\n"
         "for _ in range(14):\n    if os.fork() == 0:\n        break\ntime.sleep(1)",
         RUNS_OUT,
-        long=True,
     ),
     "filters": Attack(
         "code = ctypes.create_string_buffer(struct.pack('=HBBI', 6, 0, 0, 0x7fff0000) * 4096)\n"

@@ -30,13 +30,12 @@ PATIENCE = 10  # on a machine that is too busy a program may take this many time
 TAIL = 4096  # bytes of standard error that are kept
 HEADROOM = 512 * 2**20  # address space beyond the memory limit, for stacks that are reserved and never used
 STACK = 64 * 2**20
-DESCRIPTORS = 64
-CORES = os.cpu_count() or 1
+DESCRIPTORS, CORES = 64, os.cpu_count() or 1
 PAGE = resource.getpagesize()
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 # The most that the kernel itself holds for one of each, in bytes: page tables and the like, a stack, the contents of half a pipe, ...
 PROCESS, THREAD, DESCRIPTOR, SOCKET, INODE, MAPPING = 512 * 2**10, 32 * 2**10, 64 * 2**10, 256 * 2**10, 2 * 2**10, 256
-MOST_MAPPINGS, MAPPINGS_EVERY = 65530, 10  # the kernel's limit for a process; looks
+MOST_MAPPINGS, MANY, MAPPINGS_EVERY = 65530, 2**18, 4  # the kernel's limit for a process; bytes of text; looks
 # prctl(PR_SET_PDEATHSIG, ...), prctl(PR_SET_DUMPABLE, 0), personality(ADDR_NO_RANDOMIZE)
 TELL_OF_PARENT, DIE_WITH_PARENT, NOT_DUMPABLE, NO_ASLR = (1, 15), (1, 9), (4, 0), 0x0040000
 MFD_ALLOW_SEALING, ADD_SEALS, ALL_SEALS = 2, 1033, 15
@@ -295,8 +294,10 @@ class Census:
             kernel += PROCESS + own_threads * THREAD + max(0, descriptors(pid) - 3) * DESCRIPTOR
         self.looks += 1
         if self.looks % MAPPINGS_EVERY == 0:
-            maps = [peek(f"/proc/{pid}/maps") for pid in resident]
-            self.mappings = sum(MOST_MAPPINGS if text is None else text.count(b"\n") for text in maps)
+            # Thousands of them take long to copy, to list and to clear up, and no honest program has them: they are too much memory.
+            maps = [peek(f"/proc/{pid}/maps", MANY) for pid in resident]
+            counts = (MOST_MAPPINGS if text is None else text.count(b"\n") if len(text) < MANY else self.limit for text in maps)
+            self.mappings = sum(counts)
         kernel += self.mappings * MAPPING + self.scratch_bytes() + self.sockets() * SOCKET
         memory = sum(resident.values()) + kernel
         if memory > self.limit:  # pages that are shared were counted more than once, and files that are mapped
@@ -321,11 +322,11 @@ class Census:
         return (peek("/proc/self/net/unix") or b"\n").count(b"\n") - 1 if self.scratch else 0
 
 
-def peek(path: str) -> bytes | None:
-    """What a file of /proc says: nothing for a process that has just ended, None where one may not look."""
+def peek(path: str, most: int = -1) -> bytes | None:
+    """What a file of /proc says, its start if `most` is given: nothing for a process that has just ended, None where one may not look."""
     try:
         with open(path, "rb") as file:
-            return file.read()
+            return file.read(most)
     except PermissionError:
         return None
     except OSError:

@@ -64,7 +64,7 @@ def test_what_is_kept_is_gone_on_with(tmp_path: Path) -> None:
         (lambda: leafe.train("nano", [], "there"), "no example to train on"),
         (lambda: leafe.train("nano", [], "ckpt", epoch=2), "train.epoch"),
         (lambda: leafe.read_forest("nowhere"), "nowhere"),
-        (lambda: leafe.load_engine("nano", kind="openai"), "OpenAIEngine"),
+        (lambda: leafe.load_engine("nano", kind="openai", base_url="http://localhost:1/v1"), "OpenAIEngine"),
     ],
 )
 def test_bad_input_is_one_sentence(call: object, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

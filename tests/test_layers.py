@@ -146,7 +146,7 @@ def test_every_folder_with_code_is_a_package() -> None:
         ("leafe.forest.play", "from leafe.records import Task", ["leafe.records"]),
         ("leafe.forest.play", "from . import nothing", ["leafe.forest"]),
         ("leafe.forest.play", "from .tree import Tree", ["leafe.forest.tree"]),
-        ("leafe.forest.play", "from ..train import nothing", ["leafe.training"]),
+        ("leafe.forest.play", "from ..training import nothing", ["leafe.training"]),
         ("leafe.forest.play", "def f():\n    from leafe.cli import main", ["leafe.cli"]),
         ("leafe.forest.play", "if TYPE_CHECKING:\n    import leafe.cli", ["leafe.cli"]),
         ("leafe.forest.play", "from leafe import training", ["leafe.training"]),

@@ -243,7 +243,9 @@ def test_a_finished_file_that_was_changed_is_refused_by_name_before_it_is_used(
         "empty": b"",
     }
     file.unlink() if harm == "gone" else file.write_bytes(harmed[harm])
-    with pytest.raises(CorruptFile, match=rf"{name} is not as the stage '.*' left it: .*; restore it, or start anew: leafe run"):
+    with pytest.raises(
+        CorruptFile, match=rf"{name} (is not as the stage '.*' left it: .*; restore it, or start anew: leafe run|line \d+ is no)"
+    ):
         following(copy, here(base))
 
 

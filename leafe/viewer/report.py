@@ -23,11 +23,11 @@ def arms_of(run: RunDirectory) -> list[ArmOutcomes]:
     """The arms that a run has measured completely, base first."""
     config, found = run.config, []
     for arm in ("base", *config.arms):
-        path = run.check(run.evaluation(arm))
-        if path.exists() and f"evaluate {arm}" in run.stages:
-            found.append(
-                ArmOutcomes(arm, read_outcomes(path), str(run.path), tasks=config.tasks.test, samples=config.evaluate.samples)
-            )
+        path = run.evaluation(arm)
+        if (path.exists() or run.check(path).exists()) and f"evaluate {arm}" in run.stages:
+            outcomes = read_outcomes(path)
+            run.check(path)
+            found.append(ArmOutcomes(arm, outcomes, str(run.path), tasks=config.tasks.test, samples=config.evaluate.samples))
     return found
 
 
@@ -41,7 +41,14 @@ def exploration_of(run: RunDirectory) -> list[tuple[str, Sequence[Tree]]]:
     """The forests of a run, by name: the rounds of the tree explorer, then the controls."""
     named = [(f"tree, round {number}", run.forest(number)) for number in range(1, run.config.rounds + 1)]
     named += [(method, run.control(method)) for method in run.config.controls]
-    return [(name, list(read_forest(path))) for name, path in named if run.check(path).exists()]
+    return [(name, _trees(run, path)) for name, path in named if path.exists() or run.check(path).exists()]
+
+
+def _trees(run: RunDirectory, path: Path) -> list[Tree]:
+    """The trees of a forest that is as it was left. A line that cannot be read is named, which says more than that something changed."""
+    trees = list(read_forest(path))
+    run.check(path)
+    return trees
 
 
 def rows_of(forests: Sequence[tuple[str, Sequence[Tree]]]) -> list[ExplorationRow]:

@@ -309,7 +309,7 @@ def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished:
     assert_one_sentence(leafe("export", first[0], "trl", tmp_path / "there"), "is there already; give another file")
     assert_one_sentence(leafe("export", first[0], "trl", tmp_path / "no" / "where"), "cannot write")
     (finished / "round-1" / "examples.jsonl").unlink()
-    assert_one_sentence(leafe("export", finished, "trl", tmp_path / "out"), "has no examples yet; type: leafe distill")
+    assert_one_sentence(leafe("export", finished, "trl", tmp_path / "out"), "examples.jsonl is not")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any, Literal, overload
 
 from leafe.bench import Bench, Plot, agrow
 from leafe.compose import bench_of, load_local_engine
-from leafe.config import configured
+from leafe.config import configured, dump, parse
 from leafe.digest import seed_for
 from leafe.distillation.examples import Choice
 from leafe.distillation.examples import distill as distill_trees
@@ -30,7 +30,7 @@ from leafe.envs import registry
 from leafe.envs.base import Environment
 from leafe.envs.check import CheckReport
 from leafe.envs.check import check_environment as check
-from leafe.errors import UserError
+from leafe.errors import RunConflict, UserError
 from leafe.evaluation.compare import Comparison
 from leafe.evaluation.compare import compare as compare_arms
 from leafe.evaluation.diagnose import Diagnosis
@@ -38,13 +38,14 @@ from leafe.evaluation.evaluate import evaluate as measure
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.evaluation.passk import Resampling
 from leafe.forest import store
+from leafe.jsonl import write_text_atomically
 from leafe.loops import wait_for
 from leafe.methods.diagnose import diagnose as diagnose_bench
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.records import Example, Tree
-from leafe.run import RunDirectory
-from leafe.settings import EngineSettings, RunConfig, TrainSettings
+from leafe.run import RunDirectory, whole_folder
+from leafe.settings import EngineSettings, RunConfig, TrainSettings, differing_fields
 from leafe.training.checkpoint import locate
 from leafe.training.launch import Told
 from leafe.training.sft import TrainReport, fine_tune
@@ -99,16 +100,17 @@ async def aexplore(
 ) -> Forest:
     """Explores `tasks` training tasks with `turns` turns of the policy each: LEAFE's tree of attempts, or one of its controls.
 
-    `out` is a file for the forest; one that is there already, of the same tasks, is gone on with. Raises `UserError` for what cannot be
-    used and when every attempt at the first tasks broke, `EngineError` when the engine fails.
+    `out` is a file for the forest, with its settings beside it in `OUT.yaml`; the same call goes on with one that is there. Raises
+    `UserError` for what cannot be used and when every attempt at the first tasks broke, `EngineError` when the engine fails.
     """
     given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
     bench = _bench(environment, {**given, **(settings or {})}, progress)
     bench.check()
     if method not in ("tree", "independent", "refine"):
         raise UserError(f"method: wanted tree, independent or refine, found {method!r}")
-    path = None if out is None else Path(out)
-    trees = await agrow(bench, "explore", Plot(method, bench.explore_seed(1), bench.base, path))
+    kept_as = bench.config.model_copy(update={"controls": () if method == "tree" else (method,)})
+    plot = Plot(method, bench.explore_seed(1), bench.base, _kept_in(out, kept_as))
+    trees = await agrow(bench, "explore", plot)
     return Forest(tuple(trees), bench.config, bench.make_environment)
 
 
@@ -119,7 +121,7 @@ def read_forest(run: str | Path, *, number: int = 1) -> Forest:
         if not path.exists():
             raise UserError(f"{path} is not there yet; type: leafe explore {run}")
         config = directory.config
-        return Forest(tuple(store.read_forest(path)), config, _maker(config))
+        return Forest(tuple(store.read_forest(directory.check(path))), config, _maker(config))
 
 
 def distill(forest: Forest, *, seed: int = 0, **choice: Any) -> list[Example]:
@@ -154,12 +156,9 @@ def train(
         raise UserError(f"{folder} is there already; give another folder for the trained model")
     values = {"name": "train", "environment": {"name": "none"}, "train": TrainSettings().model_dump() | settings}
     wanted = configured(values, "train").train
-    with tempfile.TemporaryDirectory(dir=_parent(folder), prefix=f".{folder.name}.") as unfinished:
-        report = fine_tune(
-            locate(str(model), CHECKPOINTS), examples, Path(unfinished), wanted, seed=seed, threads=threads, told=told, alone=True
-        )
-        Path(unfinished).rename(folder)
-        Path(unfinished).mkdir()  # for the end of the block, which removes it
+    base = locate(str(model), CHECKPOINTS)
+    with whole_folder(folder) as unfinished:
+        report = fine_tune(base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True)
     return report
 
 
@@ -177,7 +176,7 @@ def evaluate(
 ) -> ArmOutcomes:
     """`samples` independent attempts at each of `tasks` held-out tasks, without reflection and without rollback.
 
-    `out` is a file for the graded attempts; those that it holds already are not repeated.
+    `out` is a file for the graded attempts, with its settings beside it in `OUT.yaml`; those that it holds already are not repeated.
     """
     given = {"model": str(model), "seed": seed, "tasks.train": 1, "tasks.test": tasks, "tasks.test_split": split}
     bench = _bench(environment, {**given, "evaluate.samples": samples, **(settings or {})}, progress)
@@ -190,7 +189,7 @@ def evaluate(
             return await measure(chosen, rules, means, path, samples=samples, told=lambda one: gauge.advance())
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "outcomes.jsonl" if out is None else Path(out)
+        path = _kept_in(out, bench.config) or Path(folder) / "outcomes.jsonl"
         outcomes = bench.with_engine(bench.base, lambda engine: work(engine, path))
     return ArmOutcomes(str(model), tuple(outcomes), tasks=len(chosen), samples=samples)
 
@@ -312,6 +311,16 @@ def _name_of(environment: World) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def _parent(folder: Path) -> Path:
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    return folder.absolute().parent
+def _kept_in(out: str | Path | None, config: RunConfig) -> Path | None:
+    """The file `out`, beside which stands what it is made with. Raises `RunConflict` where it was made with something else."""
+    if out is None:
+        return None
+    path, beside = Path(out), Path(f"{out}.yaml")
+    if not beside.is_file():
+        if path.exists():
+            raise RunConflict(f"{path} is there already, without {beside.name} that says what it was made with; give another out")
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(beside, dump(config))
+    elif differing := differing_fields(parse(beside.read_text(encoding="utf-8"), str(beside), whole=True), config):
+        raise RunConflict(f"{path} was made with other settings ({'; '.join(differing)}); give another out")
+    return path

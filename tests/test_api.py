@@ -52,6 +52,19 @@ def test_what_is_kept_is_gone_on_with(tmp_path: Path) -> None:
     assert len(graded.read_text().splitlines()) == 1 + len(outcomes.outcomes)
 
 
+def test_what_was_kept_under_other_settings_is_never_taken_for_the_answer(tmp_path: Path) -> None:
+    kept = tmp_path / "forest.jsonl"
+    leafe.explore("sokoban", tasks=1, turns=4, settings=SMALL, out=kept)
+    written = kept.read_bytes()
+    for other in ({"turns": 8}, {"turns": 4, "seed": 2}, {"turns": 4, "method": "independent"}):
+        with pytest.raises(UserError, match="other settings"):
+            leafe.explore("sokoban", tasks=1, settings=SMALL, out=kept, **other)
+    (tmp_path / "graded.jsonl").write_text('{"schema":"leafe.eval/1"}\n')
+    with pytest.raises(UserError, match="what it was made with"):
+        leafe.evaluate("sokoban", tasks=1, samples=1, settings=SMALL, out=tmp_path / "graded.jsonl")
+    assert kept.read_bytes() == written
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from leafe.records import Experience
-from leafe.replies.reading import Unreadable, different, hollow, opened_last, pairs, quoted, thoughts_apart, unwrapped
+from leafe.replies.reading import Unreadable, different, hollow, opened_last, pairs, quoted, tags_in, thoughts_apart, unwrapped
 
 _NONE = {"none", "n/a", "no turn", "none of the turns", "none of them", "nothing", "null"}
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -121,7 +121,9 @@ def _behind_the_turn(said: str) -> list[str]:
     named = pairs(said, "turn")
     if not named or said[: named[0].start].strip(_AROUND_A_REPLY):
         return []
-    text = _to_the_end(said[named[-1].end :].lstrip(_BEHIND_A_TURN))
+    behind = said[named[-1].end :]
+    # A tag there, such as an end of what was never begun, makes it a guess what the advice is.
+    text = "" if tags_in(behind) else _to_the_end(behind.lstrip(_BEHIND_A_TURN))
     return [text] if text else []
 
 

@@ -32,8 +32,26 @@ _HOLLOW = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What was read of a reflection that lacks the rest: its turn or its experience. Without either nothing was read."""
+
+    turn: int | None = None
+    experience: str = ""
+
+
+NO_HALF = Half()
+
+
 class Unreadable(ValueError):
-    """A reply that does not say one thing for certain. The message says why, in a phrase that the policy is shown."""
+    """A reply that does not say one thing for certain. The message says why, in a phrase that the policy is shown.
+
+    `half` is what was read of a reflection all the same.
+    """
+
+    def __init__(self, problem: str, half: Half = NO_HALF) -> None:
+        super().__init__(problem)
+        self.half = half
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ PLACES: dict[str, set[str]] = {
     "feedback": {"experiences"},
     "unread": {"problem", "turn"},
     "reflect_again": {"problem", "turn"},
-    "reflect_turn": {"turn", "experience"},
+    "reflect_turn": {"turn", "numbers", "experience"},
     "reflect_advice": {"turn", "named"},
     "left_out": set(),
     "reminder": set(),
@@ -48,6 +48,7 @@ OPTIONAL = frozenset(
     {"example", "example_reply", "end", "unread", "reflect_again", "reflect_turn", "reflect_advice", "left_out", "reminder"}
 )
 LEFT_OUT = "(left out)"
+NUMBERS_LISTED = 12
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -205,10 +206,18 @@ def _question(prompts: Prompts, turns: int, *, ended: bool, unread: Unreadable |
         return whole
     kept = half_kept(prompts, unread)
     if kept.experience:
-        return fill(prompts.reflect_turn, turn=turns, experience=kept.experience)
+        return fill(prompts.reflect_turn, turn=turns, numbers=_numbers(turns), experience=kept.experience)
     if kept.turn is not None:
         return fill(prompts.reflect_advice, turn=turns, named=kept.turn)
     return whole + fill(prompts.reflect_again, problem=str(unread), turn=turns)
+
+
+def _numbers(turns: int) -> str:
+    """The turns to choose from: small models name turns that never were unless they read all of them."""
+    if turns > NUMBERS_LISTED:
+        return f"a number from 1 to {turns}"
+    *before, last = [str(number) for number in range(1, turns + 1)]
+    return f"{', '.join(before)} or {last}" if before else last
 
 
 def bare_messages(scene: Scene, walk: Sequence[Turn], shortening: Shortening = WHOLE) -> tuple[Message, ...]:

@@ -291,7 +291,7 @@ def test_the_advice_of_the_worked_example_is_refused_word_for_word_and_asked_for
 @pytest.mark.parametrize(
     ("first", "second", "asked"),
     [
-        ("<turn></turn><experience>open place3</experience>", "2", "Which turn"),
+        ("<turn></turn><experience>open place3</experience>", "2", "Which of the turns"),
         ("<turn>2</turn>", "open place3", "turn 2 was the first that went wrong"),
     ],
 )

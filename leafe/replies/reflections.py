@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from leafe.records import Experience
 from leafe.replies.reading import (
@@ -148,11 +149,15 @@ def _experience(said: str, closed: tuple[str, ...], *, whole: bool, alone: bool)
 
 
 def _on_lines(said: str) -> list[str]:
-    """What lines `Experience: ...` say, each up to the next labelled line or the end."""
+    """What lines `Experience: ...` say, each up to the next labelled line, a tag or the end."""
     found = []
     for label in _EXPERIENCE_LINE.finditer(said):
         following = _NEXT_LINE.search(said, label.end())
-        found.append(_to_the_end(said[label.end() : following.start() if following else len(said)]))
+        text = said[label.end() : following.start() if following else len(said)]
+        tags = tags_in(text)
+        if tags and not text[: tags[0].start].strip():  # a closing tag in the place of an opening one
+            text, tags = text[tags[0].end :], [replace(tag, start=tag.start - tags[0].end) for tag in tags[1:]]
+        found.append(_to_the_end(text[: tags[0].start] if tags else text))
     return found
 
 

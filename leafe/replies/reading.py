@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 SHOWN = 40  # characters of a reply that a message quotes
 _THOUGHTS = re.compile(r"<[ \t]?(/?)[ \t]?(?:think|thinking|thoughts?|reasoning)[ \t]?>", re.IGNORECASE)
@@ -110,9 +111,10 @@ def thought_tags(text: str) -> Iterator[tuple[int, bool]]:
     return ((tag.start(), bool(tag.group(1))) for tag in _THOUGHTS.finditer(text))
 
 
-def tags_in(text: str) -> list[Tag]:
+@lru_cache(maxsize=8)  # the same few texts of one reply are looked through again and again
+def tags_in(text: str) -> tuple[Tag, ...]:
     """Every tag that has a meaning in replies, those of thoughts aside."""
-    return [Tag(tag.group(2).lower(), bool(tag.group(1)), tag.start(), tag.end()) for tag in _TAGS.finditer(text)]
+    return tuple(Tag(tag.group(2).lower(), bool(tag.group(1)), tag.start(), tag.end()) for tag in _TAGS.finditer(text))
 
 
 def pairs(text: str, name: str) -> list[Pair]:

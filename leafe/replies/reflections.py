@@ -156,7 +156,7 @@ def _on_lines(said: str) -> list[str]:
         text = said[label.end() : following.start() if following else len(said)]
         tags = tags_in(text)
         if tags and not text[: tags[0].start].strip():  # a closing tag in the place of an opening one
-            text, tags = text[tags[0].end :], [replace(tag, start=tag.start - tags[0].end) for tag in tags[1:]]
+            text, tags = text[tags[0].end :], tuple(replace(tag, start=tag.start - tags[0].end) for tag in tags[1:])
         found.append(_to_the_end(text[: tags[0].start] if tags else text))
     return found
 

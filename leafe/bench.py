@@ -23,6 +23,7 @@ from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.hosting import Hosting, Terms, hosting
 from leafe.envs.settled import drawn
 from leafe.errors import RunConflict, UserError
 from leafe.evaluation.evaluate import evaluate
@@ -66,6 +67,7 @@ class Bench:
     load_meter: Callable[[], Meter | None] = lambda: None
     load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
     probe: Callable[[], Findings] | None = None  # where a server is explored with
+    host: Callable[[Callable[[], Environment], Terms], Hosting] = hosting
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -133,6 +135,7 @@ class Bench:
             timeout=wanted.timeout,
             recycle=wanted.recycle,
             computes=said.computes,
+            host=self.host,
             **more,
         )
 

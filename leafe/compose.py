@@ -24,6 +24,7 @@ from leafe.progress import Progress
 from leafe.run import check_checkpoint
 from leafe.serving import probe_server, served_engine
 from leafe.settings import EngineSettings, RunConfig
+from leafe.spreading import host_of, loader_of
 from leafe.training.checkpoint import device_of, dtype_of, locate, processes_of
 
 GIB = 1 << 30
@@ -58,7 +59,7 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
 def bench_of(config: RunConfig, progress: Progress) -> Bench:
     """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
-    load = partial(load_local_engine, config.engine)
+    load = loader_of(config, load_local_engine)
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 
     def explores(folder: Path) -> Engine:
@@ -75,6 +76,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         progress=progress,
         threads=threads_of(config.engine),
         load_meter=partial(_meter, config.engine, base, probed),
+        host=host_of(config.scale),
     )
 
 

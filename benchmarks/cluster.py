@@ -13,6 +13,7 @@ import asyncio
 import heapq
 import random
 import selectors
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +22,13 @@ from math import exp, log, sqrt
 from typing import Any, TypeVar
 
 from leafe.engines.base import EngineStats
-from leafe.envs.base import Environment
+from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.calls import Answer, Call, carry_out
 from leafe.envs.world import World
-from leafe.records import Ask, Completion, Message
+from leafe.records import Ask, Completion, Message, Observation, Task
 
 Result = TypeVar("Result")
+CHOICES = 40  # actions of an errand, one of which succeeds
 
 
 class _NoWaiting(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
@@ -337,7 +339,9 @@ class SimulatedEngine:
     def _home(self, root: str) -> _Replica:
         if root not in self._homes:
             numbers = range(len(self.replicas))
-            number = min(numbers, key=lambda one: (self.replicas[one].batch.value + self.replicas[one].queue.value, self._assigned[one]))
+            number = min(
+                numbers, key=lambda one: (self.replicas[one].batch.value + self.replicas[one].queue.value, self._assigned[one])
+            )
             self._assigned[number] += 1
             self._homes[root] = self.replicas[number]
         return self._homes[root]
@@ -423,6 +427,45 @@ def _is_slow(seed: int, task: str, share: float) -> bool:
     return random.Random(f"slow {seed} {task}").random() < share
 
 
+class Errand(Environment):
+    """One of many actions succeeds; a step or reset takes `seconds`."""
+
+    name = "errand"
+    placement = Placement.THREAD
+
+    def __init__(self, *, horizon: int = 30, seconds: float = 0.0, snapshots: bool = True) -> None:
+        self.fidelity = Fidelity.SNAPSHOT if snapshots else Fidelity.REPLAY
+        self._horizon, self._seconds = horizon, seconds
+        self._right, self._over, self._steps = "", False, 0
+
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
+        draw = random.Random(f"{split} {seed}")
+        return [
+            Task(f"errand-{number}", self.name, f"Errand {number}.", self._horizon, {"right": f"try {draw.randrange(CHOICES)}"})
+            for number in range(count)
+        ]
+
+    def reset(self, task: Task) -> Observation:
+        self._wait()
+        self._right, self._over, self._steps = str(task.payload["right"]), False, 0
+        return Observation(f"{task.instruction} Say: try N.")
+
+    def step(self, action: str) -> Observation:
+        self._wait()
+        self._over, self._steps = self._over or action == self._right, self._steps + 1
+        return Observation(f"Tried {action!r:.20}.", self._over, self._over, float(self._over))
+
+    def _wait(self) -> None:
+        if self._seconds:
+            time.sleep(self._seconds)
+
+    def snapshot(self) -> Any:
+        return self._right, self._over, self._steps
+
+    def restore(self, snapshot: Any) -> None:
+        self._right, self._over, self._steps = snapshot
+
+
 # Of one H200 in bfloat16, decoding with a CUDA graph a bucket of batch and context, over which these lines are drawn: 7B shape 11.5 ms at
 # 64 x 1,024 tokens and 22.7 ms at 128 x 2,048; 0.5B shape 3.98 ms at 32 x 512, 5.79 at 64 x 1,024, 13.5 at 256 x 1,024. Prompts: computed,
 # two operations a weight and token at 45 % of 790 TFLOP/s. Kept tokens: what 90 % of 141 GB leaves beside the weights.
@@ -430,4 +473,3 @@ CARDS = {
     "7b": Card(base=7.77e-3, sequence=0.0, token=57e-9, prefill=23_000, kept=1_900_000),
     "0.5b": Card(base=3.38e-3, sequence=0.0, token=37e-9, prefill=350_000, kept=10_000_000),
 }
-

@@ -24,7 +24,7 @@ from leafe.forest.growth import Growth
 from leafe.records import Ask, Tree
 from leafe.scale.cluster import RayLink, RayWorkers, connect
 from leafe.scale.engine import SpreadEngine
-from leafe.scale.worlds import spread
+from leafe.scale.worlds import SpreadWorlds, spread
 
 try:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -123,9 +123,15 @@ def test_more_than_the_cluster_has_is_refused_in_one_sentence(cluster: Any) -> N
 @needs_ray
 @pytest.mark.slow
 def test_a_machine_that_is_lost_costs_no_result(cluster: Any) -> None:
+    hosts: list[SpreadWorlds] = []
+
+    def host(*how: Any) -> SpreadWorlds:
+        hosts.append(spread(RayWorkers(cpus=1), 4, *how))
+        return hosts[-1]
+
     engine = disturbed(lambda: cluster.remove_node(cluster.second, allow_graceful=False), 60)
-    assert driven(host=partial(spread, RayWorkers(cpus=1), 4), engine=engine) == driven()
-    assert sum(node["Alive"] for node in ray.nodes()) == 2
+    assert driven(host=host, engine=engine) == driven()
+    assert hosts[0].rebuilt > 0 and hosts[0].replaced > 0
 
 
 RECIPE = """

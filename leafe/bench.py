@@ -68,6 +68,7 @@ class Bench:
     load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
     probe: Callable[[], Findings] | None = None  # where a server is explored with
     host: Callable[[Callable[[], Environment], Terms], Hosting] = hosting
+    check_workers: Callable[[], None] = lambda: None
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -77,11 +78,12 @@ class Bench:
         return replace(prompts, unread="") if said.free_text else prompts
 
     def check(self, *, trains: bool = False) -> None:
-        """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had or used, before anything is begun.
+        """Raises `UserError` for an environment, tasks, prompts, cluster or server that cannot be had or used, before anything is begun.
 
         `trains` is whether what is explored will be trained on in the same go.
         """
         self.rules(0)
+        self.check_workers()
         if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
             wanted = "an environment with reseed(seed)"
             raise UserError(

@@ -24,7 +24,7 @@ from leafe.progress import Progress
 from leafe.run import check_checkpoint
 from leafe.serving import probe_server, served_engine
 from leafe.settings import EngineSettings, RunConfig
-from leafe.spreading import host_of, loader_of
+from leafe.spreading import check_of, host_of, loader_of
 from leafe.training.checkpoint import device_of, dtype_of, locate, processes_of
 
 GIB = 1 << 30
@@ -77,6 +77,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         threads=threads_of(config.engine),
         load_meter=partial(_meter, config.engine, base, probed),
         host=host_of(config.scale),
+        check_workers=check_of(config.scale),
     )
 
 

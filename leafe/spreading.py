@@ -12,7 +12,6 @@ from leafe.envs.base import Environment
 from leafe.envs.hosting import Hosting, Terms, hosting
 from leafe.scale.cluster import RayWorkers, connect, cores
 from leafe.scale.engine import SpreadEngine
-from leafe.scale.line import Starter
 from leafe.scale.process import start_process
 from leafe.scale.worlds import spread
 from leafe.settings import EngineSettings, RunConfig, ScaleSettings
@@ -22,13 +21,22 @@ Host = Callable[[Callable[[], Environment], Terms], Hosting]
 Load = Callable[[EngineSettings, Path], Engine]
 
 
+def check_of(settings: ScaleSettings) -> Callable[[], None]:
+    """What has to hold before anything is begun: that the cluster is there. Raises what `connect` raises."""
+    return partial(connect, settings.ray) if settings.ray else lambda: None
+
+
 def host_of(settings: ScaleSettings) -> Host:
-    """Where worlds live: here, in processes, or in actors. Raises what `connect` raises, at once."""
-    if not settings.ray:
-        return partial(spread, start_process, settings.workers) if settings.workers else hosting
+    """Where worlds live: here, in processes, or in actors of a cluster that is joined when the first stage wants worlds."""
+    if settings.ray:
+        return partial(_on_cluster, settings)
+    return partial(spread, start_process, settings.workers) if settings.workers else hosting
+
+
+def _on_cluster(settings: ScaleSettings, make: Callable[[], Environment], terms: Terms) -> Hosting:
     connect(settings.ray)
-    start: Starter = RayWorkers(cpus=settings.cpus)
-    return partial(spread, start, settings.workers or max(1, min(MOST, int(cores() / (settings.cpus or 1)))))
+    workers = settings.workers or max(1, min(MOST, int(cores() / (settings.cpus or 1))))
+    return spread(RayWorkers(cpus=settings.cpus), workers, make, terms)
 
 
 def loader_of(config: RunConfig, load: Load) -> Callable[[Path], Engine]:
@@ -38,5 +46,10 @@ def loader_of(config: RunConfig, load: Load) -> Callable[[Path], Engine]:
         return partial(load, engine)
     one: Any = engine.model_copy(update={"processes": 1})
     room = scale.replicas * min(engine.slots, engine.concurrency)
-    start: Starter = RayWorkers(cpus=scale.cpus, gpus=scale.gpus)
-    return lambda folder: SpreadEngine(start, partial(load, one, folder), replicas=scale.replicas, concurrency=room)
+
+    def on_cluster(folder: Path) -> Engine:
+        connect(scale.ray)
+        start = RayWorkers(cpus=scale.cpus, gpus=scale.gpus)
+        return SpreadEngine(start, partial(load, one, folder), replicas=scale.replicas, concurrency=room)
+
+    return on_cluster

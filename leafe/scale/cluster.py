@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from leafe.errors import MissingDependency, UserError
@@ -18,6 +20,7 @@ from leafe.scale.desk import Answer, Desk, Order, Service
 from leafe.scale.line import Link, WorkerLost
 
 LOCAL = "local"
+STORE = 128 * 2**20  # bytes of memory for what actors pass to each other, which is little
 PLACED = 120.0  # seconds that an actor may wait for a place in the cluster
 GRACE = 5.0  # seconds that it has to close what it holds
 INSTALL = "pip install -c constraints.txt -e '.[ray]'"
@@ -34,7 +37,7 @@ def connect(address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address == LOCAL:
-            ray.init(address=LOCAL, include_dashboard=False, **quiet)
+            ray.init(address=LOCAL, include_dashboard=False, object_store_memory=STORE, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -47,6 +50,18 @@ def connect(address: str) -> None:
 def cores() -> int:
     """Cores of the cluster that is joined."""
     return int(_ray().cluster_resources().get("CPU", 1))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pickled function, which is opened when it is called: an actor is there before it has imported whatever the function wants."""
+
+    pickled: bytes
+
+    def __call__(self) -> Service:
+        """What the function makes."""
+        made: Service = pickle.loads(self.pickled)()
+        return made
 
 
 class RayWorkers:
@@ -67,7 +82,7 @@ class RayWorkers:
             # A class of a user's own is found where it is found here, as long as the machines share that folder.
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.getcwd()])}},
         )
-        actor = kind.remote(make)
+        actor = kind.remote(Recipe(ray.cloudpickle.dumps(make)))
         try:
             await asyncio.wait_for(_answer(actor.__ray_ready__.remote()), self._patience)
         except TimeoutError:

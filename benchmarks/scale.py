@@ -58,8 +58,8 @@ class Plan:
 
     tasks: int
     worlds: int
-    turns: int = 40
-    horizon: int = 20
+    turns: int = 30
+    horizon: int = 15
     snapshots: bool = True
     seed: int = 1
 
@@ -144,7 +144,7 @@ def simulated(plan: Plan, card: Card, replicas: int, pace: Pace, *, lengths: Len
             working=worlds.working.mean / most,
             driver=processor.effects * overhead / seconds,
             reused=engine.stats.reused_tokens / (engine.stats.prompt_tokens or 1),
-            digest=mark(trees),
+            digest=digest([[key, encode(trees[key].spend), [one.reward for one in trees[key].attempts]] for key in sorted(trees)]),
         )
 
     return run_virtually(work())
@@ -336,8 +336,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--simulate", action="store_true")
-    add("--turns", type=int, default=40, help="the budget of a task")
-    add("--horizon", type=int, default=20, help="the turns of an episode")
+    add("--turns", type=int, default=30, help="the budget of a task")
+    add("--horizon", type=int, default=15, help="the turns of an episode")
     add("--replays", action="store_true", help="worlds that go back by replay instead of a snapshot")
     add("--step", type=Spread.read, default=None, help="seconds of a step: MEAN, or MEAN:SIGMA for a lognormal one")
     add("--seed", type=int, default=1)

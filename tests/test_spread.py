@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from players import MOVES, PLACES, Breaking, erratic, rules
+from players import MOVES, PLACES, Breaking, Deadly, erratic, rules
 
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
@@ -27,6 +27,7 @@ from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import explore
 from leafe.forest.growth import Growth
 from leafe.records import Ask, Message, Observation, Sampling, StopReason, Task, Tree
+from leafe.scale import worlds as worlds_module
 from leafe.scale.engine import SpreadEngine
 from leafe.scale.fakes import FakeWorkers
 from leafe.scale.line import Starter
@@ -37,12 +38,8 @@ Lookup = registry.SHIPPED["lookup"][0]
 RULES = rules(turns=16, max_attempts=4, max_depth=3, reflect_every=2)
 
 
-def lookup() -> Environment:
-    return registry.make("lookup", {"horizon": 4})
-
-
-def sokoban() -> Environment:
-    return registry.make("sokoban", {"horizon": 6})
+lookup = partial(registry.make, "lookup", {"horizon": 4})
+sokoban = partial(registry.make, "sokoban", {"horizon": 6})
 
 
 def breaking() -> Environment:
@@ -60,17 +57,6 @@ class Unrepeatable(Lookup):  # type: ignore[misc, valid-type]
     """Declares that it cannot go back."""
 
     fidelity = Fidelity.NONE
-
-
-class Deadly(Lookup):  # type: ignore[misc, valid-type]
-    """Ends the process that it lives in when the third place is opened."""
-
-    placement = Placement.THREAD
-
-    def step(self, action: str) -> Observation:
-        if action == PLACES[2]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().step(action)
 
 
 def driven(make: Callable[[], Environment], tasks: Sequence[Task], actions: Sequence[str], **more: Any) -> dict[str, Tree]:
@@ -173,6 +159,18 @@ def test_a_world_whose_worker_is_gone_stands_where_it_stood() -> None:
 
     back, rebuilt, replaced, started = played(lookup, go_on)
     assert back.replayed_steps == 1 and (rebuilt, replaced, started) == (1, 1, 2)
+
+
+def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds_module, "SILENCE", 0.05)
+
+    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
+        await seat.take(Call("step", action=PLACES[2]))  # whose worker is another one, and hangs from here on
+        silent, fake.swallows = fake.open[0], lambda message: fake.open[0] is silent
+        return await seat.take(Call("rollback", turn=2)), worlds.rebuilt
+
+    back, rebuilt = played(lookup, go_on, timeout=0.01)
+    assert back.observation.text == "Empty." and rebuilt == 2
 
 
 def test_a_world_that_cannot_be_repeated_is_lost_with_its_worker_and_can_begin_anew() -> None:

@@ -15,9 +15,15 @@ from leafe.scale.line import Link, WorkerLost
 
 
 class FakeWorkers:
-    """Starts workers. `ends(n)` says whether the worker ends with which message `n` of all, from 1, is exchanged, before it arrives."""
+    """Starts workers. `ends(n)` says whether the worker ends with which message `n` of all, from 1, is exchanged, before it arrives.
 
-    def __init__(self, ends: Callable[[int], bool] = lambda message: False) -> None:
+    `swallows(n)` says whether the message alone is lost, as in a worker that hangs.
+    """
+
+    def __init__(
+        self, ends: Callable[[int], bool] = lambda message: False, *, swallows: Callable[[int], bool] = lambda message: False
+    ) -> None:
+        self.swallows = swallows
         self.ends, self.messages, self.started, self.orders = ends, 0, 0, 0
         self.open: list[FakeLink] = []
 
@@ -39,7 +45,7 @@ class FakeLink:
     async def hand_in(self, orders: list[Order]) -> None:
         """Sends orders, which nobody gets once the worker has ended; the sender is not told, as over a network."""
         await asyncio.sleep(0)
-        if not self._ended():
+        if not self._ended() and not self._workers.swallows(self._workers.messages):
             self._workers.orders += len(orders)
             await self._desk.hand_in(_sent(orders))
 

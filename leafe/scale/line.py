@@ -60,16 +60,20 @@ class Line:
         """Requests that wait for an answer."""
         return len(self._waiting)
 
-    async def ask(self, request: Any) -> Any:
-        """What the service answers. Raises what it raised, and `WorkerLost`."""
+    async def ask(self, request: Any, *, limit: float = 0.0) -> Any:
+        """What the service answers. Raises what it raised, and `WorkerLost`, also after `limit` seconds of silence (0: never)."""
         if self.lost:
             raise WorkerLost(self.lost)
         number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         self._send(Order(number, request))
         try:
-            found: Answer = await answer
+            async with asyncio.timeout(limit or None):
+                found: Answer = await answer
             return found.opened()
+        except TimeoutError:
+            self._lose(WorkerLost(f"it did not answer in {limit:g} s"))
+            raise WorkerLost(self.lost) from None
         except asyncio.CancelledError:
             self._send(Order(number, cancels=True))
             raise

@@ -14,13 +14,14 @@ from functools import partial
 from itertools import count
 
 from leafe.envs.base import Environment
-from leafe.envs.calls import Answer, Call
+from leafe.envs.calls import Answer, Call, patience_for
 from leafe.envs.hosting import Seat, Terms, hosting
 from leafe.envs.world import observation_digest
 from leafe.errors import EnvironmentFailure, EpisodeError
 from leafe.records import Task
 from leafe.scale.line import Crew, Line, Starter, WorkerLost
 
+SILENCE = 300.0  # seconds that a worker may be silent beyond a call's own limit, which it keeps itself, before it counts as lost
 SHARED = 2  # workers that a call may lose in company; the next one it gets for itself
 
 
@@ -79,6 +80,7 @@ class SpreadWorlds:
         # How many worlds there may be is for all workers together, so it is kept here.
         self._crew = Crew(start, partial(WorldService, make, replace(terms, instances=0)), workers)
         self._room = asyncio.Semaphore(terms.instances) if terms.instances else None
+        self.timeout = terms.timeout
         self._numbers = count(1)
         self._suspects = asyncio.Lock()
         self.rebuilt = 0
@@ -126,7 +128,7 @@ class _SpreadSeat:
         self._worlds = worlds
         self._line: Line | None = None
         self._own = False  # whether the line is this seat's alone
-        self._number = 0
+        self._number, self._seated = 0, False
         self._place: _Place | None = None  # None where the world cannot be used before a reset or a replay
 
     async def take(self, call: Call) -> Answer:
@@ -159,7 +161,7 @@ class _SpreadSeat:
     async def _try(self, call: Call, *, alone: bool) -> Answer:
         if self._line is None:
             self._line = await (self._worlds.alone() if alone else self._worlds.line())
-            self._own, self._number = alone, self._worlds.number()
+            self._own, self._number, self._seated = alone, self._worlds.number(), False
             self._line.held += 1
             if self._place is not None and not call.begins:
                 self._worlds.rebuilt += 1
@@ -168,7 +170,10 @@ class _SpreadSeat:
 
     async def _ask(self, call: Call) -> Answer:
         assert self._line is not None
-        answer: Answer = await self._line.ask((self._number, call))
+        # The first call may have to wait until there is room for a world.
+        limit = patience_for(call, self._worlds.timeout) + SILENCE if self._seated and self._worlds.timeout else 0.0
+        answer: Answer = await self._line.ask((self._number, call), limit=limit)
+        self._seated = True
         return answer
 
     def _follow(self, call: Call, answer: Answer) -> None:

@@ -28,6 +28,7 @@ from leafe.scale.worlds import SpreadWorlds, spread
 
 try:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # or actors starve on a machine that has other work
     import ray
     from ray.cluster_utils import Cluster
 except ImportError:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import MOVES, PLACES, Breaking, Deadly, erratic, rules
 
+from leafe.config import parse
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
@@ -33,6 +36,7 @@ from leafe.scale.fakes import FakeWorkers
 from leafe.scale.line import Starter
 from leafe.scale.process import ProcessLink, start_process
 from leafe.scale.worlds import SpreadWorlds, spread
+from leafe.settings import differing_fields
 
 Lookup = registry.SHIPPED["lookup"][0]
 RULES = rules(turns=16, max_attempts=4, max_depth=3, reflect_every=2)
@@ -216,6 +220,43 @@ def test_workers_that_end_before_they_answer_anything_stop_the_stage() -> None:
         EngineError, match="3 workers in a row ended before they answered anything, the last one so: the script says so"
     ):
         driven(lookup, lookup().tasks("train", 1), PLACES, host=partial(spread, FakeWorkers(lambda message: True), 1))
+
+
+# Settings
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "scale.md"
+PLAIN = "name: trial\nenvironment: {name: sokoban}\n"
+
+
+def test_the_recipe_of_the_documentation_can_be_read() -> None:
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    config = parse(recipe, "scale.md")
+    assert config.scale.ray == "auto" and config.scale.replicas == 8
+    assert config.engine.max_context > config.sampling.act.max_tokens
+
+
+def test_where_worlds_live_makes_no_other_run() -> None:
+    here, there = parse(PLAIN, "here"), parse(PLAIN, "there", ["scale.workers=4", "scale.ray=auto", "scale.replicas=2"])
+    assert differing_fields(here, there) == [] and here.digest == there.digest
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["scale.replicas=2"],
+            "scale.replicas wants scale.ray, as local or auto, found 2 without; on one machine engine.processes does",
+        ),
+        (
+            ["scale.replicas=2", "scale.ray=auto", "engine.kind=openai", "engine.base_url=http://localhost:1/v1"],
+            "scale.replicas: wanted 0 where engine.kind is openai, found 2",
+        ),
+        (["scale.workers=-1"], "scale.workers"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        parse(PLAIN, "trial", overrides)
 
 
 # Processes

@@ -194,6 +194,15 @@ def test_a_world_that_shows_something_else_when_it_is_rebuilt_is_no_longer_belie
     played(Noisy, go_on)
 
 
+def test_where_no_further_worker_has_room_a_call_that_ended_two_is_given_up_untried() -> None:
+    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> None:
+        fake.ends, fake.room = (lambda message: True), 1
+        with pytest.raises(EnvironmentFailure, match="ended 2 workers and was then tried alone: there was no room"):
+            await seat.take(Call("step", action=PLACES[2]))
+
+    played(lookup, go_on)
+
+
 def test_no_more_worlds_are_there_than_may_be_however_many_workers_there_are() -> None:
     async def main() -> None:
         worlds = SpreadWorlds(FakeWorkers(), lookup, Terms(instances=2), workers=3)
@@ -312,9 +321,8 @@ def test_a_world_that_ends_its_workers_is_tried_alone_and_then_given_up(started:
         try:
             task, other = Deadly().tasks("train", 2)
             deadly, quiet = await seat_in(worlds, task, PLACES[0]), await seat_in(worlds, other, PLACES[0])
-            with pytest.raises(
-                EnvironmentFailure, match=r"step\('open place3'\) ended 3 workers, the last of which held no other world: it"
-            ):
+            sentence = r"step\('open place3'\) ended 2 workers and was then tried alone: it was ended by SIGKILL"
+            with pytest.raises(EnvironmentFailure, match=sentence):
                 await deadly.take(Call("step", action=PLACES[2]))
             assert (await quiet.take(Call("step", action=PLACES[1]))).observation.text
             assert (await deadly.take(Call("reset", task))).observation.text

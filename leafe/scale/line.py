@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Protocol
 
-from leafe.errors import EngineError
+from leafe.errors import EngineError, UserError
 from leafe.scale.desk import Answer, Order, Service
 
 STARTS = 3  # workers in a row that may end before they answered anything
@@ -161,8 +161,11 @@ class Crew:
             await asyncio.wait(self._starting.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def alone(self) -> Line:
-        """A further worker, for whoever asks; it is not replaced, and is the caller's to close."""
-        return Line(await self._start(self._make))
+        """A further worker, which is not replaced and is the caller's to close. Raises `WorkerLost` where there is no room for it."""
+        try:
+            return Line(await self._start(self._make))
+        except UserError as error:
+            raise WorkerLost(f"there was no room for another worker: {error}") from None
 
     def _replace(self) -> None:
         for number, line in enumerate(self._lines):

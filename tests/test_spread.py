@@ -33,7 +33,7 @@ from leafe.records import Ask, Message, Observation, Sampling, StopReason, Task,
 from leafe.scale import worlds as worlds_module
 from leafe.scale.engine import SpreadEngine
 from leafe.scale.fakes import FakeWorkers
-from leafe.scale.line import Starter
+from leafe.scale.line import Line, Starter, WorkerLost
 from leafe.scale.process import ProcessLink, start_process
 from leafe.scale.worlds import SpreadWorlds, spread
 from leafe.settings import differing_fields
@@ -175,6 +175,33 @@ def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(monkeypatch: pyt
 
     back, rebuilt = played(lookup, go_on, timeout=0.01)
     assert back.observation.text == "Empty." and rebuilt == 2
+
+
+class Stuck:
+    """A link that takes nothing and says nothing."""
+
+    ended = False
+
+    async def hand_in(self, orders: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def collect(self) -> Any:
+        await asyncio.Event().wait()
+
+    async def end(self) -> None:
+        self.ended = True
+
+
+def test_a_worker_that_takes_nothing_can_be_given_up() -> None:
+    async def main() -> None:
+        link = Stuck()
+        line = Line(link)
+        with pytest.raises(WorkerLost, match=r"it did not answer in 0\.01 s"):
+            await line.ask("anything", limit=0.01)
+        await line.close()
+        assert link.ended
+
+    asyncio.run(main())
 
 
 def test_a_world_that_cannot_be_repeated_is_lost_with_its_worker_and_can_begin_anew() -> None:

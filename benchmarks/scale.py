@@ -77,16 +77,9 @@ class Plan:
         return partial(Errand, horizon=self.horizon, snapshots=self.snapshots)
 
 
-@dataclass(frozen=True)
-class Hosted(Means):
+def hosted(engine: Any, make: Callable[[], Errand], worlds: Hosting) -> Means:
     """Means whose worlds live where they are told to."""
-
-    worlds: Any = None
-
-    def hosting(self) -> Hosting:
-        """The worlds that were given."""
-        found: Hosting = self.worlds
-        return found
+    return Means(engine, make, host=lambda make, terms: worlds)
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ def simulated(plan: Plan, card: Card, replicas: int, pace: Pace, *, lengths: Len
         engine = SimulatedEngine(card, replicas, script, lengths, processor)
         worlds = SimulatedWorlds(plan.make, plan.worlds, pace, seed=plan.seed, processor=processor)
         trees = {}
-        async for job, tree in drive(plan.jobs(), Hosted(engine, plan.make, worlds=worlds), concurrency=plan.worlds):
+        async for job, tree in drive(plan.jobs(), hosted(engine, plan.make, worlds), concurrency=plan.worlds):
             trees[job.key] = tree
         seconds, most = loop.time(), min(pace.workers or plan.worlds, plan.worlds)
         levels = [replica.queue for replica in engine.replicas]
@@ -202,7 +195,10 @@ def simulate(options: argparse.Namespace) -> None:
             f"\n{gpus} GPUs are filled ({FULL:.0%} of the best) by {fill.get(gpus, ['more than the most tried'])[0]} worlds", end=""
         )
     gpus, worlds, (share, factor) = options.gpus[-1], options.worlds[-1], options.slow
-    print(f"\n\nWith {share:.1%} of the worlds {factor:g} times as slow, {gpus} GPUs, {worlds} worlds:\n\n{HEAD}", flush=True)
+    print()
+    if not share:
+        return
+    print(f"\nWith {share:.1%} of the worlds {factor:g} times as slow, {gpus} GPUs, {worlds} worlds:\n\n{HEAD}", flush=True)
     for slow in (pace, replace(pace, share=share, factor=factor)):
         print(row(gpus, worlds, play(gpus, worlds, slow)), flush=True)
 
@@ -228,7 +224,7 @@ def predicted(plan: Plan, step: float, latency: float, overhead: float) -> Predi
     async def work() -> Predicted:
         processor, trees = Processor(overhead), {}
         worlds = SimulatedWorlds(plan.make, plan.worlds, Pace(Spread(step)), seed=plan.seed, processor=processor)
-        means = Hosted(Late(latency, plan.worlds, processor), plan.make, worlds=worlds)
+        means = hosted(Late(latency, plan.worlds, processor), plan.make, worlds)
         async for job, tree in drive(plan.jobs(), means, concurrency=plan.worlds):
             trees[job.key] = tree
         return Predicted(asyncio.get_running_loop().time(), max(processor.alone.values()), mark(trees))
@@ -267,11 +263,11 @@ def measured(plan: Plan, step: float, latency: float, host: Callable[..., Hostin
     async def work() -> Measured:
         places = host(make, Terms(Placement.THREAD))
         warm, free = replace(plan, tasks=plan.worlds, turns=1), Processor(0.0)
-        async for _ in drive(warm.jobs(), Hosted(Late(0.0, plan.worlds, free), make, worlds=Kept(places)), concurrency=plan.worlds):
+        async for _ in drive(warm.jobs(), hosted(Late(0.0, plan.worlds, free), make, Kept(places)), concurrency=plan.worlds):
             pass
         engine, seats = Late(latency, plan.worlds, free), Kept(places)
         start, used, trees = time.perf_counter(), time.process_time(), {}
-        async for job, tree in drive(plan.jobs(), Hosted(engine, make, worlds=seats), concurrency=plan.worlds):
+        async for job, tree in drive(plan.jobs(), hosted(engine, make, seats), concurrency=plan.worlds):
             trees[job.key] = tree
         seconds, processor = time.perf_counter() - start, time.process_time() - used
         await places.close()
@@ -353,7 +349,7 @@ def main() -> None:
     add("--reply", type=Spread.read, default=Spread(150, 0.6), help="tokens of a reply")
     add("--observation", type=int, default=120, help="tokens of what a world answers")
     add("--cores", type=int, default=0, help="calls of worlds that are carried out at once; 0 any number")
-    add("--slow", type=slow, default=(0.01, 10.0), help="SHARE:FACTOR of slow worlds")
+    add("--slow", type=slow, default=(0.01, 10.0), help="SHARE:FACTOR of slow worlds; 0:1 leaves that table out")
     add("--overhead", type=float, default=0.0004, help="seconds of the driver's core that an effect takes")
     real = parser.add_argument_group("measured")
     add = real.add_argument

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -130,7 +131,14 @@ def test_a_machine_that_is_lost_costs_no_result(cluster: Any) -> None:
         hosts.append(spread(RayWorkers(cpus=1), 4, *how))
         return hosts[-1]
 
-    engine = disturbed(lambda: cluster.remove_node(cluster.second, allow_graceful=False), 60)
+    def lose() -> None:
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        for _ in range(600):  # until the cluster has noticed it, or the run could end before
+            if sum(node["Alive"] for node in ray.nodes()) == 2:
+                break
+            time.sleep(0.1)
+
+    engine = disturbed(lose, 40)
     assert driven(host=host, engine=engine) == driven()
     assert hosts[0].rebuilt > 0 and hosts[0].replaced > 0
 

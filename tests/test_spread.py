@@ -106,10 +106,27 @@ def test_a_forest_is_the_same_whenever_workers_end(
 ) -> None:
     fake = FakeWorkers(ends_at(*ends))
     # A call that lost two workers and its trial alone would be the world's fault, so the ends stand apart here.
-    if any(later - earlier < 40 for earlier, later in zip(sorted(ends), sorted(ends)[1:], strict=False)):
+    if any(later - earlier < 20 for earlier, later in zip(sorted(ends), sorted(ends)[1:], strict=False)):
         fake.ends = ends_at(*sorted(ends)[:1])
     found = driven(make, make().tasks("train", 6), actions, host=partial(spread, fake, workers))
     assert found == whole(make) and fake.open == []
+
+
+@pytest.mark.parametrize("make", [lookup, sokoban])
+@pytest.mark.parametrize("lost", [3, 5, 6])
+def test_a_machine_that_is_lost_with_all_its_workers_costs_no_result(make: Callable[[], Environment], lost: int) -> None:
+    fake, actions = FakeWorkers(room=6), PLACES if make is lookup else MOVES
+
+    def answer(ask: Ask) -> str:
+        if len(engine.asks) == 40:
+            for number, link in enumerate(fake.open[:lost]):  # one after another is noticed, as over a network
+                link.kill(0.02 * number)
+        return erratic(actions)(ask)
+
+    engine = ScriptedEngine(answer)
+    host = partial(spread, fake, 6)
+    assert driven(make, make().tasks("train", 6), actions, engine=engine, host=host) == whole(make)
+    assert fake.started > 6 and fake.open == []
 
 
 def test_calls_travel_in_heaps() -> None:
@@ -141,9 +158,11 @@ def kill_all(fake: FakeWorkers) -> None:
 def played(make: Callable[[], Environment], after: Callable[[Any, FakeWorkers, SpreadWorlds], Any], **terms: Any) -> Any:
     """What comes of a call in a world whose worker has ended after two steps."""
 
+    workers = terms.pop("workers", 1)
+
     async def main() -> Any:
         fake = FakeWorkers()
-        worlds = SpreadWorlds(fake, make, Terms(**terms), workers=1)
+        worlds = SpreadWorlds(fake, make, Terms(**terms), workers=workers)
         try:
             (task,) = make().tasks("train", 1)
             seat = await seat_in(worlds, task, PLACES[0], PLACES[1])
@@ -223,7 +242,9 @@ def test_a_world_that_shows_something_else_when_it_is_rebuilt_is_no_longer_belie
 
 def test_where_no_further_worker_has_room_a_call_that_ended_two_is_given_up_untried() -> None:
     async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> None:
-        fake.ends, fake.room = (lambda message: True), 1
+        before, fake.room = fake.messages, 1
+        # The way back is two messages, the call the third; from the second worker on there are two more, by which it says that it is there.
+        fake.ends = ends_at(before + 3, before + 8)
         with pytest.raises(EnvironmentFailure, match="ended 2 workers and was then tried alone: there was no room"):
             await seat.take(Call("step", action=PLACES[2]))
 
@@ -394,6 +415,29 @@ def answers(engine: SpreadEngine, count: int) -> list[Any]:
     return asyncio.run(main())
 
 
+@pytest.mark.parametrize("lost", [4, 6])
+def test_a_machine_that_is_lost_with_all_its_replicas_costs_no_result(lost: int) -> None:
+    fake, noticed = FakeWorkers(room=6), [0]
+
+    def lose(asked: Ask, completion: Any) -> None:
+        noticed[0] += 1
+        if noticed[0] == 40:
+            for number, link in enumerate(fake.open[:lost]):
+                link.kill(0.02 * number)
+
+    engine = SpreadEngine(fake, erratic_engine, replicas=6, concurrency=6)
+    assert driven(lookup, lookup().tasks("train", 6), PLACES, engine=engine, noticed=lose) == whole(lookup)
+    assert fake.started > 6 and fake.open == []
+
+
+def test_workers_that_had_nothing_to_do_are_no_worse_for_being_lost() -> None:
+    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> int:
+        await seat.take(Call("step", action=PLACES[2]))
+        return fake.started
+
+    assert played(lookup, go_on, workers=8) > 8
+
+
 def test_what_replicas_did_is_counted_once() -> None:
     engine = SpreadEngine(FakeWorkers(), erratic_engine, replicas=2, concurrency=6)
     completions = answers(engine, 20)
@@ -409,8 +453,11 @@ def test_an_engine_that_cannot_be_made_or_fails_says_so_in_its_own_words() -> No
 
 
 def test_a_request_that_loses_replica_after_replica_stops_the_stage() -> None:
-    (error,) = answers(SpreadEngine(FakeWorkers(lambda message: True), erratic_engine, replicas=2, concurrency=6), 1)
+    # The first ends with the request, the others say that they are there and end with it: messages 1; 2, 3, 4; 5, 6, 7.
+    (error,) = answers(SpreadEngine(FakeWorkers(ends_at(1, 4, 7)), erratic_engine, replicas=1, concurrency=6), 1)
     assert isinstance(error, EngineError) and "lost 3 replicas" in str(error)
+    (error,) = answers(SpreadEngine(FakeWorkers(lambda message: True), erratic_engine, replicas=1, concurrency=6), 1)
+    assert isinstance(error, EngineError) and "3 workers in a row ended before they answered" in str(error)
 
 
 def test_whoever_stops_waiting_has_the_request_cancelled() -> None:

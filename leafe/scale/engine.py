@@ -14,7 +14,7 @@ from functools import partial
 from leafe.engines.base import Engine, EngineStats
 from leafe.errors import EngineError
 from leafe.records import Ask, Completion
-from leafe.scale.line import Crew, Starter, WorkerLost
+from leafe.scale.line import Crew, Line, Starter, WorkerLost
 
 TRIES = 3  # replicas that a request may lose
 
@@ -26,8 +26,10 @@ class EngineService:
         self._engine = make()
         self._told = EngineStats()
 
-    async def serve(self, request: Ask) -> tuple[Completion, EngineStats]:
-        """A completion, and what was counted since the last one."""
+    async def serve(self, request: Ask | None) -> tuple[Completion, EngineStats] | None:
+        """A completion, and what was counted since the last one. None asks whether anybody is there."""
+        if request is None:
+            return None
         completion = await self._engine.generate(request)
         now = EngineStats(*astuple(self._engine.stats))
         since = EngineStats(*(new - old for new, old in zip(astuple(now), astuple(self._told), strict=True)))
@@ -58,13 +60,16 @@ class SpreadEngine:
         if self._crew is None:
             self._crew = Crew(self._start, partial(EngineService, self._make), self._size)
         root = next((message.content for message in ask.messages if message.role == "user"), "")
-        why = ""
-        for _ in range(TRIES):
+        lost, why = 0, ""
+        while lost < TRIES:
             line = await self._crew.line(self._home(root))
+            # Of the replicas on a machine that is gone some are not known to be: one that has not answered was not lost by this request.
+            if lost and not await _answers(line):
+                continue
             try:
                 completion, since = await line.ask(ask)
-            except WorkerLost as lost:
-                why = str(lost)
+            except WorkerLost as how:
+                lost, why = lost + 1, str(how)
                 continue
             self._count(since)
             found: Completion = completion
@@ -87,3 +92,11 @@ class SpreadEngine:
         """Ends the workers; requests in flight are cancelled."""
         if self._crew is not None:
             await self._crew.close()
+
+
+async def _answers(line: Line) -> bool:
+    try:
+        await line.ask(None)
+    except WorkerLost:
+        return False
+    return True

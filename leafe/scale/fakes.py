@@ -47,7 +47,7 @@ class FakeLink:
 
     def __init__(self, workers: FakeWorkers, make: Callable[[], Service]) -> None:
         self._workers, self._desk = workers, Desk(make)
-        self._over = asyncio.Event()
+        self._dead, self._over = False, asyncio.Event()
 
     async def hand_in(self, orders: list[Order]) -> None:
         """Sends orders, which nobody gets once the worker has ended; the sender is not told, as over a network."""
@@ -61,6 +61,8 @@ class FakeLink:
         collecting, ending = asyncio.ensure_future(self._desk.collect()), asyncio.ensure_future(self._over.wait())
         try:
             await asyncio.wait((collecting, ending), return_when=asyncio.FIRST_COMPLETED)
+            if self._dead:
+                await ending
             if self._over.is_set() or self._ended():
                 raise WorkerLost("the script says so")
             found: list[Answer] = _sent(collecting.result())
@@ -77,15 +79,17 @@ class FakeLink:
         if self in self._workers.open:
             self._workers.open.remove(self)
 
-    def kill(self) -> None:
-        """Ends the worker as a crash would."""
-        self._over.set()
+    def kill(self, noticed: float = 0.0) -> None:
+        """Ends the worker as a crash would, or the loss of its machine, which is `noticed` so many seconds later."""
+        self._dead = True
+        asyncio.get_running_loop().call_later(noticed, self._over.set)
 
     def _ended(self) -> bool:
         self._workers.messages += 1
         if self._workers.ends(self._workers.messages):
+            self._dead = True
             self._over.set()
-        return self._over.is_set()
+        return self._dead
 
 
 def _sent(message: Any) -> Any:

@@ -7,6 +7,7 @@ that it had with `WorkerLost`, and whoever asked decides what becomes of it.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
@@ -16,7 +17,7 @@ from leafe.errors import EngineError, UserError
 from leafe.scale.desk import Answer, Order, Service
 
 GRACE = 5.0  # seconds in which what was told last has to be sent
-STARTS = 3  # workers in a row that may end before they answered anything
+STARTS = 3  # workers in a row that may end in one place before they answered anything
 
 
 class WorkerLost(Exception):
@@ -35,7 +36,7 @@ class Link(Protocol):
         ...
 
     async def end(self) -> None:
-        """Ends the worker, closed as far as it can be."""
+        """Ends the worker, closed as far as it can be. May be called again, as when the first call was cancelled."""
         ...
 
 
@@ -140,7 +141,7 @@ class Crew:
         self._lines: list[Line | None] = [None] * size
         self._starting: dict[int, asyncio.Task[None]] = {}
         self._failed: list[BaseException] = []
-        self._vain = 0
+        self._vain: Counter[int] = Counter()  # by place, for a machine may be lost with many that had nothing to do yet
         self._first = True
         self.replaced = 0
 
@@ -175,11 +176,9 @@ class Crew:
             if number in self._starting or (line is not None and not line.lost):
                 continue
             if line is not None:
-                self._vain = 0 if line.answered else self._vain + 1
-                if self._vain >= STARTS:
-                    raise EngineError(
-                        f"{self._vain} workers in a row ended before they answered anything, the last one so: {line.lost}"
-                    )
+                vain = self._vain[number] = 0 if line.answered else self._vain[number] + 1
+                if vain >= STARTS:
+                    raise EngineError(f"{vain} workers in a row ended before they answered anything, the last one so: {line.lost}")
                 self.replaced += 1
             elif self._failed:
                 continue  # what could not be started once is not tried again
@@ -188,9 +187,9 @@ class Crew:
     async def _begin(self, number: int, before: Line | None) -> None:
         try:
             if before is not None:
-                self._lines[number] = None
                 with suppress(Exception):  # how a lost worker ends is of no interest any more
                     await before.close()
+                self._lines[number] = None
             self._lines[number] = Line(await self._start(self._make))
         except WorkerLost as why:
             self._failed.append(EngineError(f"a worker ended before it was there: {why}"))

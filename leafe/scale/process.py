@@ -65,7 +65,7 @@ class ProcessLink:
     def __init__(
         self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: IO[bytes]
     ) -> None:
-        self.pid = process.pid
+        self.pid, self._ended = process.pid, False
         self._process, self._reader, self._writer, self._said = process, reader, writer, said
 
     async def send(self, message: bytes) -> None:
@@ -90,6 +90,8 @@ class ProcessLink:
 
     async def end(self) -> None:
         """Ends the process, kindly at first, and all that it started."""
+        if self._ended:
+            return
         with suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
@@ -98,6 +100,7 @@ class ProcessLink:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
+        self._ended = True
         self._writer.close()
         self._said.close()
 

@@ -143,10 +143,15 @@ class _SpreadSeat:
     async def _taken(self, call: Call) -> Answer:
         if self._line is not None and (self._line.lost or (call.begins and self._own)):
             await self._let_go()
-        for _ in range(SHARED):
+        lost = 0
+        while lost < SHARED:
+            # Of the workers of a machine that is gone some are not known to be: only one that has answered can be lost through this call.
+            if self._line is None and lost and not await self._answers():
+                continue
             try:
                 return await self._try(call, alone=False)
             except WorkerLost:
+                lost += 1
                 await self._let_go()
         async with self._worlds.suspects:
             try:
@@ -158,13 +163,28 @@ class _SpreadSeat:
 
     async def _try(self, call: Call, *, alone: bool) -> Answer:
         if self._line is None:
-            self._line = await (self._worlds.alone() if alone else self._worlds.line())
-            self._own, self._number, self._seated = alone, self._worlds.number(), False
-            self._line.held += 1
-            if self._place is not None and not call.begins:
-                self._worlds.rebuilt += 1
-                await self._ask(self._place.way())
+            await self._settle(alone=alone)
+        assert self._line is not None
+        if self._place is not None and not call.begins and not self._seated:
+            self._worlds.rebuilt += 1
+            await self._ask(self._place.way())
         return await self._ask(call)
+
+    async def _settle(self, *, alone: bool) -> None:
+        self._line = await (self._worlds.alone() if alone else self._worlds.line())
+        self._own, self._number, self._seated = alone, self._worlds.number(), False
+        self._line.held += 1
+
+    async def _answers(self) -> bool:
+        """Whether a worker was found that is there."""
+        await self._settle(alone=False)
+        assert self._line is not None
+        try:
+            await self._line.ask((self._number, None), limit=SILENCE)  # nothing is asked of a seat that is not taken yet
+        except WorkerLost:
+            await self._let_go()
+            return False
+        return True
 
     async def _ask(self, call: Call) -> Answer:
         assert self._line is not None

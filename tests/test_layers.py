@@ -35,6 +35,7 @@ FLOORS = {
     "engines": 2,
     "prompts": 2,
     "forest": 3,
+    "worlds": 3,
     "distillation": 4,
     "training": 5,
     "evaluation": 5,
@@ -53,7 +54,7 @@ FLOORS = {
 }
 
 # Folders on these floors do not know of each other, so that each can be replaced alone.
-APART = {2, 5, 7}
+APART = {2, 3, 5, 7}
 
 # The only modules that may import torch: everything else works where it is not installed.
 TORCH = (

@@ -89,7 +89,7 @@ def tree_attention(model: Any, kind: Literal["tree", "flex", "dense"] = "tree") 
     with ExitStack() as stack:
         stack.callback(inner.set_attn_implementation, before)
         if kind == "flex":
-            stack.enter_context(torch._dynamo.config.patch(recompile_limit=LENGTHS, accumulated_recompile_limit=8 * LENGTHS))
+            stack.enter_context(torch._dynamo.config.patch(**COMPILED))
         yield
 
 

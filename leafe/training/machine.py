@@ -103,7 +103,8 @@ def memory_found(device: str) -> int | None:
         return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return min(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
-    return int(torch.cuda.mem_get_info(device)[0])
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by this process, for what comes next
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def plan_for(settings: TrainSettings, sizes: Sizes, memory: int | None, *, bfloat16: bool = True) -> Plan:

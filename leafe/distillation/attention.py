@@ -26,9 +26,11 @@ from leafe.errors import UserError
 
 TREE = "leafe_tree"
 FLEX = "leafe_flex"
-LENGTHS = (
-    64  # code compiled for that many lengths and precisions; beyond, FlexAttention would quietly hold whole matrices of scores
-)
+COMPILED = {
+    "automatic_dynamic_shapes": False,  # rows have few lengths, and code for one length is faster
+    "recompile_limit": 64,  # so many lengths and precisions; beyond, FlexAttention would quietly hold whole matrices of scores
+    "accumulated_recompile_limit": 512,
+}
 BLOCK = 256  # queries at a time: larger blocks see more of their neighbours' branches, smaller ones start more kernels
 
 

@@ -7,16 +7,24 @@ where even that is too little, passes are halved while training (`leafe.training
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import inf
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from leafe.distillation.attention import compiled_layers, tree_attention
+from leafe.distillation.trial import Kind, Packing
 from leafe.engines.twin import text_config
 from leafe.errors import UserError
 from leafe.settings import TrainSettings
-from leafe.training.precision import PIECE
+from leafe.training.checkpoint import device_of
+from leafe.training.precision import PIECE, split_model
+from leafe.training.weights import untie
 
 Precision = Literal["float32", "mixed", "bfloat16"]
 ON_A_PROCESSOR = 8192  # tokens of a pass
@@ -24,6 +32,7 @@ MOST = 32_768  # more are no faster
 FEWEST = 256
 ROUND = 1024
 FREE = 0.85  # of the memory found; the rest is for what is compiled, for fragments and for what is not counted
+DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
 LARGE = 1_000_000_000  # weights from which on activations are computed twice
 LIBRARIES = {  # what an optimiser needs, and the bytes that its state takes of a GPU for each weight
     "auto": ("", 8),
@@ -155,3 +164,46 @@ def token_bytes(sizes: Sizes, precision: Precision, *, checkpointing: bool) -> i
     layer = number * (18 * sizes.hidden + 4 * sizes.inner)
     kept = sizes.layers * (number * sizes.hidden if checkpointing else layer)
     return kept + 2 * layer + 16 * sizes.vocabulary
+
+
+def placed(model: Any, settings: TrainSettings) -> tuple[Plan, dict[Tensor, Tensor]]:
+    """Moves a float32 model to where it is tried and trained, in the precision of its plan.
+
+    Returns the lower halves of its weights, none unless they are in bfloat16.
+    """
+    device, lora = device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))), settings.lora
+    memory = memory_found(device)
+    able = memory is None or torch.cuda.is_bf16_supported(including_emulation=False)
+    plan = plan_for(settings, sizes_of(model, lora=lora is not None), memory, bfloat16=able)
+    if plan.precision != "bfloat16":
+        model.to(device)
+        return plan, {}
+    if lora is not None:
+        untie(model, lora.targets)  # a weight that came later would have no lower half
+    return plan, split_model(model, device, frozen=lora is not None)
+
+
+def pass_tokens(plan: Plan, packing: Packing) -> int:
+    """How many tokens a pass may hold, by its plan and by the trial."""
+    return int(min(plan.micro_tokens // (DENSE_SHARE if packing.kind == "dense" else 1), packing.cap.tokens or inf))
+
+
+@contextmanager
+def attending(model: Any, settings: TrainSettings, plan: Plan, kind: Kind) -> Iterator[None]:
+    """While the context is open `model` attends to packed trees, compiled and in mixed precision where that was asked for.
+
+    Raises `UserError` where layers are to be compiled and the model does not go with FlexAttention.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(tree_attention(model, kind))
+        if settings.compile == "layers":
+            if kind != "flex":
+                raise UserError(
+                    f"train.compile=layers goes with FlexAttention, and this model is trained with train.attention={kind};"
+                    " set train.compile=none"
+                )
+            stack.enter_context(compiled_layers(model))
+        if plan.precision == "mixed":
+            model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.forward)
+            stack.callback(delattr, model, "forward")
+        yield

@@ -116,3 +116,9 @@ class SplitOptimizer(torch.optim.Optimizer):
                 for half, found in zip((high, low), split(whole), strict=True):
                     half.copy_(found)
         stand_in.data = stand_in.data.new_empty(0)
+
+
+def in_float32(optimizer: torch.optim.Optimizer, low: Low) -> torch.optim.Optimizer:
+    """The optimiser itself, or one that steps it in float32 where it was made for weights that are split."""
+    split = any(weight in low for group in optimizer.param_groups for weight in group["params"])
+    return SplitOptimizer(optimizer, low) if split and not isinstance(optimizer, SplitOptimizer) else optimizer

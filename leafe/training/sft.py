@@ -10,12 +10,11 @@ small as 1e-6 are lost in bfloat16, and no precision that they are trained in lo
 from __future__ import annotations
 
 import gc
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +24,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from leafe.distillation.attention import compiled_layers, tree_attention
 from leafe.distillation.pack import PackedRow, term_losses
 from leafe.distillation.passes import ready, sent
 from leafe.distillation.rows import Bundle, pack_examples, shares
@@ -36,13 +34,10 @@ from leafe.errors import UserError
 from leafe.jsonl import told_if_unwritable
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
-from leafe.training.checkpoint import device_of
 from leafe.training.launch import Told, by_hand, in_processes, launched
-from leafe.training.machine import FEWEST, NO_ROOM, Plan, check_machine, memory_found, plan_for, sizes_of
-from leafe.training.precision import SplitOptimizer, join_model, split_model
-from leafe.training.weights import save, untie, with_adapter
-
-DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
+from leafe.training.machine import FEWEST, NO_ROOM, Plan, attending, check_machine, pass_tokens, placed
+from leafe.training.precision import in_float32, join_model
+from leafe.training.weights import save, with_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +123,9 @@ class _PackedTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser of the settings, in float32 on weights that are split."""
-        made: torch.optim.Optimizer = super().create_optimizer(model)
-        if any(weight in self._work.low for group in made.param_groups for weight in group["params"]):
-            self.optimizer: Any = SplitOptimizer(made, self._work.low)
-        return made if self.optimizer is None else self.optimizer
+        self.optimizer: Any = in_float32(super().create_optimizer(model), self._work.low)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The loss of a step, whose gradients are left with the weights; taken anew in smaller passes where memory runs out."""
@@ -249,7 +243,7 @@ def _trained(job: _Job, told: Told) -> TrainReport:
     settings, seed = job.settings, job.seed % 2**32
     model, tokenizer = load_checkpoint(job.checkpoint, dtype=torch.float32)
     use_cache = getattr(model.config, "use_cache", None)  # which the trainer turns off
-    plan, low = _placed(model, settings)
+    plan, low = placed(model, settings)
     work = _work(job, ChatTokenizer(tokenizer), plan, choose_packing(model, settings.attention))
     work.low = low
     set_seed(seed)  # an adapter starts from random weights
@@ -259,7 +253,7 @@ def _trained(job: _Job, told: Told) -> TrainReport:
         arguments = _arguments(work.bundles, settings, plan, out=job.out or Path(nowhere), seed=seed)
         trainer = _PackedTrainer(work, model=model, args=arguments, callbacks=[_Progress(told)])
         trainer.remove_callback(PrinterCallback)
-        with _attending(model, settings, plan, work.packing):
+        with attending(model, settings, plan, work.packing.kind):
             result = trainer.train()
     if trainer.is_world_process_zero() and job.out is not None:
         with told_if_unwritable(job.out):
@@ -273,47 +267,13 @@ def _trained(job: _Job, told: Told) -> TrainReport:
     return _report(job, work, plan, steps=steps, loss=float(result.training_loss), by_kind=by_kind)
 
 
-def _placed(model: Any, settings: TrainSettings) -> tuple[Plan, dict[Tensor, Tensor]]:
-    """Moves a model to where it is tried and trained, in the precision of that; returns the lower halves of its weights, if it has some."""
-    device, lora = device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))), settings.lora
-    memory = memory_found(device)
-    able = memory is None or torch.cuda.is_bf16_supported(including_emulation=False)
-    plan = plan_for(settings, sizes_of(model, lora=lora is not None), memory, bfloat16=able)
-    if plan.precision != "bfloat16":
-        model.to(device)
-        return plan, {}
-    if lora is not None:
-        untie(model, lora.targets)  # a weight that came later would have no lower half
-    return plan, split_model(model, device, frozen=lora is not None)
-
-
 def _work(job: _Job, tokenizer: ChatTokenizer, plan: Plan, packing: Packing) -> _Work:
-    most = plan.micro_tokens // (DENSE_SHARE if packing.kind == "dense" else 1)
-
     def cut(tokens: int) -> list[Bundle]:
         return pack_examples(job.examples, tokenizer, row_tokens=tokens, most=job.settings.batch_size)
 
-    work = _Work(cut, int(min(most, packing.cap.tokens or inf)), packing)
+    work = _Work(cut, pass_tokens(plan, packing), packing)
     _check_lengths(work.bundles, packing)
     return work
-
-
-@contextmanager
-def _attending(model: Any, settings: TrainSettings, plan: Plan, packing: Packing) -> Iterator[None]:
-    """While the context is open `model` attends to packed trees, compiled and in mixed precision where that was asked for."""
-    with ExitStack() as stack:
-        stack.enter_context(tree_attention(model, packing.kind))
-        if settings.compile == "layers":
-            if packing.kind != "flex":
-                raise UserError(
-                    f"train.compile=layers goes with FlexAttention, and this model is trained with train.attention={packing.kind};"
-                    " set train.compile=none"
-                )
-            stack.enter_context(compiled_layers(model))
-        if plan.precision == "mixed":
-            model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.forward)
-            stack.callback(delattr, model, "forward")
-        yield
 
 
 def _report(job: _Job, work: _Work, plan: Plan, *, steps: int, loss: float, by_kind: Mapping[str, float]) -> TrainReport:

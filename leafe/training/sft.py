@@ -62,6 +62,12 @@ class TrainReport:
     micro_tokens: int = 0
     halved: int = 0
 
+    @property
+    def machine(self) -> dict[str, str | int]:
+        """What the machine had a say in, where it is not as on every processor."""
+        cut = {"micro_tokens": self.micro_tokens, "halved": self.halved} if self.halved else {}
+        return ({} if self.dtype == "float32" else {"dtype": self.dtype}) | cut
+
 
 @dataclass(frozen=True)
 class _Job:

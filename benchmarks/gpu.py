@@ -108,13 +108,10 @@ def guarded(results: Results, name: str) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def engine(results: Results, device: str, deadline: float) -> None:
+def engine(results: Results, deadline: float) -> None:
     """The engine's own measurements, where they are there."""
     if importlib.util.find_spec("gpu_engine") is None:
         results.say("engine", skipped="there is no benchmarks/gpu_engine.py")
-        return
-    if device != "cuda":
-        results.say("engine", skipped="wants a GPU")
         return
     found = importlib.import_module("gpu_engine").measure(deadline)
     for name, figures in found.items():
@@ -145,7 +142,7 @@ def main() -> None:
         until = deadline if options.only and len(options.only) == 1 else now + SHARES[part] * (deadline - now)
         with guarded(results, part):
             if part == "engine":
-                engine(results, device, until)
+                engine(results, until)
                 continue
             training = importlib.import_module("gpu_training")
             if part == "correct":

@@ -32,8 +32,12 @@ def test_lengths_are_few_and_little_is_wasted(tokens: int) -> None:
     length = padded_length(tokens)
     assert length >= tokens and length % 128 == 0
     assert padded_length(length) == length
-    assert length <= 2 * tokens or length == 128
-    assert length - tokens < 1024
+    assert length < 2 * tokens or length == 128
+    assert tokens <= 4096 or length - tokens < 1024
+
+
+def test_no_more_than_35_lengths_are_compiled_up_to_32_thousand_tokens() -> None:
+    assert len({padded_length(tokens) for tokens in range(1, 32_769)}) <= 35
 
 
 def gradients(model: Any, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:

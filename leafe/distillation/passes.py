@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from leafe.distillation.attention import Block
 from leafe.distillation.pack import PackedBatch, PackedRow, collate
 
-STEP = 1024  # lengths above it are multiples of it, below it doubles of the shortest
-SHORTEST = 128
+SHORTEST = 128  # lengths are doubles of it up to a point
+DOUBLED = 4096
+STEP = 1024  # and multiples of this beyond
 
 
 def padded_length(tokens: int) -> int:
@@ -23,7 +24,7 @@ def padded_length(tokens: int) -> int:
     >>> [padded_length(tokens) for tokens in (1, 129, 1000, 1025, 16_600)]
     [128, 256, 1024, 2048, 17408]
     """
-    if tokens > STEP:
+    if tokens > DOUBLED:
         return -(-tokens // STEP) * STEP
     length = SHORTEST
     while length < tokens:

@@ -40,11 +40,11 @@ class Results:
         self._file = (out / "gpu.jsonl").open("a", encoding="utf-8")
         self._start = time.monotonic()
 
-    def say(self, name: str, **figures: Any) -> None:
+    def say(self, name: str, /, **figures: Any) -> None:
         """Tells the figures of one measurement."""
         at = round(time.monotonic() - self._start, 1)
         print(f"[{at:6.1f} s] {name}: " + ", ".join(f"{key} {shown(value)}" for key, value in figures.items()), flush=True)
-        self._file.write(json.dumps({"at": at, "name": name, **figures}, default=str) + "\n")
+        self._file.write(json.dumps({**figures, "at": at, "name": name}, default=str) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 

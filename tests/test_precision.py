@@ -135,6 +135,25 @@ def test_a_schedule_reaches_the_optimiser_behind_split_weights() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+def test_a_training_on_split_weights_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    whole, first, second = (model_of(torch.float32) for _ in range(3))
+    optimizers = []
+    for model in (whole, first, second):
+        low = split_model(model, "cpu")
+        optimizers.append(SplitOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-6), low))
+    for _ in range(2):
+        learned(whole, optimizers[0], steps=3)
+    learned(first, optimizers[1], steps=3)
+    torch.save((first.state_dict(), optimizers[1].state_dict()), tmp_path / "state")
+    weights, state = torch.load(tmp_path / "state")
+    second.load_state_dict(weights)
+    optimizers[2].load_state_dict(state)
+    learned(second, optimizers[2], steps=3)
+    ended = [torch.cat([low.flatten() for low in one.state_dict()["low"]]) for one in optimizers]
+    assert torch.equal(ended[0], ended[2]) and not torch.equal(ended[0], ended[1])
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), second.parameters(), strict=True))
+
+
 def test_a_frozen_model_keeps_lower_halves_only_of_weights_that_have_some() -> None:
     exact, rest = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
     exact.to(torch.bfloat16).float()

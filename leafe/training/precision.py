@@ -67,7 +67,7 @@ class SplitOptimizer(torch.optim.Optimizer):
     """Lets another optimiser take its steps in float32 on the weights of a split model, some at a time.
 
     `inner` was made for the model's weights and has taken no step yet. It sees stand-ins, which hold a weight in float32 while it is
-    stepped and nothing in between. Its state is its own: `state_dict` has none of it.
+    stepped and nothing in between. `state_dict` has its state and the lower halves.
     """
 
     def __init__(self, inner: torch.optim.Optimizer, low: Low) -> None:
@@ -95,6 +95,22 @@ class SplitOptimizer(torch.optim.Optimizer):
             self._inner.step()
             for weight in weights:
                 self._put_back(weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With what belongs to weights in bfloat16 to go on where a training was left."""
+        return {**super().state_dict(), "inner": self._inner.state_dict(), "low": self._halves()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        given = dict(state_dict)
+        self._inner.load_state_dict(given.pop("inner"))
+        for low, kept in zip(self._halves(), given.pop("low"), strict=True):
+            low.copy_(kept)
+        super().load_state_dict(given)
+
+    def _halves(self) -> list[Tensor]:
+        return [self._low[weight] for group in self.param_groups for weight in group["params"] if weight in self._low]
 
     def _some(self) -> Iterator[Sequence[Tensor]]:
         """Weights with gradients, so many together that the stand-ins stay small beside the model."""

@@ -69,6 +69,7 @@ TORCH = (
     "leafe.nano",
     "leafe.distillation.attention",
     "leafe.distillation.pack",
+    "leafe.distillation.passes",
     "leafe.distillation.trial",
 )
 

@@ -40,7 +40,7 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
     processes = settings.processes or processes_of(settings.device, folder, threads_of(settings))
     loads = [
         partial(
-            TransformersEngine.load,
+            TransformersEngine.from_folder,
             folder,
             device=device_of(settings.device, number),
             dtype=dtype_of(settings.dtype),

@@ -21,7 +21,7 @@ SPLIT = 256  # keys of one program, or more where there would be too many progra
 MOST_SPLITS = 32
 LEAST_BLOCK = 16  # the narrowest product of matrices
 ENDLESS = 1 << 30  # a window that hides nothing
-tl: Any = None  # triton.language, once it is wanted
+tl: Any = None  # triton.language, once it is wanted; kernels may name no other global
 failures: list[str] = []  # why the kernels are not used any more
 
 
@@ -80,10 +80,13 @@ def _kernels() -> tuple[Any, Any]:
     return jit(_part), jit(_join)
 
 
+# fmt: off
 def _part(
-    queries: Any, data: Any, tables: Any, positions: Any, parts: Any, peaks: Any, totals: Any, window: Any, scale: Any, depth: Any,
-    each: Any, shared: Any, GROUP: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
-) -> Any:  # fmt: skip
+    queries: tl.tensor, data: tl.tensor, tables: tl.tensor, positions: tl.tensor, parts: tl.tensor, peaks: tl.tensor,
+    totals: tl.tensor, window: tl.tensor, scale: tl.tensor, depth: tl.tensor, each: tl.tensor, shared: tl.tensor,
+    GROUP: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
+) -> None:
+    # fmt: on
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     own = tl.load(positions + row)
     lowest = tl.maximum(own - window + 1, 0)
@@ -116,8 +119,8 @@ def _part(
 
 
 def _join(
-    parts: Any, peaks: Any, totals: Any, result: Any, splits: Any, WIDTH: tl.constexpr, SPLITS: tl.constexpr
-) -> Any:  # fmt: skip
+    parts: tl.tensor, peaks: tl.tensor, totals: tl.tensor, result: tl.tensor, splits: tl.tensor, WIDTH: tl.constexpr, SPLITS: tl.constexpr
+) -> None:  # fmt: skip
     row, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     lanes, dims = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
     there = lanes < splits

@@ -152,7 +152,11 @@ class Batch:
             keys, values = self.cache.read(layer, tile, width)
             count = tile.rows * tile.queries
             shaped = queries[tile.start : tile.start + count].view(tile.rows, tile.queries, heads, width).transpose(1, 2)
-            part = scores.attend(shaped, keys, values, tile.mask(options.get("sliding_window"), query.dtype), **options)
+            mask = tile.mask(options.get("sliding_window"), query.dtype)
+            if query.is_cuda and keys.shape[1] < heads and not any(options.get(name) is not None for name in scores.KNOWN):
+                part = _grouped(shaped, keys, values, mask, **options)
+            else:
+                part = scores.attend(shaped, keys, values, mask, **options)
             parts.append(part.transpose(1, 2).reshape(count, -1))
         output = torch.cat(parts).index_select(0, self.back)
         return output.view(1, tokens, heads, -1)
@@ -241,6 +245,15 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
         raise EngineError(f"its attention needs {unknown[0]}")
     # A mask may follow, or be named, and is not needed.
     return batch.attend(module.layer_idx, states[:3], options), None
+
+
+def _grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+    """As `scores.attend`; queries that share a head of keys become rows of one, as the fused kernels of a GPU want it beside a mask."""
+    rows, heads, queries, width = query.shape
+    group = heads // key.shape[1]
+    together = query.reshape(rows, key.shape[1], group * queries, width)
+    output = scores.attend(together, key, value, mask.repeat(1, 1, group, 1), **options)
+    return output.reshape(rows, heads, queries, -1)
 
 
 def forward(model: Any, batch: Layout) -> torch.Tensor:

@@ -182,6 +182,7 @@ class Steps:
         self._drawn = torch.zeros(seats + 1, dtype=torch.long, device=self._device)
         self._kept: OrderedDict[Shape, _Kept] = OrderedDict()
         self._pool: Any = None
+        self._stream: Any = None
 
     def forget(self) -> None:
         """Lets go of all steps and graphs."""
@@ -222,14 +223,23 @@ class Steps:
         return found
 
     def _capture(self, kept: _Kept) -> None:
+        torch.cuda.synchronize(self._device)
+        before = torch.cuda.memory_reserved(self._device)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_reserved(self._device)
+        self._stream = self._stream or torch.cuda.Stream(self._device)
+        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                kept.found = kept.step.compute(self._model)
+            # Not by `torch.cuda.graph`, which empties the allocator's cache each time.
+            with torch.cuda.stream(self._stream):
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    kept.found = kept.step.compute(self._model)
+                finally:
+                    graph.capture_end()
         except Exception as error:  # a forward pass that looks at numbers on the device, as routing by counts does
             self.obstacle = (str(error).strip() or type(error).__name__).split("\n")[0]
             return
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
         kept.graph = graph
         self.captured += 1
         self.graph_bytes += max(0, torch.cuda.memory_reserved(self._device) - before)

@@ -34,7 +34,10 @@ def weights_for(model: Any, tokenizer: Any, folder: str | Path) -> tuple[Mapping
         if weight.shape != own[name].shape:
             found, wanted = list(weight.shape), list(own[name].shape)
             raise UserError(f"the checkpoint in {str(folder)!r} has {name} of shape {found}, wanted {wanted}; {ANOTHER}")
-    if fresh_tokenizer.get_vocab() != tokenizer.get_vocab() or fresh_tokenizer.chat_template != tokenizer.chat_template:
+    ids, fresh_ids = (
+        one.get_vocab().items() for one in (tokenizer, fresh_tokenizer)
+    )  # a loaded one may have gained a special token
+    if not (ids <= fresh_ids or fresh_ids <= ids) or fresh_tokenizer.chat_template != tokenizer.chat_template:
         raise UserError(
             f"the checkpoint in {str(folder)!r} has another tokenizer or chat template than the engine's model; {ANOTHER}"
         )

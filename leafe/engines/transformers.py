@@ -161,6 +161,8 @@ class TransformersEngine:
         if self._closed:
             raise EngineError("the engine is closed")
         weights, ends = await asyncio.to_thread(weights_for, self._model, self.tokens.tokenizer, folder)
+        if self._closed:
+            raise EngineError("the engine was closed while the new weights were read")
         loop = asyncio.get_running_loop()
         exchange = _Exchange(weights, self.tokens.stop_ids | ends, loop.create_future(), loop)
         self._arrive(exchange, loop)

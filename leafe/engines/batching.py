@@ -111,6 +111,10 @@ class Batcher(Generic[AnyRequest]):
         self._unreserved = self._tree.blocks - 1
         return left
 
+    def close(self) -> None:
+        """Lets go of the cache's memory; nothing can be computed any more."""
+        self._cache.layers.clear()
+
     def step(self) -> list[AnyRequest]:
         """One forward pass; returns the requests that it finished."""
         pieces = self._pieces(self._turn())

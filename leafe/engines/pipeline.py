@@ -54,6 +54,11 @@ class PipelinedBatcher(Batcher[AnyRequest]):
         self._seats = list(range(len(self._tables) - 1))
         return super().clear()
 
+    def close(self) -> None:
+        """Lets go of the cache, the steps and their graphs."""
+        super().close()
+        self.steps.forget()
+
     def step(self) -> list[AnyRequest]:
         """Starts a pass; returns the requests that the one before it finished."""
         room = self._turn()
@@ -66,9 +71,8 @@ class PipelinedBatcher(Batcher[AnyRequest]):
         """Computes the prompts that are too long for a step. Returns who was scored, and how many prompt tokens are left for the step."""
         pieces = [(request, piece) for request, piece in self._pieces(room) if not request.sampling]
         counts = {request: len(piece.ids) for request, piece in pieces if not request.scored}
-        rows = sum(counts.values()) + sum(request.sampling for request in self.active)
         depth = max(((piece.start + len(piece.ids)) // BLOCK + 1 for _, piece in pieces), default=1)
-        if not pieces or (len(counts) == len(pieces) and rows <= self.steps.most_rows(depth)):
+        if not pieces or (len(counts) == len(pieces) and sum(counts.values()) <= self.steps.most_rows(depth)):
             return [], counts
         ahead, left = [], {}
         for request, piece in pieces:

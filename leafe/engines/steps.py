@@ -25,8 +25,9 @@ from leafe.engines.slots import BlockCache, Piece, forward, sent
 LEAST = 8  # rows and draws of the smallest shape
 LEAST_DEPTH = 4
 MOST_SHAPES = 48  # whose steps, and on a GPU their graphs, are kept
-MOST_ROWS = 512  # of a pass with tokens of prompts among them; longer prompts are computed in passes of their own
-GATHERED = 256 << 20  # bytes of keys and values that a layer may gather for the tokens of prompts
+# What a step takes of prompts: rows, tokens that these may attend to, bytes of keys and values that a layer may gather for them. Longer
+# prompts are computed ahead of it.
+MOST_ROWS, MOST_READ, MOST_GATHERED = 512, 1 << 21, 256 << 20
 
 
 def rung(count: int, least: int) -> int:
@@ -185,15 +186,17 @@ class Steps:
         self._stream: Any = None
 
     def forget(self) -> None:
-        """Lets go of all steps and graphs."""
+        """Lets go of all steps, graphs and their memory."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # a graph may be running
         self._kept.clear()
+        self.graph_bytes = 0
 
     def most_rows(self, depth: int) -> int:
-        """How many rows a pass with tokens of prompts may have that attend to so many blocks."""
-        if paged.available(self._device):
-            return MOST_ROWS
-        bytes_each = rung(depth, LEAST_DEPTH) * self._cache.size * self._cache.row_bytes
-        return min(MOST_ROWS, GATHERED // bytes_each)
+        """How many tokens of prompts a step may have as rows that attend to so many blocks."""
+        read = rung(depth, LEAST_DEPTH) * self._cache.size
+        most = MOST_READ // read if paged.available(self._device) else MOST_GATHERED // (read * self._cache.row_bytes)
+        return min(MOST_ROWS, most)
 
     def launch(self, rows: Rows, tables: np.ndarray[Any, Any]) -> Landing:
         """Starts a pass over rows, of requests whose block tables are `tables` (seats + 1, blocks)."""

@@ -199,6 +199,7 @@ class TransformersEngine:
         for call in self._queue:
             _notify(call.loop, call.future.cancel)
         self._queue.clear()
+        self._batcher.close()
         give_back(self._model, self._usual_attention)
 
     def _completion(self, call: _Call) -> Completion:

@@ -1,7 +1,8 @@
 """The contract of an engine: `async generate(ask) -> Completion`, called by thousands of episodes at once; `score` and `load` beside it.
 
-Batching, reuse of computed prefixes and retries are the engine's business and never change what a seed draws. An engine that cannot
-answer raises `EngineError`; it never invents an empty completion.
+Batching, reuse of computed prefixes and retries are the engine's business and never change what a seed draws on a processor; on a GPU they
+change how numbers are rounded, and by that now and then a token. An engine that cannot answer raises `EngineError`; it never invents an
+empty completion.
 """
 
 from __future__ import annotations

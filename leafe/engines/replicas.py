@@ -1,7 +1,8 @@
 """One engine in several processes, each with a model of its own: what makes a second core, or a second accelerator, worth having.
 
-All requests about one task go to the same process, where the prefixes that they share were computed. Since a completion is a function
-of the ask alone, how many processes there are changes nothing that is drawn. A process that dies fails the requests that it had.
+All requests about one task go to the same process, where the prefixes that they share were computed. On processors a completion is a
+function of the ask alone, so how many processes there are changes nothing that is drawn; on GPUs that is so but for rounding. A process
+that dies fails the requests that it had.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The invariant: no global random state. The number for token `index` of a request is `uniform(seed, index)`, and the token is found by
 inverting the cumulative distribution in the order of the ids, so a row's draw never depends on the other rows.
 
-`draw` is for a processor. `draw_there` computes the same by tensors alone, for a GPU: it neither sorts nor heaps up a whole vocabulary, so
-its sums are rounded elsewhere in the sixteenth digit.
+`draw` is for a processor. `draw_there` computes the same by tensors alone, for a GPU: it neither sorts nor heaps up a whole vocabulary, and
+takes chances in float32, so one draw in some millions may fall on a neighbour.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def draw_there(logits: torch.Tensor, temperatures: torch.Tensor, masses: torch.T
     warmth = torch.where(greedy, 1.0, temperatures).float()
     logprobs = torch.log_softmax(logits.float() / warmth[:, None], dim=-1)
     best, place = logprobs.max(dim=-1)
-    chances = F.pad(logprobs, (0, -logprobs.shape[1] % CHUNK), value=-torch.inf).double().exp()
+    chances = F.pad(logprobs.exp(), (0, -logprobs.shape[1] % CHUNK))
     chosen = torch.where(greedy, place, _invert_there(_nucleus_there(chances, masses) if len(masses) else chances, numbers))
     taken = logprobs.gather(1, chosen[:, None])[:, 0]
     return torch.stack((chosen.double(), torch.where(torch.isfinite(best), taken, torch.nan).double()))
@@ -110,11 +110,11 @@ def draw_there(logits: torch.Tensor, temperatures: torch.Tensor, masses: torch.T
 def _invert_there(chances: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """As `_invert` finds ids: the chunk in which the target lies first, then the id in it."""
     chunks = chances.view(len(chances), -1, CHUNK)
-    heaped = chunks.sum(-1).cumsum(-1)
+    heaped = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
     target = numbers * heaped[:, -1]
     chunk = _first_above(heaped, target)
     below = F.pad(heaped, (1, 0)).gather(1, chunk[:, None])[:, 0]
-    inside = chunks.gather(1, chunk[:, None, None].expand(-1, 1, CHUNK))[:, 0].cumsum(-1)
+    inside = chunks.gather(1, chunk[:, None, None].expand(-1, 1, CHUNK))[:, 0].cumsum(-1, dtype=torch.float64)
     return chunk * CHUNK + _first_above(inside, target - below)
 
 
@@ -126,14 +126,14 @@ def _first_above(heaped: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def _nucleus_there(chances: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
     """As `_nucleus` keeps ids: the least chance that is kept is searched for by halving, among the bits of its float32."""
-    bits = chances.float().view(torch.int32)
+    bits = chances.view(torch.int32)
     low, high = torch.zeros_like(bits[:, :1]), torch.full_like(bits[:, :1], INFINITE)
     for _ in range(31):  # `low` always keeps the mass, `high` never does
         middle = low + (high - low) // 2
-        enough = torch.where(bits >= middle, chances, 0.0).sum(-1, keepdim=True) >= masses[:, None]
+        enough = torch.where(bits >= middle, chances, 0.0).sum(-1, keepdim=True, dtype=torch.float64) >= masses[:, None]
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    above = torch.where(bits > low, chances, 0.0)
+    above = torch.where(bits > low, chances, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
     least = bits == low
-    before = above.sum(-1, keepdim=True) + (least.cumsum(-1) - 1) * torch.where(least, chances, 0.0)
+    before = above + (least.cumsum(-1) - 1) * chances  # of the ids of that chance, the only ones that it is asked of
     kept = (bits > low) | (least & (before < masses[:, None])) | (masses[:, None] >= 1)
     return torch.where(kept, chances, 0.0)

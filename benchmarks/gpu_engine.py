@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from leafe.records import Ask, Message, Sampling  # noqa: E402
 
 # hidden, layers, heads, shared heads, inner, vocabulary, tied
 SHAPES = {
-    "tiny": (64, 2, 4, 2, 128, 1000, True),
+    "tiny": (128, 2, 4, 2, 256, 1000, True),
     "0.5b": (896, 24, 14, 2, 4864, 151936, True),
     "7b": (3584, 28, 28, 4, 18944, 152064, False),
 }
@@ -68,6 +69,7 @@ WORDS = [
     "see",
 ]
 COPIED = 2 << 30  # bytes
+KINDS = (("steps", False), ("steps without kernels", True))
 Found = dict[str, Any]
 
 
@@ -231,38 +233,53 @@ def decode(shape: str, speed: float, deadline: float) -> Found:
     """Milliseconds of a decode pass by each way, tokens a second and the byte limit, at each batch x context."""
     model, found = model_of(shape), {}
     for batch, context in POINTS[shape]:
+        name = f"{batch}x{context}"
         if left(deadline) < (12 if shape == "7b" else 6):
-            found[f"{batch}x{context}"] = {"left out": "no time"}
+            found[name] = {"left out": "no time"}
             continue
-        row: Found = {}
         peak_from_here()
-        try:
-            row["generate_ms"] = generated(model, batch, context, 16)
-        except Exception as error:  # as with another version of the library: the other ways are worth having
-            row["generate_ms"] = f"{type(error).__name__}: {error}"[:120]
-        with served(model):
-            point = Point(model, batch, context)
-            row["tiles_ms"] = timed(point.tiles, 2, 4)
-            point.steps.obstacle = "not yet"
-            row["steps_ms"] = timed(point.step, 2, 6)
-            point.steps.obstacle = ""
-            start = time.perf_counter()
-            point.step()
-            wait()
-            row["capture_s"] = time.perf_counter() - start
-            row["graph_ms"] = timed(point.step, 3, 40)
-            row |= {"graphs": point.steps.captured, "graph_gib": point.steps.graph_bytes / 2**30, "obstacle": point.steps.obstacle}
-            row["limit_ms"] = 1000 * point.limit_bytes() / speed
-            row["graph_over_limit"] = row["graph_ms"] / row["limit_ms"]
-            row["graph_tokens_a_second"] = 1000 * batch / row["graph_ms"]
-            del point
+        row = found[name] = tried("generate_ms", partial(generated, model, batch, context, 16))
+        row |= tried("steps", partial(stepped, model, speed, batch, context))
         row["peak_gib"] = peak()
-        found[f"{batch}x{context}"] = row
-        show(f"decode {shape} {batch}x{context}", row)
+        show(f"decode {shape} {name}", row)
         release()
     del model
     release()
     return found
+
+
+def tried(name: str, work: Callable[[], Any]) -> Found:
+    """What a measurement gives, or why it failed; the others go on."""
+    try:
+        found = work()
+        return found if isinstance(found, dict) else {name: found}
+    except Exception as error:
+        traceback.print_exc()
+        return {name: f"{type(error).__name__}: {error}"[:200]}
+
+
+def stepped(model: Any, speed: float, batch: int, context: int) -> Found:
+    """A pass in tiles, as a plain step and as a graph."""
+    row: Found = {}
+    with served(model):
+        point = Point(model, batch, context)
+        limit = 1000 * point.limit_bytes() / speed
+        row["tiles_ms"] = timed(point.tiles, 2, 4)
+        point.steps.obstacle = "not yet"
+        row["steps_ms"] = timed(point.step, 2, 6)
+        point.steps.obstacle = ""
+        start = time.perf_counter()
+        point.step()
+        wait()
+        row["capture_s"] = time.perf_counter() - start
+        row["graph_ms"] = timed(point.step, 3, 40)
+        row |= {"graphs": point.steps.captured, "graph_gib": point.steps.graph_bytes / 2**30, "obstacle": point.steps.obstacle}
+        row |= {
+            "limit_ms": limit,
+            "graph_over_limit": row["graph_ms"] / limit,
+            "graph_tokens_a_second": 1000 * batch / row["graph_ms"],
+        }
+    return row
 
 
 @torch.inference_mode()
@@ -369,43 +386,65 @@ def small(deadline: float) -> Found:
     return found
 
 
-@torch.inference_mode()
 def correctness(deadline: float) -> Found:
     """Greedy ids against `generate` in float32, and the largest difference of logits in bfloat16 at the shape 0.5B."""
-    model = model_of("tiny", torch.float32, initializer_range=0.3)
-    tokenizer = tiny_tokenizer(vocabulary=600, corpus=WORDS)
-    chats = [[Message("user", talk(random.Random(number), 5 + 9 * number))] for number in range(24)]
-    wanted = []
-    for chat in chats:
-        said = [{"role": message.role, "content": message.content} for message in chat]
-        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(device())
-        whole = model.generate(**ids, do_sample=False, max_new_tokens=24, eos_token_id=[1, tokenizer.eos_token_id])[0]
-        wanted.append(tuple(whole[ids["input_ids"].shape[1] :].tolist()))
-    model.generation_config.eos_token_id = [1, tokenizer.eos_token_id]
-    engine = TransformersEngine(model, tokenizer, slots=16, max_context=1024, steps=True)
-
-    async def answers() -> Sequence[Any]:
+    found: Found = {}
+    for name, off in KINDS[: 2 if device() == "cuda" else 1]:
         try:
-            greedy = Sampling(0.0, 1.0, 24)
-            once = [engine.generate(Ask(tuple(chat), greedy, 0)) for chat in chats]
-            again = [engine.generate(Ask(tuple(chat), greedy, 0)) for chat in chats]
-            return [*await asyncio.gather(*once), *await asyncio.gather(*again)]
-        finally:
-            await engine.close()
-
-    got = [reply.token_ids for reply in asyncio.run(answers())]
-    steps = engine._batcher.steps
-    found: Found = {
-        "greedy_equal": f"{sum(mine == theirs for mine, theirs in zip(got, wanted * 2, strict=True))} of {len(got)}",
-        "graphs": steps.captured,
-        "graph_obstacle": steps.obstacle,
-    }
+            with kernels(off):
+                found |= {f"{name}: {key}": value for key, value in greedy().items()}
+        except Exception as error:
+            traceback.print_exc()
+            found[name] = f"{type(error).__name__}: {error}"[:300]
     found |= logit_difference("0.5b" if device() == "cuda" else "tiny") if left(deadline) > 8 else {}
     found["kernel_failures"] = list(paged.failures)
     show("correctness", found)
     return found
 
 
+@contextmanager
+def kernels(off: bool) -> Iterator[None]:
+    """With keys gathered instead of the kernels, where these are off."""
+    said = "switched off"
+    paged.failures += [said] * off
+    try:
+        yield
+    finally:
+        paged.failures[:] = [failure for failure in paged.failures if failure != said]
+
+
+@torch.inference_mode()
+def greedy() -> Found:
+    """How many greedy replies of a small model in float32 are those of `generate`, twice each, the second time over reused prefixes."""
+    model = model_of("tiny", torch.float32, initializer_range=0.3)
+    tokenizer = tiny_tokenizer(vocabulary=600, corpus=WORDS)
+    chats = [[Message("user", talk(random.Random(number), 5 + 9 * number))] for number in range(24)]
+    ends = [1, tokenizer.eos_token_id]
+    wanted = []
+    for chat in chats:
+        said = [{"role": message.role, "content": message.content} for message in chat]
+        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True).to(device())
+        whole = model.generate(**ids, do_sample=False, max_new_tokens=24, eos_token_id=ends)[0]
+        wanted.append(tuple(whole[ids["input_ids"].shape[1] :].tolist()))
+    model.generation_config.eos_token_id = ends
+    engine = TransformersEngine(model, tokenizer, slots=16, max_context=1024, steps=True)
+
+    async def answers() -> Sequence[Any]:
+        try:
+            asks = [Ask(tuple(chat), Sampling(0.0, 1.0, 24), 0) for chat in chats]
+            return [reply for _ in range(2) for reply in await asyncio.gather(*map(engine.generate, asks))]
+        finally:
+            steps = getattr(engine._batcher, "steps", None)
+            told.update(obstacle=engine.obstacle, graphs=steps and steps.captured, graph_obstacle=steps and steps.obstacle)
+            await engine.close()
+
+    told: Found = {}
+    got = [reply.token_ids for reply in asyncio.run(answers())]
+    equal = sum(mine == theirs for mine, theirs in zip(got, wanted * 2, strict=True))
+    return {"greedy_equal": f"{equal} of {len(got)}", **told}
+
+
+@torch.inference_mode()
 def logit_difference(shape: str) -> Found:
     """The largest difference between logits of the step and of the plain forward pass in bfloat16, and the range of the latter."""
     model = model_of(shape)
@@ -417,13 +456,9 @@ def logit_difference(shape: str) -> Found:
         pieces = [Piece(text[:-1], 0, list(range(1 + 9 * one, 10 + 9 * one))) for one, text in enumerate(texts)]
         forward(model, plan(pieces, cache, model.device))
         last = [Piece(text[-1:], len(text) - 1, piece.blocks) for text, piece in zip(texts, pieces, strict=True)]
-        kinds = [("step", False)] + ([("kernels off", True)] if paged.available(model.device) else [])
-        for name, off in kinds:
-            if off:
-                paged.failures.append("switched off")
-            rows = forward(model, step_of(last, cache, model.device)).float()
-            if off:
-                paged.failures.remove("switched off")
+        for name, off in KINDS[: 2 if device() == "cuda" else 1]:
+            with kernels(off):
+                rows = forward(model, step_of(last, cache, model.device)).float()
             found[f"{name}: largest difference of logits"] = max(
                 float((row - want).abs().max()) for row, want in zip(rows, plain, strict=False)
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -244,8 +244,45 @@ def test_kernels_attend_as_gathered_keys_do(dtype: torch.dtype, close: float) ->
 
 
 @pytest.mark.gpu
-def test_graphs_draw_greedily_what_tiles_draw() -> None:
+@pytest.mark.parametrize("heads", [2, 4])
+def test_graphs_draw_greedily_what_tiles_draw(
+    heads: int,
+) -> None:  # with four heads keys are gathered, since no kernel is so narrow
     plays = asks(Sampling(0.0, 1.0, 9))
-    served = engine(model=tiny_model().cuda(), steps=True)
+    model = partial(tiny_model, heads=heads, shared_heads=1)
+    served = engine(model=model().cuda(), steps=True)
     found = run(lambda served: together(served, plays), served)
-    assert same(found, run(lambda served: together(served, plays), engine(model=tiny_model().cuda(), steps=False)))
+    assert same(found, run(lambda served: together(served, plays), engine(model=model().cuda(), steps=False)))
+
+
+class Told(steps.Steps):
+    """Steps that take down when a pass is started and when it is read."""
+
+    def __init__(self, model: Any, cache: Any, seats: int) -> None:
+        super().__init__(model, cache, seats)
+        self.events: list[str] = []
+
+    def launch(self, rows: steps.Rows, tables: Any) -> steps.Landing:
+        landing = super().launch(rows, tables)
+        self.events.append("started")
+        events = self.events
+
+        class Read(steps.Landing):
+            def read(self) -> list[list[float]]:
+                events.append("read")
+                return super().read()
+
+        return Read(landing.found)
+
+
+@torch.inference_mode()
+def test_the_next_pass_is_started_before_the_last_one_is_read() -> None:
+    batcher: PipelinedBatcher[Request] = PipelinedBatcher(model(), [4], slots=2, blocks=20, tokens_per_pass=300, longest=320)
+    told = batcher.steps = Told(model(), batcher._cache, 2)
+    one = Request(Ask(ASKS[0].messages, Sampling(0.0, 1.0, 5), 0), list(prompts()[0]), len(prompts()[0]))
+    batcher.waiting.append(one)
+    while not batcher.idle:
+        batcher.step()
+    drawn = len(one.logprobs)
+    assert told.events[:3] == ["started", "started", "read"]
+    assert told.events.count("read") == told.events.count("started") <= drawn + 1

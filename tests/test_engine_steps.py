@@ -54,11 +54,12 @@ def test_steps_draw_what_tiles_draw_with_prompts_of_any_length(kind: str, sampli
     assert served.stats.reused_tokens > 0.5 * served.stats.prompt_tokens
 
 
-def test_prompts_ahead_of_a_step_and_shapes_that_are_let_go_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_ahead_of_a_step_keys_gathered_in_parts_and_shapes_let_go_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     plays = asks(Sampling(1.0, 1.0, 5), tasks=3)
     wanted = run(lambda served: together(served, plays), engine(steps=True))
     monkeypatch.setattr(steps, "MOST_ROWS", 9)
     monkeypatch.setattr(steps, "MOST_SHAPES", 1)
+    monkeypatch.setattr(steps, "MOST_GATHERED", 1 << 18)
     assert same(run(lambda served: together(served, plays), engine(steps=True)), wanted)
 
 

@@ -25,8 +25,8 @@ from leafe.engines.slots import BlockCache, Piece, forward, sent
 LEAST = 8  # rows and draws of the smallest shape
 LEAST_DEPTH = 4
 MOST_SHAPES = 48  # whose steps, and on a GPU their graphs, are kept
-# What a step takes of prompts: rows, tokens that these may attend to, bytes of keys and values that a layer may gather for them. Longer
-# prompts are computed ahead of it.
+# What a step takes of prompts: rows, tokens that these may attend to, bytes of keys and values that are gathered at once. Longer prompts
+# are computed ahead of it.
 MOST_ROWS, MOST_READ, MOST_GATHERED = 512, 1 << 21, 256 << 20
 
 
@@ -117,22 +117,28 @@ class Step:
         query, key, value = states
         self._cache.store(layer, key, value, self._places)
         data, queries = self._cache.layers[layer], query[0].transpose(0, 1)
-        rows, heads, width = queries.shape
-        window = options.get("sliding_window")
         if paged.suits(query, data, options):
             try:
-                own, scaling = self.positions[0], options.get("scaling")
-                return paged.attend(queries, data, self._tables, own, scaling=scaling, window=window)[None]
+                how = {"scaling": options.get("scaling"), "window": options.get("sliding_window")}
+                return paged.attend(queries, data, self._tables, self.positions[0], **how)[None]
             except Exception as error:  # whatever a compiler of kernels meets on a machine
                 paged.failures.append(f"{type(error).__name__}: {error}")
-        shared = key.shape[1]
-        both = data.index_select(0, self._tables.view(-1)).view(rows, -1, *data.shape[2:]).transpose(1, 2)
-        keys, values, seen = both[..., :width], both[..., width:], self._seen(window)
+        each = max(1, MOST_GATHERED // (self.shape.depth * data[0].nbytes))
+        parts = [self._gathered(slice(start, start + each), queries, data, options) for start in range(0, len(queries), each)]
+        return torch.cat(parts)[None]
+
+    def _gathered(self, some: slice, queries: torch.Tensor, data: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
+        """(rows, heads, width) of some of the rows, whose keys and values are gathered first."""
+        queries, tables = queries[some], self._tables[some]
+        rows, heads, width = queries.shape
+        both = data.index_select(0, tables.reshape(-1)).view(rows, -1, *data.shape[2:]).transpose(1, 2)
+        keys, values, seen = both[..., :width], both[..., width:], self._seen(options.get("sliding_window"))[some]
         if any(options.get(name) is not None for name in scores.KNOWN):
-            return scores.attend(queries[:, :, None], keys, values, seen, **options).reshape(1, rows, heads, -1)
+            return scores.attend(queries[:, :, None], keys, values, seen, **options).reshape(rows, heads, -1)
         # The queries of one head of keys stand side by side, so that the keys need not be repeated.
+        shared = keys.shape[1]
         grouped, seen = queries.reshape(rows, shared, heads // shared, width), seen.expand(-1, 1, heads // shared, -1)
-        return scores.attend(grouped, keys, values, seen, **options).reshape(1, rows, heads, -1)
+        return scores.attend(grouped, keys, values, seen, **options).reshape(rows, heads, -1)
 
     def _seen(self, window: int | None) -> torch.Tensor:
         """(rows, 1, 1, keys): true where a key may be seen."""

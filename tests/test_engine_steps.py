@@ -146,6 +146,30 @@ def test_requests_that_join_leave_and_give_up_at_any_time_draw_what_they_draw_al
     assert whole.ids[whole.prompt :] == alone(0)
 
 
+def made(ids: list[int], seed: int, most: int) -> Request:
+    return Request(Ask((), Sampling(1.0, 1.0, most), seed), list(ids), len(ids))
+
+
+@torch.inference_mode()
+def test_a_block_that_two_requests_computed_at_once_is_not_read_after_it_went_to_a_third() -> None:
+    text = [5 + (7 * place) % 250 for place in range(130)]
+    other = [5 + (11 * place) % 250 for place in range(200)]
+
+    def drawn(kind: type[Batcher[Request]], waves: list[list[Request]], **options: int) -> list[list[int]]:
+        batcher = kind(model(), [], slots=4, blocks=40, tokens_per_pass=300, **options)
+        for wave in waves:
+            batcher.waiting.extend(wave)
+            for _ in range(3):
+                batcher.step()
+        while not batcher.idle:
+            batcher.step()
+        return [one.ids[one.prompt :] for wave in waves for one in wave]
+
+    begun = made(text[:122], 0, 1)  # so that both compute the same last eight tokens, across the border of a block
+    found = drawn(PipelinedBatcher, [[begun], [made(text, 1, 30), made(text, 2, 30)], [made(other, 3, 20)]], longest=320)
+    assert found[1:] == [drawn(Batcher, [[one]])[0] for one in (made(text, 1, 30), made(text, 2, 30), made(other, 3, 20))]
+
+
 def test_a_pass_that_fails_fails_every_request_and_the_next_ones_are_served() -> None:
     broken = endless()
     plays = asks(Sampling(1.0, 1.0, 4), tasks=2)

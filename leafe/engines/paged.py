@@ -62,8 +62,9 @@ def attend(
     lanes = max(16, 1 << (heads // shared - 1).bit_length())
     sizes = {"GROUP": heads // shared, "LANES": lanes, "WIDTH": width, "SIZE": size}
     inputs = (queries.contiguous(), data, tables, positions, parts, sums[0], sums[1])
-    part[(rows, shared, splits)](*inputs, ENDLESS if window is None else window, scale, depth, each, shared, **sizes)
-    join[(rows, heads)](parts, sums[0], sums[1], result, splits, WIDTH=width, SPLITS=1 << (splits - 1).bit_length())
+    with torch.cuda.device_of(queries):  # triton starts kernels on the current device, whatever they are given
+        part[(rows, shared, splits)](*inputs, ENDLESS if window is None else window, scale, depth, each, shared, **sizes)
+        join[(rows, heads)](parts, sums[0], sums[1], result, splits, WIDTH=width, SPLITS=1 << (splits - 1).bit_length())
     return result
 
 

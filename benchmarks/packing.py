@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 
 from leafe.distillation.attention import tree_attention  # noqa: E402
 from leafe.distillation.pack import PackedRow, Sample, term_losses  # noqa: E402
-from leafe.distillation.passes import ready  # noqa: E402
+from leafe.distillation.passes import MOST_PARTS, ready  # noqa: E402
 from leafe.distillation.rows import shares, split  # noqa: E402
 from leafe.distillation.store import read_examples  # noqa: E402
 from leafe.engines.tokens import ChatTokenizer  # noqa: E402
@@ -77,7 +77,7 @@ def packed(step: Step, tokens: int, device: str, kind: str = "tree") -> Iterator
 
 def ready_passes(passes: list[list[PackedRow]], device: str, kind: str) -> Iterator[Pass]:
     for one in passes:
-        batch, own = ready(one, kind, device), sum(len(row.ids) for row in one)
+        batch, own = ready(one, kind, device, parts=MOST_PARTS), sum(len(row.ids) for row in one)
         yield Pass(own, lambda model, batch=batch: (term_losses(model, batch) * batch.term_weight).sum())
 
 

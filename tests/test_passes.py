@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from leafe.distillation.attention import compiled_layers, tree_attention
 from leafe.distillation.pack import PackedBatch, PackedRow, collate, pack, term_losses
-from leafe.distillation.passes import lengthened, padded_length, ready
+from leafe.distillation.passes import lengthened, padded_length, parts_for, ready
 
 
 def row(seed: int, history: int = 40, branches: int = 3) -> PackedRow:
@@ -27,17 +27,28 @@ def row(seed: int, history: int = 40, branches: int = 3) -> PackedRow:
     return pack([([*shared, *end], [7, 8, seed % 90 + 9], 1.0) for end in ends])
 
 
-@given(st.integers(1, 100_000))
-def test_lengths_are_few_and_little_is_wasted(tokens: int) -> None:
-    length = padded_length(tokens)
+@given(st.integers(1, 100_000), st.sampled_from([1, 2, 4, 8]))
+def test_lengths_are_few_and_little_is_wasted(tokens: int, parts: int) -> None:
+    length = padded_length(tokens, parts)
     assert length >= tokens and length % 128 == 0
-    assert padded_length(length) == length
-    assert length < 2 * tokens or length == 128
-    assert tokens <= 4096 or length - tokens < 1024
+    assert padded_length(length, parts) == length
+    assert length - tokens < max(128, tokens / parts)
 
 
-def test_no_more_than_35_lengths_are_compiled_up_to_32_thousand_tokens() -> None:
-    assert len({padded_length(tokens) for tokens in range(1, 32_769)}) <= 35
+@given(st.integers(1, 40_000), st.sampled_from([1, 4]), st.integers(128, 33_000))
+def test_a_row_is_not_padded_beyond_what_a_pass_may_hold(tokens: int, parts: int, most: int) -> None:
+    assert tokens <= padded_length(tokens, parts, most) <= max(most, padded_length(tokens, parts))
+    assert tokens > most or padded_length(tokens, parts, most) <= most
+
+
+@pytest.mark.parametrize(("parts", "most"), [(1, 9), (2, 16), (4, 28), (8, 48)])
+def test_few_lengths_are_compiled_up_to_32_thousand_tokens(parts: int, most: int) -> None:
+    assert len({padded_length(tokens, parts) for tokens in range(1, 32_769)}) <= most
+
+
+def test_a_short_training_pads_more_and_compiles_less() -> None:
+    found = [parts_for(passes) for passes in (0.5, 6, 400, 2_000, 100_000)]
+    assert found == [1, 1, 2, 4, 8]
 
 
 def gradients(model: Any, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:

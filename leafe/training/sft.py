@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from leafe.distillation.pack import PackedRow, term_losses
-from leafe.distillation.passes import ready, sent
+from leafe.distillation.passes import parts_for, ready, sent
 from leafe.distillation.rows import Bundle, pack_examples, shares
 from leafe.distillation.trial import Packing, choose_packing
 from leafe.engines.loading import load_checkpoint, load_tokenizer
@@ -103,6 +103,7 @@ class _Work:
     packing: Packing
     low: Mapping[Tensor, Tensor] = field(default_factory=dict)
     halved: int = 0
+    parts: int = 1  # of `padded_length`
 
     def __post_init__(self) -> None:
         self.bundles = self.cut(self.pass_tokens)
@@ -155,14 +156,14 @@ class _PackedTrainer(Trainer):
     def _step(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Forward and backward through this process's passes of a step; the loss of the whole step."""
         model.train()
-        processes = self.accelerator.num_processes
+        work, processes = self._work, self.accelerator.num_processes
         rows = [row for bundle in inputs["bundles"] for row in bundle.rows]
         target_tokens = sum(bundle.target_tokens for bundle in inputs["bundles"])
-        passes = shares(rows, processes, self._work.pass_tokens)[self.accelerator.process_index]
+        passes = shares(rows, processes, work.pass_tokens)[self.accelerator.process_index]
         kinds = sorted({kind for row in rows for kind in row.term_kind})
         losses = torch.zeros(len(kinds), device=self.args.device)
         for number, one in enumerate(passes or [[_weightless(rows)]], start=1):
-            packed = ready(one, self._work.packing.kind, self.args.device)
+            packed = ready(one, work.packing.kind, self.args.device, parts=work.parts, most=work.pass_tokens)
             # Gradients are averaged over processes, once, with the last pass.
             with nullcontext() if number >= len(passes) else self.accelerator.no_sync(model):
                 terms = term_losses(model, packed) * packed.term_weight / target_tokens
@@ -279,6 +280,9 @@ def _work(job: _Job, tokenizer: ChatTokenizer, plan: Plan, packing: Packing) -> 
 
     work = _Work(cut, pass_tokens(plan, packing), packing)
     _check_lengths(work.bundles, packing)
+    tokens = sum(len(row.ids) for bundle in work.bundles for row in bundle.rows)
+    passes = max(len(job.examples) / job.settings.batch_size, tokens / work.pass_tokens)
+    work.parts = parts_for(job.settings.epochs * passes)
     return work
 
 

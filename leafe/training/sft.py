@@ -1,7 +1,8 @@
 """Fine-tuning on distilled examples: packed rows in, an ordinary Hugging Face checkpoint out.
 
 The loss is the sum over target tokens of weight times minus log-probability, divided by the number of target tokens of the whole
-optimiser step. What a step holds follows from the examples and the seed alone, so it depends neither on how it is cut into passes nor
+optimiser step, unless another one is given (`leafe.training.loss`).
+What a step holds follows from the examples and the seed alone, so it depends neither on how it is cut into passes nor
 on how many processes share it. The way of attending is chosen by a trial on the model itself. Schedule, clipping, optimiser and processes
 are `transformers.Trainer`'s: under `torchrun` each process takes its share of every step. Weights are trained and saved in float32, because
 steps as small as 1e-6 are lost in bfloat16.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from leafe.distillation.attention import tree_attention
-from leafe.distillation.pack import PackedRow, collate, term_losses
+from leafe.distillation.pack import collate
 from leafe.distillation.rows import Bundle, pack_examples, shares
 from leafe.distillation.trial import Packing, choose_packing
 from leafe.engines.loading import load_checkpoint, load_tokenizer
@@ -36,6 +37,8 @@ from leafe.records import Example, Message
 from leafe.settings import TrainSettings
 from leafe.training.checkpoint import device_of
 from leafe.training.launch import Told, by_hand, in_processes, launched
+from leafe.training.loss import CrossEntropy, Loss, check_examples, check_picklable, packing_of, pass_loss
+from leafe.training.terms import Step
 from leafe.training.weights import save, with_adapter
 
 DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
@@ -70,6 +73,7 @@ class _Job:
     settings: TrainSettings
     seed: int
     threads: int
+    loss: Loss = CrossEntropy()
 
 
 class _Bundles(Dataset[Bundle]):
@@ -86,9 +90,10 @@ class _Bundles(Dataset[Bundle]):
 class _PackedTrainer(Trainer):
     """A `Trainer` whose batch is one optimiser step, which all processes see and share out among themselves."""
 
-    def __init__(self, *, pass_tokens: int, **options: Any) -> None:
+    def __init__(self, *, pass_tokens: int, loss: Loss, **options: Any) -> None:
         super().__init__(data_collator=lambda bundles: {"bundles": bundles}, **options)
         self._pass_tokens = pass_tokens
+        self._loss = loss
         self.by_kind: dict[str, Tensor] = {}  # summed over steps and processes
 
     def get_train_dataloader(self) -> DataLoader[Bundle]:
@@ -107,15 +112,17 @@ class _PackedTrainer(Trainer):
         model.train()
         processes = self.accelerator.num_processes
         rows = [row for bundle in inputs["bundles"] for row in bundle.rows]
-        target_tokens = sum(bundle.target_tokens for bundle in inputs["bundles"])
+        step = Step.of(inputs["bundles"])
         passes = shares(rows, processes, self._pass_tokens)[self.accelerator.process_index]
         kinds = sorted({kind for row in rows for kind in row.term_kind})
         losses = torch.zeros(len(kinds), device=self.args.device)
-        for number, one in enumerate(passes or [[_weightless(rows)]], start=1):
+        # A process that has nothing to do computes something all the same, since the others wait for its gradients.
+        for number, one in enumerate(passes or [[min(rows, key=lambda row: len(row.ids))]], start=1):
             packed = collate(one).to(self.args.device)
             # Gradients are averaged over processes, once, with the last pass.
             with nullcontext() if number >= len(passes) else self.accelerator.no_sync(model):
-                terms = term_losses(model, packed) * packed.term_weight / target_tokens
+                terms = pass_loss(model, packed, self._loss, step).losses
+                terms = terms if passes else terms * 0
                 self.accelerator.backward(terms.sum() * processes)
             places = torch.tensor([kinds.index(kind) for kind in packed.term_kind], device=self.args.device)
             losses.index_add_(0, places, terms.detach())
@@ -123,12 +130,6 @@ class _PackedTrainer(Trainer):
         for kind, loss in zip(kinds, whole, strict=True):
             self.by_kind[kind] = self.by_kind.get(kind, torch.zeros_like(loss)) + loss
         return whole.sum()
-
-
-def _weightless(rows: Sequence[PackedRow]) -> PackedRow:
-    """Something to compute for a process that has nothing to do, since the others wait for its gradients."""
-    shortest = min(rows, key=lambda row: len(row.ids))
-    return replace(shortest, term_weight=[0.0] * len(shortest.term_weight))
 
 
 class _Progress(TrainerCallback):
@@ -150,17 +151,21 @@ def fine_tune(
     threads: int = 1,
     told: Told = lambda done, total: None,
     alone: bool = False,
+    loss: Loss = CrossEntropy(),
 ) -> TrainReport:
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
-    one saves, unless a caller is `alone` all the same. Raises `UserError` when there is nothing to train on or the model cannot be trained
-    on packed trees, `CorruptFile` when the checkpoint cannot be loaded.
+    one saves, unless a caller is `alone` all the same. Raises `UserError` when there is nothing to train on, the model cannot be trained
+    on packed trees or the examples lack what the loss needs, `CorruptFile` when the checkpoint cannot be loaded.
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
     _check_flex(settings)
-    work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads))
+    check_examples(loss, examples)
+    if settings.processes > 1:
+        check_picklable(loss)
+    work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads, loss))
     if launched() and not alone:
         return work(told)
     with by_hand():
@@ -200,8 +205,9 @@ def _fine_tune(job: _Job, told: Told) -> TrainReport:
     model.to(device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))))  # the trial runs where training does
     packing = choose_packing(model, settings.attention)
     pass_tokens = min(settings.micro_tokens // (DENSE_SHARE if packing.kind == "dense" else 1), packing.cap.tokens or inf)
-    bundles = pack_examples(examples, ChatTokenizer(tokenizer), row_tokens=int(pass_tokens), most=settings.batch_size)
-    _check_lengths(bundles, packing)
+    packed_as = packing_of(job.loss)
+    bundles = pack_examples(examples, ChatTokenizer(tokenizer), row_tokens=int(pass_tokens), most=settings.batch_size, **packed_as)
+    check_lengths(bundles, packing)
     set_seed(seed)  # an adapter starts from random weights
     if settings.lora is not None:
         model = with_adapter(model, settings.lora)
@@ -212,6 +218,7 @@ def _fine_tune(job: _Job, told: Told) -> TrainReport:
             train_dataset=_Bundles(bundles),
             callbacks=[_Progress(told)],
             pass_tokens=int(pass_tokens),
+            loss=job.loss,
         )
         trainer.remove_callback(PrinterCallback)
         with tree_attention(model, packing.kind):
@@ -227,7 +234,7 @@ def _fine_tune(job: _Job, told: Told) -> TrainReport:
     return TrainReport(len(examples), len(lengths), sum(lengths), steps, loss, by_kind, packing.kind, longest)
 
 
-def _check_lengths(bundles: Sequence[Bundle], packing: Packing) -> None:
+def check_lengths(bundles: Sequence[Bundle], packing: Packing) -> None:
     """Refuses examples beyond what the trial allows."""
     longest, most = max(max(row.depth) + 1 for bundle in bundles for row in bundle.rows), packing.cap.longest
     if most and longest > most:

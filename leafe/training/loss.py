@@ -83,7 +83,7 @@ class ClippedRatio:
 
     def check(self, examples: Sequence[Example]) -> None:
         """Wants the log-probability of every target, and with `kl` that of a reference."""
-        _want(self, examples, "logprob", "distil with distill.logprobs=true, or score them with the policy that sampled them")
+        _want(self, examples, "logprob", "distil with distill.logprobs=true, or score the targets with the policy that sampled them")
         if self.kl:
             _want(self, examples, "reference", "score the targets with the reference model, or set kl=0")
 

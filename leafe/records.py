@@ -273,8 +273,9 @@ class Target:
             if value is not None and not (isfinite(value) and value <= ROUNDING):
                 wrong = f"{name} as a natural log-probability, at most 0", value
         shares = [share for _, share in self.top]
-        if not all(share >= 0 for share in shares) or sum(shares) > 1 + ROUNDING or len(dict(self.top)) < len(shares):
-            wrong = "top as probabilities of different ids, at most 1 together", self.top
+        numbers = all(token >= 0 and share >= 0 for token, share in self.top) and len(dict(self.top)) == len(shares)
+        if self.top and not (numbers and 0 < sum(shares) <= 1 + ROUNDING):
+            wrong = "top as probabilities of different ids, above 0 and at most 1 together", self.top
         if wrong[0]:
             raise ValueError(f"target {self.id}: wanted {wrong[0]}, found {wrong[1]!r:.80}")
 

@@ -83,7 +83,7 @@ class ClippedRatio:
 
     def check(self, examples: Sequence[Example]) -> None:
         """Wants the log-probability of every target, and with `kl` that of a reference."""
-        _want(self, examples, "logprob", "distil with distill.logprobs=true, or score the targets with the policy that sampled them")
+        _want(self, examples, "logprob", "distil with distill.logprobs=true, or score them with the policy that sampled them")
         if self.kl:
             _want(self, examples, "reference", "score the targets with the reference model, or set kl=0")
 
@@ -155,8 +155,9 @@ ROUNDING = 1e-6  # mass that is left out by rounding only
 
 
 def _log_rest(logprobs: Tensor, ids: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
-    """Log-probability of all ids but the `known` ones, `(terms,)`; 0 where it is not `wanted`, as no other id may be left."""
+    """Log-probability of all ids but the `known` ones, `(terms,)`; 0 where it is not `wanted` or there are none."""
     counts = torch.zeros_like(logprobs, dtype=torch.uint8).scatter_add(1, ids, known.byte())  # padding repeats an id
+    wanted = wanted & (counts == 0).any(1)
     hidden = logprobs.masked_fill((counts > 0) & wanted[:, None], -torch.inf)
     return torch.where(wanted, hidden.logsumexp(1), 0.0)
 
@@ -231,6 +232,8 @@ def _check_settings(loss: object, *, positive: Sequence[str] = (), others: Seque
     normalise = getattr(loss, "normalise", "targets")
     if normalise not in ("targets", "sequence") and (not isinstance(normalise, int) or normalise < 1):
         raise UserError(f"normalise: wanted 'targets', 'sequence' or a number of tokens, found {normalise!r}")
+    if getattr(loss, "rest", "drop") not in ("drop", "renormalise", "bucket"):
+        raise UserError(f"rest: wanted 'drop', 'renormalise' or 'bucket', found {getattr(loss, 'rest', None)!r:.80}")
     for name in (*positive, *others):
         value = getattr(loss, name)
         if not (value > 0 or (value == 0 and name in others)):
@@ -247,6 +250,8 @@ def _named(example: Example) -> str:
 
 def check_examples(loss: Loss, examples: Sequence[Example]) -> None:
     """Raises `UserError` where a loss cannot be used or examples lack what it needs; called before the first step."""
+    if isinstance(loss, type):
+        raise UserError(f"wanted a loss, found the class {loss.__name__}; make one of it, as {loss.__name__}()")
     if not callable(loss) or not isinstance(getattr(loss, "merges", None), bool):
         raise UserError(f"wanted a loss, a function with `merges = True` or `merges = False`, found {loss!r:.80}")
     check: Callable[[Sequence[Example]], None] | None = getattr(loss, "check", None)

@@ -138,28 +138,29 @@ class Distribution:
                 f"a teacher's token has the id {int(ids.max())}, and the model's vocabulary ends at {logits.shape[-1] - 1}; take a teacher"
                 " with the same tokenizer"
             )
-        left = (1 - shares.sum(1)).clamp(min=0)
         if self.rest == "renormalise":
             shares = shares / shares.sum(1, keepdim=True)
         logprobs = logits.log_softmax(-1)
         losses = -(shares * logprobs.gather(1, ids)).sum(1)
-        if self.rest == "bucket":
-            losses = losses - left * _log_rest(logprobs, ids, shares > 0, left > ROUNDING)
         if self.kl:
             losses = losses + torch.xlogy(shares, shares).sum(1)
-            losses = losses + torch.xlogy(left, left) if self.rest == "bucket" else losses
+        if self.rest == "bucket":
+            left, log_rest = _rest(logprobs, ids, shares)
+            losses = losses - left * log_rest
+            losses = losses + torch.xlogy(left, left) if self.kl else losses
         return losses * terms.weight / terms.divisor(self.normalise)
 
 
 ROUNDING = 1e-6  # mass that is left out by rounding only
 
 
-def _log_rest(logprobs: Tensor, ids: Tensor, known: Tensor, wanted: Tensor) -> Tensor:
-    """Log-probability of all ids but the `known` ones, `(terms,)`; 0 where it is not `wanted` or there are none."""
-    counts = torch.zeros_like(logprobs, dtype=torch.uint8).scatter_add(1, ids, known.byte())  # padding repeats an id
-    wanted = wanted & (counts == 0).any(1)
-    hidden = logprobs.masked_fill((counts > 0) & wanted[:, None], -torch.inf)
-    return torch.where(wanted, hidden.logsumexp(1), 0.0)
+def _rest(logprobs: Tensor, ids: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """The mass that a teacher's tokens leave to all others, and the model's log-probability of those; both 0 where there are none."""
+    counts = torch.zeros_like(logprobs, dtype=torch.uint8).scatter_add(1, ids, (shares > 0).byte())  # padding repeats an id
+    left = 1 - shares.sum(1)
+    there = (left > ROUNDING) & (counts == 0).any(1)
+    others = logprobs.masked_fill((counts > 0) & there[:, None], -torch.inf)
+    return torch.where(there, left, 0.0), torch.where(there, others.logsumexp(1), 0.0)
 
 
 @dataclass(frozen=True)

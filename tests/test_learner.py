@@ -143,7 +143,7 @@ def test_saved_weights_are_an_ordinary_checkpoint_and_learning_goes_on(base: Pat
 
 def trained(base: Path, folder: Path, settings: TrainSettings, *, steps: int = 4) -> dict[str, torch.Tensor]:
     """What a method does: goes on where it was, and keeps its state after each step."""
-    one = Learner.resume(folder, loss=RATIO) if folder.exists() else learner(base, steps=steps, settings=settings)
+    one = Learner.open(folder, base, settings, steps=steps, loss=RATIO, threads=1)
     while one.done < steps:
         one.step(lessons(one.done))
         one.state(folder)
@@ -236,6 +236,9 @@ def test_a_state_that_is_not_as_it_was_left_is_refused(base: Path, tmp_path: Pat
     one.state(folder)
     with pytest.raises(RunConflict, match=r"kept with the loss ClippedRatio\(.*found CrossEntropy\("):
         Learner.resume(folder)
+    for other in ({"steps": 7}, {"steps": 6, "seed": 1}):
+        with pytest.raises(RunConflict, match=r"other settings \((steps: 6 -> 7|seed: 0 -> 1)\)"):
+            Learner.open(folder, base, PLAN, loss=RATIO, **other)
     for name in ("weights.safetensors", "optimizer.safetensors", "learner.json"):
         whole = (folder / name).read_bytes()
         for broken in (whole[:-3], whole.replace(b"1", b"2"), b"[]"):

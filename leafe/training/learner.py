@@ -1,13 +1,13 @@
 """A model that learns step by step: optimiser and rate stay between steps, for methods that sample and learn in turn.
 
-    learner = Learner(checkpoint, settings, steps=100, loss=ClippedRatio())
+    learner = Learner.open(folder, checkpoint, settings, steps=100, loss=ClippedRatio())
     while learner.done < learner.steps:
         report = learner.step(sample_with(learner.model))
         learner.state(folder)
     learner.save(out)
 
 A step is a function of the weights, the optimiser, the examples and the seed alone: what the process draws in between plays no part. So a
-learner that was killed and goes on by `Learner.resume(folder)` ends with the same weights, bit for bit on one kind of processor. Of the
+learner that was killed and goes on from its state ends with the same weights, bit for bit on one kind of processor. Of the
 settings of `train`, `epochs` and `batch_size` mean nothing here, and `processes` has to be 1. Weights and optimiser are float32.
 """
 
@@ -40,7 +40,7 @@ from leafe.training.checkpoint import device_of
 from leafe.training.launch import launched
 from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
 from leafe.training.sft import DENSE_SHARE, check_lengths
-from leafe.training.state import read_state, take_state, write_state
+from leafe.training.state import has_state, read_state, take_state, write_state
 from leafe.training.terms import Step
 from leafe.training.weights import save, with_adapter
 
@@ -218,6 +218,35 @@ class Learner:
             "loss": _described(self.loss),
             "base": digest([[name, weight.detach().flatten()[:SAMPLED].tolist()] for name, weight in base.items()]),
         }
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        checkpoint: Path,
+        settings: TrainSettings = TrainSettings(),
+        *,
+        steps: int,
+        loss: Loss = CrossEntropy(),
+        seed: int = 0,
+        threads: int = 0,
+    ) -> Self:
+        """The learner whose state is in the folder, or else a new one.
+
+        Raises as `resume` does, and `RunConflict` where the state's learner was made with something else.
+        """
+        if not has_state(folder):
+            return cls(checkpoint, settings, steps=steps, loss=loss, seed=seed, threads=threads)
+        told = read_state(folder)
+        wanted = {
+            "checkpoint": str(Path(checkpoint).resolve()),
+            "settings": settings.model_dump(mode="json"),
+            "steps": steps,
+            "seed": seed,
+        }
+        if differing := [f"{name}: {told[name]} -> {value}" for name, value in wanted.items() if told[name] != value]:
+            raise RunConflict(f"{folder} was kept with other settings ({'; '.join(differing)}); give another folder")
+        return cls.resume(folder, loss=loss)
 
     @classmethod
     def resume(cls, folder: Path, *, loss: Loss = CrossEntropy()) -> Self:

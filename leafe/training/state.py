@@ -43,10 +43,15 @@ def write_state(folder: Path, told: Mapping[str, Any], weights: Weights, optimiz
         write_text_atomically(unfinished / STATE, canonical({**whole, SEAL: digest(whole, length=32)}) + "\n")
 
 
+def has_state(folder: Path) -> bool:
+    """Whether there is a state in the folder, or a kill left one beside it, which is then put there."""
+    settle_folder(folder)
+    return (folder / STATE).is_file()
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """What a state says of itself. Raises `UserError` where there is none, `CorruptFile` where a file is not as it was written."""
-    settle_folder(folder)
-    if not (folder / STATE).is_file():
+    if not has_state(folder):
         raise UserError(f"{folder} holds no state of a learner; make a Learner(checkpoint, ...) and write its state there first")
     try:
         told = json.loads((folder / STATE).read_text(encoding="utf-8"))

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
+from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import CorruptFile, RunConflict, UserError
 from leafe.records import Example, Message, Target
 from leafe.settings import LoraSettings, TrainSettings
 from leafe.training.learner import Learner
-from leafe.training.loss import ClippedRatio, CrossEntropy, Loss
+from leafe.training.loss import ClippedRatio, CrossEntropy, Distribution, Loss, Preference
 from leafe.training.sft import fine_tune
 
 TOKENIZER = tiny_tokenizer()
@@ -139,6 +140,57 @@ def test_saved_weights_are_an_ordinary_checkpoint_and_learning_goes_on(base: Pat
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "2").dtype == torch.float32
     with pytest.raises(UserError, match="is there already"):
         saved.save(tmp_path / "2")
+
+
+def chances(one: Learner, asked: str) -> torch.Tensor:
+    """What the model would answer with first, `(vocabulary,)`, as log-probabilities."""
+    prompt = ChatTokenizer(one.tokenizer).prompt_ids((Message("user", asked),))
+    with torch.no_grad():
+        return one.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+
+
+def said(step: int, number: int, target: Target, weight: float) -> Example:
+    return Example(
+        f"e{step}-{number}", "any", "t", number, "", (Message("user", "what now?"),), "", (target.id,), weight, "g", (target,)
+    )
+
+
+def grpo(one: Learner, draw: torch.Generator) -> list[Example]:
+    """Eight answers of its own; even ids are what is wanted."""
+    now = chances(one, "what now?")
+    ids = torch.multinomial(now.exp(), 8, replacement=True, generator=draw).tolist()
+    rewards = [float(token % 2 == 0) for token in ids]
+    mean = sum(rewards) / len(rewards)
+    return [
+        said(one.done, number, Target(token, logprob=min(0.0, float(now[token]))), reward - mean)
+        for number, (token, reward) in enumerate(zip(ids, rewards, strict=True))
+    ]
+
+
+def soft(one: Learner, draw: torch.Generator) -> list[Example]:
+    """A teacher that is in two minds."""
+    return [said(one.done, 0, Target(6, top=((6, 0.5), (8, 0.25))), 1.0)]
+
+
+def preferred(one: Learner, draw: torch.Generator) -> list[Example]:
+    return [said(one.done, number, Target(6 + number, reference=-5.0), 1.0 - 2 * number) for number in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "sample", "grows"),
+    [
+        (ClippedRatio(normalise="sequence"), grpo, lambda now: float(now.exp()[::2].sum())),
+        (Distribution("bucket"), soft, lambda now: -abs(float(now[6].exp()) - 0.5) - abs(float(now[8].exp()) - 0.25)),
+        (Preference(), preferred, lambda now: float(now[6] - now[7])),
+    ],
+    ids=["a clipped ratio", "a distribution", "a preference"],
+)
+def test_each_loss_brings_about_what_it_is_for(base: Path, loss: Loss, sample: Any, grows: Any) -> None:
+    one, draw = learner(base, steps=12, settings=PLAN.model_copy(update={"learning_rate": 3e-3}), loss=loss), torch.Generator()
+    before = grows(chances(one, "what now?"))
+    for _ in range(12):
+        one.step(sample(one, draw.manual_seed(one.done)))
+    assert grows(chances(one, "what now?")) > before + 0.1
 
 
 def trained(base: Path, folder: Path, settings: TrainSettings, *, steps: int = 4) -> dict[str, torch.Tensor]:

@@ -89,7 +89,8 @@ class ClippedRatio:
 
     def __call__(self, logits: Tensor, terms: Terms) -> Tensor:
         """Never merged: the clipping is not linear in the weight."""
-        now = -functional.cross_entropy(logits / self.temperature, terms.target, reduction="none")
+        warm = logits if self.temperature == 1 else logits / self.temperature
+        now = -functional.cross_entropy(warm, terms.target, reduction="none")
         ratio = (now - terms.logprob).exp()
         free, held = ratio * terms.weight, ratio.clamp(1 - self.low, 1 + self.high) * terms.weight
         losses = -torch.minimum(free, held)

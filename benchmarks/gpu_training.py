@@ -84,17 +84,23 @@ class Bench:
         return packing.new_model(options).train()
 
     def timed(self, name: str, work: Callable[[], tuple[Tensor, int]], weights: int, *, most: int = 4) -> tuple[float, int]:
-        """Median seconds and own tokens of a step, measured after a first one and told."""
+        """Median seconds and own tokens of a step, measured after a first one and told.
+
+        Short steps follow each other without waiting for the device, as in training, so that the next is prepared meanwhile.
+        """
         if self.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         start = self.now()
         loss, tokens = work()
         first, spent = self.now() - start, list[float]()
-        while not spent or (len(spent) < most and sum(spent) < 6 and self.left() > 2 * spent[-1]):
+        while len(spent) < 2 or (len(spent) < most and sum(spent) < 6 and self.left() > 2 * spent[-1]):
+            together = 3 if spent and spent[0] < 1 else 1
             start = self.now()
-            loss, tokens = work()
-            spent.append(self.now() - start)
+            for _ in range(together):
+                loss, tokens = work()
+            spent.append((self.now() - start) / together)
+        spent = spent[1:]  # the second step may still compile
         seconds = statistics.median(spent)
         figures = {
             "first_seconds": first,
@@ -173,7 +179,8 @@ def ways(bench: Bench, shape: str, *, checkpointing: bool = False, only_flex: bo
         return one_step(model, step, lambda: packing.padded(step, load.tokens, bench.device))
 
     def packed(kind: str, tokens: int = whole) -> Callable[[], tuple[Tensor, int]]:
-        return lambda: one_step(model, step, lambda: packing.packed(step, tokens, bench.device, kind))
+        passes = packing.packed_rows(step, tokens)
+        return lambda: one_step(model, step, lambda: packing.ready_passes(passes, bench.device, kind))
 
     if not only_flex and guarded(
         bench, f"{shape} padded", lambda: setattr(bench, "padded", bench.timed(f"{shape} padded", padded, weights))
@@ -216,11 +223,11 @@ def whole_step(bench: Bench, model: Any, optimizer: torch.optim.Optimizer, name:
     step, kind = chains(bench.load), "flex" if bench.device == "cuda" else "dense"
     counts, stepping = [(weight.numel(), weight.requires_grad) for weight in model.parameters()], [0.0]
     weights = round(sum(count if trained else count * 2 / 3 for count, trained in counts))  # a frozen one has no gradient
-    targets = sum(len(sample.target) for sample in packing.flat(step))
+    targets, passes = sum(len(sample.target) for sample in packing.flat(step)), packing.packed_rows(step, 2 * bench.load.tokens)
 
     def work() -> tuple[Tensor, int]:
         total, tokens = torch.zeros((), device=bench.device), 0
-        for one in packing.packed(step, 2 * bench.load.tokens, bench.device, kind):
+        for one in packing.ready_passes(passes, bench.device, kind):
             loss = one.loss(model) / targets
             loss.backward()
             total, tokens = total + loss.detach(), tokens + one.tokens

@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from leafe.distillation.attention import tree_attention  # noqa: E402
-from leafe.distillation.pack import Sample, term_losses  # noqa: E402
+from leafe.distillation.pack import PackedRow, Sample, term_losses  # noqa: E402
 from leafe.distillation.passes import ready  # noqa: E402
 from leafe.distillation.rows import shares, split  # noqa: E402
 from leafe.distillation.store import read_examples  # noqa: E402
@@ -65,9 +65,18 @@ class Pass(NamedTuple):
     loss: Callable[[Any], Tensor]
 
 
-def packed(step: Step, tokens: int, device: str, kind: str = "tree") -> Iterator[Pass]:
+def packed_rows(step: Step, tokens: int) -> list[list[PackedRow]]:
+    """The rows of each pass, which a training makes once and takes in every epoch."""
     rows = [row for task in step for row in split(sorted(task, key=lambda one: [*one[0], *one[1]]), tokens)]
-    for one in shares(rows, 1, tokens)[0]:
+    return shares(rows, 1, tokens)[0]
+
+
+def packed(step: Step, tokens: int, device: str, kind: str = "tree") -> Iterator[Pass]:
+    yield from ready_passes(packed_rows(step, tokens), device, kind)
+
+
+def ready_passes(passes: list[list[PackedRow]], device: str, kind: str) -> Iterator[Pass]:
+    for one in passes:
         batch, own = ready(one, kind, device), sum(len(row.ids) for row in one)
         yield Pass(own, lambda model, batch=batch: (term_losses(model, batch) * batch.term_weight).sum())
 

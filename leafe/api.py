@@ -48,6 +48,7 @@ from leafe.run import RunDirectory, whole_folder
 from leafe.settings import EngineSettings, RunConfig, TrainSettings, differing_fields
 from leafe.training.checkpoint import locate
 from leafe.training.launch import Told
+from leafe.training.loss import CrossEntropy, Loss
 from leafe.training.sft import TrainReport, fine_tune
 
 World = str | Callable[[], Environment]
@@ -127,12 +128,12 @@ def read_forest(run: str | Path, *, number: int = 1) -> Forest:
 def distill(forest: Forest, *, seed: int = 0, **choice: Any) -> list[Example]:
     """Training examples out of a forest: revised actions without their experience, and a rehearsal of successes.
 
-    `choice` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`.
+    `choice` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`, `logprobs`.
     """
     wanted = forest.config.distill.model_dump() | choice
     config = configured(forest.config.model_dump(mode="json") | {"distill": wanted}, "distill").distill
     bench = replace(bench_of(forest.config, Silent()), make_environment=forest.make_environment)
-    own = Choice(config.qualify, config.branches_per_task, config.success_share, config.beta, seed)
+    own = Choice(config.qualify, config.branches_per_task, config.success_share, config.beta, seed, config.logprobs)
     return distill_trees(forest, bench.prompts, own)
 
 
@@ -144,12 +145,13 @@ def train(
     seed: int = 1,
     threads: int = 1,
     told: Told = lambda done, total: None,
+    loss: Loss = CrossEntropy(),
     **settings: Any,
 ) -> TrainReport:
     """Fine-tunes a model on examples into the folder `out`; `settings` are those of a recipe's section `train`, as `epochs=6`.
 
-    `told` is called with the steps done and their number. Raises `UserError` where there is nothing to train on, the model cannot be
-    trained, or `out` is there already.
+    `told` is called with the steps done and their number, `loss` is one of `leafe.training.loss` or your own. Raises `UserError` where
+    there is nothing to train on, the examples lack what the loss needs, the model cannot be trained, or `out` is there already.
     """
     folder = Path(out)
     if folder.exists():
@@ -158,7 +160,7 @@ def train(
     wanted = configured(values, "train").train
     base = locate(str(model), CHECKPOINTS)
     with whole_folder(folder) as unfinished:
-        report = fine_tune(base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True)
+        report = fine_tune(base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss)
     return report
 
 

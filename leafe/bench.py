@@ -172,7 +172,7 @@ class Bench:
         """Which turns are learned from."""
         wanted = self.config.distill
         seed = seed_for(self.config.seed, "distill")
-        return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed)
+        return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed, wanted.logprobs)
 
     async def awith_engine(
         self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False

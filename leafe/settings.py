@@ -169,12 +169,16 @@ class ExploreSettings(Settings):
 
 
 class DistillSettings(Settings):
-    """Which turns become examples. `qualify` is what a branch must have brought; `beta` weighs rehearsal against correction."""
+    """Which turns become examples. `qualify` is what a branch must have brought; `beta` weighs rehearsal against correction.
+
+    `logprobs` keeps the log-probabilities that targets were sampled with, for losses that read them.
+    """
 
     qualify: Literal["success", "improved", "any"] = "improved"
     branches_per_task: int = Field(3, ge=0)
     success_share: Share = 0.2
     beta: float = Field(1.0, ge=0)
+    logprobs: bool = False
 
 
 class LoraSettings(Settings):

@@ -85,6 +85,24 @@ def test_counterfactual_prompt_never_contains_the_experience(trees: list[Tree]) 
         assert SECRET not in "".join(message.content for message in example.messages) + example.target
 
 
+@given(forests)
+@settings(max_examples=30)
+def test_log_probabilities_are_kept_where_they_are_asked_for_and_known(trees: list[Tree]) -> None:
+    plain, told = (distill(trees, FULL, replace(EVERYTHING, logprobs=kept)) for kept in (False, True))
+    assert [replace(example, targets=()) for example in told] == plain
+    for example in told:
+        _, turn = turn_of(trees, example)
+        known = len(turn.completion.logprobs) == len(example.target_ids)
+        wanted = turn.completion.logprobs if known else ()
+        assert tuple(target.logprob for target in example.targets) == wanted
+    unknown = [replace(tree, turns=tuple(map(without_logprobs, tree.turns))) for tree in trees]
+    assert distill(unknown, FULL, replace(EVERYTHING, logprobs=True)) == distill(unknown, FULL, EVERYTHING)
+
+
+def without_logprobs(turn: Turn) -> Turn:
+    return replace(turn, completion=replace(turn.completion, logprobs=()))
+
+
 def test_the_random_forests_hold_what_is_to_be_shown() -> None:
     trees = [tree for seed in range(12) for tree in forest(seed)]
     branches = [(tree, attempt) for tree in trees for attempt, _ in tree.branch_turns()]

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "leafe"
 FLOORS = {
     "": 0,
     "records": 0,
+    "encoding": 0,
     "errors": 0,
     "digest": 0,
     "jsonl": 0,

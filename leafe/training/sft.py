@@ -1,7 +1,8 @@
 """Fine-tuning on distilled examples: packed rows in, an ordinary Hugging Face checkpoint out.
 
 The loss is the sum over target tokens of weight times minus log-probability, divided by the number of target tokens of the whole
-optimiser step. What a step holds follows from the examples and the seed alone, so it depends neither on how it is cut into passes nor
+optimiser step, unless another one is given (`leafe.training.loss`).
+What a step holds follows from the examples and the seed alone, so it depends neither on how it is cut into passes nor
 on how many processes share it. The way of attending is chosen by a trial on the model itself. Schedule, clipping, optimiser and processes
 are `transformers.Trainer`'s: under `torchrun` each process takes its share of every step. Weights are saved in float32, because steps as
 small as 1e-6 are lost in bfloat16, and no precision that they are trained in loses them (`leafe.training.precision`).
@@ -12,7 +13,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -24,7 +25,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from leafe.distillation.pack import PackedRow, term_losses
 from leafe.distillation.passes import parts_for, ready, sent
 from leafe.distillation.rows import Bundle, pack_examples, shares
 from leafe.distillation.trial import Packing, choose_packing
@@ -35,8 +35,10 @@ from leafe.jsonl import told_if_unwritable
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
 from leafe.training.launch import Told, by_hand, in_processes, launched
+from leafe.training.loss import CrossEntropy, Loss, check_examples, check_picklable, packing_of, pass_loss
 from leafe.training.machine import FEWEST, NO_ROOM, Plan, attending, check_machine, pass_tokens, placed
 from leafe.training.precision import in_float32, join_model
+from leafe.training.terms import Step
 from leafe.training.weights import save, with_adapter
 
 
@@ -79,6 +81,7 @@ class _Job:
     settings: TrainSettings
     seed: int
     threads: int
+    loss: Loss = CrossEntropy()
 
 
 class _Numbers(Dataset[int]):
@@ -112,9 +115,9 @@ class _Work:
 class _PackedTrainer(Trainer):
     """A `Trainer` whose batch is one optimiser step, which all processes see and share out among themselves."""
 
-    def __init__(self, work: _Work, **options: Any) -> None:
+    def __init__(self, work: _Work, loss: Loss, **options: Any) -> None:
         super().__init__(data_collator=lambda numbers: {"numbers": numbers}, train_dataset=_Numbers(len(work.bundles)), **options)
-        self._work = work
+        self._work, self._loss = work, loss
         self.by_kind: dict[str, Tensor] = {}  # summed over steps and processes
 
     def get_train_dataloader(self) -> DataLoader[int]:
@@ -158,15 +161,17 @@ class _PackedTrainer(Trainer):
         model.train()
         work, processes = self._work, self.accelerator.num_processes
         rows = [row for bundle in inputs["bundles"] for row in bundle.rows]
-        target_tokens = sum(bundle.target_tokens for bundle in inputs["bundles"])
+        step = Step.of(inputs["bundles"])
         passes = shares(rows, processes, work.pass_tokens)[self.accelerator.process_index]
         kinds = sorted({kind for row in rows for kind in row.term_kind})
         losses = torch.zeros(len(kinds), device=self.args.device)
-        for number, one in enumerate(passes or [[_weightless(rows)]], start=1):
+        # A process that has nothing to do computes something all the same, since the others wait for its gradients.
+        for number, one in enumerate(passes or [[min(rows, key=lambda row: len(row.ids))]], start=1):
             packed = ready(one, work.packing.kind, self.args.device, parts=work.parts, most=work.pass_tokens)
             # Gradients are averaged over processes, once, with the last pass.
             with nullcontext() if number >= len(passes) else self.accelerator.no_sync(model):
-                terms = term_losses(model, packed) * packed.term_weight / target_tokens
+                terms = pass_loss(model, packed, self._loss, step).losses
+                terms = terms if passes else terms * 0
                 self.accelerator.backward(terms.sum() * processes)
             places = sent(torch.tensor([kinds.index(kind) for kind in packed.term_kind]), self.args.device)
             losses.index_add_(0, places, terms.detach())
@@ -174,12 +179,6 @@ class _PackedTrainer(Trainer):
         for kind, loss in zip(kinds, whole, strict=True):
             self.by_kind[kind] = self.by_kind.get(kind, torch.zeros_like(loss)) + loss
         return whole.sum()
-
-
-def _weightless(rows: Sequence[PackedRow]) -> PackedRow:
-    """Something to compute for a process that has nothing to do, since the others wait for its gradients."""
-    shortest = min(rows, key=lambda row: len(row.ids))
-    return replace(shortest, term_weight=[0.0] * len(shortest.term_weight))
 
 
 class _Progress(TrainerCallback):
@@ -201,17 +200,21 @@ def fine_tune(
     threads: int = 1,
     told: Told = lambda done, total: None,
     alone: bool = False,
+    loss: Loss = CrossEntropy(),
 ) -> TrainReport:
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
-    one saves, unless a caller is `alone` all the same. Raises `UserError` when there is nothing to train on or the model cannot be trained
-    on packed trees, `CorruptFile` when the checkpoint cannot be loaded.
+    one saves, unless a caller is `alone` all the same. Raises `UserError` when there is nothing to train on, the model cannot be trained
+    on packed trees or the examples lack what the loss needs, `CorruptFile` when the checkpoint cannot be loaded.
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
     check_machine(settings)
-    work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads))
+    check_examples(loss, examples)
+    if settings.processes > 1:
+        check_picklable(loss)
+    work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads, loss))
     if launched() and not alone:
         return work(told)
     with by_hand():
@@ -258,7 +261,7 @@ def _trained(job: _Job, told: Told) -> TrainReport:
         model = with_adapter(model, settings.lora)
     with TemporaryDirectory() as nowhere:
         arguments = _arguments(work.bundles, settings, plan, out=job.out or Path(nowhere), seed=seed)
-        trainer = _PackedTrainer(work, model=model, args=arguments, callbacks=[_Progress(told)])
+        trainer = _PackedTrainer(work, job.loss, model=model, args=arguments, callbacks=[_Progress(told)])
         trainer.remove_callback(PrinterCallback)
         with attending(model, settings, plan, work.packing.kind):
             result = trainer.train()
@@ -276,10 +279,10 @@ def _trained(job: _Job, told: Told) -> TrainReport:
 
 def _work(job: _Job, tokenizer: ChatTokenizer, plan: Plan, packing: Packing) -> _Work:
     def cut(tokens: int) -> list[Bundle]:
-        return pack_examples(job.examples, tokenizer, row_tokens=tokens, most=job.settings.batch_size)
+        return pack_examples(job.examples, tokenizer, row_tokens=tokens, most=job.settings.batch_size, **packing_of(job.loss))
 
     work = _Work(cut, pass_tokens(plan, packing), packing)
-    _check_lengths(work.bundles, packing)
+    check_lengths(work.bundles, packing)
     tokens = sum(len(row.ids) for bundle in work.bundles for row in bundle.rows)
     passes = max(len(job.examples) / job.settings.batch_size, tokens / work.pass_tokens)
     work.parts = parts_for(job.settings.epochs * passes)
@@ -303,7 +306,7 @@ def _report(job: _Job, work: _Work, plan: Plan, *, steps: int, loss: float, by_k
     )
 
 
-def _check_lengths(bundles: Sequence[Bundle], packing: Packing) -> None:
+def check_lengths(bundles: Sequence[Bundle], packing: Packing) -> None:
     """Refuses examples beyond what the trial allows."""
     longest, most = max(max(row.depth) + 1 for bundle in bundles for row in bundle.rows), packing.cap.longest
     if most and longest > most:

@@ -48,7 +48,7 @@ from leafe.run import RunDirectory, whole_folder
 from leafe.settings import EngineSettings, RunConfig, TrainSettings, differing_fields
 from leafe.training.checkpoint import locate
 from leafe.training.launch import Told
-from leafe.training.loss import CrossEntropy, Loss
+from leafe.training.loss import CrossEntropy, Loss, check_examples
 from leafe.training.sft import TrainReport, fine_tune
 
 World = str | Callable[[], Environment]
@@ -158,6 +158,7 @@ def train(
         raise UserError(f"{folder} is there already; give another folder for the trained model")
     values = {"name": "train", "environment": {"name": "none"}, "train": TrainSettings().model_dump() | settings}
     wanted = configured(values, "train").train
+    check_examples(loss, examples)
     base = locate(str(model), CHECKPOINTS)
     with whole_folder(folder) as unfinished:
         report = fine_tune(base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss)

@@ -22,9 +22,12 @@ def encode(value: Any) -> Any:
     kind: type = type(value)
     if kind in _PLAIN:
         return value
-    if names := _names(kind):
-        data = {name: encode(getattr(value, name)) for name in names}
-        data.update({name: encode(held) for name, unset in _omitted(kind) if (held := getattr(value, name)) != unset})
+    always, omitted = _fields(kind)
+    if always:
+        data = {name: encode(getattr(value, name)) for name in always}
+        for name, unset in omitted:
+            if (held := getattr(value, name)) != unset:
+                data[name] = encode(held)
         return data
     if isinstance(value, (list, tuple)):
         return [item if type(item) in _PLAIN else encode(item) for item in value]
@@ -37,15 +40,11 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 @cache
-def _names(kind: type) -> tuple[str, ...]:
-    """The fields of a record that are always written, none for any other type."""
-    return tuple(item.name for item in fields(kind) if "omitted" not in item.metadata) if is_dataclass(kind) else ()
-
-
-@cache
-def _omitted(kind: type) -> tuple[tuple[str, Any], ...]:
-    """The other fields of a record, with what they hold where they are not set."""
-    return tuple((item.name, item.default) for item in fields(kind) if "omitted" in item.metadata)
+def _fields(kind: type) -> tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]:
+    """The fields of a record that are always written, and the others with what they hold unset; none for any other type."""
+    every = fields(kind) if is_dataclass(kind) else ()
+    always = tuple(item.name for item in every if "omitted" not in item.metadata)
+    return always, tuple((item.name, item.default) for item in every if "omitted" in item.metadata)
 
 
 @cache

@@ -288,9 +288,9 @@ def test_a_state_that_is_not_as_it_was_left_is_refused(base: Path, tmp_path: Pat
     one.state(folder)
     with pytest.raises(RunConflict, match=r"kept with the loss ClippedRatio\(.*found CrossEntropy\("):
         Learner.resume(folder)
-    for other in ({"steps": 7}, {"steps": 6, "seed": 1}):
-        with pytest.raises(RunConflict, match=r"other settings \((steps: 6 -> 7|seed: 0 -> 1)\)"):
-            Learner.open(folder, base, PLAN, loss=RATIO, **other)
+    for other in ({"steps": 7}, {"seed": 1}, {"settings": PLAN.model_copy(update={"weight_decay": 0.5})}):
+        with pytest.raises(RunConflict, match=r"other settings \((steps: 6 -> 7|seed: 0 -> 1|train.weight_decay: 0.0 -> 0.5)\)"):
+            Learner.open(folder, base, **({"settings": PLAN, "steps": 6, "loss": RATIO} | other))
     for name in ("weights.safetensors", "optimizer.safetensors", "learner.json"):
         whole = (folder / name).read_bytes()
         for broken in (whole[:-3], whole.replace(b"1", b"2"), b"[]"):

@@ -170,9 +170,9 @@ cuts = st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(1, 3))  # t
 def trees(draw: st.DrawFn) -> list[Example]:
     """Examples that share much, some of them in groups, some twice the same."""
     found = []
-    for number in range(draw(st.integers(1, 6))):
+    for number in range(draw(st.integers(2, 6))):
         wanted = draw(st.lists(targets, min_size=1, max_size=3))
-        group, attempt = draw(st.sampled_from(["", "a", "b"])), draw(st.integers(0, 2))
+        group, attempt = draw(st.sampled_from(["a", "a", "b", ""])), draw(st.integers(0, 2))
         weight, kind = draw(st.sampled_from(WEIGHTS)), draw(st.sampled_from(["one", "other"]))
         one = example(draw(prompts), wanted, number=number, attempt=attempt, group=group, weight=weight, kind=kind)
         found.append(one)

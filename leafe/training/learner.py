@@ -242,13 +242,9 @@ class Learner:
         if not has_state(folder):
             return cls(checkpoint, settings, steps=steps, loss=loss, seed=seed, threads=threads)
         told = read_state(folder)
-        wanted = {
-            "checkpoint": str(Path(checkpoint).resolve()),
-            "settings": settings.model_dump(mode="json"),
-            "steps": steps,
-            "seed": seed,
-        }
-        if differing := [f"{name}: {told[name]} -> {value}" for name, value in wanted.items() if told[name] != value]:
+        kept = {name: told[name] for name in ("checkpoint", "steps", "seed")} | _flat(_settings_of(told, folder))
+        wanted = {"checkpoint": str(Path(checkpoint).resolve()), "steps": steps, "seed": seed} | _flat(settings)
+        if differing := [f"{name}: {kept[name]} -> {value}" for name, value in wanted.items() if kept[name] != value]:
             raise RunConflict(f"{folder} was kept with other settings ({'; '.join(differing)}); give another folder")
         return cls.resume(folder, loss=loss)
 
@@ -262,13 +258,25 @@ class Learner:
         told = read_state(folder)
         if told["loss"] != _described(loss):
             raise RunConflict(f"{folder} was kept with the loss {told['loss']}, found {_described(loss)}; resume it with that one")
-        settings, checkpoint = TrainSettings.model_validate(told["settings"]), Path(told["checkpoint"])
+        settings, checkpoint = _settings_of(told, folder), Path(told["checkpoint"])
         learner = cls(checkpoint, settings, steps=told["steps"], loss=loss, seed=told["seed"], threads=told["threads"])
         if told["base"] != learner._made_with()["base"]:
             raise RunConflict(f"{folder} was kept with another model than is in {checkpoint}; put that one back, or start anew")
         take_state(folder, learner._weights, learner._optimizer)
         learner.done = told["done"]
         return learner
+
+
+def _settings_of(told: Mapping[str, Any], folder: Path) -> TrainSettings:
+    try:
+        return TrainSettings.model_validate(told["settings"])
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise RunConflict(f"{folder} was kept by a version with other settings ({reason:.160}); give another folder") from None
+
+
+def _flat(settings: TrainSettings) -> dict[str, Any]:
+    return {f"train.{name}": value for name, value in settings.model_dump(mode="json").items()}
 
 
 def _by_decay(weights: Mapping[str, Tensor], decay: float) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 Where a loss normalises, it divides by what `Step` counts, never by what one pass happens to hold, so that the shares of all passes and
 processes add up to the step's loss. Three ways are known, by their `Normalise`:
 
-    targets     the sum over terms by the targets of the step: token-level, as DAPO (arXiv 2503.14476, eq. 8) and supervised training do
+    targets     the sum over terms by the targets of the step: supervised training, and DAPO (arXiv 2503.14476, eq. 8) over all groups
     sequence    the mean over a sequence's targets, over a group's sequences, over groups: GRPO (arXiv 2402.03300, eq. 3)
     N           the sum over terms by the sequences of the step times N tokens, the longest reply: Dr. GRPO (arXiv 2503.20783)
 """

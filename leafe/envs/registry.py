@@ -19,15 +19,15 @@ from leafe.envs.codecontests import CodeContests
 from leafe.envs.fakes import Lookup, SlipperySokoban
 from leafe.envs.gymnasium import Gymnasium
 from leafe.envs.household.environment import Household
-from leafe.envs.imports import import_here
 from leafe.envs.mbpp import Mbpp
 from leafe.envs.openenv import OpenEnv
 from leafe.envs.scienceworld.environment import ScienceWorld
-from leafe.envs.settled import settled, told
+from leafe.envs.settled import settled
 from leafe.envs.single_turn import SingleTurn
 from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.webshop.environment import WebShop
 from leafe.errors import LeafeError, UnknownName, UserError
+from leafe.imports import import_here, told
 from leafe.records import decode
 
 GROUP = "leafe.environments"

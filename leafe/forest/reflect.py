@@ -24,14 +24,15 @@ def reflect(
 ) -> Play[Experience | None]:
     """The experience that the policy draws from a walk, or None when it names none or cannot be read.
 
-    `feedback` is what the attempt was told beside its history.
+    `feedback` is what the attempt was told beside its history and the rules' notes.
     """
     prompts, shortening = growth.rules.prompts, walk[-1].shortening
+    told = (*growth.rules.notes, *feedback)
     replies: list[Completion] = []
     experience, error = None, None
 
     def question(short: Shortening) -> tuple[Message, ...]:
-        asked = reflect_messages(growth.scene, walk, ended=ended, feedback=feedback, shortening=short)
+        asked = reflect_messages(growth.scene, walk, ended=ended, feedback=told, shortening=short)
         return asked_again(prompts, asked, error, turns=len(walk)) if error is not None else asked
 
     for _ in range(TRIES):

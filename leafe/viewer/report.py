@@ -17,14 +17,14 @@ from leafe.settings import RunConfig
 from leafe.viewer.page import ExplorationRow, PageContent, exploration_row, render_page
 
 SHOWN_TREES = 6
+BASE = "base"
 
 
 def arms_of(run: RunDirectory) -> list[ArmOutcomes]:
-    """The arms that a run has measured completely, base first."""
+    """The arms that a run has measured completely, first measured first."""
     config, found = run.config, []
-    for arm in ("base", *config.arms):
-        path = run.evaluation(arm)
-        if (path.exists() or run.check(path).exists()) and f"evaluate {arm}" in run.stages:
+    for arm, path in run.arms().items():
+        if path.exists() or run.check(path).exists():
             outcomes = read_outcomes(path)
             run.check(path)
             found.append(ArmOutcomes(arm, outcomes, str(run.path), tasks=config.tasks.test, samples=config.evaluate.samples))
@@ -32,16 +32,15 @@ def arms_of(run: RunDirectory) -> list[ArmOutcomes]:
 
 
 def comparison_of(run: RunDirectory) -> Comparison:
-    """The arms of a run side by side, each beside its base."""
-    settings = run.config.evaluate
-    return compare(arms_of(run), how=Resampling(settings.resamples, settings.confidence))
+    """The arms of a run side by side, each beside its base where one was measured."""
+    settings, arms = run.config.evaluate, arms_of(run)
+    base = BASE if any(arm.name == BASE for arm in arms) else None
+    return compare(arms, base=base, how=Resampling(settings.resamples, settings.confidence))
 
 
 def exploration_of(run: RunDirectory) -> list[tuple[str, Sequence[Tree]]]:
-    """The forests of a run, by name: the rounds of the tree explorer, then the controls."""
-    named = [(f"tree, round {number}", run.forest(number)) for number in range(1, run.config.rounds + 1)]
-    named += [(method, run.control(method)) for method in run.config.controls]
-    return [(name, _trees(run, path)) for name, path in named if path.exists() or run.check(path).exists()]
+    """The forests of a run, by name."""
+    return [(name, _trees(run, path)) for name, path in run.forests().items() if path.exists() or run.check(path).exists()]
 
 
 def _trees(run: RunDirectory, path: Path) -> list[Tree]:

@@ -85,12 +85,15 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}: wanted {wanted}, found {found}"
 
 
-def _validate(values: Any, source: str) -> RunConfig:
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+def _refuse_what_is_no_group(values: Any, source: str) -> None:
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{source} should be a group of settings, as `name: trial`, and is {values!r:.80}")
-    method = _method_of(values)
+
+
+def _validate(values: Mapping[str, Any], method: KnownMethod) -> RunConfig:
     model = config_class(type(method))
-    _refuse_strays(model, values)
+    if not values.keys() <= model.model_fields.keys():
+        _refuse_strays(model, values)
     _refuse_unknown(model, values)
     try:
         config = model.model_validate({model.section: {}, **values})
@@ -129,12 +132,11 @@ def config_class(method: type[KnownMethod]) -> type[RunConfig]:
     return model
 
 
-def _settled(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The settings with those of the method's in its section, and without the sections of other methods."""
-    if not all(isinstance(key, str) for key in values):
+def _settled(values: Mapping[str, Any], source: str, model: type[RunConfig]) -> dict[str, Any]:
+    """The settings with those of the method in its section, and without the sections of other methods."""
+    if values.keys() <= model.model_fields.keys():
         return dict(values)
-    model = config_class(type(_method_of(values)))
-    others = {name for name in method_names() if name != model.section}
+    others = method_names()
     settled = {key: value for key, value in values.items() if key in model.model_fields or key not in others}
     section = settled.get(model.section, {})
     at_the_top = [key for key in settled if _belongs(model, key)]
@@ -161,13 +163,12 @@ def _read_override(text: str) -> tuple[list[str], Any]:
     return path, read_yaml(value, f"the value of {key.strip()}")
 
 
-def _overridden(values: Mapping[str, Any], overrides: Iterable[str], source: str) -> dict[str, Any]:
-    """The settings with `a.b=value` texts laid over them in turn; the last `method=` decides whose section there is."""
-    read = [(*_read_override(text), text) for text in overrides]
-    chosen = [value for path, value, _ in read if path == ["method"]]
-    settled = _settled({**values, **({"method": chosen[-1]} if chosen else {})}, source)
-    model = config_class(type(_method_of(settled)))
-    for path, value, text in read:
+def _overridden(
+    values: Mapping[str, Any], overrides: Iterable[tuple[list[str], Any, str]], model: type[RunConfig]
+) -> dict[str, Any]:
+    """Settings with others laid over them in turn, each with the text that it was read from."""
+    settled = dict(values)
+    for path, value, text in overrides:
         if path[0] not in model.model_fields and path[0] in method_names():
             raise UserError(f"{text!r:.80} is for the method {path[0]}, and the method of this run is {model.section}")
         _lay(settled, [model.section, *path] if _belongs(model, path[0]) else path, value, text)
@@ -231,18 +232,28 @@ def parse(text: str, source: str, overrides: Sequence[str] = (), *, whole: bool 
     Raises `UserError` with one sentence for the first thing that is wrong.
     """
     values = read_yaml(text, source)
-    if not isinstance(values, dict):
-        return _validate(values, source)
-    values = _overridden(values, overrides, source)
-    return _validate(values, source) if whole else configured(values, source)
+    _refuse_what_is_no_group(values, source)
+    read = [(*_read_override(override), override) for override in overrides]
+    chosen = [value for path, value, _ in read if path == ["method"]]
+    method = _method_of({**values, **({"method": chosen[-1]} if chosen else {})})
+    model = config_class(type(method))
+    values = _overridden(_settled(values, source, model), read, model)
+    return _validate(values if whole else _on_profile(values), method)
 
 
 def configured(values: Mapping[str, Any], source: str) -> RunConfig:
     """A configuration from nested settings; what they do not say is as the prompt profile has it. Raises `UserError` like `parse`."""
+    _refuse_what_is_no_group(values, source)
+    method = _method_of(values)
+    return _validate(_on_profile(_settled(values, source, config_class(type(method)))), method)
+
+
+def _on_profile(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings on those of their prompt profile."""
     settled: dict[str, Any] = {}
-    for layer in (*_profile_settings(values), _settled(values, source)):
+    for layer in (*_profile_settings(values), values):
         settled = _laid_over(settled, layer)
-    return _validate(settled, source)
+    return settled
 
 
 def recipe_names() -> list[str]:

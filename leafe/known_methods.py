@@ -7,7 +7,6 @@ here knows what a method does: what a class has to have is looked at, so that on
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -44,35 +43,44 @@ class KnownMethod(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A method as it is listed: what it is or, in `fault`, why it cannot be used."""
+    """A method as it is listed: where it comes from, and its summary or, in `fault`, why it cannot be used."""
 
     name: str
-    source: str
+    origin: str
     summary: str = ""
     fault: str = ""
 
 
 def method_names() -> list[str]:
     """Every name that `find` answers to."""
-    return sorted({name for name, _ in _offered()})
+    return sorted({name for name, _, _ in _offered()})
 
 
 def listed() -> list[Listed]:
     """Every method that is known by name, those that cannot be used included."""
-    found: dict[tuple[str, str], Listed] = {}
-    for name, source in _offered():
+    found = []
+    for name, source, package in sorted(_offered()):
         try:
-            found[name, source] = Listed(name, source, find(name).summary)
+            found.append(Listed(name, _origin(source, package), find(name).summary))
         except UserError as error:
-            found[name, source] = Listed(name, source, fault=str(error))
-    return [found[key] for key in sorted(found)]
+            found.append(Listed(name, _origin(source, package), fault=str(error)))
+    return found
+
+
+def origin(spec: str) -> str:
+    """Where a method comes from: its class and, where one offers it, the package."""
+    return next((_origin(source, package) for name, source, package in _offered() if name == spec), spec)
+
+
+def _origin(source: str, package: str) -> str:
+    return f"{source}, {package}" if package else source
 
 
 def find(spec: str) -> KnownMethod:
     """A method by its name or as `module:Class`. Raises `UnknownName` or `UserError`, in one sentence, for what is none or is broken."""
     if ":" in spec:
         return _made(spec, spec)
-    sources = sorted({source for name, source in _offered() if name == spec})
+    sources = sorted(source for name, source, _ in _offered() if name == spec)
     if not sources:
         raise UnknownName("method", spec, method_names())
     if len(sources) > 1:
@@ -85,11 +93,14 @@ def find(spec: str) -> KnownMethod:
     return method
 
 
-def _offered() -> Iterator[tuple[str, str]]:
-    """Names with where each is, as `module:Class`; a name may come more than once."""
-    yield from SHIPPED.items()
-    for point in entry_points(group=GROUP):
-        yield point.name, point.value.replace(" ", "")
+def _offered() -> set[tuple[str, str, str]]:
+    """Names, each with its class as `module:Class` and the package that it is in; a name may come more than once, a class once a name."""
+    shipped = dict.fromkeys(SHIPPED.items(), "which comes with leafe")
+    others = {
+        (point.name, point.value.replace(" ", "")): f"of the package {point.dist.name}" if point.dist else ""
+        for point in entry_points(group=GROUP)
+    }
+    return {(name, source, package) for (name, source), package in {**others, **shipped}.items()}
 
 
 def _made(spec: str, source: str) -> KnownMethod:

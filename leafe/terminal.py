@@ -18,7 +18,7 @@ from leafe.evaluation.compare import Comparison, table_rows
 from leafe.evaluation.diagnose import Diagnosis
 from leafe.evaluation.passk import Interval
 from leafe.forest.faults import Faults, fault_cells
-from leafe.viewer.page import ExplorationRow
+from leafe.results import ExplorationRow
 
 SIGNS = {"pass": "[green]✓[/]", "fail": "[red]✗[/]", "skipped": "–"}
 

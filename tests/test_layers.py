@@ -44,6 +44,7 @@ FLOORS = {
     "evaluation": 5,
     "nano": 5,
     "lab": 6,
+    "results": 6,
     "preflight": 6,
     "bench": 6,
     "methods": 7,

@@ -17,9 +17,9 @@ from leafe.lab import measure_base, run_recipe, run_verb
 from leafe.methods.diagnose import diagnose as diagnose_model
 from leafe.progress import Progress, Silent
 from leafe.records import encode
+from leafe.results import alarms_of
 from leafe.run import RunDirectory, next_free
 from leafe.terminal import Bars, diagnosis_table
-from leafe.viewer.report import alarms_of
 
 disable_progress_bar()  # ours stand alone
 

@@ -116,6 +116,8 @@ def _made(spec: str, source: str) -> KnownMethod:
         raise UserError(
             f"the method {spec!r} ({source}) wants Settings derived from leafe.settings.Settings, found {found.Settings!r:.80}"
         )
+    if not isinstance(found.summary, str):
+        raise UserError(f"the method {spec!r} ({source}) wants a summary in words, found {found.summary!r:.80}")
     try:
         method: KnownMethod = found()
     except Exception as error:  # whatever a foreign constructor raises

@@ -209,7 +209,11 @@ class RunDirectory:
         self._require_lock()
         names = list(self._stages)
         before = names[: names.index(stage)] if stage in names else names
-        about = {kind: [name, files[0].relative_to(self.path).as_posix()] for kind, name in ((ARM, arm), (FOREST, forest)) if name}
+        about = {
+            kind: [check_name(kind, name), files[0].relative_to(self.path).as_posix()]
+            for kind, name in ((ARM, arm), (FOREST, forest))
+            if name
+        }
         self._write_stages({**self._stages, stage: sealed(stage, result, manifest_of(self.path, files), before, shown=about)})
 
     def check(self, path: Path) -> Path:

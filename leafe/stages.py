@@ -43,6 +43,10 @@ class Made:
     arm: str = ""
     forest: str = ""
 
+    def __post_init__(self) -> None:
+        if (self.arm or self.forest) and not self.files:
+            raise ValueError("what is shown as an arm or a forest wants its file first in `files`, and there is none")
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -76,7 +80,9 @@ def check_stages(stages: Iterable[object], method: str) -> tuple[Stage, ...]:
                 f"the stage {stage.name!r:.80} of the method {method!r} needs {missing[0]!r:.80}, which is none before it"
             )
         if stage.verb not in ("", *VERBS):
-            raise UserError(f"the stage {stage.name!r:.80} wants a verb of {', '.join(VERBS)}, found {stage.verb!r:.80}")
+            raise UserError(
+                f"the stage {stage.name!r:.80} of the method {method!r} wants a verb of {', '.join(VERBS)}, found {stage.verb!r:.80}"
+            )
         checked[stage.name] = stage
     return tuple(checked.values())
 

@@ -163,6 +163,7 @@ class Bench:
             prompts=self._prompts_of(prompts) if prompts else self.prompts,
             seed=seed,
             turns=settings.turns,
+            tokens=settings.tokens,
             act=sampling.act.sampling(),
             look_back=sampling.reflect.sampling(),
             max_attempts=settings.max_attempts,

@@ -150,12 +150,15 @@ class HistorySettings(Settings):
 
 
 class ExploreSettings(Settings):
-    """The budget of one task, in turns that the policy takes, and when it looks back. `reflect_every` 0 means at the end only.
+    """The budget of one task, and when it looks back. `reflect_every` 0 means at the end only.
+
+    `turns` are those that the policy takes; `tokens`, those that it writes, reflections included, end it as well where they are not 0.
 
     With `new_luck` a branch in a world that draws lots draws others than the attempt that it left: then no reflection can teach the draw.
     """
 
     turns: int = Field(64, ge=1)
+    tokens: int = Field(0, ge=0)
     max_attempts: int = Field(16, ge=1)
     max_depth: int = Field(4, ge=0)
     reflect_every: int = Field(0, ge=0)

@@ -31,7 +31,7 @@ class _Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
-    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+    def advance(self, amount: float = 1.0) -> None:
         """Moves the bar."""
         self._progress.advance(self._task, amount)
 

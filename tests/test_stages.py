@@ -104,6 +104,14 @@ def test_a_first_round_without_examples_is_one_sentence_and_loses_no_measurement
         assert not run.checkpoint("leafe").exists()
 
 
+def test_a_budget_in_tokens_is_a_setting_and_ends_exploration_beside_the_one_in_turns(base: Path, tmp_path: Path) -> None:
+    for tokens, turns in ((0, 6), (1, 1)):
+        here = bench(base, {"base": stubborn}, f"explore.tokens={tokens}")
+        with RunDirectory.open(tmp_path / f"{tokens}", here.config) as run:
+            run_verb(here, run, "explore")
+            assert max(tree.spend.turns for tree in read_forest(run.forest(1))) == turns
+
+
 def test_a_forest_that_is_still_growing_is_not_distilled(base: Path, tmp_path: Path) -> None:
     asked = 0
 

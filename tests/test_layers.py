@@ -24,6 +24,7 @@ FLOORS = {
     "lifeline": 0,
     "loops": 0,
     "imports": 0,
+    "hardware": 0,
     "shown": 0,
     "config": 1,
     "settings": 1,

@@ -7,7 +7,6 @@ that waits for a core is charged for waiting.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator, Iterable
 from functools import cache
@@ -16,11 +15,12 @@ from leafe.envs.sandbox.container import KINDS, interpreter_or_default
 from leafe.envs.sandbox.limits import Limits, Outcome, Program
 from leafe.envs.sandbox.session import Lost, Session
 from leafe.errors import UnknownName
+from leafe.hardware import own_cores
 
 
 @cache
 def _slots() -> threading.BoundedSemaphore:
-    return threading.BoundedSemaphore(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return threading.BoundedSemaphore(own_cores())
 
 
 class Sandbox:

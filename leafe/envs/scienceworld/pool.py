@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from leafe.doctor import available_memory
 from leafe.envs.scienceworld.java import Options
 from leafe.errors import UserError
+from leafe.hardware import available_memory
 
 MIB = 2**20
 BESIDE_HEAP = 96  # MiB that a process takes beside its heap, measured

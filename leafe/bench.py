@@ -28,7 +28,7 @@ from leafe.errors import RunConflict, UserError
 from leafe.evaluation.evaluate import evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.forest.driver import Job, Means, drive
-from leafe.forest.explore import EXPLORERS
+from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.faults import Faults, alarms, check_command, faults_of
 from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
 from leafe.forest.growth import Growth, Rules
@@ -44,7 +44,7 @@ from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
-from leafe.stages import Made, Policy
+from leafe.stages import PROBE, Made, Policy
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -205,10 +205,10 @@ class Bench:
 class Plot:
     """Where a forest goes and what it grows from. Without a path nothing is kept but the answer.
 
-    `method` is the explorer's name; the policy reads `notes`, and `prompts` other than the run's where they are named.
+    `method` is the explorer, a shipped one by its name; the policy reads `notes`, and `prompts` other than the run's where they are named.
     """
 
-    method: str
+    method: str | Explorer
     seed: int
     model: Path
     path: Path | None = None
@@ -231,7 +231,8 @@ async def agrow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
     if not bench.can_roll_back:
         bench.progress.say(f"{bench.config.environment.name}: {ROLLBACK_FREE}")
     done = {tree.task.id: tree for tree in read_forest(plot.path)} if plot.path and plot.path.exists() else {}
-    jobs = [Job(task.id, task, EXPLORERS[plot.method](Growth(task, rules))) for task in tasks if task.id not in done]
+    explorer = EXPLORERS[plot.method] if isinstance(plot.method, str) else plot.method
+    jobs = [Job(task.id, task, explorer(Growth(task, rules))) for task in tasks if task.id not in done]
     journal = Journal(plot.journal) if plot.journal else None
     writer = ForestWriter(plot.path) if plot.path else None
     wave: FirstWave[Tree] = FirstWave(() if done else (job.key for job in jobs[:WAVE]), check_command(bench.config))
@@ -290,9 +291,9 @@ def server_stage(bench: Bench, run: RunDirectory) -> None:
         return
     found = bench.probe()
     refuse_lacking(found, trains=False)
-    before = run.stages.get("probe")
+    before = run.stages.get(PROBE)
     if before is None:
-        run.finish_stage("probe", found.as_json())
+        run.finish_stage(PROBE, found.as_json())
     elif changes := differing(before, found):
         raise RunConflict(
             f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
@@ -328,7 +329,7 @@ def train_stage(
 
 def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
     """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
-    found = run.stages.get("probe")
+    found = run.stages.get(PROBE)
     if model != bench.base or not isinstance(found, dict) or found.get("controls", "text") == "text":
         return examples
     template = ChatTokenizer(load_tokenizer(model)).template
@@ -353,7 +354,7 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, policy: Policy) -> 
     outcomes = bench.with_engine(policy.model, work, measures=True)
     sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
-    return Made(figures, [run.evaluation(arm)], arm=arm)
+    return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)
 
 
 def finished(run: RunDirectory, stage: str, command: str) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from leafe.bench import Bench, Plot, forest_of, grow_stage, made, measure_stage, train_stage
 from leafe.chat import Prompts
 from leafe.digest import seed_for
+from leafe.distillation.causes import NOTHING
 from leafe.distillation.examples import Choice
 from leafe.distillation.store import read_examples, write_examples
 from leafe.errors import LeafeError, UnknownName, UserError
-from leafe.forest.explore import EXPLORERS
+from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.known_methods import find, one_line
 from leafe.progress import Progress
 from leafe.records import Example, Tree
@@ -26,6 +27,7 @@ from leafe.shown import check_name
 from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, needed, of_verb
 
 Examples = Callable[[], Iterable[Example]]
+Given = Policy | Callable[[], Policy]  # a policy, or what gives it once the stages before are finished
 
 
 @dataclass(frozen=True)
@@ -63,23 +65,30 @@ class Lab:
         return seed_for(self.config.seed, *parts)
 
     def explore(
-        self, run: RunDirectory, place: int | str, policy: Policy, *, explorer: str = "tree", needs: tuple[str, ...] = ()
+        self,
+        run: RunDirectory,
+        place: int | str,
+        policy: Given,
+        *,
+        explorer: str | Explorer = "tree",
+        needs: tuple[str, ...] = (),
     ) -> Stage:
         """Explores every training task with the budget of the section `explore`: the stage `explore round N` or `explore NAME`.
 
-        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts) or `refine` (retries that are told what went wrong).
-        Forests with a name of their own begin with the same attempts as round 1.
+        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts), `refine` (retries that are told what went wrong) or
+        a generator function of your own. Forests with a name of their own begin with the same attempts as round 1.
         """
-        stage = f"explore {_called(place)}"
-        if explorer not in EXPLORERS:
+        stage, kind = f"explore {_called(place)}", explorer if isinstance(explorer, str) else getattr(explorer, "__name__", "own")
+        if isinstance(explorer, str) and explorer not in EXPLORERS:
             raise UnknownName("explorer", explorer, EXPLORERS)
 
         def work() -> Made:
-            _require(run, policy)
+            chosen = _there(run, policy)
             seed = self.bench.explore_seed(place if isinstance(place, int) else 1)
-            plot = Plot(explorer, seed, policy.model, run.forest(place), run.journal(place), policy.notes, policy.prompts)
-            shown = f"{explorer}, {_called(place)}" if isinstance(place, int) else place
-            return replace(grow_stage(self.bench, run, stage, plot), forest=shown)
+            plot = Plot(explorer, seed, chosen.model, run.forest(place), run.journal(place), chosen.notes, chosen.prompts)
+            made = grow_stage(self.bench, run, stage, plot)
+            shown = f"{kind}, {_called(place)}" if isinstance(place, int) else place
+            return replace(made, figures={**made.figures, **chosen.told()}, forest=shown)
 
         return Stage(stage, work, needs, "explore")
 
@@ -98,7 +107,7 @@ class Lab:
                 kind: sum(one.kind == kind for one in found) for kind in dict.fromkeys(one.kind for one in found)
             }
             self.progress.say(f"{stage}: {', '.join(f'{count} {kind}' for kind, count in counts.items()) or 'no'} examples")
-            return Made(counts, [run.examples(place)])
+            return Made(counts or {"note": NOTHING}, [run.examples(place)])
 
         return Stage(stage, work, needs, "distill")
 
@@ -112,7 +121,7 @@ class Lab:
         arm: str,
         examples: Examples,
         *,
-        start: Policy | None = None,
+        start: Given | None = None,
         needs: tuple[str, ...] = (),
         files: Sequence[Path] = (),
     ) -> Stage:
@@ -124,9 +133,8 @@ class Lab:
 
         def work() -> Made:
             chosen = list(examples())
-            if start:
-                _require(run, start)
-            return train_stage(self.bench, run, arm, start.model if start else self.base, examples=chosen, files=files)
+            model = _there(run, start).model if start else self.base
+            return train_stage(self.bench, run, arm, model, examples=chosen, files=files)
 
         return Stage(f"train {arm}", work, needs, "train")
 
@@ -134,13 +142,12 @@ class Lab:
         """The policy that an arm's training gives."""
         return Policy(run.checkpoint(arm))
 
-    def measure(self, run: RunDirectory, arm: str, policy: Policy, *, needs: tuple[str, ...] = ()) -> Stage:
+    def measure(self, run: RunDirectory, arm: str, policy: Given, *, needs: tuple[str, ...] = ()) -> Stage:
         """Measures a policy on the held-out tasks as an arm, as the section `evaluate` says."""
         check_name("arm", arm)
 
         def work() -> Made:
-            _require(run, policy)
-            return measure_stage(self.bench, run, arm, policy)
+            return measure_stage(self.bench, run, arm, _there(run, policy))
 
         return Stage(f"evaluate {arm}", work, needs, "evaluate")
 
@@ -152,10 +159,12 @@ def _called(place: int | str) -> str:
     return place
 
 
-def _require(run: RunDirectory, policy: Policy) -> None:
-    """Raises `UserError` where a policy is one that the run has not trained yet."""
+def _there(run: RunDirectory, given: Given) -> Policy:
+    """A policy. Raises `UserError` where it is one that the run has not trained yet."""
+    policy = given() if callable(given) else given
     if policy.model.is_relative_to(run.path):
         made(policy.model / "config.json", "leafe train", run)
+    return policy
 
 
 def stages_of(bench: Bench, run: RunDirectory) -> tuple[Stage, ...]:

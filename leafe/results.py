@@ -19,6 +19,7 @@ from leafe.forest.store import read_forest
 from leafe.records import Tree, encode
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.stages import PROBE
 
 BASE = "base"  # the arm that training starts from
 
@@ -130,7 +131,7 @@ def ends_of(run: RunDirectory) -> tuple[str, ...]:
 
 def flags_of(run: RunDirectory) -> tuple[str, ...]:
     """What has to stand beside figures that came from a server, a sentence each."""
-    found = run.stages.get("probe")
+    found = run.stages.get(PROBE)
     return tuple(map(str, found["flags"])) if isinstance(found, dict) and "flags" in found else ()
 
 

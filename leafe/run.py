@@ -340,7 +340,9 @@ def _read_config(path: Path) -> RunConfig:
     try:
         return parse(body, str(path), whole=True)
     except UserError as error:
-        raise CorruptFile(f"{path} was written by another version of leafe: {error}") from None
+        raise CorruptFile(
+            f"{path} was written by another version of leafe, or with a method whose package is not here: {error}"
+        ) from None
 
 
 def _settle_config(path: Path, config: RunConfig) -> None:

@@ -16,6 +16,7 @@ from leafe.run import RunDirectory
 
 # The commands that do a part of a run, in the order of a first pass.
 VERBS = ("explore", "distill", "train", "evaluate")
+PROBE = "probe"  # where a run keeps what a server was found to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class Policy:
     model: Path
     notes: tuple[str, ...] = ()
     prompts: str = ""
+
+    def told(self) -> dict[str, Any]:
+        """What is told beside the task, for the record; empty where nothing is."""
+        return {name: value for name, value in {"notes": list(self.notes), "prompts": self.prompts}.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ def check_stages(stages: Iterable[object], method: str) -> tuple[Stage, ...]:
             raise UserError(f"the method {method!r} wants stages of the class leafe.stages.Stage, found {stage!r:.80}")
         if not stage.name or stage.name in checked:
             raise UserError(f"the method {method!r} wants stages with a name each and each name once, found {stage.name!r:.80}")
+        if stage.name == PROBE:
+            raise UserError(f"the method {method!r} has a stage {PROBE!r}, which is kept for servers; give it another name")
         if missing := [need for need in stage.needs if need not in checked]:
             raise UserError(
                 f"the stage {stage.name!r:.80} of the method {method!r} needs {missing[0]!r:.80}, which is none before it"

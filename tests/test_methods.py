@@ -24,14 +24,17 @@ from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.fakes import Lookup
-from leafe.errors import UnknownName, UserError
+from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.evaluation.outcomes import read_outcomes
+from leafe.forest.effects import Play
+from leafe.forest.growth import Growth, Start
+from leafe.forest.play import play
 from leafe.known_methods import find
 from leafe.lab import Lab, run_recipe, run_stage, run_verb, stages_of
 from leafe.methods.base import Made, Method, Policy, Stage
 from leafe.methods.leafe import LeafeSettings
 from leafe.progress import Silent
-from leafe.records import Ask
+from leafe.records import Ask, Tree
 from leafe.results import arms_of, as_json, comparison_of, exploration_of
 from leafe.run import HEADER, RunDirectory
 from leafe.shown import check_name
@@ -509,3 +512,58 @@ def test_the_notes_and_prompts_of_a_policy_are_read_at_every_request_and_kept_ou
         (file,) = distil.work().files
         assert list(read_examples(file))
         assert not any(note in message.content for one in read_examples(file) for message in one.messages for note in Noted.NOTES)
+
+
+def twice(growth: Growth) -> Play[Tree]:
+    """Two fresh attempts and no more."""
+    for _ in range(2):
+        yield from play(growth, Start())
+    return growth.tree("twice")
+
+
+class Playbook(Method):
+    """Explores in a way of its own, writes down what worked, and measures the base with that in its prompt; trains nothing."""
+
+    name, summary = "playbook", "a playbook in the prompt"
+
+    def stages(self, lab: Lab, run: RunDirectory, settings: Any) -> Iterator[Stage]:
+        book = run.path / "playbook.txt"
+
+        def curate() -> Made:
+            won = {tree.attempts[0].leaf: tree for tree in lab.trees(run, 1) if tree.attempts[0].success}
+            actions = sorted({turn.action for leaf, tree in won.items() for turn in tree.walk(leaf)})
+            book.write_text("".join(f"It helped to {action}.\n" for action in actions))
+            return Made({"notes": len(actions)}, [book])
+
+        def reader() -> Policy:
+            return Policy(lab.base, notes=tuple(run.check(book).read_text().splitlines()))
+
+        yield lab.explore(run, 1, Policy(lab.base), explorer=twice)
+        yield Stage("curate", curate, needs=("explore round 1",))
+        yield lab.measure(run, "playbook", reader, needs=("curate",))
+
+    def trains(self, settings: Any) -> bool:
+        return False
+
+
+def test_a_method_explores_and_keeps_files_in_its_own_way_and_they_are_proved_like_any(base: Path, tmp_path: Path) -> None:
+    heard: list[Ask] = []
+    here = bench(base, opens, f"method={__name__}:Playbook", heard=heard)
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        with pytest.raises(UserError, match=r"the stage 'curate' .* is not finished yet; type: leafe run .*config\.yaml --out"):
+            run_verb(here, run, "evaluate")
+        run_recipe(here, run)
+        assert list(run.forests()) == ["twice, round 1"] and {len(tree.attempts) for tree in Lab(here).trees(run, 1)} == {2}
+        assert run.stages["curate"] == {"notes": 1} and run.stages["evaluate playbook"]["notes"] == ["It helped to open place1."]
+        assert "It helped to open place1." in heard[-1].messages[0].content and comparison_of(run).base is None
+    found = json.loads(leafe("report", tmp_path / "run", "--json").out)
+    assert found["method"].endswith(":Playbook") and [arm["name"] for arm in found["arms"]] == ["playbook"]
+    (tmp_path / "run" / "playbook.txt").write_text("Always wait.\n")
+    kept = json.loads((tmp_path / "run" / "stages.json").read_text())
+    del kept["evaluate playbook"]
+    (tmp_path / "run" / "stages.json").write_text(json.dumps(kept))
+    with (
+        RunDirectory.existing(tmp_path / "run") as run,
+        pytest.raises(CorruptFile, match=r"playbook\.txt is not as the stage 'curate'"),
+    ):
+        run_recipe(here, run)

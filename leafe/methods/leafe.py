@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from leafe.distillation.causes import why_no_example
+from leafe.distillation.causes import NOTHING, why_no_example
 from leafe.distillation.examples import distill, rehearsal
 from leafe.distillation.store import write_examples
 from leafe.errors import UserError
@@ -32,8 +32,6 @@ from leafe.settings import RunConfig
 
 if TYPE_CHECKING:
     from leafe.lab import Lab
-
-NOTHING = "there is no example to train on"
 
 
 class LeafeSettings(Settings):

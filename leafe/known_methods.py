@@ -97,7 +97,7 @@ def _offered() -> set[tuple[str, str, str]]:
     """Names, each with its class as `module:Class` and the package that it is in; a name may come more than once, a class once a name."""
     shipped = dict.fromkeys(SHIPPED.items(), "which comes with leafe")
     others = {
-        (point.name, point.value.replace(" ", "")): f"of the package {point.dist.name}" if point.dist else ""
+        (point.name, point.value.partition("[")[0].replace(" ", "")): f"of the package {point.dist.name}" if point.dist else ""
         for point in entry_points(group=GROUP)
     }
     return {(name, source, package) for (name, source), package in {**others, **shipped}.items()}

@@ -63,7 +63,7 @@ class Stage:
     """
 
     name: str
-    work: Callable[[], Made]
+    work: Callable[[], Made | None]
     needs: tuple[str, ...] = ()
     verb: str = ""
     asked_only: bool = False
@@ -134,7 +134,9 @@ def carry_out(stages: Sequence[Stage], run: RunDirectory, chosen: Iterable[Stage
                 raise UserError(
                     f"the stage {need!r} of {run.path} is not finished yet; type: {command_for(by_name[need], run.path)}"
                 )
-        made = stage.work()
+        made = stage.work() or Made()
+        if not isinstance(made, Made):
+            raise UserError(f"the stage {stage.name!r} wants to return leafe.stages.Made or nothing, and returned {made!r:.80}")
         run.finish_stage(stage.name, dict(made.figures) or None, files=made.files, arm=made.arm, forest=made.forest)
 
 

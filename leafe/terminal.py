@@ -77,8 +77,8 @@ class Bars:
         )
         progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         if not self._console.is_terminal:
-            self._console.print(f"{name} ...", highlight=False)
-        return _Bar(progress, progress.add_task(name, total=total))
+            self._console.print(f"{escape(name)} ...", highlight=False)
+        return _Bar(progress, progress.add_task(escape(name), total=total))
 
     def say(self, text: str) -> None:
         """One line that stays."""

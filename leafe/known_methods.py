@@ -141,7 +141,8 @@ def _lacking(found: type) -> list[str]:
 
 def one_line(error: BaseException) -> str:
     """An error of somebody else's code on one line, with its place; one of ours speaks for itself."""
-    text = str(error) if isinstance(error, LeafeError) else told(error)
+    named = f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, LeafeError) else named if isinstance(error, ImportError) else told(error)
     return " ".join(text.split())[:300]
 
 

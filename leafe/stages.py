@@ -91,6 +91,8 @@ def check_stages(stages: Iterable[object], method: str) -> tuple[Stage, ...]:
                 f"the stage {stage.name!r:.80} of the method {method!r} wants a verb of {', '.join(VERBS)}, found {stage.verb!r:.80}"
             )
         checked[stage.name] = stage
+    if not checked:
+        raise UserError(f"the method {method!r} has no stages, and a run wants one at least")
     return tuple(checked.values())
 
 

@@ -192,6 +192,7 @@ def test_a_broken_method_is_told_in_one_sentence(source: str, words: list[str], 
     ("body", "words"),
     [
         ("raise ValueError('where?')", "cannot say its stages: ValueError: where?"),
+        ("return []", "has no stages"),
         ("return [3]", "wants stages of the class leafe.stages.Stage, found 3"),
         ("return 3", "cannot say its stages: TypeError"),
         ("return [Stage('a', dict), Stage('a', dict)]", "each name once, found 'a'"),

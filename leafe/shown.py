@@ -7,6 +7,7 @@ Names are a method's own and may be any text that is safe as a file's name. Noth
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,14 +56,19 @@ def arms(root: Path, stages: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def forests(root: Path, stages: Mapping[str, Any]) -> dict[str, Path]:
-    """The trees of each forest of a run: those that are grown, in their order, then those that stages said nothing of."""
+    """The trees of each forest of a run: those of rounds in their order, then the others, those that stages said nothing of last."""
     said = [shown for entry in stages.values() if (shown := shown_of(entry).get(FOREST))]
     found = {name: root / file for name, file in said}
     known = {file for _, file in said}
     for name, path in _by_place(root, stages):
         if path.relative_to(root).as_posix() not in known:
             found.setdefault(name, path)
-    return found
+    return dict(sorted(found.items(), key=lambda one: _round_of(one[1].relative_to(root).as_posix())))
+
+
+def _round_of(file: str) -> float:
+    match = _ROUND.fullmatch(file)
+    return int(match.group(1)) if match else math.inf
 
 
 def _by_place(root: Path, stages: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:

@@ -459,6 +459,20 @@ def test_a_forest_that_still_grows_is_shown_by_its_place(base: Path, tmp_path: P
         assert list(run.forests()) == grown and run.arms() == {}
 
 
+def test_forests_of_rounds_come_first_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    config = parse("name: trial\nenvironment: {name: lookup}", "trial")
+    with RunDirectory.open(tmp_path / "run", config) as run:
+        for place, name in (("x", "ex"), (10, "tree, round 10"), (2, "tree, round 2")):
+            run.forest(place).write_text("{}\n")
+            run.finish_stage(f"explore {place}", files=[run.forest(place)], forest=name)
+        for place in (3, "growing"):
+            run.forest(place).write_text('{}\n{"method": "walk"}\n')
+        run.journal("growing").write_text("{}\n")
+        run.examples("x").write_text("{}\n")
+        assert list(run.forests()) == ["tree, round 2", "walk, round 3", "tree, round 10", "ex", "growing"]
+        assert run.forests()["ex"] == run.forest("x")
+
+
 def test_arms_that_an_older_version_measured_are_found_by_their_stages(base: Path, tmp_path: Path) -> None:
     here = bench(base, opens, "arms=[]")
     with RunDirectory.open(tmp_path / "run", here.config) as run:

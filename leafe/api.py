@@ -45,7 +45,7 @@ from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.records import Example, Tree
 from leafe.run import RunDirectory, whole_folder
-from leafe.settings import EngineSettings, RunConfig, TrainSettings, differing_fields
+from leafe.settings import DEFAULT_METHOD, EngineSettings, RunConfig, TrainSettings, differing_fields
 from leafe.training.checkpoint import locate
 from leafe.training.launch import Told
 from leafe.training.loss import CrossEntropy, Loss, check_examples
@@ -109,7 +109,7 @@ async def aexplore(
     bench.check()
     if method not in ("tree", "independent", "refine"):
         raise UserError(f"method: wanted tree, independent or refine, found {method!r}")
-    kept_as = bench.config.model_copy(update={"controls": () if method == "tree" else (method,)})
+    kept_as = configured({**bench.config.model_dump(mode="json"), **_no_method([] if method == "tree" else [method])}, "settings")
     plot = Plot(method, bench.explore_seed(1), bench.base, _kept_in(out, kept_as))
     trees = await agrow(bench, "explore", plot)
     return Forest(tuple(trees), bench.config, bench.make_environment)
@@ -270,8 +270,8 @@ def load_engine(model: str | Path = "nano", **settings: Any) -> Engine:
 
 
 def _bench(environment: World, settings: SettingValues, progress: Progress | None) -> Bench:
-    """The bench of a world under the settings of a recipe that names no method."""
-    values: dict[str, Any] = {"name": "api", "arms": [], "environment": {"name": _name_of(environment)}}
+    """The bench of a world under the settings of a recipe that trains nothing."""
+    values: dict[str, Any] = {"name": "api", **_no_method([]), "environment": {"name": _name_of(environment)}}
     for name, value in settings.items():
         _put(values, name, value)
     config = configured(values, "settings")
@@ -279,6 +279,11 @@ def _bench(environment: World, settings: SettingValues, progress: Progress | Non
     if isinstance(environment, str):
         return bench
     return replace(bench, make_environment=_made_by(environment, config.environment.args))
+
+
+def _no_method(controls: Sequence[str]) -> dict[str, Any]:
+    """The section of a recipe that trains nothing, with the explorer that is no tree."""
+    return {DEFAULT_METHOD: {"arms": [], "controls": list(controls)}}
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:

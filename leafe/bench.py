@@ -1,7 +1,7 @@
 """What any method works with: a configuration, a way to make engines and worlds, and someone who watches.
 
-The stages that every method shares stand here too: growing a forest, training an arm, measuring one. Each writes one file of a run
-directory, is skipped when it is finished, and goes on where it was when it was killed.
+The work of the stages that every method shares stands here too: growing a forest, training an arm, measuring one. Each writes one file of
+a run directory and goes on where it was when it was killed; `lab.py` makes stages of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from leafe.errors import RunConflict, UserError
 from leafe.evaluation.evaluate import evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.forest.driver import Job, Means, drive
-from leafe.forest.explore import EXPLORERS
+from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.faults import Faults, alarms, check_command, faults_of
 from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
 from leafe.forest.growth import Growth, Rules
@@ -36,6 +36,7 @@ from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
 from leafe.jsonl import told_if_unwritable
+from leafe.known_methods import find
 from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
@@ -43,6 +44,7 @@ from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
+from leafe.stages import PROBE, Made, Policy
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -70,9 +72,17 @@ class Bench:
     @cached_property
     def prompts(self) -> Prompts:
         """The run's prompts for its environment. Where every text is an action, the environment is given each reply as it is."""
+        return self._prompts_of(self.config.prompts)
+
+    def _prompts_of(self, profile: str) -> Prompts:
         config, said = self.config, self._declared
-        prompts = load_prompts(config.prompts, config.environment.name, remind=config.remind, actions_help=said.actions_help)
+        prompts = load_prompts(profile, config.environment.name, remind=config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether the recipe's method trains anything."""
+        return find(self.config.method).trains(self.config.own)
 
     def check(self, *, trains: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had or used, before anything is begun.
@@ -146,13 +156,14 @@ class Bench:
         finally:
             environment.close()
 
-    def rules(self, seed: int) -> Rules:
-        """The rules of exploration and play."""
+    def rules(self, seed: int, *, notes: Sequence[str] = (), prompts: str = "") -> Rules:
+        """The rules of exploration and play, for a policy that reads `notes`, and `prompts` other than the run's where they are named."""
         settings, sampling = self.config.explore, self.config.sampling
         return Rules(
-            prompts=self.prompts,
+            prompts=self._prompts_of(prompts) if prompts else self.prompts,
             seed=seed,
             turns=settings.turns,
+            tokens=settings.tokens,
             act=sampling.act.sampling(),
             look_back=sampling.reflect.sampling(),
             max_attempts=settings.max_attempts,
@@ -162,6 +173,7 @@ class Bench:
             can_roll_back=self.can_roll_back,
             history=History(self.config.history.keep, self.config.history.turns),
             new_luck=settings.new_luck,
+            notes=tuple(notes),
         )
 
     def explore_seed(self, number: int) -> int:
@@ -191,13 +203,18 @@ class Bench:
 
 @dataclass(frozen=True)
 class Plot:
-    """Where a forest goes and what it grows from. Without a path nothing is kept but the answer."""
+    """Where a forest goes and what it grows from. Without a path nothing is kept but the answer.
 
-    method: str
+    `method` is the explorer, a shipped one by its name; the policy reads `notes`, and `prompts` other than the run's where they are named.
+    """
+
+    method: str | Explorer
     seed: int
     model: Path
     path: Path | None = None
     journal: Path | None = None
+    notes: tuple[str, ...] = ()
+    prompts: str = ""
 
 
 def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
@@ -210,11 +227,12 @@ async def agrow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
 
     Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
     """
-    rules, tasks = bench.rules(plot.seed), bench.tasks("train")
+    rules, tasks = bench.rules(plot.seed, notes=plot.notes, prompts=plot.prompts), bench.tasks("train")
     if not bench.can_roll_back:
         bench.progress.say(f"{bench.config.environment.name}: {ROLLBACK_FREE}")
     done = {tree.task.id: tree for tree in read_forest(plot.path)} if plot.path and plot.path.exists() else {}
-    jobs = [Job(task.id, task, EXPLORERS[plot.method](Growth(task, rules))) for task in tasks if task.id not in done]
+    explorer = EXPLORERS[plot.method] if isinstance(plot.method, str) else plot.method
+    jobs = [Job(task.id, task, explorer(Growth(task, rules))) for task in tasks if task.id not in done]
     journal = Journal(plot.journal) if plot.journal else None
     writer = ForestWriter(plot.path) if plot.path else None
     wave: FirstWave[Tree] = FirstWave(() if done else (job.key for job in jobs[:WAVE]), check_command(bench.config))
@@ -245,10 +263,8 @@ async def agrow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
     return [done[task.id] for task in tasks]
 
 
-def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
+def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
-    if stage in run.stages:
-        return
     if plot.model == bench.base:
         server_stage(bench, run)
     run.check(plot.model)
@@ -258,9 +274,9 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
         plot.journal.unlink(missing_ok=True)
     figures = {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)}
     note = {} if bench.can_roll_back else {"note": f"{bench.config.environment.name}: {ROLLBACK_FREE}"}
-    run.finish_stage(stage, figures | note, files=[plot.path] if plot.path else [])
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
     sound_alarms(bench, stage, faults_of(trees))
+    return Made(figures | note, [plot.path] if plot.path else [])
 
 
 def sound_alarms(bench: Bench, stage: str, faults: Faults) -> None:
@@ -275,9 +291,9 @@ def server_stage(bench: Bench, run: RunDirectory) -> None:
         return
     found = bench.probe()
     refuse_lacking(found, trains=False)
-    before = run.stages.get("probe")
+    before = run.stages.get(PROBE)
     if before is None:
-        run.finish_stage("probe", found.as_json())
+        run.finish_stage(PROBE, found.as_json())
     elif changes := differing(before, found):
         raise RunConflict(
             f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
@@ -286,23 +302,20 @@ def server_stage(bench: Bench, run: RunDirectory) -> None:
 
 def train_stage(
     bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
-) -> None:
+) -> Made:
     """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so.
 
     `files` are what was made for this training alone.
     """
     stage = f"train {arm}"
-    if stage in run.stages:
-        return
     run.check(model)
     examples = _as_sent(bench, run, model, examples)
     files = [run.checkpoint(arm), *files]
     if not examples:
         with told_if_unwritable(run.checkpoint(arm)), whole_folder(run.checkpoint(arm)) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
-        run.finish_stage(stage, {"examples": 0, "steps": 0, "note": UNTRAINED}, files=files)
         bench.progress.say(f"{stage}: {UNTRAINED}")
-        return
+        return Made({"examples": 0, "steps": 0, "note": UNTRAINED}, files)
     with bench.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
 
         def told(done: int, total: int) -> None:
@@ -312,28 +325,26 @@ def train_stage(
         report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     facts = {"examples": report.examples, "steps": report.steps, "attention": report.attention, **report.machine, **losses}
-    run.finish_stage(stage, facts, files=files)
+    return Made(facts, files)
 
 
 def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
     """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
-    found = run.stages.get("probe")
+    found = run.stages.get(PROBE)
     if model != bench.base or not isinstance(found, dict) or found.get("controls", "text") == "text":
         return examples
     template = ChatTokenizer(load_tokenizer(model)).template
     return [with_texts(example, template.broken) for example in examples]
 
 
-def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> None:
-    """Measures a model on the held-out tasks as an arm."""
+def measure_stage(bench: Bench, run: RunDirectory, arm: str, policy: Policy) -> Made:
+    """Measures a policy on the held-out tasks as an arm."""
     stage = f"evaluate {arm}"
-    if stage in run.stages:
-        return
-    if not bench.config.arms:
+    if not bench.trains:
         server_stage(bench, run)
-    run.check(model)
+    run.check(policy.model)
     tasks, samples = bench.tasks("test"), bench.config.evaluate.samples
-    rules = bench.rules(seed_for(bench.config.seed, "evaluate"))
+    rules = bench.rules(seed_for(bench.config.seed, "evaluate"), notes=policy.notes, prompts=policy.prompts)
 
     async def work(engine: Engine) -> list[Outcome]:
         with bench.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
@@ -341,10 +352,10 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
             path = run.evaluation(arm)
             return await evaluate(tasks, rules, means, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
 
-    outcomes = bench.with_engine(model, work, measures=True)
+    outcomes = bench.with_engine(policy.model, work, measures=True)
     sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
-    run.finish_stage(stage, figures, files=[run.evaluation(arm)])
+    return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)
 
 
 def finished(run: RunDirectory, stage: str, command: str) -> None:

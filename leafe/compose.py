@@ -5,7 +5,6 @@ A server is asked a few questions when it is first needed in a process, or by `B
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +17,8 @@ from leafe.engines.replicas import ReplicatedEngine
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
+from leafe.hardware import own_cores
+from leafe.known_methods import find
 from leafe.nano import CHECKPOINTS
 from leafe.preflight import Meter
 from leafe.progress import Progress
@@ -31,8 +32,7 @@ GIB = 1 << 30
 
 def threads_of(settings: EngineSettings) -> int:
     """How many threads torch may use: as the setting says, or one for each core that is this process's own."""
-    # Not every system can say which cores are this process's own.
-    return settings.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return settings.threads or own_cores()
 
 
 def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
@@ -69,7 +69,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         config=config,
         base=base,
         load_engine=explores,
-        load_measured=load if config.arms else explores,
+        load_measured=load if find(config.method).trains(config.own) else explores,
         probe=probed,
         make_environment=partial(registry.make, config.environment.name, config.environment.args),
         progress=progress,

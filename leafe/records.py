@@ -84,7 +84,7 @@ class Ask:
     messages: tuple[Message, ...]
     sampling: Sampling
     seed: int
-    purpose: Literal["act", "reflect", "feedback"] = "act"
+    purpose: Literal["act", "reflect"] = "act"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 API_KEY_ENV = "OPENAI_API_KEY"
+DEFAULT_METHOD = "leafe"
 
 
 class Settings(BaseModel):
@@ -149,12 +150,15 @@ class HistorySettings(Settings):
 
 
 class ExploreSettings(Settings):
-    """The budget of one task, in turns that the policy takes, and when it looks back. `reflect_every` 0 means at the end only.
+    """The budget of one task, and when it looks back. `reflect_every` 0 means at the end only.
+
+    `turns` are those that the policy takes; `tokens`, those that it writes, reflections included, end it as well where they are not 0.
 
     With `new_luck` a branch in a world that draws lots draws others than the attempt that it left: then no reflection can teach the draw.
     """
 
     turns: int = Field(64, ge=1)
+    tokens: int = Field(0, ge=0)
     max_attempts: int = Field(16, ge=1)
     max_depth: int = Field(4, ge=0)
     reflect_every: int = Field(0, ge=0)
@@ -259,12 +263,15 @@ class EvaluateSettings(Settings):
 
 
 class RunConfig(Settings):
-    """A whole run. `controls` explore at the same budget, for comparison; `arms` are trained and measured beside the base.
+    """A whole run, but for what its `method` alone knows: `config.py` makes the class that has the method's own section as well.
 
     `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have.
     """
 
+    section: ClassVar[str] = ""  # the method's own
+
     name: Name
+    method: Text = DEFAULT_METHOD
     seed: int = Field(1, ge=0)
     model: Text = "nano"
     environment: EnvironmentSettings
@@ -275,29 +282,14 @@ class RunConfig(Settings):
     engine: EngineSettings = EngineSettings()
     sampling: SamplingSettings = SamplingSettings()
     explore: ExploreSettings = ExploreSettings()
-    controls: tuple[Literal["independent", "refine"], ...] = Field((), strict=False)
     distill: DistillSettings = DistillSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    rounds: int = Field(1, ge=1)
-    arms: tuple[Literal["leafe", "rehearsal", "independent"], ...] = Field(("leafe",), strict=False)
 
-    @model_validator(mode="after")
-    def _lists_agree(self) -> Self:
-        for key, names in {"controls": self.controls, "arms": self.arms}.items():
-            if len(set(names)) < len(names):
-                raise ValueError(f"{key} wants each name once, found {list(names)}")
-        if "independent" in self.arms and "independent" not in self.controls:
-            raise ValueError("arms with 'independent' wants controls with 'independent', whose successes it is trained on")
-        return self
-
-    @model_validator(mode="after")
-    def _server_serves_the_base(self) -> Self:
-        if self.engine.kind == "openai" and self.rounds > 1:
-            raise ValueError(
-                f"rounds: wanted 1 where engine.kind is openai, whose server serves the base only, found {self.rounds}"
-            )
-        return self
+    @property
+    def own(self) -> BaseModel:
+        """The settings of the method's own section."""
+        return getattr(self, self.section) if self.section else Settings()
 
     @model_validator(mode="after")
     def _replies_fit(self) -> Self:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.config import dump, load_recipe, parse, recipe_names
+from leafe.config import config_class, dump, load_recipe, parse, recipe_names
 from leafe.errors import UnknownName, UserError
+from leafe.methods.leafe import Leafe, LeafeSettings
 from leafe.records import Sampling
 from leafe.settings import RunConfig, differing_fields
 from leafe.yaml_text import read_values
@@ -22,6 +23,12 @@ MINIMAL = "name: trial\nenvironment: {name: sokoban}\n"
 
 def trial(*overrides: str) -> RunConfig:
     return parse(MINIMAL, "trial", overrides)
+
+
+def own(config: RunConfig) -> LeafeSettings:
+    """The section of LEAFE."""
+    assert isinstance(config.own, LeafeSettings)
+    return config.own
 
 
 def refusal(*overrides: str) -> str:
@@ -38,7 +45,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 configs = st.builds(
-    lambda name, model, args, rate, epochs, lora: RunConfig.model_validate(
+    lambda name, model, args, rate, epochs, lora: config_class(Leafe).model_validate(
         {
             "name": name,
             "model": model,
@@ -73,7 +80,7 @@ def test_digests_are_equal_exactly_where_no_field_differs(one: RunConfig, other:
     ["1e5", "1e-6", "yes", "null", "007", "0x1f", "- a", "a: b", "#", "2020-01-01", "1_000", "'", "\x85", "\u2028", "√", "~"],
 )
 def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
-    config = RunConfig.model_validate({"name": "trial", "model": text, "environment": {"name": "sokoban"}})
+    config = config_class(Leafe).model_validate({"name": "trial", "model": text, "environment": {"name": "sokoban"}})
     assert parse(dump(config), "written").model == text
 
 
@@ -95,7 +102,7 @@ def test_overrides_are_laid_over_the_recipe_in_turn() -> None:
     config = trial("train.epochs=3", "train.epochs=4", "environment.args.size=6", "controls=[refine]", "train.lora.rank=8")
     assert config.train.epochs == 4.0
     assert config.environment.args == {"size": 6}
-    assert config.controls == ("refine",)
+    assert own(config).controls == ("refine",)
     assert config.train.lora is not None and config.train.lora.rank == 8
 
 
@@ -166,7 +173,7 @@ def test_an_override_cannot_reach_into_a_single_setting() -> None:
 
 def test_an_arm_wants_the_control_whose_successes_it_learns_from() -> None:
     assert "wants controls with 'independent'" in refusal("arms=[independent]")
-    assert trial("arms=[independent]", "controls=[independent]").arms == ("independent",)
+    assert own(trial("arms=[independent]", "controls=[independent]")).arms == ("independent",)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from leafe.engines.tokens import ChatTokenizer
 from leafe.envs import registry
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.store import read_forest
-from leafe.methods import leafe as method
+from leafe.lab import measure_base, run_verb
 from leafe.progress import Silent
 from leafe.records import Ask, Example, Message, Target
 from leafe.run import RunDirectory
@@ -146,9 +146,9 @@ def test_the_environment_of_the_documentation_is_checked_explored_and_measured(
     make = partial(registry.make, f"{module}:Drawers")
     bench = Bench(config, tmp_path, lambda folder: ScriptedEngine(opens), make, Silent())
     with RunDirectory.open(tmp_path / "run", config) as run:
-        method.explore(bench, run)
-        method.distil_round(bench, run, 1)
-        method.measure(bench, run, "base")
+        run_verb(bench, run, "explore")
+        run_verb(bench, run, "distill")
+        measure_base(bench, run)
         trees, outcomes = list(read_forest(run.forest())), read_outcomes(run.evaluation("base"))
         lessons = [example for example in read_examples(run.examples()) if example.kind == "counterfactual"]
     assert len(trees) == 6 and len(outcomes) == 10

@@ -329,10 +329,25 @@ def test_a_program_at_its_time_limit_is_run_again_and_its_least_time_counts(outc
     assert (failure and failure.reason) == reason
 
 
-@given(st.text(max_size=30), st.text(max_size=30))
-def test_outputs_are_compared_word_by_word(one: str, other: str) -> None:
-    assert same_answer(one, other) == (one.split() == other.split())
-    assert same_answer(one, "\n" + one.replace(" ", "  ") + "\n")
+GAPS = st.text(" \t\n\r", min_size=1, max_size=3)
+WORDS = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=5)
+
+
+def apart(words: list[str], gaps: list[str]) -> str:
+    """Words with a gap before each and one at the end."""
+    return "".join(gap + word for gap, word in zip(gaps, words, strict=False)) + gaps[len(words)]
+
+
+@given(data=st.data(), words=st.lists(WORDS, min_size=1, max_size=6), other=WORDS)
+def test_outputs_are_compared_word_by_word(data: st.DataObject, words: list[str], other: str) -> None:
+    gaps = [data.draw(st.lists(GAPS, min_size=len(words) + 1, max_size=len(words) + 1)) for _ in range(2)]
+    expected = apart(words, gaps[0])
+    assert same_answer(expected, apart(words, gaps[1])) and same_answer(expected, apart(words, gaps[1]).strip())
+    place = data.draw(st.integers(0, len(words) - 1))
+    changed = [words[:place] + words[place + 1 :], [*words[:place], other, *words[place:]], [*words[:-1], words[-1] + other]]
+    changed += [[*words[:place], other, *words[place + 1 :]]] if other != words[place] else []
+    changed += [["".join(words)]] if len(words) > 1 else []
+    assert not any(same_answer(expected, " ".join(found)) for found in changed)
 
 
 LEAVES = (

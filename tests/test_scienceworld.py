@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
 from leafe.distillation.examples import Choice, distill
-from leafe.doctor import java_command, java_finding
+from leafe.doctor import java_finding
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.check import check_environment
 from leafe.envs.registry import make
 from leafe.envs.world import World
 from leafe.errors import EnvironmentFailure, MissingDependency, UnknownName, UserError
+from leafe.hardware import java_command
 from leafe.progress import Silent
 from leafe.prompts import load_prompts
 from leafe.records import Ask, StopReason, Task

@@ -96,11 +96,11 @@ def diagnose(
 
 
 @app.command()
-def report(path: RunPath) -> None:
-    """Writes the page of a run anew, from what is there."""
+def report(path: RunPath, *, as_json: AsJson = False) -> None:
+    """Writes the page of a run anew, from what is there; with --json its figures are printed as well."""
     from leafe.cli import results
 
-    results.report(path)
+    results.report(path, as_json=as_json)
 
 
 @app.command()
@@ -109,7 +109,9 @@ def compare(
     *,
     as_json: AsJson = False,
     k: Annotated[int | None, typer.Option(help="one more k")] = None,
-    base: Annotated[str, typer.Option(help="the arm that the others are compared with, as rehearsal or RUN:leafe")] = "base",
+    base: Annotated[
+        str | None, typer.Option(help="the arm that the others are compared with, as rehearsal or RUN:leafe; `base` unless said")
+    ] = None,
 ) -> None:
     """Pass@k of the arms of one run or several, side by side, minus their run's base or another arm. Intervals are as in the first run."""
     from leafe.cli import results
@@ -135,6 +137,20 @@ def envs() -> None:
     from leafe.cli import environments
 
     environments.envs()
+
+
+@app.command()
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="a method's name or module:Class, to see its settings", show_default=False)
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Lists the methods that a recipe may choose with method=NAME, and where each comes from; of one, its settings."""
+    from leafe.cli import method_list
+
+    method_list.methods(name, as_json=as_json)
 
 
 @app.command("check-env")

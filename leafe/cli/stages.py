@@ -13,13 +13,13 @@ from leafe.cli.results import show, show_faults
 from leafe.compose import bench_of
 from leafe.config import load_recipe, recipe_names
 from leafe.errors import UnknownName, UserError
-from leafe.methods import leafe as method
+from leafe.lab import measure_base, run_recipe, run_verb
 from leafe.methods.diagnose import diagnose as diagnose_model
 from leafe.progress import Progress, Silent
 from leafe.records import encode
+from leafe.results import alarms_of
 from leafe.run import RunDirectory, next_free
 from leafe.terminal import Bars, diagnosis_table
-from leafe.viewer.report import alarms_of
 
 disable_progress_bar()  # ours stand alone
 
@@ -30,7 +30,7 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
 
     def work() -> None:
         if not directory.done:
-            method.run_recipe(bench, directory)
+            run_recipe(bench, directory)
             directory.finish()
 
     with directory:
@@ -38,30 +38,31 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
 
 
 def explore(where: str, overrides: Sequence[str], out: Path | None) -> None:
-    """The first round's forest and the controls."""
+    """The method's first forests."""
     bench, directory = _opened(where, overrides, out)
     with directory:
-        _shown(directory, lambda: method.explore(bench, directory))
+        _shown(directory, lambda: run_verb(bench, directory, "explore"))
 
 
 def distill(path: Path) -> None:
-    """The first round's training examples."""
-    _stage(path, lambda bench, directory: method.distil_round(bench, directory, 1))
+    """The training examples of the first forests."""
+    _stage(path, "distill")
 
 
 def train(path: Path) -> None:
     """Every arm of the run's recipe."""
-    _stage(path, method.train)
+    _stage(path, "train")
 
 
 def evaluate(where: str, overrides: Sequence[str], out: Path | None) -> None:
     """Base and arms of a run on the held-out tasks, or the base of a recipe."""
     bench, directory = _opened(where, overrides, out)
-    arms = ("base", *bench.config.arms) if directory.path == Path(where) else ("base",)
 
     def work() -> None:
-        for arm in arms:
-            method.measure(bench, directory, arm)
+        if directory.path == Path(where):
+            run_verb(bench, directory, "evaluate")
+        else:
+            measure_base(bench, directory)
 
     with directory:
         _shown(directory, work)
@@ -94,10 +95,10 @@ def _shown(directory: RunDirectory, work: Callable[[], None]) -> None:
     show(directory)
 
 
-def _stage(path: Path, work: Callable[[Bench, RunDirectory], None]) -> None:
-    """One stage on a run directory, then the tables."""
+def _stage(path: Path, verb: str) -> None:
+    """The stages that a command means on a run directory, then the tables."""
     with RunDirectory.existing(path) as directory:
-        _shown(directory, lambda: work(bench_of(directory.config, Bars(console)), directory))
+        _shown(directory, lambda: run_verb(bench_of(directory.config, Bars(console)), directory, verb))
 
 
 def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Bench, RunDirectory]:
@@ -118,7 +119,7 @@ def _started(recipe: str, overrides: Sequence[str], out: Path | None, *, trains:
     """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where a new one `trains`."""
     config = load_recipe(recipe, overrides)
     bench = bench_of(config, Bars(console))
-    trains = trains and bool(config.arms)
+    trains = trains and bench.trains
     bench.check(trains=trains)
     if trains and not (out and (out / "stages.json").is_file()):
         bench.try_training()

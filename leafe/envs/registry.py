@@ -13,9 +13,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from leafe.envs.base import Environment
-from leafe.envs.imports import import_here
-from leafe.envs.settled import settled, told
+from leafe.envs.settled import settled
 from leafe.errors import LeafeError, UnknownName, UserError
+from leafe.imports import import_here, told
 from leafe.records import decode
 
 GROUP = "leafe.environments"

@@ -7,12 +7,12 @@ that waits for a core is charged for waiting.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator, Iterable
 from functools import cache
 
 from leafe.errors import UnknownName
+from leafe.hardware import own_cores
 from leafe.worlds.sandbox.container import KINDS, interpreter_or_default
 from leafe.worlds.sandbox.limits import Limits, Outcome, Program
 from leafe.worlds.sandbox.session import Lost, Session
@@ -20,7 +20,7 @@ from leafe.worlds.sandbox.session import Lost, Session
 
 @cache
 def _slots() -> threading.BoundedSemaphore:
-    return threading.BoundedSemaphore(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return threading.BoundedSemaphore(own_cores())
 
 
 class Sandbox:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from leafe.doctor import JAVA_INSTALL, java_command
+from leafe.doctor import JAVA_INSTALL
 from leafe.errors import MissingDependency, UserError
+from leafe.hardware import java_command
 
 INSTALL = "pip install -c constraints.txt -e '.[scienceworld]'"
 EXACT = ("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")

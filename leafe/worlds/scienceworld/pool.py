@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from leafe.doctor import available_memory
 from leafe.errors import UserError
+from leafe.hardware import available_memory
 from leafe.worlds.scienceworld.java import Options
 
 MIB = 2**20

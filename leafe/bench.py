@@ -50,6 +50,7 @@ ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attem
 MEASURED_HERE = (
     "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
 )
+LOGS = "server"  # a folder of a run, for what a server that it starts says
 UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
@@ -66,6 +67,8 @@ class Bench:
     load_meter: Callable[[], Meter | None] = lambda: None
     load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
     probe: Callable[[], Findings] | None = None  # where a server is explored with
+    free: Callable[[], None] = lambda: None  # ends a server of the run's own, before something else needs the memory
+    keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -79,6 +82,13 @@ class Bench:
 
         `trains` is whether what is explored will be trained on in the same go.
         """
+        try:
+            self._check(trains)
+        except BaseException:
+            self.free()
+            raise
+
+    def _check(self, trains: bool) -> None:
         self.rules(0)
         if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
             wanted = "an environment with reseed(seed)"
@@ -90,13 +100,14 @@ class Bench:
                 self.progress.say(sentence)
         if self.probe:
             refuse_lacking(self.probe(), trains=trains)
-            if trains:
+            if trains and self.load_measured:
                 self.progress.say(MEASURED_HERE)
         if meter := self.load_meter():
             self._check_lengths(meter)
 
     def try_training(self) -> None:
         """One step of training of which nothing is kept, so that a model that cannot be trained is refused before it has explored."""
+        self.free()
         try_training(self.base, self.config.train, threads=self.threads, context=self.config.engine.max_context)
 
     def _check_lengths(self, meter: Meter) -> None:
@@ -249,6 +260,7 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
     if stage in run.stages:
         return
+    bench.keep_logs_in(run.path / LOGS)
     if plot.model == bench.base:
         server_stage(bench, run)
     run.check(plot.model)
@@ -303,6 +315,7 @@ def train_stage(
         run.finish_stage(stage, {"examples": 0, "steps": 0, "note": UNTRAINED}, files=files)
         bench.progress.say(f"{stage}: {UNTRAINED}")
         return
+    bench.free()
     with bench.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
 
         def told(done: int, total: int) -> None:
@@ -319,7 +332,7 @@ def train_stage(
 def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
     """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
     found = run.stages.get("probe")
-    if model != bench.base or not isinstance(found, dict) or found.get("controls", "text") == "text":
+    if not isinstance(found, dict) or found.get("controls", "text") == "text":
         return examples
     template = ChatTokenizer(load_tokenizer(model)).template
     return [with_texts(example, template.broken) for example in examples]
@@ -330,7 +343,8 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
     stage = f"evaluate {arm}"
     if stage in run.stages:
         return
-    if not bench.config.arms:
+    bench.keep_logs_in(run.path / LOGS)
+    if model == bench.base and not (bench.config.arms and bench.load_measured):
         server_stage(bench, run)
     run.check(model)
     tasks, samples = bench.tasks("test"), bench.config.evaluate.samples

@@ -67,7 +67,7 @@ def hold(end: int | Connection, *, group: bool = False) -> None:
 
 
 def _own(given: int) -> int:
-    """The pipe opened once more. Whom the kernel kills belongs to what was opened, which copies of a descriptor share: the last would win."""
+    """The pipe opened once more: whom the kernel kills is kept with what was opened, and copies of a descriptor share that."""
     try:
         # Without waiting for a writer, since there is none once the parent is gone.
         return os.open(f"/proc/self/fd/{given}", os.O_RDONLY | os.O_NONBLOCK)

@@ -67,6 +67,7 @@ class Bench:
     load_meter: Callable[[], Meter | None] = lambda: None
     load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
     probe: Callable[[], Findings] | None = None  # where a server is explored with
+    require: Callable[[], None] = lambda: None  # raises where the program is missing that serves the model
     free: Callable[[], None] = lambda: None  # ends a server of the run's own, before something else needs the memory
     keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
 
@@ -77,18 +78,20 @@ class Bench:
         prompts = load_prompts(config.prompts, config.environment.name, remind=config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
 
-    def check(self, *, trains: bool = False) -> None:
+    def check(self, *, trains: bool = False, tries: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had or used, before anything is begun.
 
-        `trains` is whether what is explored will be trained on in the same go.
+        `trains` is whether what is explored will be trained on in the same go, `tries` whether a step of training is tried as well.
         """
         try:
-            self._check(trains)
+            self._check(trains, tries)
         except BaseException:
             self.free()
             raise
 
-    def _check(self, trains: bool) -> None:
+    def _check(self, trains: bool, tries: bool) -> None:
+        self.require()
+        starts_server = self.probe is not None and self.load_measured is None
         self.rules(0)
         if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
             wanted = "an environment with reseed(seed)"
@@ -98,12 +101,16 @@ class Bench:
         for part in ("train", "test"):
             for sentence in short_horizons(self._declared, self.tasks(part)):
                 self.progress.say(sentence)
+        if tries and starts_server:  # which then has to be started once
+            self.try_training()
         if self.probe:
             refuse_lacking(self.probe(), trains=trains)
             if trains and self.load_measured:
                 self.progress.say(MEASURED_HERE)
         if meter := self.load_meter():
             self._check_lengths(meter)
+        if tries and not starts_server:
+            self.try_training()
 
     def try_training(self) -> None:
         """One step of training of which nothing is kept, so that a model that cannot be trained is refused before it has explored."""

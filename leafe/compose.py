@@ -89,6 +89,7 @@ def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> B
         base=base,
         load_engine=launched.engine,
         probe=launched.probe,
+        require=launched.server.require,
         free=launched.server.free,
         keep_logs_in=launched.server.keep_logs_in,
         make_environment=partial(registry.make, config.environment.name, config.environment.args),

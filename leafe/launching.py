@@ -24,6 +24,7 @@ from leafe.progress import Progress
 from leafe.serving import Door, probe_door, served_engine, tell
 from leafe.settings import EngineSettings, RunConfig
 from leafe.training.checkpoint import device_of, dtype_of
+from leafe.training.memory import give_back
 
 
 def serve_command(settings: EngineSettings) -> ServeCommand:
@@ -66,19 +67,20 @@ class Launched:
         async def connect(lost: Callable[[], str]) -> OpenAIEngine:
             known = self._found if folder == self._base else None
             if known:
-                await self.server.start(folder, self._name(folder))
+                await self._start(folder)
             found = known or await self._probed(folder)
             return served_engine(self._config, folder, self._progress, found, door=self._door(lost))
 
         return ServedEngine(self.server, connect, concurrency=self._config.engine.concurrency)
 
     async def _probed(self, folder: Path) -> Findings:
-        await self.server.start(folder, self._name(folder))
+        await self._start(folder)
         found = await probe_door(self._config, folder, self._progress, self._door(self._died))
         return replace(found, server=f"vLLM {self.server.version}" if self.server.version else "")
 
-    def _name(self, folder: Path) -> str:
-        return self._config.model if folder == self._base else folder.name
+    async def _start(self, folder: Path) -> None:
+        give_back()
+        await self.server.start(folder, self._config.model if folder == self._base else folder.name)
 
     def _died(self) -> str:
         """Nobody starts it again during the first questions, so that what it dies of is told at once."""

@@ -1,8 +1,8 @@
 """A server of this run's own: started on a model, waited for, ended, and started again when it dies.
 
 One model is served at a time: the weights of another end the server and start one for them. The server listens on this machine alone, at a
-port that was free, and answers to a key that is made for it. What is told is one line when it starts, one every half minute while it loads,
-one when it is ready, one for each restart.
+port that was free, and answers to a key that is made for it and handed over in an environment variable. One line is told when it starts,
+one every half minute while it loads, one when it is ready, one for each restart.
 """
 
 from __future__ import annotations
@@ -37,10 +37,7 @@ TAKEN = "ddress already in use"
 
 
 class OwnServer:
-    """At most one server. `patience` is in seconds, for loading; `restarts` is how often within `WITHIN` seconds it is started again.
-
-    `surroundings` are environment variables of the server beside this process's own.
-    """
+    """At most one server. `patience` is in seconds, for loading; `restarts` is how often within `WITHIN` seconds it is started again."""
 
     def __init__(
         self,
@@ -68,6 +65,10 @@ class OwnServer:
     def last_words(self) -> str:
         """How the server ended and what it said."""
         return "; ".join(process.last_words for process in self._processes) or "it is gone"
+
+    def require(self) -> None:
+        """Raises `UserError` where there is no program to start."""
+        self._command.program()
 
     async def start(self, model: Path, name: str) -> None:
         """A server on a folder, under a name: the one that runs, or a new one, waited for until it is ready.
@@ -128,8 +129,8 @@ class OwnServer:
         assert self.model is not None
         port = _free_port()
         line = self._command.line(self.model, self.name, port)
-        self._told(f"starting {self._words} on {self.name} at 127.0.0.1:{port}; loading may take minutes (engine.patience)")
-        process = ServerProcess(line, KEY_NAME, self.key, QUIET | dict(os.environ))
+        self._told(f"starting a server for {self.name} at 127.0.0.1:{port} ({self._words}); loading may take minutes")
+        process = ServerProcess(line, {**QUIET, **os.environ, KEY_NAME: self.key}, secret=self.key)
         self._processes[:] = [process]
         self.base_url = f"http://127.0.0.1:{port}/v1"
         if self._folder:

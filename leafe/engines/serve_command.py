@@ -71,15 +71,14 @@ class ServeCommand:
     def program(self) -> tuple[str, ...]:
         """The program and its first arguments. Raises `UserError` where it is missing or cannot be run."""
         if not self.command:
-            beside = Path(sys.executable).parent / "vllm"
-            if not (found := shutil.which(beside) or shutil.which("vllm")):
+            if not (found := shutil.which(str(Path(sys.executable).parent / "vllm")) or shutil.which("vllm")):
                 raise UserError(
                     "engine.kind=vllm starts the program vllm, which is neither beside this Python nor on PATH; give it an environment of"
                     f" its own ({INSTALL}) and type {COMMAND}"
                 )
             return (found, "serve")
         named, *more = self.command
-        if not (found := shutil.which(Path(named).expanduser() if "/" in named else named)):
+        if not (found := shutil.which(str(Path(named).expanduser()) if "/" in named else named)):
             raise UserError(f"engine.command names {named!r:.200}, which is no program that can be run; {_mend(named)}")
         if more:
             return (found, *more)

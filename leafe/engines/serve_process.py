@@ -18,21 +18,32 @@ LAST_WORDS = 2.0  # seconds for what a dead server has still in its pipe
 
 
 class ServerProcess:
-    """Starts a command; `key` is handed to it in the variable `key_name` and stands nowhere else."""
+    """Starts a command with the environment `surroundings`, whose `secret` is taken out of what it says.
 
-    def __init__(self, command: Sequence[str], key_name: str, key: str, surroundings: Mapping[str, str]) -> None:
+    `endings` are the signals that end it one after another, and how many seconds each is given.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        surroundings: Mapping[str, str],
+        *,
+        secret: str,
+        endings: Sequence[tuple[int, float]] = ENDINGS,
+    ) -> None:
         life = lifeline.descriptor()
         self._process = subprocess.Popen(
             keeper_command(command, life),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**surroundings, key_name: key},
+            env=dict(surroundings),
             pass_fds=(life,),
             start_new_session=True,
         )
         assert self._process.stdout is not None
-        self.log = ServerLog(self._process.stdout, key)
+        self.log = ServerLog(self._process.stdout, secret)
+        self._endings = endings
         self._cleared = False
 
     @property
@@ -62,7 +73,7 @@ class ServerProcess:
     def stop(self) -> None:
         """Ends the server: kindly, firmly, by force. An interrupt meanwhile ends it by force at once."""
         try:
-            for number, patience in ENDINGS:
+            for number, patience in self._endings:
                 if not self.ended:
                     self._signal(number)
                     with suppress(subprocess.TimeoutExpired):

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from test_lifeline import descendants, gone
 
 from leafe.distillation.store import read_examples

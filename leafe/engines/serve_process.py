@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from time import monotonic, sleep
 
 from leafe import lifeline
 from leafe.engines.serve_keeper import keeper_command
@@ -15,6 +16,7 @@ from leafe.engines.serve_log import ServerLog, telling
 # A server first gets time to answer what it has on hand, and its graphics memory is given back in order.
 ENDINGS = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0))
 LAST_WORDS = 2.0  # seconds for what a dead server has still in its pipe
+TIDYING = 2.0  # seconds for what it left behind in its group
 
 
 class ServerProcess:
@@ -58,7 +60,7 @@ class ServerProcess:
             return False
         if not self._cleared:
             self._cleared = True
-            self._signal(signal.SIGKILL)
+            self._clear()
             self.log.finish(LAST_WORDS)
         return True
 
@@ -81,6 +83,16 @@ class ServerProcess:
         except BaseException:
             self._signal(signal.SIGKILL)
             raise
+
+    def _clear(self) -> None:
+        """Ends what is left of the group. The resource tracker of `multiprocessing` is deaf to the first signal and tidies shared memory up."""
+        self._signal(signal.SIGTERM)
+        until = monotonic() + TIDYING
+        with suppress(ProcessLookupError, PermissionError):
+            while monotonic() < until:
+                os.killpg(self._process.pid, 0)
+                sleep(0.02)
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):

@@ -106,6 +106,7 @@ def main() -> None:
     number, starts = told(Path(plan["folder"]), found), plan.get("starts") or [{}]
     how = starts[min(number, len(starts) - 1)]
     print(f"(APIServer pid={os.getpid()}) INFO 11-26 14:50:01 [launcher.py:30] key {os.environ['VLLM_API_KEY']}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if how.get("deaf"):
         for one in (signal.SIGINT, signal.SIGTERM):
             signal.signal(one, signal.SIG_IGN)
@@ -134,6 +135,7 @@ def main() -> None:
             print(f"(APIServer pid={os.getpid()}) INFO 11-26 14:50:02 [launcher.py:46] ready", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
+        (Path(plan["folder"]) / "bye").touch()
         print("(APIServer) INFO 11-26 14:50:03 [launcher.py:99] bye", flush=True)
 
 

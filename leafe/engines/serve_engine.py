@@ -60,7 +60,7 @@ class ServedEngine:
     async def _watch_over(self, engine: OpenAIEngine) -> None:
         while not self._lost:
             await asyncio.sleep(LOOK_EVERY)
-            if self._server.ended:
+            if await asyncio.to_thread(lambda: self._server.ended):  # what is left of a dead one may take seconds to end
                 try:
                     await self._server.restart()
                 except EngineError as error:

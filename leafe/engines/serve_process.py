@@ -16,7 +16,7 @@ from leafe.engines.serve_log import ServerLog, telling
 # A server first gets time to answer what it has on hand, and its graphics memory is given back in order.
 ENDINGS = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0))
 LAST_WORDS = 2.0  # seconds for what a dead server has still in its pipe
-TIDYING = 2.0  # seconds for what it left behind in its group
+TIDYING = 5.0  # seconds for what it left behind in its group
 
 
 class ServerProcess:
@@ -85,7 +85,7 @@ class ServerProcess:
             raise
 
     def _clear(self) -> None:
-        """Ends what is left of the group. The resource tracker of `multiprocessing` is deaf to the first signal and tidies shared memory up."""
+        """Ends what is left of the group. Python's resource tracker is deaf to the first signal and tidies shared memory up meanwhile."""
         self._signal(signal.SIGTERM)
         until = monotonic() + TIDYING
         with suppress(ProcessLookupError, PermissionError):

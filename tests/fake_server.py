@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 Body = dict[str, Any]
 STANDARD = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", "logprobs", "top_logprobs"}
@@ -177,6 +178,7 @@ class FakeServer:
 
     def transport(self) -> httpx.MockTransport:
         """The server for a client in the same process, without a network."""
+        import httpx  # which a server in a process of its own does without
 
         def handle(request: httpx.Request) -> httpx.Response:
             status, body = self.answer(request.method, request.url.path, request.content, request.headers.get("authorization", ""))

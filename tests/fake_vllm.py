@@ -91,7 +91,7 @@ class Versioned(FakeServer):
 
 def told(folder: Path, found: argparse.Namespace) -> int:
     """Leaves a line about this start and returns its number. The process group gets a further member, as vLLM's has."""
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    other = subprocess.Popen(["sleep", "600"])
     path = folder / "starts.jsonl"
     number = len(path.read_text().splitlines()) if path.exists() else 0
     line = {"pids": [os.getpid(), other.pid], "line": sys.argv, "model": found.model_tag or found.model, "port": found.port}

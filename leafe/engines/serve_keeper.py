@@ -18,8 +18,6 @@ from pathlib import Path
 from threading import Event, Thread
 from time import sleep
 
-from leafe import lifeline
-
 CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); from leafe.engines.serve_keeper import keep; keep(int(sys.argv[2]), sys.argv[3:])"
 )
@@ -30,7 +28,7 @@ TIDYING = 2.0  # seconds for what it left behind in its group
 
 def keeper_command(command: Sequence[str], descriptor: int) -> list[str]:
     """The command that runs another one under a keeper; `descriptor` is the lifeline's. The other one keeps its surroundings."""
-    return [sys.executable, "-I", "-c", CODE, str(Path(lifeline.__file__).parent.parent), str(descriptor), *command]
+    return [sys.executable, "-I", "-c", CODE, str(Path(__file__).parents[2]), str(descriptor), *command]
 
 
 def keep(descriptor: int, command: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from leafe.engines.serve_log import ServerLog, telling
 # A server first gets time to answer what it has on hand, and its graphics memory is given back in order.
 ENDINGS = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0))
 LAST_WORDS = 2.0  # seconds for what a dead server has still in its pipe
-TIDYING = 5.0  # seconds for what it left behind in its group
+TIDYING = 15.0  # seconds for what it left behind in its group, which lets workers finish first
 
 
 class ServerProcess:
@@ -69,6 +69,7 @@ class ServerProcess:
         """How it ended and what it said, for a sentence."""
         status = self._process.poll()
         how = f"ended by {signal.Signals(status - 128).name}" if status in _SIGNALS else f"exit status {status}"
+        how += ", often a lack of memory" if status == 128 + signal.SIGKILL else ""
         said = telling(self.log.lines)
         return f"{how}: {said}{self.log.where}" if said else f"{how}, without a word{self.log.where}"
 

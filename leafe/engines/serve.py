@@ -54,7 +54,9 @@ class OwnServer:
         self._begun: deque[float] = deque()  # when it was started again
         self._processes: list[ServerProcess] = []
         self._folder: Path | None = None
-        weakref.finalize(self, _stop_all, self._processes)  # also when this process ends in order; else the lifeline does
+        weakref.finalize(
+            self, _stop_all, self._processes, os.getpid()
+        )  # also when this process ends in order; else the keeper does
 
     @property
     def ended(self) -> bool:
@@ -105,7 +107,7 @@ class OwnServer:
     def free(self) -> None:
         """Ends the server and with it what it holds of the memory; it starts again when it is needed."""
         self.model = None
-        _stop_all(self._processes)
+        _stop_all(self._processes, os.getpid())
 
     def keep_logs_in(self, folder: Path) -> None:
         """Where logs go, one file a start: `server-001.log` and so on. What the server that runs has said so far is written there too."""
@@ -187,8 +189,8 @@ class OwnServer:
         return process.log.where
 
 
-def _stop_all(processes: list[ServerProcess]) -> None:
-    while processes:
+def _stop_all(processes: list[ServerProcess], owner: int) -> None:
+    while processes and os.getpid() == owner:  # one that was forked off and ends has nothing to say here
         processes[-1].stop()
         processes.pop()
 

@@ -29,7 +29,7 @@ from leafe.engines.openai_http import Waiting
 from leafe.engines.serve import OwnServer
 from leafe.engines.serve_command import OURS, ServeCommand
 from leafe.engines.serve_engine import ServedEngine
-from leafe.engines.serve_log import HALF, ServerLog, telling
+from leafe.engines.serve_log import HALF, LONGEST_LINE, ServerLog, telling
 from leafe.engines.serve_process import ServerProcess
 from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion, Message, Sampling
@@ -180,6 +180,12 @@ def test_arguments_that_no_command_line_can_hold_are_refused(arguments: tuple[st
             "ValueError: Free memory on device (2.1/79.1 GiB) on startup is less",
         ),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\nbye", "torch.OutOfMemoryError: CUDA out of memory."),
+        (
+            "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n"
+            "(APIServer pid=1)   Value error, Total number of attention heads (9) must be divisible by tensor parallel size (2).\n"
+            "(APIServer pid=1)     For further information visit https://errors.pydantic.dev/2.12/v/value_error",
+            "Value error, Total number of attention heads (9) must be divisible",
+        ),
         ("RuntimeError: Engine core initialization failed. See root cause above.", "RuntimeError: Engine core"),
         ("Segmentation fault\n", "Segmentation fault"),
         ("", ""),
@@ -215,7 +221,7 @@ def test_a_log_file_is_bounded_and_holds_no_key(tmp_path: Path) -> None:
         file.flush()
         log.keep_in(tmp_path / "server" / "server-001.log")
         largest = 0
-        for number in range(60):
+        for number in range(400):
             file.write(b"hunter2 \xff " * 4000 + b"%d\n" % number)
             file.flush()
             largest = max(largest, (tmp_path / "server" / "server-001.log").stat().st_size)
@@ -223,6 +229,17 @@ def test_a_log_file_is_bounded_and_holds_no_key(tmp_path: Path) -> None:
     log.finish(30)
     text = (tmp_path / "server" / "server-001.log").read_text()
     assert largest <= 3 * HALF and text.startswith("the key is ***\n") and text.endswith("the last\n") and "hunter2" not in text
+
+
+def test_a_key_that_a_long_line_would_cut_in_two_is_not_shown() -> None:
+    key = "hunter2hunter2"
+    for before in range(LONGEST_LINE - len(key) - 2, LONGEST_LINE + 2):
+        reading, writing = os.pipe()
+        log = ServerLog(os.fdopen(reading, "rb"), key)
+        with os.fdopen(writing, "wb") as file:
+            file.write(b"x" * before + key.encode() + b"y" * 20000 + b"\nnext\n")
+        log.finish(30)
+        assert "hunter2" not in "".join(log.lines) and log.lines[1:] == ["next"]
 
 
 # The process

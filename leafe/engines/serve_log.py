@@ -21,8 +21,10 @@ SHOWN = 300  # signs of a telling line
 _MARK = re.compile(
     r"^(?:\([^()]{1,60}\)\s*)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\d\d-\d\d \d\d:\d\d:\d\d\s+(?:\[[^\]]{1,80}\]\s*)?)?"
 )
-_TELLING = re.compile(r"(?:^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Killed)\b|\berror:)", re.IGNORECASE)
-_GENERAL = re.compile(r"See root cause above|Engine core initialization failed|EngineDeadError|EngineCore encountered an issue")
+_TELLING = re.compile(r"(?:^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Killed)\b|\berror:|^Value error, )", re.IGNORECASE)
+_GENERAL = re.compile(
+    r"See root cause above|Engine core initialization failed|EngineDeadError|EngineCore encountered an issue|\d validation errors? for"
+)
 
 
 def telling(lines: Sequence[str]) -> str:
@@ -84,10 +86,19 @@ class ServerLog:
 
     def _read(self) -> None:
         with suppress(OSError, ValueError), self._pipe:
-            while part := self._pipe.readline(LONGEST_LINE):
+            while part := self._line():
                 line = part.decode("utf-8", "replace").rstrip("\r\n").replace(self._secret, "***")
                 with self._lock:
                     self._take(line)
+
+    def _line(self) -> bytes:
+        """The next line, without its end where it is too long: a key that is cut in two would not be found."""
+        line = rest = self._pipe.readline(LONGEST_LINE)
+        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
+            return line
+        while len(rest) == LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = self._pipe.readline(LONGEST_LINE)
+        return line[: -len(self._secret)] + b" ..."
 
     def _take(self, line: str) -> None:
         size = _size(line)
@@ -132,4 +143,4 @@ class ServerLog:
             self._file.flush()
             self._written = len(text.encode())
         except OSError:
-            self._file = None
+            self._path = self._file = None

@@ -111,7 +111,10 @@ async def aexplore(
         raise UserError(f"method: wanted tree, independent or refine, found {method!r}")
     kept_as = configured({**bench.config.model_dump(mode="json"), **_no_method([] if method == "tree" else [method])}, "settings")
     plot = Plot(method, bench.explore_seed(1), bench.base, _kept_in(out, kept_as))
-    trees = await agrow(bench, "explore", plot)
+    try:
+        trees = await agrow(bench, "explore", plot)
+    finally:
+        bench.free()
     return Forest(tuple(trees), bench.config, bench.make_environment)
 
 
@@ -193,7 +196,10 @@ def evaluate(
 
     with tempfile.TemporaryDirectory() as folder:
         path = _kept_in(out, bench.config) or Path(folder) / "outcomes.jsonl"
-        outcomes = bench.with_engine(bench.base, lambda engine: work(engine, path))
+        try:
+            outcomes = bench.with_engine(bench.base, lambda engine: work(engine, path))
+        finally:
+            bench.free()
     return ArmOutcomes(str(model), tuple(outcomes), tasks=len(chosen), samples=samples)
 
 
@@ -226,7 +232,10 @@ def diagnose(
     given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
     bench = _bench(environment, {**given, **(settings or {})}, progress)
     bench.check()
-    return diagnose_bench(bench, points=points)
+    try:
+        return diagnose_bench(bench, points=points)
+    finally:
+        bench.free()
 
 
 def check_environment(

@@ -52,6 +52,7 @@ ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attem
 MEASURED_HERE = (
     "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
 )
+LOGS = "server"  # a folder of a run, for what a server that it starts says
 UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
@@ -68,6 +69,9 @@ class Bench:
     load_meter: Callable[[], Meter | None] = lambda: None
     load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
     probe: Callable[[], Findings] | None = None  # where a server is explored with
+    require: Callable[[], None] = lambda: None  # raises where the program is missing that serves the model
+    free: Callable[[], None] = lambda: None  # ends a server of the run's own, before something else needs the memory
+    keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -84,11 +88,20 @@ class Bench:
         """Whether the recipe's method trains anything."""
         return find(self.config.method).trains(self.config.own)
 
-    def check(self, *, trains: bool = False) -> None:
+    def check(self, *, trains: bool = False, tries: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had or used, before anything is begun.
 
-        `trains` is whether what is explored will be trained on in the same go.
+        `trains` is whether what is explored will be trained on in the same go, `tries` whether a step of training is tried as well.
         """
+        try:
+            self._check(trains, tries)
+        except BaseException:
+            self.free()
+            raise
+
+    def _check(self, trains: bool, tries: bool) -> None:
+        self.require()
+        starts_server = self.probe is not None and self.load_measured is None
         self.rules(0)
         if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
             wanted = "an environment with reseed(seed)"
@@ -98,15 +111,20 @@ class Bench:
         for part in ("train", "test"):
             for sentence in short_horizons(self._declared, self.tasks(part)):
                 self.progress.say(sentence)
+        if tries and starts_server:  # which then has to be started once
+            self.try_training()
         if self.probe:
             refuse_lacking(self.probe(), trains=trains)
-            if trains:
+            if trains and self.load_measured:
                 self.progress.say(MEASURED_HERE)
         if meter := self.load_meter():
             self._check_lengths(meter)
+        if tries and not starts_server:
+            self.try_training()
 
     def try_training(self) -> None:
         """One step of training of which nothing is kept, so that a model that cannot be trained is refused before it has explored."""
+        self.free()
         try_training(self.base, self.config.train, threads=self.threads, context=self.config.engine.max_context)
 
     def _check_lengths(self, meter: Meter) -> None:
@@ -265,6 +283,7 @@ async def agrow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
 
 def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
+    bench.keep_logs_in(run.path / LOGS)
     if plot.model == bench.base:
         server_stage(bench, run)
     run.check(plot.model)
@@ -316,6 +335,7 @@ def train_stage(
             shutil.copytree(model, folder, dirs_exist_ok=True)
         bench.progress.say(f"{stage}: {UNTRAINED}")
         return Made({"examples": 0, "steps": 0, "note": UNTRAINED}, files)
+    bench.free()
     with bench.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
 
         def told(done: int, total: int) -> None:
@@ -331,7 +351,8 @@ def train_stage(
 def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
     """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
     found = run.stages.get(PROBE)
-    if model != bench.base or not isinstance(found, dict) or found.get("controls", "text") == "text":
+    served = model == bench.base or bench.load_measured is None
+    if not served or not isinstance(found, dict) or found.get("controls", "text") == "text":
         return examples
     template = ChatTokenizer(load_tokenizer(model)).template
     return [with_texts(example, template.broken) for example in examples]
@@ -340,7 +361,8 @@ def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Ex
 def measure_stage(bench: Bench, run: RunDirectory, arm: str, policy: Policy) -> Made:
     """Measures a policy on the held-out tasks as an arm."""
     stage = f"evaluate {arm}"
-    if not bench.trains:
+    bench.keep_logs_in(run.path / LOGS)
+    if policy.model == bench.base and not (bench.trains and bench.load_measured):
         server_stage(bench, run)
     run.check(policy.model)
     tasks, samples = bench.tasks("test"), bench.config.evaluate.samples

@@ -19,6 +19,7 @@ from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
 from leafe.hardware import own_cores
 from leafe.known_methods import find
+from leafe.launching import Launched
 from leafe.nano import CHECKPOINTS
 from leafe.preflight import Meter
 from leafe.progress import Progress
@@ -58,6 +59,8 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
 def bench_of(config: RunConfig, progress: Progress) -> Bench:
     """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
+    if config.engine.kind == "vllm":
+        return _bench_on_own_server(config, base, progress)
     load = partial(load_local_engine, config.engine)
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 
@@ -75,6 +78,24 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         progress=progress,
         threads=threads_of(config.engine),
         load_meter=partial(_meter, config.engine, base, probed),
+    )
+
+
+def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> Bench:
+    """The same where a server is started for the run, which base and arms are explored and measured through."""
+    launched = Launched(config, base, progress)
+    return Bench(
+        config=config,
+        base=base,
+        load_engine=launched.engine,
+        probe=launched.probe,
+        require=launched.server.require,
+        free=launched.server.free,
+        keep_logs_in=launched.server.keep_logs_in,
+        make_environment=partial(registry.make, config.environment.name, config.environment.args),
+        progress=progress,
+        threads=threads_of(config.engine),
+        load_meter=partial(_meter, config.engine, base, launched.probe),
     )
 
 

@@ -78,9 +78,12 @@ class EngineSettings(Settings):
     which that is not known: `break` puts a space into it, `refuse` refuses the server.
     `api_key_env` is the name of an environment variable, never a key. `tokenizer` (`model`, a folder or a Hub
     name) makes ids where the server returns none. `timeout` and `patience` are in seconds: for one answer, and for a server that is away.
+
+    The last five are for `kind` vllm, which starts the server itself (`engines/serve_command.py`): the program, options of the user's own,
+    over how many GPUs the model is split, which share of their memory it takes, and how often it is started again when it dies.
     """
 
-    kind: Literal["transformers", "openai"] = "transformers"
+    kind: Literal["transformers", "openai", "vllm"] = "transformers"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     device: Text = "auto"
     threads: int = Field(0, ge=0)
@@ -97,6 +100,11 @@ class EngineSettings(Settings):
     timeout: float = Field(300.0, gt=0)
     retries: int = Field(5, ge=0)
     patience: float = Field(600.0, ge=0)
+    command: tuple[str, ...] = Field((), strict=False)
+    arguments: tuple[str, ...] = Field((), strict=False)
+    tensor_parallel: int = Field(1, ge=1)
+    memory_share: float = Field(0.9, gt=0, le=1)
+    restarts: int = Field(3, ge=0)
 
     @field_validator("base_url")
     @classmethod
@@ -116,6 +124,8 @@ class EngineSettings(Settings):
     def _server_is_named(self) -> Self:
         if self.kind == "openai" and not self.base_url:
             raise ValueError("engine.kind openai wants engine.base_url, as http://localhost:8000/v1, and found none")
+        if self.kind == "vllm" and self.base_url:
+            raise ValueError("engine.kind vllm starts a server of its own; leave out engine.base_url, or type engine.kind=openai")
         return self
 
 
@@ -320,6 +330,10 @@ MACHINE = {
         "timeout",
         "retries",
         "patience",
+        "command",
+        "tensor_parallel",
+        "memory_share",
+        "restarts",
     },
     "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes"},
 }

@@ -55,6 +55,7 @@ FLOORS = {
     "scale": 7,
     "compose": 8,
     "serving": 8,
+    "launching": 8,
     "terminal": 8,
     "api": 9,
     "cli": 9,

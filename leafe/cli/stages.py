@@ -34,14 +34,14 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
             directory.finish()
 
     with directory:
-        _shown(directory, work)
+        _shown(directory, work, bench.free)
 
 
 def explore(where: str, overrides: Sequence[str], out: Path | None) -> None:
     """The method's first forests."""
     bench, directory = _opened(where, overrides, out)
     with directory:
-        _shown(directory, lambda: run_verb(bench, directory, "explore"))
+        _shown(directory, lambda: run_verb(bench, directory, "explore"), bench.free)
 
 
 def distill(path: Path) -> None:
@@ -65,7 +65,7 @@ def evaluate(where: str, overrides: Sequence[str], out: Path | None) -> None:
             measure_base(bench, directory)
 
     with directory:
-        _shown(directory, work)
+        _shown(directory, work, bench.free)
 
 
 def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool) -> None:
@@ -75,7 +75,10 @@ def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool
     bench = bench_of(config, progress)
     with only_json(as_json):
         bench.check()
-        found = diagnose_model(bench, points=turns)
+        try:
+            found = diagnose_model(bench, points=turns)
+        finally:
+            bench.free()
     if as_json:
         emit(encode(found))
         return
@@ -84,10 +87,13 @@ def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool
     show_faults(named, alarms_of(named, config))
 
 
-def _shown(directory: RunDirectory, work: Callable[[], None]) -> None:
-    """Works on a run and shows its tables, even where its end is a `UserError`: what there is explains it."""
+def _shown(directory: RunDirectory, work: Callable[[], None], free: Callable[[], None]) -> None:
+    """Works on a run, ends what it started and shows its tables, even where its end is a `UserError`: what there is explains it."""
     try:
-        work()
+        try:
+            work()
+        finally:
+            free()
     except UserError:
         if directory.stages:
             show(directory, ends=False)
@@ -98,7 +104,8 @@ def _shown(directory: RunDirectory, work: Callable[[], None]) -> None:
 def _stage(path: Path, verb: str) -> None:
     """The stages that a command means on a run directory, then the tables."""
     with RunDirectory.existing(path) as directory:
-        _shown(directory, lambda: run_verb(bench_of(directory.config, Bars(console)), directory, verb))
+        bench = bench_of(directory.config, Bars(console))
+        _shown(directory, lambda: run_verb(bench, directory, verb), bench.free)
 
 
 def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Bench, RunDirectory]:
@@ -120,9 +127,7 @@ def _started(recipe: str, overrides: Sequence[str], out: Path | None, *, trains:
     config = load_recipe(recipe, overrides)
     bench = bench_of(config, Bars(console))
     trains = trains and bench.trains
-    bench.check(trains=trains)
-    if trains and not (out and (out / "stages.json").is_file()):
-        bench.try_training()
+    bench.check(trains=trains, tries=trains and not (out and (out / "stages.json").is_file()))
     directory = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not directory.done:
         console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)

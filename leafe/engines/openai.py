@@ -42,7 +42,8 @@ class OpenAIEngine:
     `tokenizer` makes the ids of replies that come without, by `encode` where its chat template has tokens of its own.
     `max_context` is what the server says of its context, None where it says
     nothing; a `cap` below that is kept by `count`, the tokens of a conversation. `arrange` makes of a conversation what the server's chat
-    template takes, `prompt_ids` the ids of its prompt, which only `score` wants. `told` hears that the server is away and that it is back.
+    template takes, `prompt_ids` the ids of its prompt, which only `score` wants. `told` hears that the server is away and that it is back;
+    `lost` says why it will not come back, if it will not.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class OpenAIEngine:
         concurrency: int = 64,
         waiting: Waiting = Waiting(),
         told: Callable[[str], None] = lambda text: None,
+        lost: Callable[[], str] = lambda: "",
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.stats = EngineStats()
@@ -72,8 +74,9 @@ class OpenAIEngine:
         self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
         self._cap, self._count = cap if self.max_context == cap else 0, count
         self._dialect, self._arrange, self._prompt_ids = dialect, arrange, prompt_ids
-        self._client = Client(base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, transport=transport)
-        self._url = self._client.address(COMPLETIONS)
+        self._client = Client(
+            base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, lost=lost, transport=transport
+        )
 
     async def generate(self, ask: Ask) -> Completion:
         """One completion by the server. Raises `EngineError` when it cannot be reached, refuses, or answers something else."""
@@ -87,11 +90,11 @@ class OpenAIEngine:
         if answer.is_overflow:
             return Completion("", finish="context")
         if answer.status != 200:
-            raise EngineError(f"{self._url} answered {answer.status}: {self._client.hidden(answer.said)}")
+            raise EngineError(f"{self._client.address(COMPLETIONS)} answered {answer.status}: {self._client.hidden(answer.said)}")
         try:
             reply = read_reply(answer.body, most=most)
         except Malformed as error:
-            raise EngineError(f"{self._url} answered with {self._client.hidden(str(error))}") from None
+            raise EngineError(f"{self._client.address(COMPLETIONS)} answered with {self._client.hidden(str(error))}") from None
         return self._completion(reply, most)
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
@@ -127,6 +130,10 @@ class OpenAIEngine:
         raise UserError(
             f"a server takes no weights from here, found {str(folder)!r}; serve that folder, or type engine.kind=transformers"
         )
+
+    def move(self, base_url: str) -> None:
+        """The server is at this address from here on, also for requests that wait for it."""
+        self._client.move(base_url)
 
     async def close(self) -> None:
         """Closes the connections; requests in flight fail."""

@@ -7,7 +7,7 @@ a run directory and goes on where it was when it was killed; `lab.py` makes stag
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +23,7 @@ from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.hosting import Hosting, Terms, hosting
 from leafe.envs.settled import drawn
 from leafe.errors import RunConflict, UserError
 from leafe.evaluation.evaluate import evaluate
@@ -72,6 +73,8 @@ class Bench:
     require: Callable[[], None] = lambda: None  # raises where the program is missing that serves the model
     free: Callable[[], None] = lambda: None  # ends a server of the run's own, before something else needs the memory
     keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
+    host: Callable[[Callable[[], Environment], Terms], Hosting] = hosting
+    check_workers: Callable[[], None] = lambda: None
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -89,7 +92,7 @@ class Bench:
         return find(self.config.method).trains(self.config.own)
 
     def check(self, *, trains: bool = False, tries: bool = False) -> None:
-        """Raises `UserError` for an environment, tasks, prompts or a server that cannot be had or used, before anything is begun.
+        """Raises `UserError` for an environment, tasks, prompts, cluster or server that cannot be had or used, before anything is begun.
 
         `trains` is whether what is explored will be trained on in the same go, `tries` whether a step of training is tried as well.
         """
@@ -103,6 +106,7 @@ class Bench:
         self.require()
         starts_server = self.probe is not None and self.load_measured is None
         self.rules(0)
+        self.check_workers()
         if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
             wanted = "an environment with reseed(seed)"
             raise UserError(
@@ -161,6 +165,7 @@ class Bench:
             timeout=wanted.timeout,
             recycle=wanted.recycle,
             computes=said.computes,
+            host=self.host,
             **more,
         )
 
@@ -378,23 +383,3 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, policy: Policy) -> 
     sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
     return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)
-
-
-def finished(run: RunDirectory, stage: str, command: str) -> None:
-    """Raises `UserError` with the command to type when an earlier stage is not finished."""
-    if stage not in run.stages:
-        raise UserError(f"the stage {stage!r} of {run.path} is not finished yet; type: {command} {run.path}")
-
-
-def made(path: Path, command: str, run: RunDirectory) -> Path:
-    """A file that an earlier stage should have made, as it left it. Raises `UserError` with the command that makes it."""
-    run.check(path)
-    if not path.exists():
-        raise UserError(f"{path} is not there yet; type: {command} {run.path}")
-    return path
-
-
-def forest_of(path: Path, run: RunDirectory, stage: str) -> Iterator[Tree]:
-    """The trees of a forest that an earlier stage should have grown to its end."""
-    finished(run, stage, "leafe explore")
-    return read_forest(made(path, "leafe explore", run))

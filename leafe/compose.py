@@ -26,6 +26,7 @@ from leafe.progress import Progress
 from leafe.run import check_checkpoint
 from leafe.serving import probe_server, served_engine
 from leafe.settings import EngineSettings, RunConfig
+from leafe.spreading import check_of, host_of, loader_of
 from leafe.training.checkpoint import device_of, dtype_of, locate, processes_of
 
 GIB = 1 << 30
@@ -61,7 +62,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
     if config.engine.kind == "vllm":
         return _bench_on_own_server(config, base, progress)
-    load = partial(load_local_engine, config.engine)
+    load = loader_of(config, load_local_engine)
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 
     def explores(folder: Path) -> Engine:
@@ -78,6 +79,8 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         progress=progress,
         threads=threads_of(config.engine),
         load_meter=partial(_meter, config.engine, base, probed),
+        host=host_of(config.scale),
+        check_workers=check_of(config.scale),
     )
 
 
@@ -96,6 +99,8 @@ def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> B
         progress=progress,
         threads=threads_of(config.engine),
         load_meter=partial(_meter, config.engine, base, launched.probe),
+        host=host_of(config.scale),
+        check_workers=check_of(config.scale),
     )
 
 

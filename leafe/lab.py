@@ -6,11 +6,11 @@ and stay the same when it is called again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leafe.bench import Bench, Plot, forest_of, grow_stage, made, measure_stage, train_stage
+from leafe.bench import Bench, Plot, grow_stage, measure_stage, train_stage
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.causes import NOTHING
@@ -24,7 +24,7 @@ from leafe.records import Example, Tree
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.shown import check_name
-from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, needed, of_verb
+from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb
 
 Examples = Callable[[], Iterable[Example]]
 Given = Policy | Callable[[], Policy]  # a policy, or what gives it once the stages before are finished
@@ -150,6 +150,12 @@ class Lab:
             return measure_stage(self.bench, run, arm, _there(run, policy))
 
         return Stage(f"evaluate {arm}", work, needs, "evaluate")
+
+
+def forest_of(path: Path, run: RunDirectory, stage: str) -> Iterator[Tree]:
+    """The trees of a forest that an earlier stage should have grown to its end."""
+    finished(run, stage, "leafe explore")
+    return read_forest(made(path, "leafe explore", run))
 
 
 def _called(place: int | str) -> str:

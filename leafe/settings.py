@@ -272,6 +272,30 @@ class EvaluateSettings(Settings):
         return tuple(2**power for power in range(self.samples.bit_length()))
 
 
+class ScaleSettings(Settings):
+    """More than this process. It all says where and not what: a run may be resumed with others.
+
+    `workers` hold the worlds, many each; 0 keeps them here, or with `ray` takes one for `cpus` cores of the cluster, 64 at most. Without
+    `ray` they are processes of this machine, with it actors: `local` starts a cluster for this run alone, `auto` joins the one that this
+    machine belongs to, anything else is an address. `replicas` of the in-process engine live in actors too, with `cpus` cores and `gpus`
+    GPUs each; 0 keeps the engine here.
+    """
+
+    workers: int = Field(0, ge=0)
+    ray: str = ""
+    cpus: float = Field(1.0, ge=0)
+    replicas: int = Field(0, ge=0)
+    gpus: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _replicas_have_a_cluster(self) -> Self:
+        if self.replicas and not self.ray:
+            raise ValueError(
+                f"scale.replicas wants scale.ray, as local or auto, found {self.replicas} without; on one machine engine.processes does"
+            )
+        return self
+
+
 class RunConfig(Settings):
     """A whole run, but for what its `method` alone knows: `config.py` makes the class that has the method's own section as well.
 
@@ -295,11 +319,18 @@ class RunConfig(Settings):
     distill: DistillSettings = DistillSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    scale: ScaleSettings = ScaleSettings()
 
     @property
     def own(self) -> BaseModel:
         """The settings of the method's own section."""
         return getattr(self, self.section) if self.section else Settings()
+
+    @model_validator(mode="after")
+    def _replicas_are_ours(self) -> Self:
+        if self.scale.replicas and self.engine.kind != "transformers":
+            raise ValueError(f"scale.replicas: wanted 0 where engine.kind is {self.engine.kind}, found {self.scale.replicas}")
+        return self
 
     @model_validator(mode="after")
     def _replies_fit(self) -> Self:
@@ -316,7 +347,8 @@ class RunConfig(Settings):
 
 
 # How and where a run is done, not what comes out of it.
-MACHINE = {
+MACHINE: dict[str, Any] = {
+    "scale": True,
     "environment": {"workers", "timeout", "recycle"},
     "engine": {
         "device",

@@ -150,3 +150,17 @@ def command_for(stage: Stage, run: Path) -> str:
 def all_of(stages: Sequence[Stage]) -> Iterator[Stage]:
     """What `leafe run` does."""
     return (stage for stage in stages if not stage.asked_only)
+
+
+def finished(run: RunDirectory, stage: str, command: str) -> None:
+    """Raises `UserError` with the command to type when an earlier stage is not finished."""
+    if stage not in run.stages:
+        raise UserError(f"the stage {stage!r} of {run.path} is not finished yet; type: {command} {run.path}")
+
+
+def made(path: Path, command: str, run: RunDirectory) -> Path:
+    """A file that an earlier stage should have made, as it left it. Raises `UserError` with the command that makes it."""
+    run.check(path)
+    if not path.exists():
+        raise UserError(f"{path} is not there yet; type: {command} {run.path}")
+    return path

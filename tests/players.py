@@ -6,12 +6,14 @@ policy with nothing in between: no event loop, no journal, no world.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from leafe.chat import Prompts
-from leafe.envs.base import Environment
+from leafe.envs.base import Environment, Placement
 from leafe.errors import EnvironmentFailure, EpisodeError
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.growth import Growth, Rules
@@ -154,6 +156,19 @@ class Breaking(Lookup):
         self._past.append(action)
         if random.Random(repr(self._past)).random() < self._odds:
             raise OSError("the server went away")
+        return super().step(action)
+
+
+class Deadly(Lookup):
+    """A `Lookup` that ends the process that it lives in when the third place is opened."""
+
+    name = "deadly"
+    placement = Placement.THREAD
+
+    def step(self, action: str) -> Observation:
+        """As `Lookup`, or the end."""
+        if action == PLACES[2]:
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().step(action)
 
 

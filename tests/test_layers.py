@@ -56,6 +56,7 @@ FLOORS = {
     "compose": 8,
     "serving": 8,
     "launching": 8,
+    "spreading": 8,
     "terminal": 8,
     "api": 9,
     "cli": 9,
@@ -149,6 +150,15 @@ def test_torch_is_imported_where_models_are_and_nowhere_else() -> None:
         named = {name.split(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")), module)}
         allowed = any(module == place or module.startswith(place + ".") for place in TORCH)
         assert allowed or "torch" not in named, f"{module} imports torch"
+
+
+def test_ray_is_imported_in_one_place() -> None:
+    importing = {
+        module_name(path)
+        for path in FILES
+        if "ray" in {name.split(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")), module_name(path))}
+    }
+    assert importing == {"leafe.scale.cluster"}
 
 
 def test_every_folder_with_code_is_a_package() -> None:

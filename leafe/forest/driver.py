@@ -37,7 +37,7 @@ class Job(Generic[Result]):
 class Means:
     """What effects are carried out with. `noticed` is told of every completion, for progress bars.
 
-    The rest says where worlds live and under which limits; see `envs.hosting.Terms`.
+    The rest says where worlds live and under which limits; see `envs.hosting.Terms`. `host` makes the places where they live.
     """
 
     engine: Engine
@@ -50,11 +50,12 @@ class Means:
     timeout: float = Terms.timeout
     recycle: int = 0
     computes: bool = False
+    host: Callable[[Callable[[], Environment], Terms], Hosting] = hosting
 
     def hosting(self) -> Hosting:
         """Where worlds live for one stage."""
         terms = Terms(self.placement, self.workers, self.instances, self.timeout, self.recycle, self.computes)
-        return hosting(self.make_environment, terms)
+        return self.host(self.make_environment, terms)
 
 
 async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncGenerator[tuple[Job[Result], Result], None]:

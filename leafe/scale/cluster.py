@@ -1,0 +1,139 @@
+"""Workers as actors of a Ray cluster: one actor holds many worlds, or one replica of the engine. The only place that imports `ray`.
+
+An actor is placed where its cores and GPUs are free, spread over the machines. It is never restarted by Ray, since what it held would not
+come back by that; `line.Crew` replaces it. Only data goes through: how a thing is made, requests, answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from leafe.errors import MissingDependency, UserError
+from leafe.scale.desk import Answer, Desk, Order, Service
+from leafe.scale.line import Link, WorkerLost
+
+LOCAL = "local"
+STORE = 128 * 2**20  # bytes of memory for what actors pass to each other, which is little
+PLACED = 120.0  # seconds that an actor may wait for a place in the cluster
+GRACE = 5.0  # seconds that it has to close what it holds
+INSTALL = "pip install -c constraints.txt -e '.[ray]'"
+
+
+def connect(address: str) -> None:
+    """Joins the cluster at `address`, `auto` for the one that this machine belongs to; `local` starts one for this process alone.
+
+    Raises `MissingDependency` without Ray, `UserError` where no cluster answers. A cluster that is joined already is kept.
+    """
+    ray = _ray()
+    if ray.is_initialized():
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address == LOCAL:
+            ray.init(address=LOCAL, include_dashboard=False, object_store_memory=STORE, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        found = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"scale.ray={address}: no Ray cluster answers ({found}); type: ray start --head, or scale.ray={LOCAL} for one of this machine"
+        ) from None
+
+
+def cores() -> int:
+    """Cores of the cluster that is joined."""
+    return int(_ray().cluster_resources().get("CPU", 1))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pickled function, which is opened when it is called: an actor is there before it has imported whatever the function wants."""
+
+    pickled: bytes
+
+    def __call__(self) -> Service:
+        """What the function makes."""
+        made: Service = pickle.loads(self.pickled)()
+        return made
+
+
+class RayWorkers:
+    """Starts actors that take `cpus` cores and `gpus` GPUs each; see `line.Starter`."""
+
+    def __init__(self, *, cpus: float = 1.0, gpus: float = 0.0, patience: float = PLACED) -> None:
+        self._cpus, self._gpus, self._patience = cpus, gpus, patience
+
+    async def __call__(self, make: Callable[[], Service]) -> Link:
+        """An actor. Raises `UserError` where the cluster has no room for it, `WorkerLost` where it ends before it is there."""
+        ray = _ray()
+        kind = ray.remote(Desk).options(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            # A class of a user's own is found where it is found here, as long as the machines share that folder.
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([*filter(None, sys.path), os.getcwd()])}},
+        )
+        actor = kind.remote(Recipe(ray.cloudpickle.dumps(make)))
+        try:
+            await asyncio.wait_for(_answer(actor.__ray_ready__.remote()), self._patience)
+        except TimeoutError:
+            ray.kill(actor)
+            has = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
+            wanted = f"{self._cpus:g} cores and {self._gpus:g} GPUs"
+            found = f"no machine of the cluster had them free, which has {has['CPU']:g} cores and {has['GPU']:g} GPUs in all"
+            raise UserError(
+                f"a worker wants {wanted}, and in {self._patience:g} s {found}; "
+                "type a smaller scale.workers or scale.replicas, or other scale.cpus and scale.gpus"
+            ) from None
+        except BaseException:
+            ray.kill(actor)
+            raise
+        return RayLink(actor)
+
+
+class RayLink:
+    """The way to one `actor`."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    async def hand_in(self, orders: list[Order]) -> None:
+        """Sends orders."""
+        await _answer(self.actor.hand_in.remote(orders))
+
+    async def collect(self) -> list[Answer]:
+        """Waits for answers."""
+        found: list[Answer] = await _answer(self.actor.collect.remote())
+        return found
+
+    async def end(self) -> None:
+        """Ends the actor, kindly at first."""
+        with suppress(WorkerLost, TimeoutError):
+            await asyncio.wait_for(_answer(self.actor.close.remote()), GRACE)
+        _ray().kill(self.actor)
+
+
+async def _answer(reference: Any) -> Any:
+    """What a call of an actor comes to. Raises `WorkerLost` for whatever Ray says about its end."""
+    try:
+        return await reference
+    except _ray().exceptions.RayError as error:
+        raise WorkerLost(" ".join(str(error).split())[:300]) from None
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine by default
+    try:
+        import ray
+    except ImportError:
+        raise MissingDependency("ray, which scale.ray wants,", INSTALL) from None
+    return ray

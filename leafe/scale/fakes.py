@@ -1,0 +1,85 @@
+"""The shipped fake of workers: they live in this event loop, hold what a worker holds, and may end between any two messages.
+
+It keeps the limits of the real thing: whatever passes is pickled, so that nothing is shared, and what a worker that ended held is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from leafe.scale.desk import Answer, Desk, Order, Service
+from leafe.scale.line import Link, WorkerLost
+
+
+class FakeWorkers:
+    """Starts workers. `ends(n)` says whether the worker ends with which message `n` of all, from 1, is exchanged, before it arrives.
+
+    `swallows(n)` says whether the message alone is lost, as in a worker that hangs.
+    """
+
+    def __init__(
+        self, ends: Callable[[int], bool] = lambda message: False, *, swallows: Callable[[int], bool] = lambda message: False
+    ) -> None:
+        self.swallows = swallows
+        self.ends, self.messages, self.started, self.orders = ends, 0, 0, 0
+        self.open: list[FakeLink] = []
+
+    async def __call__(self, make: Callable[[], Service]) -> Link:
+        """A worker."""
+        self.started += 1
+        link = FakeLink(self, pickle.loads(pickle.dumps(make)))
+        self.open.append(link)
+        return link
+
+
+class FakeLink:
+    """The way to one of them."""
+
+    def __init__(self, workers: FakeWorkers, make: Callable[[], Service]) -> None:
+        self._workers, self._desk = workers, Desk(make)
+        self._over = asyncio.Event()
+
+    async def hand_in(self, orders: list[Order]) -> None:
+        """Sends orders, which nobody gets once the worker has ended; the sender is not told, as over a network."""
+        await asyncio.sleep(0)
+        if not self._ended() and not self._workers.swallows(self._workers.messages):
+            self._workers.orders += len(orders)
+            await self._desk.hand_in(_sent(orders))
+
+    async def collect(self) -> list[Answer]:
+        """Waits for answers, or for the end."""
+        collecting, ending = asyncio.ensure_future(self._desk.collect()), asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait((collecting, ending), return_when=asyncio.FIRST_COMPLETED)
+            if self._over.is_set() or self._ended():
+                raise WorkerLost("the script says so")
+            found: list[Answer] = _sent(collecting.result())
+            return found
+        finally:
+            for task in (collecting, ending):
+                task.cancel()
+            await asyncio.gather(collecting, ending, return_exceptions=True)
+
+    async def end(self) -> None:
+        """Ends the worker and closes what it held, so that a test can see that nothing is left."""
+        self._over.set()
+        await self._desk.close()
+        if self in self._workers.open:
+            self._workers.open.remove(self)
+
+    def kill(self) -> None:
+        """Ends the worker as a crash would."""
+        self._over.set()
+
+    def _ended(self) -> bool:
+        self._workers.messages += 1
+        if self._workers.ends(self._workers.messages):
+            self._over.set()
+        return self._over.is_set()
+
+
+def _sent(message: Any) -> Any:
+    return pickle.loads(pickle.dumps(message))

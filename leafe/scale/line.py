@@ -1,0 +1,201 @@
+"""The near side: requests to one worker as awaitables, and a crew of workers in which a lost one is replaced.
+
+What a worker is made of is the link's business: a process, an actor, a fake. A link that says that its worker is gone fails every request
+that it had with `WorkerLost`, and whoever asked decides what becomes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any, Protocol
+
+from leafe.errors import EngineError
+from leafe.scale.desk import Answer, Order, Service
+
+STARTS = 3  # workers in a row that may end before they answered anything
+
+
+class WorkerLost(Exception):
+    """The worker is gone, with all that it held; the message says how."""
+
+
+class Link(Protocol):
+    """A way to one worker, which has a `Desk`."""
+
+    async def hand_in(self, orders: list[Order]) -> None:
+        """Sends orders. Raises `WorkerLost`."""
+        ...
+
+    async def collect(self) -> list[Answer]:
+        """Waits for answers. Raises `WorkerLost`; only one call at a time."""
+        ...
+
+    async def end(self) -> None:
+        """Ends the worker, closed as far as it can be."""
+        ...
+
+
+Starter = Callable[[Callable[[], Service]], Awaitable[Link]]
+
+
+class Line:
+    """Requests to a worker. `busy` is how many wait for an answer, `held` how many worlds or tasks it was given, kept by its users."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._orders: list[Order] = []
+        self._numbers = count(1)
+        self._sending: asyncio.Task[None] | None = None
+        self._listener = asyncio.create_task(self._listen())
+        self.lost = ""
+        self.held = 0
+        self.answered = 0
+
+    @property
+    def busy(self) -> int:
+        """Requests that wait for an answer."""
+        return len(self._waiting)
+
+    async def ask(self, request: Any, *, limit: float = 0.0) -> Any:
+        """What the service answers. Raises what it raised, and `WorkerLost`, also after `limit` seconds of silence (0: never)."""
+        if self.lost:
+            raise WorkerLost(self.lost)
+        number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        self._send(Order(number, request))
+        try:
+            async with asyncio.timeout(limit or None):
+                found: Answer = await answer
+            return found.opened()
+        except TimeoutError:
+            self._lose(WorkerLost(f"it did not answer in {limit:g} s"))
+            raise WorkerLost(self.lost) from None
+        except asyncio.CancelledError:
+            self._send(Order(number, cancels=True))
+            raise
+        finally:
+            self._waiting.pop(number, None)
+
+    def tell(self, request: Any) -> None:
+        """Sends what wants no answer."""
+        self._send(Order(0, request))
+
+    def _send(self, order: Order) -> None:
+        """Puts an order on the heap that goes out when this turn of the event loop is over, or when the heap before it has gone."""
+        self._orders.append(order)
+        if self._sending is None and not self.lost:
+            self._sending = asyncio.create_task(self._send_all())
+
+    async def _send_all(self) -> None:
+        try:
+            while self._orders:
+                orders, self._orders = self._orders, []
+                await self._link.hand_in(orders)
+        except WorkerLost as why:
+            self._lose(why)
+        finally:
+            self._sending = None
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                for answer in await self._link.collect():
+                    self.answered += 1
+                    future = self._waiting.get(answer.number)
+                    if future is not None and not future.done():
+                        future.set_result(answer)
+        except WorkerLost as why:
+            self._lose(why)
+        except Exception as error:  # nobody may wait for ever, whatever a link raises
+            self._lose(WorkerLost(f"{type(error).__name__}: {error}"))
+
+    def _lose(self, why: WorkerLost) -> None:
+        self.lost = self.lost or str(why) or "it ended"
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(WorkerLost(self.lost))
+
+    async def close(self) -> None:
+        """Ends the worker."""
+        if self._sending is not None:
+            await self._sending  # what was told last is sent before
+        self._listener.cancel()
+        await asyncio.gather(self._listener, return_exceptions=True)
+        self._lose(WorkerLost("it was closed"))
+        await self._link.end()
+
+
+class Crew:
+    """`size` workers that hold the same service. One that is lost is replaced; until it is there, the others do its work."""
+
+    def __init__(self, start: Starter, make: Callable[[], Service], size: int) -> None:
+        self._start, self._make = start, make
+        self._lines: list[Line | None] = [None] * size
+        self._starting: dict[int, asyncio.Task[None]] = {}
+        self._failed: list[BaseException] = []
+        self._vain = 0
+        self._first = True
+        self.replaced = 0
+
+    async def line(self, preferred: int | None = None) -> Line:
+        """The preferred worker where it lives, else the one that holds least.
+
+        Raises what kept all of them from starting, and `EngineError` when workers end again and again before they have answered.
+        """
+        while True:
+            self._replace()
+            if self._first and self._starting:  # or the first that is there would get all the work
+                await asyncio.wait(self._starting.values())
+            self._first = False
+            live = {number: line for number, line in enumerate(self._lines) if line is not None and not line.lost}
+            if preferred in live:
+                return live[preferred]
+            if live:
+                return min(live.values(), key=lambda line: (line.held, line.busy))
+            if not self._starting:
+                raise self._failed[0]
+            await asyncio.wait(self._starting.values(), return_when=asyncio.FIRST_COMPLETED)
+
+    async def alone(self) -> Line:
+        """A further worker, for whoever asks; it is not replaced, and is the caller's to close."""
+        return Line(await self._start(self._make))
+
+    def _replace(self) -> None:
+        for number, line in enumerate(self._lines):
+            if number in self._starting or (line is not None and not line.lost):
+                continue
+            if line is not None:
+                self._vain = 0 if line.answered else self._vain + 1
+                if self._vain >= STARTS:
+                    raise EngineError(
+                        f"{self._vain} workers in a row ended before they answered anything, the last one so: {line.lost}"
+                    )
+                self.replaced += 1
+            elif self._failed:
+                continue  # what could not be started once is not tried again
+            self._starting[number] = asyncio.create_task(self._begin(number, line))
+
+    async def _begin(self, number: int, before: Line | None) -> None:
+        try:
+            if before is not None:
+                self._lines[number] = None
+                await before.close()
+            self._lines[number] = Line(await self._start(self._make))
+        except WorkerLost as why:
+            self._failed.append(EngineError(f"a worker ended before it was there: {why}"))
+        except Exception as error:
+            self._failed.append(error)
+        finally:
+            del self._starting[number]
+
+    async def close(self) -> None:
+        """Ends all of them."""
+        for task in list(self._starting.values()):
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await asyncio.gather(*(line.close() for line in self._lines if line is not None))

@@ -1,0 +1,205 @@
+"""Worlds in workers: a pool that the driver takes seats in, as it does where worlds live in this process.
+
+A worker hosts its worlds as `envs.hosting` does, so what they answer, and what a crash or a limit costs, is the same as here. When a worker
+is gone, each of its worlds is brought to where it was in another one by replay, verified observation by observation, and the call that was
+under way is made again. A world that declares no fidelity cannot be brought back: its attempt ends as lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+
+from leafe.envs.base import Environment
+from leafe.envs.calls import Answer, Call, patience_for
+from leafe.envs.hosting import Seat, Terms, hosting
+from leafe.envs.world import observation_digest
+from leafe.errors import EnvironmentFailure, EpisodeError
+from leafe.records import Task
+from leafe.scale.line import Crew, Line, Starter, WorkerLost
+
+SILENCE = 300.0  # seconds that a worker may be silent beyond a call's own limit, which it keeps itself, before it counts as lost
+SHARED = 2  # workers that a call may lose in company; the next one it gets for itself
+
+
+class WorldService:
+    """In a worker: seats by number, each taken by the first call and left by None."""
+
+    def __init__(self, make: Callable[[], Environment], terms: Terms) -> None:
+        self._hosting = hosting(make, terms)
+        self._seats: dict[int, asyncio.Task[Seat]] = {}
+
+    async def serve(self, request: tuple[int, Call | None]) -> Answer | None:
+        """Carries out a call."""
+        number, call = request
+        if call is None:
+            if number in self._seats:
+                await (await self._seats.pop(number)).leave()
+            return None
+        if number not in self._seats:
+            self._seats[number] = asyncio.create_task(self._hosting.seat())
+        return await (await self._seats[number]).take(call)
+
+    async def close(self) -> None:
+        """Leaves every seat."""
+        taken = [task.result() for task in self._seats.values() if task.done() and task.exception() is None]
+        await asyncio.gather(*(seat.leave() for seat in taken), return_exceptions=True)
+        await self._hosting.close()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a world was when its last call had been answered: what `replay` wants."""
+
+    task: Task
+    digests: tuple[str, ...]
+    actions: tuple[str, ...] = ()
+    seeds: tuple[int | None, ...] = ()
+
+    def after(self, call: Call, answer: Answer) -> _Place:
+        """Where it is after a step or a rollback."""
+        if call.verb == "rollback":
+            kept = call.turn - 1
+            return _Place(self.task, self.digests[: call.turn], self.actions[:kept], self.seeds[:kept])
+        digests = (*self.digests, observation_digest(answer.observation))
+        return _Place(self.task, digests, (*self.actions, call.action), (*self.seeds, call.seed))
+
+    def way(self) -> Call:
+        """The call that leads there."""
+        seeds = self.seeds if any(seed is not None for seed in self.seeds) else ()
+        return Call("replay", self.task, actions=self.actions, digests=self.digests, seeds=seeds)
+
+
+class SpreadWorlds:
+    """Gives out seats in a crew of workers. `rebuilt` counts the worlds that were brought back after their worker was lost."""
+
+    def __init__(self, start: Starter, make: Callable[[], Environment], terms: Terms, *, workers: int) -> None:
+        # How many worlds there may be is for all workers together, so it is kept here.
+        self._crew = Crew(start, partial(WorldService, make, replace(terms, instances=0)), workers)
+        self._room = asyncio.Semaphore(terms.instances) if terms.instances else None
+        self.timeout = terms.timeout
+        self._numbers = count(1)
+        self._suspects = asyncio.Lock()
+        self.rebuilt = 0
+
+    @property
+    def replaced(self) -> int:
+        """Workers that were lost."""
+        return self._crew.replaced
+
+    async def seat(self) -> Seat:
+        """A world for one job, as soon as there is room for it."""
+        if self._room:
+            await self._room.acquire()
+        return _SpreadSeat(self)
+
+    async def close(self) -> None:
+        """Ends the workers."""
+        await self._crew.close()
+
+    async def line(self) -> Line:
+        """The worker that holds the fewest worlds."""
+        return await self._crew.line()
+
+    async def alone(self) -> Line:
+        """A worker for one world."""
+        return await self._crew.alone()
+
+    @property
+    def suspects(self) -> asyncio.Lock:
+        """One at a time of those calls that lost their workers is tried alone."""
+        return self._suspects
+
+    def number(self) -> int:
+        """A seat's number, never given twice."""
+        return next(self._numbers)
+
+    def left(self) -> None:
+        """There is room for another seat."""
+        if self._room:
+            self._room.release()
+
+
+class _SpreadSeat:
+    def __init__(self, worlds: SpreadWorlds) -> None:
+        self._worlds = worlds
+        self._line: Line | None = None
+        self._own = False  # whether the line is this seat's alone
+        self._number, self._seated = 0, False
+        self._place: _Place | None = None  # None where the world cannot be used before a reset or a replay
+
+    async def take(self, call: Call) -> Answer:
+        try:
+            answer = await self._taken(call)
+        except EpisodeError:
+            self._place = None
+            raise
+        self._follow(call, answer)
+        return answer
+
+    async def _taken(self, call: Call) -> Answer:
+        if self._line is not None and (self._line.lost or (call.begins and self._own)):
+            await self._let_go()
+        for _ in range(SHARED):
+            try:
+                return await self._try(call, alone=False)
+            except WorkerLost:
+                await self._let_go()
+        async with self._worlds.suspects:
+            try:
+                return await self._try(call, alone=True)
+            except WorkerLost as why:
+                await self._let_go()
+                what = f"step({call.action!r:.60})" if call.verb == "step" else call.verb
+                raise EnvironmentFailure(
+                    f"{what} ended {SHARED + 1} workers, the last of which held no other world: {why}"
+                ) from None
+
+    async def _try(self, call: Call, *, alone: bool) -> Answer:
+        if self._line is None:
+            self._line = await (self._worlds.alone() if alone else self._worlds.line())
+            self._own, self._number, self._seated = alone, self._worlds.number(), False
+            self._line.held += 1
+            if self._place is not None and not call.begins:
+                self._worlds.rebuilt += 1
+                await self._ask(self._place.way())
+        return await self._ask(call)
+
+    async def _ask(self, call: Call) -> Answer:
+        assert self._line is not None
+        # The first call may have to wait until there is room for a world.
+        limit = patience_for(call, self._worlds.timeout) + SILENCE if self._seated and self._worlds.timeout else 0.0
+        answer: Answer = await self._line.ask((self._number, call), limit=limit)
+        self._seated = True
+        return answer
+
+    def _follow(self, call: Call, answer: Answer) -> None:
+        if call.verb == "replay":
+            seeds = call.seeds or (None,) * len(call.actions)
+            assert call.task is not None
+            self._place = _Place(call.task, call.digests, call.actions, seeds)
+        elif call.verb == "reset":
+            assert call.task is not None
+            self._place = _Place(call.task, (observation_digest(answer.observation),))
+        elif self._place is not None:
+            self._place = self._place.after(call, answer)
+
+    async def _let_go(self) -> None:
+        line, own, self._line, self._own = self._line, self._own, None, False
+        if line is not None:
+            line.held -= 1
+            line.tell((self._number, None))
+            if own:
+                await line.close()
+
+    async def leave(self) -> None:
+        await self._let_go()
+        self._worlds.left()
+
+
+def spread(start: Starter, workers: int, make: Callable[[], Environment], terms: Terms) -> SpreadWorlds:
+    """The same as `hosting`, with workers; a `functools.partial` of the first two is what `Means.host` wants."""
+    return SpreadWorlds(start, make, terms, workers=workers)

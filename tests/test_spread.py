@@ -1,0 +1,352 @@
+"""Worlds and engines in workers: the forest is that of one process, whichever worker ends when, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from players import MOVES, PLACES, Breaking, Deadly, erratic, rules
+
+from leafe.engines.base import Engine
+from leafe.engines.scripted import ScriptedEngine
+from leafe.envs import registry
+from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.calls import Call
+from leafe.envs.hosting import Terms
+from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
+from leafe.forest.driver import Job, Means, drive
+from leafe.forest.explore import explore
+from leafe.forest.growth import Growth
+from leafe.records import Ask, Message, Observation, Sampling, StopReason, Task, Tree
+from leafe.scale import worlds as worlds_module
+from leafe.scale.engine import SpreadEngine
+from leafe.scale.fakes import FakeWorkers
+from leafe.scale.line import Starter
+from leafe.scale.process import ProcessLink, start_process
+from leafe.scale.worlds import SpreadWorlds, spread
+
+Lookup = registry.SHIPPED["lookup"][0]
+RULES = rules(turns=16, max_attempts=4, max_depth=3, reflect_every=2)
+
+
+lookup = partial(registry.make, "lookup", {"horizon": 4})
+sokoban = partial(registry.make, "sokoban", {"horizon": 6})
+
+
+def breaking() -> Environment:
+    return Breaking(odds=0.1, horizon=4)
+
+
+class Noisy(Lookup):  # type: ignore[misc, valid-type]
+    """Shows something else in every instance, whatever it declares."""
+
+    def reset(self, task: Task) -> Observation:
+        return replace(super().reset(task), text=str(random.SystemRandom().random()))
+
+
+class Unrepeatable(Lookup):  # type: ignore[misc, valid-type]
+    """Declares that it cannot go back."""
+
+    fidelity = Fidelity.NONE
+
+
+def driven(make: Callable[[], Environment], tasks: Sequence[Task], actions: Sequence[str], **more: Any) -> dict[str, Tree]:
+    """The trees of tasks. `engine` and `host` stand for those of one process; nothing may be left to asyncio to complain about."""
+    found: dict[str, Tree] = {}
+    complaints: list[Any] = []
+    engine = more.pop("engine", None) or ScriptedEngine(erratic(actions))
+    concurrency = more.pop("concurrency", 6)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        jobs = [Job(task.id, task, explore(Growth(task, RULES))) for task in tasks]
+        try:
+            async for job, tree in drive(jobs, Means(engine, make, **more), concurrency=concurrency):
+                found[job.key] = tree
+        finally:
+            await engine.close()
+
+    asyncio.run(main())
+    assert complaints == []
+    return found
+
+
+def ends_at(*messages: int) -> Callable[[int], bool]:
+    return lambda message: message in messages
+
+
+@cache
+def whole(make: Callable[[], Environment]) -> dict[str, Tree]:
+    """What one process gives."""
+    return driven(make, make().tasks("train", 6), PLACES if make is lookup else MOVES)
+
+
+# Worlds
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("make", "actions"), [(lookup, PLACES), (sokoban, MOVES)])
+@settings(max_examples=8)
+@given(ends=st.sets(st.integers(1, 120), max_size=4))
+def test_a_forest_is_the_same_whenever_workers_end(
+    make: Callable[[], Environment], actions: list[str], workers: int, ends: set[int]
+) -> None:
+    fake = FakeWorkers(ends_at(*ends))
+    # A call that lost two workers and its trial alone would be the world's fault, so the ends stand apart here.
+    if any(later - earlier < 40 for earlier, later in zip(sorted(ends), sorted(ends)[1:], strict=False)):
+        fake.ends = ends_at(*sorted(ends)[:1])
+    found = driven(make, make().tasks("train", 6), actions, host=partial(spread, fake, workers))
+    assert found == whole(make) and fake.open == []
+
+
+def test_calls_travel_in_heaps() -> None:
+    fake = FakeWorkers()
+    driven(lookup, lookup().tasks("train", 40), PLACES, host=partial(spread, fake, 1), concurrency=40)
+    assert fake.messages < fake.orders
+
+
+def test_an_attempt_that_breaks_breaks_in_a_worker_as_it_does_here() -> None:
+    tasks = breaking().tasks("train", 12)
+    here = driven(breaking, tasks, PLACES)
+    assert driven(breaking, tasks, PLACES, host=partial(spread, FakeWorkers(), 2)) == here
+    assert any(attempt.stop is StopReason.ENVIRONMENT_ERROR for tree in here.values() for attempt in tree.attempts)
+
+
+async def seat_in(worlds: SpreadWorlds, task: Task, *actions: str) -> Any:
+    seat = await worlds.seat()
+    await seat.take(Call("reset", task))
+    for action in actions:
+        await seat.take(Call("step", action=action))
+    return seat
+
+
+def kill_all(fake: FakeWorkers) -> None:
+    for link in fake.open:
+        link.kill()
+
+
+def played(make: Callable[[], Environment], after: Callable[[Any, FakeWorkers, SpreadWorlds], Any], **terms: Any) -> Any:
+    """What comes of a call in a world whose worker has ended after two steps."""
+
+    async def main() -> Any:
+        fake = FakeWorkers()
+        worlds = SpreadWorlds(fake, make, Terms(**terms), workers=1)
+        try:
+            (task,) = make().tasks("train", 1)
+            seat = await seat_in(worlds, task, PLACES[0], PLACES[1])
+            kill_all(fake)
+            await asyncio.sleep(0.01)
+            return await after(seat, fake, worlds)
+        finally:
+            await worlds.close()
+
+    return asyncio.run(main())
+
+
+def test_a_world_whose_worker_is_gone_stands_where_it_stood() -> None:
+    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
+        back = await seat.take(Call("rollback", turn=2))
+        return back, worlds.rebuilt, worlds.replaced, fake.started
+
+    back, rebuilt, replaced, started = played(lookup, go_on)
+    assert back.replayed_steps == 1 and (rebuilt, replaced, started) == (1, 1, 2)
+
+
+def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worlds_module, "SILENCE", 0.05)
+
+    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
+        await seat.take(Call("step", action=PLACES[2]))  # whose worker is another one, and hangs from here on
+        silent, fake.swallows = fake.open[0], lambda message: fake.open[0] is silent
+        return await seat.take(Call("rollback", turn=2)), worlds.rebuilt
+
+    back, rebuilt = played(lookup, go_on, timeout=0.01)
+    assert back.observation.text == "Empty." and rebuilt == 2
+
+
+def test_a_world_that_cannot_be_repeated_is_lost_with_its_worker_and_can_begin_anew() -> None:
+    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
+        with pytest.raises(EnvironmentFailure, match="declares fidelity 'none'"):
+            await seat.take(Call("step", action=PLACES[2]))
+        return await seat.take(Call("reset", Unrepeatable().tasks("train", 1)[0]))
+
+    assert played(Unrepeatable, go_on).observation.text.startswith("Places")
+
+
+def test_a_world_that_shows_something_else_when_it_is_rebuilt_is_no_longer_believed() -> None:
+    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> None:
+        with pytest.raises(ReplayDiverged, match="at the reset"):
+            await seat.take(Call("step", action=PLACES[2]))
+
+    played(Noisy, go_on)
+
+
+def test_no_more_worlds_are_there_than_may_be_however_many_workers_there_are() -> None:
+    async def main() -> None:
+        worlds = SpreadWorlds(FakeWorkers(), lookup, Terms(instances=2), workers=3)
+        first, second = await worlds.seat(), await worlds.seat()
+        waiting = asyncio.create_task(worlds.seat())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await first.leave()
+        await (await waiting).leave()
+        await second.leave()
+        await worlds.close()
+
+    asyncio.run(main())
+
+
+def test_an_environment_that_cannot_be_made_stops_the_stage_with_its_own_sentence() -> None:
+    make = partial(registry.make, "lookup", {"places": 0})
+    with pytest.raises(UserError, match="lookup wants at least one place"):
+        driven(make, lookup().tasks("train", 2), PLACES, host=partial(spread, FakeWorkers(), 2))
+
+
+def test_workers_that_end_before_they_answer_anything_stop_the_stage() -> None:
+    with pytest.raises(
+        EngineError, match="3 workers in a row ended before they answered anything, the last one so: the script says so"
+    ):
+        driven(lookup, lookup().tasks("train", 1), PLACES, host=partial(spread, FakeWorkers(lambda message: True), 1))
+
+
+# Processes
+
+
+@pytest.fixture
+def started() -> tuple[Starter, list[ProcessLink]]:
+    links: list[ProcessLink] = []
+
+    async def start(make: Any) -> Any:
+        link = await start_process(make)
+        assert isinstance(link, ProcessLink)
+        links.append(link)
+        return link
+
+    return start, links
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+class Killing:
+    """Kills a worker's process with the fiftieth request to the engine."""
+
+    def __init__(self, links: list[ProcessLink]) -> None:
+        self.links, self.asked = links, 0
+
+    def __call__(self, ask: Ask) -> str:
+        self.asked += 1
+        if self.asked == 50:
+            os.kill(self.links[0].pid, signal.SIGKILL)
+        return erratic(PLACES)(ask)
+
+
+def test_a_worker_process_that_is_killed_costs_no_result(started: tuple[Starter, list[ProcessLink]]) -> None:
+    start, links = started
+    engine = ScriptedEngine(Killing(links))
+    found = driven(lookup, lookup().tasks("train", 6), PLACES, host=partial(spread, start, 2), engine=engine)
+    assert found == whole(lookup)
+    assert len(links) >= 2 and all(gone(link.pid) for link in links)
+
+
+def test_a_world_that_ends_its_workers_is_tried_alone_and_then_given_up(started: tuple[Starter, list[ProcessLink]]) -> None:
+    start, links = started
+
+    async def main() -> None:
+        worlds = SpreadWorlds(start, Deadly, Terms(Placement.THREAD), workers=1)
+        try:
+            task, other = Deadly().tasks("train", 2)
+            deadly, quiet = await seat_in(worlds, task, PLACES[0]), await seat_in(worlds, other, PLACES[0])
+            with pytest.raises(
+                EnvironmentFailure, match=r"step\('open place3'\) ended 3 workers, the last of which held no other world: it"
+            ):
+                await deadly.take(Call("step", action=PLACES[2]))
+            assert (await quiet.take(Call("step", action=PLACES[1]))).observation.text
+            assert (await deadly.take(Call("reset", task))).observation.text
+        finally:
+            await worlds.close()
+
+    asyncio.run(main())
+    assert all(gone(link.pid) for link in links)
+
+
+# Engines
+
+
+def erratic_engine() -> Engine:
+    return ScriptedEngine(erratic(PLACES))
+
+
+def broken_engine() -> Engine:
+    raise UserError("no checkpoint in 'nowhere'")
+
+
+def ask(number: int) -> Ask:
+    return Ask((Message("user", f"task {number % 5}"),), Sampling(), number)
+
+
+@settings(max_examples=8)
+@given(ends=st.sets(st.integers(1, 200), max_size=2), replicas=st.integers(1, 3))
+def test_replicas_of_an_engine_give_what_one_gives_whenever_they_end(ends: set[int], replicas: int) -> None:
+    fake = FakeWorkers(ends_at(*ends))
+    engine = SpreadEngine(fake, erratic_engine, replicas=replicas, concurrency=6)
+    assert driven(lookup, lookup().tasks("train", 6), PLACES, engine=engine) == whole(lookup)
+    assert fake.open == [] and engine.stats.requests > 0
+
+
+def answers(engine: SpreadEngine, count: int) -> list[Any]:
+    async def main() -> list[Any]:
+        try:
+            return list(await asyncio.gather(*(engine.generate(ask(number)) for number in range(count)), return_exceptions=True))
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+def test_what_replicas_did_is_counted_once() -> None:
+    engine = SpreadEngine(FakeWorkers(), erratic_engine, replicas=2, concurrency=6)
+    completions = answers(engine, 20)
+    assert engine.stats.requests == 20
+    assert engine.stats.sampled_tokens == sum(len(one.token_ids) for one in completions)
+
+
+def test_an_engine_that_cannot_be_made_or_fails_says_so_in_its_own_words() -> None:
+    (error,) = answers(SpreadEngine(FakeWorkers(), broken_engine, replicas=2, concurrency=6), 1)
+    assert isinstance(error, UserError) and str(error) == "no checkpoint in 'nowhere'"
+    found = answers(SpreadEngine(FakeWorkers(), partial(ScriptedEngine, ["a", "b"]), replicas=1, concurrency=6), 3)
+    assert sum(isinstance(one, EngineError) for one in found) == 1
+
+
+def test_a_request_that_loses_replica_after_replica_stops_the_stage() -> None:
+    (error,) = answers(SpreadEngine(FakeWorkers(lambda message: True), erratic_engine, replicas=2, concurrency=6), 1)
+    assert isinstance(error, EngineError) and "lost 3 replicas" in str(error)
+
+
+def test_whoever_stops_waiting_has_the_request_cancelled() -> None:
+    async def main() -> None:
+        fake = FakeWorkers()
+        engine = SpreadEngine(fake, erratic_engine, replicas=1, concurrency=6)
+        waiting = asyncio.create_task(engine.generate(ask(1)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert (await engine.generate(ask(2))).text is not None
+        await engine.close()
+        assert fake.open == []
+
+    asyncio.run(main())

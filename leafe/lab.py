@@ -18,6 +18,7 @@ from leafe.distillation.examples import Choice
 from leafe.distillation.store import read_examples, write_examples
 from leafe.errors import LeafeError, UnknownName, UserError
 from leafe.forest.explore import EXPLORERS, Explorer
+from leafe.forest.store import read_forest
 from leafe.known_methods import find, one_line
 from leafe.progress import Progress
 from leafe.records import Example, Tree

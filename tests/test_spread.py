@@ -33,8 +33,8 @@ from leafe.scale.fakes import FakeWorkers
 from leafe.scale.line import Starter
 from leafe.scale.process import ProcessLink, start_process
 from leafe.scale.worlds import SpreadWorlds, spread
+from leafe.worlds.fakes import Lookup
 
-Lookup = registry.SHIPPED["lookup"][0]
 RULES = rules(turns=16, max_attempts=4, max_depth=3, reflect_every=2)
 
 
@@ -46,14 +46,14 @@ def breaking() -> Environment:
     return Breaking(odds=0.1, horizon=4)
 
 
-class Noisy(Lookup):  # type: ignore[misc, valid-type]
+class Noisy(Lookup):
     """Shows something else in every instance, whatever it declares."""
 
     def reset(self, task: Task) -> Observation:
         return replace(super().reset(task), text=str(random.SystemRandom().random()))
 
 
-class Unrepeatable(Lookup):  # type: ignore[misc, valid-type]
+class Unrepeatable(Lookup):
     """Declares that it cannot go back."""
 
     fidelity = Fidelity.NONE

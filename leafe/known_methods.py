@@ -17,7 +17,7 @@ from leafe.errors import LeafeError, UnknownName, UserError
 from leafe.imports import import_here, told
 
 GROUP = "leafe.methods"
-SHIPPED = {"leafe": "leafe.methods.leafe:Leafe"}
+SHIPPED = {"grpo": "leafe.methods.grpo:Grpo", "leafe": "leafe.methods.leafe:Leafe"}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 

@@ -66,7 +66,7 @@ def without(ingredients: Iterable[str], folder: Path) -> Path:
     if "example" in ingredients:
         for path in copy.rglob("*.txt"):
             path.write_text(EXAMPLE.sub("", path.read_text(encoding="utf-8")), encoding="utf-8")
-    files = {"example": "example*.txt", "unread": "unread.txt", "again": "reflect_again.txt", "form": "form.txt"}
+    files = {"example": "example*.txt", "unread": "unread.txt", "again": "reflect_[!e]*.txt", "form": "form.txt"}
     for path in [path for name in ingredients for path in copy.rglob(files[name])]:
         path.unlink()
     if "form" in ingredients:

@@ -324,7 +324,8 @@ def train_stage(
         seed = seed_for(bench.config.seed, "train", arm)
         report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
-    return Made({"examples": report.examples, "steps": report.steps, "attention": report.attention, **losses}, files)
+    facts = {"examples": report.examples, "steps": report.steps, "attention": report.attention, **report.machine, **losses}
+    return Made(facts, files)
 
 
 def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, field, replace
 
 from leafe.errors import UserError
 from leafe.records import Message, Observation, Shortening, Task, Turn
-from leafe.replies import Form, render_action
+from leafe.replies import NO_HALF, Form, Half, Unreadable, render_action
 
 # What each template may name, and what it has to; anything else in braces is a mistake that is reported when the prompts are loaded.
 PLACES: dict[str, set[str]] = {
@@ -28,6 +28,8 @@ PLACES: dict[str, set[str]] = {
     "feedback": {"experiences"},
     "unread": {"problem", "turn"},
     "reflect_again": {"problem", "turn"},
+    "reflect_turn": {"turn", "numbers", "experience"},
+    "reflect_advice": {"turn", "named"},
     "left_out": set(),
     "reminder": set(),
 }
@@ -37,11 +39,16 @@ NEEDED = {
     "end": "observation",
     "experience": "experience",
     "feedback": "experiences",
+    "reflect_turn": "experience",
+    "reflect_advice": "named",
 }
 # Templates that a profile may do without. Without `unread` the world is given a reply that holds no action; without `reflect_again` an
-# unreadable reflection is asked for again in the same words.
-OPTIONAL = frozenset({"example", "example_reply", "end", "unread", "reflect_again", "left_out", "reminder"})
+# unreadable reflection is asked for again in the same words; without `reflect_turn` and `reflect_advice` it is always asked for whole.
+OPTIONAL = frozenset(
+    {"example", "example_reply", "end", "unread", "reflect_again", "reflect_turn", "reflect_advice", "left_out", "reminder"}
+)
 LEFT_OUT = "(left out)"
+NUMBERS_LISTED = 12
 _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -51,8 +58,8 @@ class Prompts:
 
     `example` and `example_reply` are a worked exchange that stands ahead of the task as messages of its own. `end` shows what the last
     turn of an attempt came to when it is looked back on. `unread` answers a reply without an action in the environment's place,
-    `reflect_again` asks anew after an unreadable reflection, `left_out` stands for an observation that a shortened history leaves out,
-    `reminder` ends what is read at each turn.
+    `reflect_again` asks anew after an unreadable reflection, `reflect_turn` and `reflect_advice` ask for the half that was not read,
+    `left_out` stands for an observation that a shortened history leaves out, `reminder` ends what is read at each turn.
     """
 
     system: str
@@ -67,6 +74,8 @@ class Prompts:
     end: str = ""
     unread: str = ""
     reflect_again: str = ""
+    reflect_turn: str = ""
+    reflect_advice: str = ""
     left_out: str = LEFT_OUT
     reminder: str = ""
     form: Form = "tags"
@@ -163,27 +172,52 @@ def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING, sho
 
 
 def reflect_messages(
-    scene: Scene, walk: Sequence[Turn], *, ended: bool, feedback: tuple[str, ...] = (), shortening: Shortening = WHOLE
+    scene: Scene,
+    walk: Sequence[Turn],
+    *,
+    ended: bool,
+    feedback: tuple[str, ...] = (),
+    shortening: Shortening = WHOLE,
+    unread: Unreadable | None = None,
 ) -> tuple[Message, ...]:
     """The prompt that asks where the walk went wrong, below the history and `feedback` that the policy acted on.
 
-    `ended` says whether the attempt is over.
+    `ended` says whether the attempt is over. `unread` is what was wrong with a first reply, which makes this the second question.
     """
     messages = _history(scene, walk, feedback, shortening, ended=ended)
-    question = scene.prompts.reflect_end if ended else scene.prompts.reflect
-    messages[-1] = _extended(messages[-1], fill(question, turn=len(walk)))
+    messages[-1] = _extended(messages[-1], _question(scene.prompts, len(walk), ended=ended, unread=unread))
     return tuple(messages)
 
 
-def asked_again(prompts: Prompts, messages: tuple[Message, ...], problem: str, *, turns: int) -> tuple[Message, ...]:
-    """The same question after a reply to it that could not be read, with what was wrong with it where the prompts have words for that.
+def half_kept(prompts: Prompts, unread: Unreadable) -> Half:
+    """What is kept of a reply, because the second question asks for the rest alone."""
+    half = unread.half
+    asked = prompts.reflect_turn if half.experience else prompts.reflect_advice
+    return half if asked and half != NO_HALF else NO_HALF
 
-    The reply is not quoted: small models repeat what they see of their own.
+
+def _question(prompts: Prompts, turns: int, *, ended: bool, unread: Unreadable | None) -> str:
+    """The question for a reflection, or for the half that a first reply lacked.
+
+    A reply that could not be read is not quoted: small models repeat what they see of their own.
     """
-    if not prompts.reflect_again:
-        return messages
-    again = fill(prompts.reflect_again, problem=problem, turn=turns)
-    return (*messages[:-1], _extended(messages[-1], again))
+    whole = fill(prompts.reflect_end if ended else prompts.reflect, turn=turns)
+    if unread is None:
+        return whole
+    kept = half_kept(prompts, unread)
+    if kept.experience:
+        return fill(prompts.reflect_turn, turn=turns, numbers=_numbers(turns), experience=kept.experience)
+    if kept.turn is not None:
+        return fill(prompts.reflect_advice, turn=turns, named=kept.turn)
+    return whole + fill(prompts.reflect_again, problem=str(unread), turn=turns)
+
+
+def _numbers(turns: int) -> str:
+    """The turns to choose from: small models name turns that never were unless they read all of them."""
+    if turns > NUMBERS_LISTED:
+        return f"a number from 1 to {turns}"
+    *before, last = [str(number) for number in range(1, turns + 1)]
+    return f"{', '.join(before)} or {last}" if before else last
 
 
 def bare_messages(scene: Scene, walk: Sequence[Turn], shortening: Shortening = WHOLE) -> tuple[Message, ...]:

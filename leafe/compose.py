@@ -40,10 +40,10 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
     processes = settings.processes or processes_of(settings.device, folder, threads_of(settings))
     loads = [
         partial(
-            TransformersEngine.load,
+            TransformersEngine.from_folder,
             folder,
             device=device_of(settings.device, number),
-            dtype=dtype_of(settings.dtype),
+            dtype=None if settings.dtype == "auto" and device_of(settings.device).startswith("cuda") else dtype_of(settings.dtype),
             slots=max(1, min(settings.slots, settings.concurrency) // processes),
             max_context=settings.max_context,
             cache_bytes=int(settings.cache_gib * GIB / processes),

@@ -66,6 +66,7 @@ def served_engine(config: RunConfig, base: Path, progress: Progress, found: Find
         cap=settings.max_context,
         count=lambda messages: len(tokens.prompt_ids(messages)),
         arrange=partial(_arranged, tokens, breaks=found.controls != "text"),
+        prompt_ids=tokens.prompt_ids,
         concurrency=settings.concurrency,
         waiting=_waiting(settings),
         told=progress.say,

@@ -189,25 +189,60 @@ class LoraSettings(Settings):
     targets: tuple[str, ...] = Field((), strict=False)
 
 
+Optimizer = Literal[
+    "auto",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+]
+
+
 class TrainSettings(Settings):
-    """Supervised training. A batch is `batch_size` examples; `micro_tokens` is what one forward pass may hold.
+    """Supervised training. A batch is `batch_size` examples; `micro_tokens` is what one forward pass may hold, `auto` 8192 on a processor
+    and on a GPU what its memory has room for.
 
     `attention`: `tree` in blocks, `flex` by FlexAttention (on a GPU), `dense` with a mask, for models that take nothing else; `auto` is the
-    fastest of them that passes a trial on the model.
-    `checkpointing` computes activations twice to hold fewer of them. `processes` on this machine share every step.
+    fastest of them that passes a trial on the model. `compile` compiles each layer, which goes with FlexAttention.
+    `dtype`: `float32`; `mixed` computes in bfloat16 with float32 weights; `bfloat16` has bfloat16 weights and leaves the rest of each to
+    the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers,
+    `auto` its AdamW.
+    `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
+    every step.
     """
 
     epochs: float = Field(2.0, gt=0)
     learning_rate: float = Field(1e-6, gt=0)
     batch_size: int = Field(128, ge=1)
-    micro_tokens: int = Field(8192, ge=16)
+    micro_tokens: int | Literal["auto"] = "auto"
     warmup_share: Share = 0.05
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     attention: Literal["auto", "tree", "flex", "dense"] = "auto"
-    checkpointing: bool = False
+    compile: Literal["none", "layers"] = "none"
+    dtype: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
+    optimizer: Optimizer = "auto"
+    checkpointing: bool | Literal["auto"] = "auto"
     processes: int = Field(1, ge=1)
     lora: LoraSettings | None = None
+
+    @field_validator("micro_tokens", mode="before")
+    @classmethod
+    def _is_a_count_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 16):
+            raise ValueError(f"train.micro_tokens: wanted auto or a whole number of at least 16, found {value!r:.80}")
+        return value
+
+    @field_validator("checkpointing", mode="before")
+    @classmethod
+    def _is_a_choice_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError(f"train.checkpointing: wanted auto, true or false, found {value!r:.80}")
+        return value
 
 
 class EvaluateSettings(Settings):
@@ -282,7 +317,7 @@ MACHINE = {
         "retries",
         "patience",
     },
-    "train": {"attention", "checkpointing", "processes"},
+    "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes"},
 }
 
 

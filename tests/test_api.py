@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import leafe
-from leafe.envs.fakes import Lookup
 from leafe.errors import UserError
+from leafe.worlds.fakes import Lookup
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 SMALL = {
@@ -95,7 +95,7 @@ def test_a_trained_model_never_replaces_what_is_there(tmp_path: Path) -> None:
 
 def test_a_class_is_an_environment_as_well() -> None:
     report = leafe.check_environment(Lookup, {"places": 3}, rollbacks=5, tasks=2)
-    assert report.passed and report.name == "leafe.envs.fakes:Lookup"
+    assert report.passed and report.name == "leafe.worlds.fakes:Lookup"
     assert leafe.make("lookup", places=3).tasks("train", 1)
 
 

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from players import FULL, TERSE, completion, key_in, turns_in
 
-from leafe.chat import Notes, Prompts, Scene, act_messages, asked_again, bare_messages, check_prompts, fill, reflect_messages
+from leafe.chat import Notes, Prompts, Scene, act_messages, bare_messages, check_prompts, fill, half_kept, reflect_messages
 from leafe.errors import UnknownName, UserError
 from leafe.prompts import PROFILES, load_prompts
 from leafe.records import Ask, Message, Observation, Sampling, Turn
+from leafe.replies import NO_HALF, Half, Unreadable
 
 BOTH = pytest.mark.parametrize("prompts", [TERSE, FULL], ids=["bare", "tags"])
 
@@ -185,9 +186,28 @@ def test_what_the_last_turn_came_to_is_told_as_that_when_an_attempt_is_over() ->
     assert reflect_messages(scene(older), walk, ended=True)[-1].content.startswith("Turn 3.")
 
 
+def second(unread: Unreadable, prompts: Prompts = FULL) -> str:
+    """The text of the question after a reply that could not be read."""
+    *before, question = reflect_messages(scene(prompts), [turn(1, "open place1")], ended=True, unread=unread)
+    assert before == list(reflect_messages(scene(prompts), [turn(1, "open place1")], ended=True)[:-1])
+    return question.content
+
+
 def test_a_second_question_names_the_fault_and_does_not_quote_the_reply() -> None:
-    asked = reflect_messages(scene(FULL), [turn(1, "open place1")], ended=True)
-    again = asked_again(FULL, asked, "there was no turn", turns=1)
-    assert again[:-1] == asked[:-1]
-    assert again[-1].content.startswith(asked[-1].content) and "there was no turn" in again[-1].content
-    assert asked_again(replace(FULL, reflect_again=""), asked, "there was no turn", turns=1) == asked
+    first = reflect_messages(scene(FULL), [turn(1, "open place1")], ended=True)[-1].content
+    again = second(Unreadable("there was no turn"))
+    assert again.startswith(first) and "there was no turn" in again
+    assert second(Unreadable("there was no turn"), replace(FULL, reflect_again="")) == first
+
+
+@pytest.mark.parametrize(
+    ("half", "asks_for", "shows"),
+    [(Half(turn=1), "reflect_advice", "turn 1 was the first"), (Half(experience="Go {left}."), "reflect_turn", "Go {left}.")],
+)
+def test_a_second_question_asks_for_the_other_half_alone_if_the_profile_has_words_for_it(
+    half: Half, asks_for: str, shows: str
+) -> None:
+    unread = Unreadable("half of it", half)
+    assert shows in second(unread) and "<turn>" not in second(unread) and half_kept(FULL, unread) == half
+    without = replace(FULL, **{asks_for: ""})
+    assert second(unread, without) == second(Unreadable("half of it")) and half_kept(without, unread) == NO_HALF

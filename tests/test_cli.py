@@ -14,9 +14,9 @@ from command import QUICK, WORLD, Said, leafe, teach
 from pyarrow.parquet import read_table
 
 from leafe.distillation.store import FORMATS, HINTS
-from leafe.envs.fakes import Lookup
 from leafe.records import Observation, Task
 from leafe.run import RunDirectory
+from leafe.worlds.fakes import Lookup
 
 
 class Interrupted(Lookup):

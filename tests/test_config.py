@@ -117,7 +117,7 @@ def test_a_value_that_holds_an_equals_sign_is_kept_whole() -> None:
 def test_an_unknown_setting_is_refused_with_the_closest_one_and_all_of_its_level() -> None:
     message = refusal("train.epoch=3")
     assert "unknown setting 'train.epoch'; did you mean 'train.epochs'?" in message
-    assert "train.attention, train.batch_size, train.checkpointing, train.epochs, train.learning_rate" in message
+    assert "train.attention, train.batch_size, train.checkpointing, train.compile, train.dtype, train.epochs" in message
 
 
 def test_a_setting_on_the_wrong_level_is_pointed_to_its_place() -> None:
@@ -281,7 +281,14 @@ def test_settings_of_the_machine_make_no_other_run() -> None:
         "engine.patience=1.0",
         "engine.api_key_env=KEY",
     )
-    elsewhere = trial(*engine, "train.processes=2", "train.attention=dense", "train.checkpointing=true")
+    train = (
+        "train.processes=2",
+        "train.attention=dense",
+        "train.checkpointing=true",
+        "train.micro_tokens=64",
+        "train.compile=layers",
+    )
+    elsewhere = trial(*engine, *train)
     assert elsewhere.digest == trial().digest
     assert differing_fields(trial(), elsewhere) == []
 

@@ -16,14 +16,14 @@ from players import FULL, TERSE, Hand, Policy, breaks, completion, grown, key_in
 from leafe.chat import Prompts
 from leafe.distillation.examples import Choice, counterfactual, distill, rehearsal
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
-from leafe.envs.sokoban.board import ACTIONS
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.forest.explore import EXPLORERS
 from leafe.forest.growth import Growth
 from leafe.forest.play import once
 from leafe.records import BROKEN, Ask, Attempt, Example, Experience, Observation, StopReason, Task, Tree, Turn, encode
 from leafe.replies import render_action, render_reflection
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.board import ACTIONS
+from leafe.worlds.sokoban.environment import Sokoban
 
 PLACES = [f"open place{number}" for number in range(1, 4)]
 SECRET = "SECRET"  # stands in every piece of advice and nowhere else

@@ -15,7 +15,6 @@ from leafe.config import parse
 from leafe.distillation.causes import why_no_example
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError, UserError
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.faults import Faults, alarms, fault_cells, faults_of, loud
@@ -38,6 +37,7 @@ from leafe.records import (
 )
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.worlds.fakes import Lookup
 
 RECIPE = """
 name: trial

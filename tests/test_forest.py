@@ -14,14 +14,14 @@ from players import FULL, MOVES, PLACES, TERSE, Hand, Policy, breaks, erratic, g
 
 from leafe.chat import fill
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.explore import EXPLORERS, explore, refine
 from leafe.forest.growth import Growth, Rules
 from leafe.forest.play import independent, once
-from leafe.records import Ask, Completion, Observation, StopReason, Task, Tree, decode, encode
+from leafe.records import Ask, Completion, Experience, Observation, StopReason, Task, Tree, decode, encode
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.environment import Sokoban
 
 WRONG = "open place1"
 
@@ -286,6 +286,25 @@ def test_the_advice_of_the_worked_example_is_refused_word_for_word_and_asked_for
     (reflection,) = tree.reflections
     assert [reply.text for reply in reflection.replies] == [shown, own]
     assert reflection.experience is not None and reflection.experience.text == "open place3"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "asked"),
+    [
+        ("<turn></turn><experience>open place3</experience>", "2", "Which of the turns"),
+        ("<turn>2</turn>", "open place3", "turn 2 was the first that went wrong"),
+    ],
+)
+def test_the_half_of_a_reflection_that_was_read_is_kept_and_the_other_is_asked_for(first: str, second: str, asked: str) -> None:
+    act = f"<action>{WRONG}</action>"
+    hand = Hand(Lookup(), scripted(act, act, act, first, second, "<action>open place3</action>"))
+    tree = grown(explore, hand, key_in(3), prompts=FULL, max_attempts=2)
+    (reflection,) = tree.reflections
+    assert [reply.text for reply in reflection.replies] == [first, second] and not reflection.unread
+    assert reflection.experience == Experience(2, "open place3")
+    question = [ask for ask in hand.asks if ask.purpose == "reflect"][-1].messages[-1].content
+    assert asked in question and "<experience>" not in question
+    assert tree.attempts[1].stop is StopReason.SUCCESS
 
 
 def test_a_reflection_that_does_not_fit_is_not_asked_for_twice() -> None:

@@ -22,7 +22,6 @@ from leafe.config import parse
 from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
-from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError
 from leafe.forest.store import read_forest
 from leafe.lab import run_recipe
@@ -31,6 +30,7 @@ from leafe.records import Ask, StopReason, Tree
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.viewer.report import write_report
+from leafe.worlds.fakes import Lookup
 
 RECIPE = """
 name: golden

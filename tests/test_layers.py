@@ -40,6 +40,7 @@ FLOORS = {
     "engines": 2,
     "prompts": 2,
     "forest": 3,
+    "worlds": 3,
     "distillation": 4,
     "training": 5,
     "evaluation": 5,
@@ -60,7 +61,7 @@ FLOORS = {
 }
 
 # Folders on these floors do not know of each other, so that each can be replaced alone.
-APART = {2, 5, 7}
+APART = {2, 3, 5, 7}
 
 # The only modules that may import torch: everything else works where it is not installed.
 TORCH = (
@@ -69,12 +70,16 @@ TORCH = (
     "leafe.engines.slots",
     "leafe.engines.sampling",
     "leafe.engines.scores",
+    "leafe.engines.steps",
+    "leafe.engines.paged",
+    "leafe.engines.exchange",
     "leafe.engines.trial",
     "leafe.engines.twin",
     "leafe.training",
     "leafe.nano",
     "leafe.distillation.attention",
     "leafe.distillation.pack",
+    "leafe.distillation.passes",
     "leafe.distillation.trial",
 )
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from leafe.envs.fakes import Lookup
 from leafe.records import Observation
+from leafe.worlds.fakes import Lookup
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 

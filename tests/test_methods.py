@@ -23,7 +23,6 @@ from leafe.digest import text_digest
 from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
-from leafe.envs.fakes import Lookup
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.effects import Play
@@ -40,6 +39,7 @@ from leafe.run import HEADER, RunDirectory
 from leafe.shown import check_name
 from leafe.stages import VERBS, carry_out, check_stages, needed, of_verb
 from leafe.viewer.report import write_report
+from leafe.worlds.fakes import Lookup
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 LEVELS = "environment.args={min_length: 2, max_length: 3, horizon: 4}"

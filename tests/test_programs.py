@@ -21,22 +21,22 @@ from players import FULL, Hand, grown, turns_in
 from leafe.chat import Scene, act_messages, bare_messages, reflect_messages
 from leafe.envs.base import Environment
 from leafe.envs.check import check_environment
-from leafe.envs.codecontests import CodeContests
-from leafe.envs.mbpp import Mbpp
-from leafe.envs.programs.call_runner import canonical
-from leafe.envs.programs.environment import OWN, Programming
-from leafe.envs.programs.feedback import HIDDEN, feedback, plain
-from leafe.envs.programs.judge import Failure, judge
-from leafe.envs.programs.problem import Case, Problem, same_answer
 from leafe.envs.registry import make
-from leafe.envs.sandbox.limits import Limits, Outcome, Program, Verdict
-from leafe.envs.sandbox.probe import objection
-from leafe.envs.sandbox.sandbox import Sandbox
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.forest.explore import explore
 from leafe.prompts import PROFILES, load_prompts
 from leafe.records import Ask, Experience, StopReason, Task
 from leafe.replies import parse_action, render_action, render_reflection
+from leafe.worlds.codecontests import CodeContests
+from leafe.worlds.mbpp import Mbpp
+from leafe.worlds.programs.call_runner import canonical
+from leafe.worlds.programs.environment import OWN, Programming
+from leafe.worlds.programs.feedback import HIDDEN, feedback, plain
+from leafe.worlds.programs.judge import Failure, judge
+from leafe.worlds.programs.problem import Case, Problem, same_answer
+from leafe.worlds.sandbox.limits import Limits, Outcome, Program, Verdict
+from leafe.worlds.sandbox.probe import objection
+from leafe.worlds.sandbox.sandbox import Sandbox
 
 KINDS = [kind for kind in ("bubblewrap", "seccomp") if objection(kind) is None]
 contained = pytest.mark.skipif(not KINDS, reason="no sandbox contains programs on this machine; leafe doctor says what it wants")

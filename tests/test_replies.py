@@ -13,10 +13,10 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from leafe.envs.programs.environment import program_in
 from leafe.records import Experience
-from leafe.replies import FORMS, Form, Unreadable, parse_action, parse_reflection, render_action, render_reflection
+from leafe.replies import FORMS, Form, Half, Unreadable, parse_action, parse_reflection, render_action, render_reflection
 from leafe.replies.reading import hollow
+from leafe.worlds.programs.environment import program_in
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "replies.md").read_text(encoding="utf-8")
 TURNS = 4  # of the attempt that the page's table of reflections is about
@@ -190,6 +190,86 @@ def test_a_turn_out_of_range_is_unreadable_and_never_clamped(form: Form, number:
     reply = f"turn {number}: go" if form == "bare" else f"<turn>{number}</turn><experience>go</experience>"
     with pytest.raises(Unreadable):
         parse_reflection(form, reply, 3)
+
+
+ADVICE = "Go left."
+
+
+@pytest.mark.parametrize(
+    ("reply", "half"),
+    [
+        (f"<turn></turn><experience>{ADVICE}</experience>", Half(None, ADVICE)),
+        (f"<turn></turn>\n<experience></experience>\n{ADVICE}", Half(None, ADVICE)),
+        (f"<turn></turn>\n<experience>\n{ADVICE}\n<turn></turn>", Half(None, ADVICE)),
+        (f"<turn>9</turn><experience>{ADVICE}</experience>", Half(None, ADVICE)),
+        (f"<turn>1</turn><turn>2</turn><experience>{ADVICE}</experience>", Half(None, ADVICE)),
+        (f"<experience>{ADVICE}</experience>", Half(None, ADVICE)),
+        ("<turn>2</turn>", Half(2)),
+        ("<turn>2</turn><experience>what was wrong</experience>", Half(2)),
+        ("<turn>2</turn><experience>Go left.</experience><experience>Go up.</experience>", Half(2)),
+        ("Turn 2 was wrong. I should have gone left.", Half()),
+        ("<think><turn>2</turn><experience>Go left.</experience></think>", Half()),
+        ("", Half()),
+    ],
+)
+def test_of_a_reflection_that_is_not_whole_the_readable_half_is_kept(reply: str, half: Half) -> None:
+    with pytest.raises(Unreadable) as refusal:
+        parse_reflection("tags", reply, 4)
+    assert refusal.value.half == half
+
+
+def test_of_a_cut_reflection_the_turn_is_kept_and_a_cut_experience_is_not() -> None:
+    with pytest.raises(Unreadable) as refusal:
+        parse_reflection("tags", "<turn>2</turn>\n<experience>You shou", 4, whole=False)
+    assert refusal.value.half == Half(2)
+
+
+TURN_ASKED, ADVICE_ASKED = Half(experience=ADVICE), Half(turn=3)
+
+
+@pytest.mark.parametrize(
+    ("kept", "reply", "read"),
+    [
+        (TURN_ASKED, "2", Experience(2, ADVICE)),
+        (TURN_ASKED, "Turn 2.", Experience(2, ADVICE)),
+        (TURN_ASKED, "**2**", Experience(2, ADVICE)),
+        (TURN_ASKED, "<turn>2</turn>", Experience(2, ADVICE)),
+        (TURN_ASKED, "<think>The second.</think>\ntwo", Experience(2, ADVICE)),
+        (TURN_ASKED, "none", None),
+        (TURN_ASKED, "<turn>2</turn><experience>Go up.</experience>", Experience(2, "Go up.")),
+        (TURN_ASKED, "9", "there is no turn '9': wanted a turn from 1 to 4"),
+        (TURN_ASKED, "2 or 3", "the turn was '2 or 3' and not one number from 1 to 4, or none"),
+        (TURN_ASKED, "I do not know.", "the turn was 'I do not know.' and not one number from 1 to 4, or none"),
+        (TURN_ASKED, "", "there was no <turn>...</turn>"),
+        (TURN_ASKED, "<turn></turn>", "the turn was '' and not one number from 1 to 4, or none"),
+        (ADVICE_ASKED, "Go up.", Experience(3, "Go up.")),
+        (ADVICE_ASKED, "Up was wrong.\n\nGo up.\n", Experience(3, "Up was wrong.\n\nGo up.")),
+        (ADVICE_ASKED, "<experience>Go up.</experience>", Experience(3, "Go up.")),
+        (ADVICE_ASKED, "Experience: Go up.", Experience(3, "Go up.")),
+        (ADVICE_ASKED, "<turn>2</turn><experience>Go up.</experience>", Experience(2, "Go up.")),
+        (ADVICE_ASKED, "<turn>2</turn>", "there was no <experience>...</experience>"),
+        (ADVICE_ASKED, "what was wrong", "'what was wrong' only stands for an experience: say what to do instead"),
+        (ADVICE_ASKED, " \n", "the experience was empty"),
+        (ADVICE_ASKED, "Go up. </experience>", "there was no <experience>...</experience>"),
+    ],
+)
+def test_where_one_half_was_asked_for_a_reply_may_be_that_half_alone(kept: Half, reply: str, read: Experience | str | None) -> None:
+    if isinstance(read, str):
+        with pytest.raises(Unreadable) as refusal:
+            parse_reflection("tags", reply, 4, kept=kept)
+        assert str(refusal.value) == read
+    else:
+        assert parse_reflection("tags", reply, 4, kept=kept) == read
+
+
+@given(reply=st.text(max_size=30) | MIXED, whole=st.booleans())
+def test_a_half_that_was_kept_never_makes_a_readable_reply_unreadable(reply: str, whole: bool) -> None:
+    try:
+        read = parse_reflection("tags", reply, 3, whole=whole)
+    except Unreadable:
+        return
+    for kept in (TURN_ASKED, ADVICE_ASKED):
+        assert parse_reflection("tags", reply, 3, whole=whole, kept=kept) == read
 
 
 def test_the_words_of_a_reply_are_quoted_shortly_and_on_one_line() -> None:

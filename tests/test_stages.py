@@ -14,7 +14,6 @@ from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError, UserError
 from leafe.forest.store import read_forest
 from leafe.lab import run_recipe, run_verb
@@ -22,6 +21,7 @@ from leafe.progress import Silent
 from leafe.records import Ask
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.worlds.fakes import Lookup
 
 RECIPE = """
 name: trial

@@ -135,8 +135,11 @@ class PackedBatch:
         return replace(self, **moved, blocks=tuple(block.to(device) for block in self.blocks))
 
 
-def collate(rows: Sequence[PackedRow]) -> PackedBatch:
-    """Rows of any lengths as one: no token sees another row, since every subtree ends within its own."""
+def collate(rows: Sequence[PackedRow], *, blocked: bool = True) -> PackedBatch:
+    """Rows of any lengths as one: no token sees another row, since every subtree ends within its own.
+
+    Only attention in blocks wants it `blocked`.
+    """
     starts = list(accumulate((len(row.ids) for row in rows), initial=0))[:-1]
     end = torch.tensor([start + stop for start, row in zip(starts, rows, strict=True) for stop in row.end])
     return PackedBatch(
@@ -147,7 +150,7 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
         term_target=torch.tensor([token for row in rows for token in row.term_target]),
         term_weight=torch.tensor([weight for row in rows for weight in row.term_weight]),
         term_kind=tuple(kind for row in rows for kind in row.term_kind),
-        blocks=blocks(end),
+        blocks=blocks(end) if blocked else (),
     )
 
 

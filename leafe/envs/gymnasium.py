@@ -47,6 +47,7 @@ class Gymnasium(Environment):
     """
 
     name = "gymnasium"
+    about = "any Gymnasium environment of text or discrete actions by id=NAME (extra gymnasium); replay as declared"
     fidelity = Fidelity.REPLAY
 
     def __init__(

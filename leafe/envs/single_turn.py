@@ -36,6 +36,7 @@ class SingleTurn(Environment):
     """
 
     name = "single-turn"
+    about = "questions from JSON lines (data=PATH), graded by a function of yours (reward=module:function)"
     fidelity = Fidelity.SNAPSHOT
     placement = Placement.THREAD  # graders take as long as they like
     free_text = True

@@ -1,5 +1,7 @@
 """Asking the policy where an attempt went wrong: one question, one retry, and the answer kept as data whatever it is.
 
+Where a first reply gave the turn or the experience, the retry asks for the other half alone, if the prompts have words for that.
+
 Nothing is ever made up or clamped: a reply that does not parse twice over is a reflection without an experience and with an error. Where
 the history leaves no room for the question it is shortened, whatever the rules say of acting: a full context is a reason to look back.
 """
@@ -8,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from leafe.chat import Prompts, asked_again, reflect_messages
+from leafe.chat import Prompts, half_kept, reflect_messages
 from leafe.forest.effects import Play
 from leafe.forest.growth import Growth
 from leafe.history import shorter
 from leafe.records import Completion, Experience, Message, Reflection, Shortening, Turn
-from leafe.replies import Unreadable, parse_reflection
+from leafe.replies import NO_HALF, Unreadable, parse_reflection
 
 TRIES = 2
 NO_ROOM = "the model's context leaves no room to reflect"
@@ -30,10 +32,10 @@ def reflect(
     told = (*growth.rules.notes, *feedback)
     replies: list[Completion] = []
     experience, error = None, None
+    unread: Unreadable | None = None
 
     def question(short: Shortening) -> tuple[Message, ...]:
-        asked = reflect_messages(growth.scene, walk, ended=ended, feedback=told, shortening=short)
-        return asked_again(prompts, asked, error, turns=len(walk)) if error is not None else asked
+        return reflect_messages(growth.scene, walk, ended=ended, feedback=told, shortening=short, unread=unread)
 
     for _ in range(TRIES):
         reply, shortening = yield from _answer(growth, attempt, walk, question=question, shortening=shortening)
@@ -42,11 +44,12 @@ def reflect(
             error = NO_ROOM
             break
         try:
-            whole = reply.finish != "length"
-            experience, error = _own(prompts, parse_reflection(prompts.form, reply.text, len(walk), whole=whole)), None
+            whole, kept = reply.finish != "length", half_kept(prompts, unread) if unread else NO_HALF
+            named = parse_reflection(prompts.form, reply.text, len(walk), whole=whole, kept=kept)
+            experience, error = _own(prompts, named), None
             break
         except Unreadable as failure:
-            error = str(failure)
+            unread, error = failure, str(failure)
     growth.add_reflection(Reflection(attempt, len(walk), tuple(replies), experience, error))
     return experience
 

@@ -13,12 +13,14 @@ from typing import Literal, get_args
 from leafe.records import Experience
 from leafe.replies.actions import parse_tagged, render_tagged
 from leafe.replies.programs import parse_program, program_in, render_program
-from leafe.replies.reading import Unreadable
+from leafe.replies.reading import NO_HALF, Half, Unreadable
 from leafe.replies.reflections import parse_tagged_reflection, render_tagged_reflection
 
 __all__ = [
     "FORMS",
+    "NO_HALF",
     "Form",
+    "Half",
     "Unreadable",
     "parse_action",
     "parse_reflection",
@@ -66,14 +68,15 @@ def render_reflection(form: Form, experience: Experience | None) -> str:
     return render_tagged_reflection(experience)
 
 
-def parse_reflection(form: Form, reply: str, turns: int, *, whole: bool = True) -> Experience | None:
+def parse_reflection(form: Form, reply: str, turns: int, *, whole: bool = True, kept: Half = NO_HALF) -> Experience | None:
     """The experience that a reply names, or None when it says that nothing went wrong.
 
     Raises `Unreadable` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped. A reply
-    that was cut (`whole=False`) is read where its turn and its experience are complete.
+    that was cut (`whole=False`) is read where its turn and its experience are complete. `kept` is the half of an earlier reply, when only
+    the other half was asked for; bare replies have no halves.
     """
     _check_length(reply)
-    return _parse_bare(reply, turns) if form == "bare" else parse_tagged_reflection(reply, turns, whole=whole)
+    return _parse_bare(reply, turns) if form == "bare" else parse_tagged_reflection(reply, turns, whole=whole, kept=kept)
 
 
 def _check_length(reply: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 SHOWN = 40  # characters of a reply that a message quotes
 _THOUGHTS = re.compile(r"<[ \t]?(/?)[ \t]?(?:think|thinking|thoughts?|reasoning)[ \t]?>", re.IGNORECASE)
@@ -32,8 +33,26 @@ _HOLLOW = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What was read of a reflection that lacks the rest: its turn or its experience. Without either nothing was read."""
+
+    turn: int | None = None
+    experience: str = ""
+
+
+NO_HALF = Half()
+
+
 class Unreadable(ValueError):
-    """A reply that does not say one thing for certain. The message says why, in a phrase that the policy is shown."""
+    """A reply that does not say one thing for certain. The message says why, in a phrase that the policy is shown.
+
+    `half` is what was read of a reflection all the same.
+    """
+
+    def __init__(self, problem: str, half: Half = NO_HALF) -> None:
+        super().__init__(problem)
+        self.half = half
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +111,10 @@ def thought_tags(text: str) -> Iterator[tuple[int, bool]]:
     return ((tag.start(), bool(tag.group(1))) for tag in _THOUGHTS.finditer(text))
 
 
-def tags_in(text: str) -> list[Tag]:
+@lru_cache(maxsize=8)  # the same few texts of one reply are looked through again and again
+def tags_in(text: str) -> tuple[Tag, ...]:
     """Every tag that has a meaning in replies, those of thoughts aside."""
-    return [Tag(tag.group(2).lower(), bool(tag.group(1)), tag.start(), tag.end()) for tag in _TAGS.finditer(text)]
+    return tuple(Tag(tag.group(2).lower(), bool(tag.group(1)), tag.start(), tag.end()) for tag in _TAGS.finditer(text))
 
 
 def pairs(text: str, name: str) -> list[Pair]:

@@ -6,9 +6,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from leafe.records import Experience
-from leafe.replies.reading import Unreadable, different, hollow, opened_last, pairs, quoted, tags_in, thoughts_apart, unwrapped
+from leafe.replies.reading import (
+    NO_HALF,
+    Half,
+    Unreadable,
+    different,
+    hollow,
+    opened_last,
+    pairs,
+    quoted,
+    tags_in,
+    thoughts_apart,
+    unwrapped,
+)
 
 _NONE = {"none", "n/a", "no turn", "none of the turns", "none of them", "nothing", "null"}
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -34,21 +47,31 @@ def render_tagged_reflection(experience: Experience | None) -> str:
     return f"<turn>{experience.turn}</turn>\n<experience>{experience.text}</experience>"
 
 
-def parse_tagged_reflection(reply: str, turns: int, *, whole: bool) -> Experience | None:
-    """The experience that a reply names, or None when it says that nothing went wrong. Raises `Unreadable`."""
+def parse_tagged_reflection(reply: str, turns: int, *, whole: bool, kept: Half = NO_HALF) -> Experience | None:
+    """The experience that a reply names, or None when it says that nothing went wrong. Raises `Unreadable`.
+
+    `kept` is the half that an earlier reply gave, when only the other half was asked for.
+    """
     thoughts = thoughts_apart(reply)
     said = thoughts.said
     if thoughts.unclosed is not None and not pairs(said, "turn") and not pairs(said, "experience"):
         said = thoughts.unclosed if _ends_with_a_tag(thoughts.unclosed) else said
-    named = _turns_named(said) or _thought_alone(said, thoughts.closed)
-    if not named:
-        raise Unreadable(_lacks("turn", said, thoughts.closed, whole=whole))
-    if len(different(named)) > 1:
-        raise Unreadable(f"there were different turns: {quoted(named[0])} and {quoted(different(named)[1])}")
-    turn = _turn(named[-1], turns)
-    if turn is None:
-        return None
-    return Experience(turn, _experience(said, thoughts.closed, whole=whole))
+    named = _turns_named(said) or _thought_alone(said, thoughts.closed) or _answer_alone(said, kept)
+    turn, text, problem = kept.turn, kept.experience, ""
+    try:
+        if named or turn is None:
+            turn = _one_turn(named, turns, _lacks("turn", said, thoughts.closed, whole=whole))
+            if turn is None:
+                return None
+    except Unreadable as failure:
+        turn, problem = None, str(failure)
+    try:
+        text = _experience(said, thoughts.closed, whole=whole, alone=kept.turn is not None)
+    except Unreadable as failure:
+        problem = problem or ("" if text else str(failure))
+    if turn is None or problem:
+        raise Unreadable(problem, Half(turn, text))
+    return Experience(turn, text)
 
 
 def _ends_with_a_tag(text: str) -> bool:
@@ -75,6 +98,19 @@ def _thought_alone(said: str, closed: tuple[str, ...]) -> list[str]:
     return [alone] if len(alone) <= 8 and _NUMBER.fullmatch(alone) else []
 
 
+def _answer_alone(said: str, kept: Half) -> list[str]:
+    """The whole of a short reply to a question for the turn alone."""
+    return [unwrapped(said)] if kept.experience and said.strip() and not tags_in(said) else []
+
+
+def _one_turn(named: list[str], turns: int, lacks: str) -> int | None:
+    if not named:
+        raise Unreadable(lacks)
+    if len(different(named)) > 1:
+        raise Unreadable(f"there were different turns: {quoted(named[0])} and {quoted(different(named)[1])}")
+    return _turn(named[-1], turns)
+
+
 def _turn(text: str, turns: int) -> int | None:
     plain = text[:_LONGEST_TURN].strip(" \t\r\n.*_#:;()[]`").casefold()
     if plain in _NONE:
@@ -89,12 +125,17 @@ def _turn(text: str, turns: int) -> int | None:
     return int(number)
 
 
-def _experience(said: str, closed: tuple[str, ...], *, whole: bool) -> str:
-    """The one experience. Without a closing tag it goes on to the end of a reply that is whole."""
+def _experience(said: str, closed: tuple[str, ...], *, whole: bool, alone: bool) -> str:
+    """The one experience. Without a closing tag it goes on to the end of a reply that is whole.
+
+    `alone` says that nothing else was asked for, so a reply without any tag is the experience.
+    """
     found = [pair.text.strip() for pair in pairs(said, "experience")]
     opened = opened_last(said, "experience")
     if not found and whole:
-        found = [_to_the_end(said[opened:])] if opened is not None else _on_lines(said) or _behind_the_turn(said)
+        found = [_to_the_end(_before_a_turn(said[opened:]))] if opened is not None else _on_lines(said)
+    if whole and not any(found):
+        found += _behind_the_turn(said) or ([_to_the_end(said)] if alone and not tags_in(said) else [])
     chosen = different([text for text in found if not hollow(text)])
     if len(chosen) > 1:
         raise Unreadable(f"there were different experiences: {quoted(chosen[0])} and {quoted(chosen[1])}")
@@ -108,11 +149,15 @@ def _experience(said: str, closed: tuple[str, ...], *, whole: bool) -> str:
 
 
 def _on_lines(said: str) -> list[str]:
-    """What lines `Experience: ...` say, each up to the next labelled line or the end."""
+    """What lines `Experience: ...` say, each up to the next labelled line, a tag or the end."""
     found = []
     for label in _EXPERIENCE_LINE.finditer(said):
         following = _NEXT_LINE.search(said, label.end())
-        found.append(_to_the_end(said[label.end() : following.start() if following else len(said)]))
+        text = said[label.end() : following.start() if following else len(said)]
+        tags = tags_in(text)
+        if tags and not text[: tags[0].start].strip():  # a closing tag in the place of an opening one
+            text, tags = text[tags[0].end :], tuple(replace(tag, start=tag.start - tags[0].end) for tag in tags[1:])
+        found.append(_to_the_end(text[: tags[0].start] if tags else text))
     return found
 
 
@@ -122,9 +167,17 @@ def _behind_the_turn(said: str) -> list[str]:
     if not named or said[: named[0].start].strip(_AROUND_A_REPLY):
         return []
     behind = said[named[-1].end :]
+    for empty in reversed([pair for pair in pairs(behind, "experience") if not pair.text.strip()]):
+        behind = behind[: empty.start] + behind[empty.end :]
     # A tag there, such as an end of what was never begun, makes it a guess what the advice is.
     text = "" if tags_in(behind) else _to_the_end(behind.lstrip(_BEHIND_A_TURN))
     return [text] if text else []
+
+
+def _before_a_turn(text: str) -> str:
+    """What an experience that is not closed says: a turn named behind it is no part of it."""
+    turn = next((tag.start for tag in tags_in(text) if tag.name == "turn"), len(text))
+    return text[:turn]
 
 
 def _to_the_end(text: str) -> str:

@@ -37,7 +37,7 @@ from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
 from leafe.jsonl import told_if_unwritable
-from leafe.known_methods import find
+from leafe.known_methods import trains
 from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
@@ -89,7 +89,7 @@ class Bench:
     @cached_property
     def trains(self) -> bool:
         """Whether the recipe's method trains anything."""
-        return find(self.config.method).trains(self.config.own)
+        return trains(self.config.method, self.config.own)
 
     def check(self, *, trains: bool = False, tries: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts, cluster or server that cannot be had or used, before anything is begun.

@@ -18,7 +18,7 @@ from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
 from leafe.hardware import own_cores
-from leafe.known_methods import find
+from leafe.known_methods import trains
 from leafe.launching import Launched
 from leafe.nano import CHECKPOINTS
 from leafe.preflight import Meter
@@ -73,7 +73,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         config=config,
         base=base,
         load_engine=explores,
-        load_measured=load if find(config.method).trains(config.own) else explores,
+        load_measured=load if trains(config.method, config.own) else explores,
         probe=probed,
         make_environment=partial(registry.make, config.environment.name, config.environment.args),
         progress=progress,

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from leafe.errors import UnknownName, UserError
-from leafe.known_methods import KnownMethod, find, method_names
+from leafe.known_methods import KnownMethod, asked, find, method_names
 from leafe.settings import DEFAULT_METHOD, RunConfig
 from leafe.yaml_text import DEEPEST, Dumper, read_yaml
 
@@ -99,7 +99,7 @@ def _validate(values: Mapping[str, Any], method: KnownMethod) -> RunConfig:
         config = model.model_validate({model.section: {}, **values})
     except ValidationError as error:
         raise UserError(_sentence(error)) from None
-    method.check(config, config.own)
+    asked(method, "check()", lambda: method.check(config, config.own))
     return config
 
 

@@ -7,15 +7,17 @@ here knows what a method does: what a class has to have is looked at, so that on
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from leafe.errors import LeafeError, UnknownName, UserError
 from leafe.imports import import_here, told
 
+Answer = TypeVar("Answer")
 GROUP = "leafe.methods"
 SHIPPED = {"grpo": "leafe.methods.grpo:Grpo", "leafe": "leafe.methods.leafe:Leafe"}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
@@ -49,6 +51,12 @@ class Listed:
     origin: str
     summary: str = ""
     fault: str = ""
+
+
+def trains(spec: str, settings: BaseModel) -> bool:
+    """Whether a method trains anything under its settings."""
+    method = find(spec)
+    return asked(method, "trains()", lambda: bool(method.trains(settings)))
 
 
 def method_names() -> list[str]:
@@ -137,6 +145,16 @@ def _lacking(found: type) -> list[str]:
         for part in ("name", "summary", "Settings", "stages", "trains", "check")
         if part in abstract or not hasattr(found, part)
     ]
+
+
+def asked(method: KnownMethod, what: str, call: Callable[[], Answer]) -> Answer:
+    """What a call of a method's own code gives. Raises `UserError` for whatever it raises; `what` names the call."""
+    try:
+        return call()
+    except LeafeError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} of the method {method.name!r} ends with {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

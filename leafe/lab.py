@@ -16,10 +16,10 @@ from leafe.digest import seed_for
 from leafe.distillation.causes import NOTHING
 from leafe.distillation.examples import Choice
 from leafe.distillation.store import read_examples, write_examples
-from leafe.errors import LeafeError, UnknownName, UserError
+from leafe.errors import UnknownName, UserError
 from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.store import read_forest
-from leafe.known_methods import find, one_line
+from leafe.known_methods import asked, find
 from leafe.progress import Progress
 from leafe.records import Example, Tree
 from leafe.run import RunDirectory
@@ -177,12 +177,7 @@ def _there(run: RunDirectory, given: Given) -> Policy:
 def stages_of(bench: Bench, run: RunDirectory) -> tuple[Stage, ...]:
     """The stages of a recipe's method. Raises `UserError` where it cannot name them."""
     method, settings = find(bench.config.method), bench.config.own
-    try:
-        named = list(method.stages(Lab(bench), run, settings))
-    except LeafeError:
-        raise
-    except Exception as error:  # whatever a foreign method raises before it has done anything
-        raise UserError(f"the method {method.name!r} cannot say its stages: {one_line(error)}") from error
+    named = asked(method, "stages()", lambda: list(method.stages(Lab(bench), run, settings)))
     return check_stages(named, method.name)
 
 

@@ -191,10 +191,10 @@ def test_a_broken_method_is_told_in_one_sentence(source: str, words: list[str], 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("raise ValueError('where?')", "cannot say its stages: ValueError: where?"),
+        ("raise ValueError('where?')", "stages() of the method 'good' ends with ValueError: where?"),
         ("return []", "has no stages"),
         ("return [3]", "wants stages of the class leafe.stages.Stage, found 3"),
-        ("return 3", "cannot say its stages: TypeError"),
+        ("return 3", "stages() of the method 'good' ends with TypeError"),
         ("return [Stage('a', dict), Stage('a', dict)]", "each name once, found 'a'"),
         ("return [Stage('a', dict, ('b',)), Stage('b', dict)]", "needs 'b', which is none before it"),
         ("return [Stage('a', dict, verb='sing')]", "wants a verb of explore, distill, train, evaluate, found 'sing'"),
@@ -212,6 +212,14 @@ def test_stages_that_cannot_be_are_told_before_anything_is_done(
         with pytest.raises(UserError, match=r"'good'|explorer|arm") as told:
             run_recipe(here, run)
         assert words in str(told.value) and "\n" not in str(told.value) and not run.stages
+
+
+@pytest.mark.parametrize("call", ["check(self, config, settings)", "trains(self, settings)"])
+def test_what_a_method_raises_when_it_is_asked_is_one_sentence(call: str, shelf: Shelf, tmp_path: Path) -> None:
+    shelf.put("raising", GOOD + f"    def {call}:\n        return {{}}['no\\nkey']\n", "good = Good")
+    said = leafe("run", "smoke", "method=good", "--out", tmp_path / "run")
+    assert_one_sentence(said, f"{call.partition('(')[0]}() of the method 'good' ends with KeyError: ", "raising.py line")
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_methods_of_one_name_are_refused_and_the_class_can_be_named(shelf: Shelf, tmp_path: Path) -> None:

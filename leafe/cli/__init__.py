@@ -48,7 +48,10 @@ def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None
 
 @app.command()
 def explore(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None) -> None:
-    """Stage 1: the first round and the controls; those that are finished are left alone. With a recipe, a run is started in --out."""
+    """Stage 1: the first round and the controls, or what another method explores first. With a recipe, a run is started in --out.
+
+    Finished forests are left alone.
+    """
     from leafe.cli import stages
 
     stages.explore(where, overrides or [], out)

@@ -79,7 +79,10 @@ def test_a_run_whose_server_is_killed_gives_the_forest_of_an_undisturbed_one_and
     assert served == [str(model), str(model), str(tmp_path / "run" / "checkpoints" / "leafe")] and not plan.left
     with RunDirectory.existing(tmp_path / "run", read_only=True) as directory:
         assert directory.stages["probe"]["server"] == "vLLM 0.30.0" and directory.stages["evaluate leafe"]["attempts"] == 4
-        assert (tmp_path / "whole" / "eval" / "base.jsonl").read_text() == directory.evaluation("base").read_text()
+        measured = [
+            path.read_text().splitlines() for path in (directory.evaluation("base"), tmp_path / "whole" / "eval" / "base.jsonl")
+        ]
+        assert sorted(measured[0]) == sorted(measured[1])  # which finishes first is not promised
     assert [path.name for path in sorted((tmp_path / "run" / "server").iterdir())] == [f"server-00{n}.log" for n in (1, 2, 3)]
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(start["key"].encode() in text for text in written for start in plan.starts)

@@ -22,6 +22,7 @@ _MARK = re.compile(
     r"^(?:\([^()]{1,60}\)\s*)?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+\d\d-\d\d \d\d:\d\d:\d\d\s+(?:\[[^\]]{1,80}\]\s*)?)?"
 )
 _TELLING = re.compile(r"(?:^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Killed)\b|\berror:|^Value error, )", re.IGNORECASE)
+_DETAILS = " [type="  # what pydantic adds for programmers
 _GENERAL = re.compile(
     r"See root cause above|Engine core initialization failed|EngineDeadError|EngineCore encountered an issue|\d validation errors? for"
 )
@@ -33,7 +34,7 @@ def telling(lines: Sequence[str]) -> str:
     >>> telling(["INFO 11-26 14:50:01 [a.py:1] loading", "(EngineCore pid=7) ERROR 11-26 14:50:02 [b.py:2] ValueError: no memory"])
     'ValueError: no memory'
     """
-    bare = [line for line in (_MARK.sub("", line, count=1).strip() for line in lines) if line]
+    bare = [line for line in (_MARK.sub("", line, count=1).partition(_DETAILS)[0].strip() for line in lines) if line]
     named = [line for line in bare if _TELLING.search(line)]
     causes = [line for line in named if not _GENERAL.search(line)] or named or bare[-1:]
     return "; ".join(line[:SHOWN] for line in dict.fromkeys([*causes[:1], *causes[-1:]]))

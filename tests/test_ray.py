@@ -161,6 +161,16 @@ def test_the_command_line_explores_on_a_cluster_of_its_own(tmp_path: Path) -> No
     assert forests[0] == forests[1] and len(forests[0]) == 7
 
 
+@needs_ray
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(
+        UserError, match=r"scale\.ray=127\.0\.0\.1:9: no Ray cluster answers \(.*refused\); type: ray start --head, or"
+    ):
+        connect("127.0.0.1:9")
+
+
 def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependency, match=r"ray, which scale\.ray wants, is not installed; type: pip install"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import MOVES, PLACES, Breaking, Deadly, erratic, rules
 
+from leafe.config import parse
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
@@ -30,9 +33,10 @@ from leafe.records import Ask, Message, Observation, Sampling, StopReason, Task,
 from leafe.scale import worlds as worlds_module
 from leafe.scale.engine import SpreadEngine
 from leafe.scale.fakes import FakeWorkers
-from leafe.scale.line import Starter
+from leafe.scale.line import Line, Starter, WorkerLost
 from leafe.scale.process import ProcessLink, start_process
 from leafe.scale.worlds import SpreadWorlds, spread
+from leafe.settings import differing_fields
 from leafe.worlds.fakes import Lookup
 
 RULES = rules(turns=16, max_attempts=4, max_depth=3, reflect_every=2)
@@ -173,6 +177,33 @@ def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(monkeypatch: pyt
     assert back.observation.text == "Empty." and rebuilt == 2
 
 
+class Stuck:
+    """A link that takes nothing and says nothing."""
+
+    ended = False
+
+    async def hand_in(self, orders: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def collect(self) -> Any:
+        await asyncio.Event().wait()
+
+    async def end(self) -> None:
+        self.ended = True
+
+
+def test_a_worker_that_takes_nothing_can_be_given_up() -> None:
+    async def main() -> None:
+        link = Stuck()
+        line = Line(link)
+        with pytest.raises(WorkerLost, match=r"it did not answer in 0\.01 s"):
+            await line.ask("anything", limit=0.01)
+        await line.close()
+        assert link.ended
+
+    asyncio.run(main())
+
+
 def test_a_world_that_cannot_be_repeated_is_lost_with_its_worker_and_can_begin_anew() -> None:
     async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
         with pytest.raises(EnvironmentFailure, match="declares fidelity 'none'"):
@@ -188,6 +219,15 @@ def test_a_world_that_shows_something_else_when_it_is_rebuilt_is_no_longer_belie
             await seat.take(Call("step", action=PLACES[2]))
 
     played(Noisy, go_on)
+
+
+def test_where_no_further_worker_has_room_a_call_that_ended_two_is_given_up_untried() -> None:
+    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> None:
+        fake.ends, fake.room = (lambda message: True), 1
+        with pytest.raises(EnvironmentFailure, match="ended 2 workers and was then tried alone: there was no room"):
+            await seat.take(Call("step", action=PLACES[2]))
+
+    played(lookup, go_on)
 
 
 def test_no_more_worlds_are_there_than_may_be_however_many_workers_there_are() -> None:
@@ -216,6 +256,43 @@ def test_workers_that_end_before_they_answer_anything_stop_the_stage() -> None:
         EngineError, match="3 workers in a row ended before they answered anything, the last one so: the script says so"
     ):
         driven(lookup, lookup().tasks("train", 1), PLACES, host=partial(spread, FakeWorkers(lambda message: True), 1))
+
+
+# Settings
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "scale.md"
+PLAIN = "name: trial\nenvironment: {name: sokoban}\n"
+
+
+def test_the_recipe_of_the_documentation_can_be_read() -> None:
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    config = parse(recipe, "scale.md")
+    assert config.scale.ray == "auto" and config.scale.replicas == 8
+    assert config.engine.max_context > config.sampling.act.max_tokens
+
+
+def test_where_worlds_live_makes_no_other_run() -> None:
+    here, there = parse(PLAIN, "here"), parse(PLAIN, "there", ["scale.workers=4", "scale.ray=auto", "scale.replicas=2"])
+    assert differing_fields(here, there) == [] and here.digest == there.digest
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["scale.replicas=2"],
+            "scale.replicas wants scale.ray, as local or auto, found 2 without; on one machine engine.processes does",
+        ),
+        (
+            ["scale.replicas=2", "scale.ray=auto", "engine.kind=openai", "engine.base_url=http://localhost:1/v1"],
+            "scale.replicas: wanted 0 where engine.kind is openai, found 2",
+        ),
+        (["scale.workers=-1"], "scale.workers"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        parse(PLAIN, "trial", overrides)
 
 
 # Processes
@@ -271,9 +348,8 @@ def test_a_world_that_ends_its_workers_is_tried_alone_and_then_given_up(started:
         try:
             task, other = Deadly().tasks("train", 2)
             deadly, quiet = await seat_in(worlds, task, PLACES[0]), await seat_in(worlds, other, PLACES[0])
-            with pytest.raises(
-                EnvironmentFailure, match=r"step\('open place3'\) ended 3 workers, the last of which held no other world: it"
-            ):
+            sentence = r"step\('open place3'\) ended 2 workers and was then tried alone: it was ended by SIGKILL"
+            with pytest.raises(EnvironmentFailure, match=sentence):
                 await deadly.take(Call("step", action=PLACES[2]))
             assert (await quiet.take(Call("step", action=PLACES[1]))).observation.text
             assert (await deadly.take(Call("reset", task))).observation.text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from leafe.scale.line import Link, WorkerLost
 LOCAL = "local"
 STORE = 128 * 2**20  # bytes of memory for what actors pass to each other, which is little
 PLACED = 120.0  # seconds that an actor may wait for a place in the cluster
+KNOCK = 10.0  # seconds in which an address has to take a connection
 GRACE = 5.0  # seconds that it has to close what it holds
 INSTALL = "pip install -c constraints.txt -e '.[ray]'"
 
@@ -36,15 +38,23 @@ def connect(address: str) -> None:
         return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
+        _knock(address)
         if address == LOCAL:
             ray.init(address=LOCAL, include_dashboard=False, object_store_memory=STORE, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         found = " ".join(str(error).split())[:200]
         raise UserError(
             f"scale.ray={address}: no Ray cluster answers ({found}); type: ray start --head, or scale.ray={LOCAL} for one of this machine"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Raises `OSError` where nobody listens, at which Ray itself tries again for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
 
 
 def cores() -> int:

@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+from leafe.errors import UserError
 from leafe.scale.desk import Answer, Desk, Order, Service
 from leafe.scale.line import Link, WorkerLost
 
@@ -17,18 +18,24 @@ from leafe.scale.line import Link, WorkerLost
 class FakeWorkers:
     """Starts workers. `ends(n)` says whether the worker ends with which message `n` of all, from 1, is exchanged, before it arrives.
 
-    `swallows(n)` says whether the message alone is lost, as in a worker that hangs.
+    `swallows(n)` says whether the message alone is lost, as in a worker that hangs. There may be `room` workers at once, 0 is any number.
     """
 
     def __init__(
-        self, ends: Callable[[int], bool] = lambda message: False, *, swallows: Callable[[int], bool] = lambda message: False
+        self,
+        ends: Callable[[int], bool] = lambda message: False,
+        *,
+        swallows: Callable[[int], bool] = lambda message: False,
+        room: int = 0,
     ) -> None:
-        self.swallows = swallows
+        self.swallows, self.room = swallows, room
         self.ends, self.messages, self.started, self.orders = ends, 0, 0, 0
         self.open: list[FakeLink] = []
 
     async def __call__(self, make: Callable[[], Service]) -> Link:
-        """A worker."""
+        """A worker. Raises `UserError` where there is no room."""
+        if self.room and len(self.open) >= self.room:
+            raise UserError(f"there is room for {self.room}")
         self.started += 1
         link = FakeLink(self, pickle.loads(pickle.dumps(make)))
         self.open.append(link)

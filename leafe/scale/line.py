@@ -12,9 +12,10 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Protocol
 
-from leafe.errors import EngineError
+from leafe.errors import EngineError, UserError
 from leafe.scale.desk import Answer, Order, Service
 
+GRACE = 5.0  # seconds in which what was told last has to be sent
 STARTS = 3  # workers in a row that may end before they answered anything
 
 
@@ -121,10 +122,12 @@ class Line:
 
     async def close(self) -> None:
         """Ends the worker."""
-        if self._sending is not None:
-            await self._sending  # what was told last is sent before
-        self._listener.cancel()
-        await asyncio.gather(self._listener, return_exceptions=True)
+        if self._sending is not None and not self.lost:
+            await asyncio.wait((self._sending,), timeout=GRACE)  # what was told last is sent before
+        tasks = [self._listener, *filter(None, [self._sending])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._lose(WorkerLost("it was closed"))
         await self._link.end()
 
@@ -161,8 +164,11 @@ class Crew:
             await asyncio.wait(self._starting.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def alone(self) -> Line:
-        """A further worker, for whoever asks; it is not replaced, and is the caller's to close."""
-        return Line(await self._start(self._make))
+        """A further worker, which is not replaced and is the caller's to close. Raises `WorkerLost` where there is no room for it."""
+        try:
+            return Line(await self._start(self._make))
+        except UserError as error:
+            raise WorkerLost(f"there was no room for another worker: {error}") from None
 
     def _replace(self) -> None:
         for number, line in enumerate(self._lines):
@@ -183,7 +189,8 @@ class Crew:
         try:
             if before is not None:
                 self._lines[number] = None
-                await before.close()
+                with suppress(Exception):  # how a lost worker ends is of no interest any more
+                    await before.close()
             self._lines[number] = Line(await self._start(self._make))
         except WorkerLost as why:
             self._failed.append(EngineError(f"a worker ended before it was there: {why}"))
@@ -198,4 +205,4 @@ class Crew:
             task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*self._starting.values(), return_exceptions=True)
-        await asyncio.gather(*(line.close() for line in self._lines if line is not None))
+        await asyncio.gather(*(line.close() for line in self._lines if line is not None), return_exceptions=True)

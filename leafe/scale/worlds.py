@@ -154,9 +154,7 @@ class _SpreadSeat:
             except WorkerLost as why:
                 await self._let_go()
                 what = f"step({call.action!r:.60})" if call.verb == "step" else call.verb
-                raise EnvironmentFailure(
-                    f"{what} ended {SHARED + 1} workers, the last of which held no other world: {why}"
-                ) from None
+                raise EnvironmentFailure(f"{what} ended {SHARED} workers and was then tried alone: {why}") from None
 
     async def _try(self, call: Call, *, alone: bool) -> Answer:
         if self._line is None:

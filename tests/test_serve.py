@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from itertools import pairwise
@@ -50,6 +51,7 @@ class Plan:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder, self._patch = folder, patch
+        patch.setattr(tempfile, "tempdir", str(folder))  # where logs go that have no run directory
         self(*[{}])
 
     def __call__(self, *starts: dict[str, Any]) -> None:
@@ -259,7 +261,7 @@ def test_a_server_that_is_deaf_is_killed_and_so_is_what_it_started(plan: Plan, m
     assert process.ended and not plan.left
 
 
-def test_a_program_that_the_system_cannot_run_is_told(tmp_path: Path) -> None:
+def test_a_program_that_the_system_cannot_run_is_told(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "vllm").write_bytes(b"\x7fELF and no more")
     (tmp_path / "vllm").chmod(0o755)
     own = OwnServer(ServeCommand((str(tmp_path / "vllm"),)))
@@ -334,7 +336,6 @@ def test_a_start_that_fails_is_told_in_the_server_s_words_with_all_of_them_in_a_
         run(own.start(model, "policy"))
     path = Path(str(refused.value).rpartition("its log is ")[2])
     assert path.is_file() and not plan.left and own.ended
-    path.unlink()
 
 
 def test_a_port_that_was_taken_meanwhile_is_given_up(plan: Plan, model: Path, server: OwnServer, told: list[str]) -> None:

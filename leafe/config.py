@@ -241,6 +241,20 @@ def parse(text: str, source: str, overrides: Sequence[str] = (), *, whole: bool 
     return _validate(values if whole else _on_profile(values), method)
 
 
+def of_model(model: str, environment: str, overrides: Sequence[str], **counts: int | None) -> RunConfig:
+    """The settings to try a model in an environment, without a recipe. Trains nothing.
+
+    An override whose name is no setting is an argument of the environment, as `levels=FILE`; `counts` are settings by their dotted names
+    with `_` for the dot, those that are None left out. Raises `UserError` like `parse`.
+    """
+    section = config_class(type(find(DEFAULT_METHOD)))
+    given = [f"{name.replace('_', '.', 1)}={count}" for name, count in counts.items() if count is not None]
+    arguments = [text if text.partition("=")[0].partition(".")[0].strip() in section.model_fields else f"environment.args.{text}"
+                 for text in overrides]  # fmt: skip
+    own = {"name": "trial", "model": model, "environment": {"name": environment}, section.section: {"arms": [], "controls": []}}
+    return parse(yaml.dump(own, Dumper=Dumper), f"--env {environment}", [*given, *arguments])
+
+
 def configured(values: Mapping[str, Any], source: str) -> RunConfig:
     """A configuration from nested settings; what they do not say is as the prompt profile has it. Raises `UserError` like `parse`."""
     _refuse_what_is_no_group(values, source)

@@ -26,6 +26,9 @@ from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.shown import check_name
 from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb
+from leafe.training.learner import Learner
+from leafe.training.loss import ClippedRatio
+from leafe.training.terms import Normalise
 
 Examples = Callable[[], Iterable[Example]]
 Given = Policy | Callable[[], Policy]  # a policy, or what gives it once the stages before are finished
@@ -138,6 +141,15 @@ class Lab:
             return train_stage(self.bench, run, arm, model, examples=chosen, files=files)
 
         return Stage(f"train {arm}", work, needs, "train")
+
+    def clipping_learner(
+        self, folder: Path, arm: str, *, steps: int, low: float, high: float, kl: float, normalise: Normalise
+    ) -> Learner:
+        """A learner of an arm, new or from the state in a folder, with PPO's clipped loss at the temperature of sampling."""
+        draw = self.config.sampling.act
+        loss = ClippedRatio(low, high, kl, normalise=normalise, temperature=draw.temperature)
+        seed = self.seed("train", arm) % 2**32
+        return Learner.open(folder, self.base, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.bench.threads)
 
     def trained(self, run: RunDirectory, arm: str) -> Policy:
         """The policy that an arm's training gives."""

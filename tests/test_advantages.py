@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.errors import UserError
-from leafe.methods.advantages import KINDS, Advantage, advantages, teaches
+from leafe.training.advantages import KINDS, Advantage, advantages, teaches
 
 
 def gradient(kind: Advantage, n: int, chance: float, *, k: int = 1) -> float:

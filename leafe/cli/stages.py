@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
@@ -11,7 +11,7 @@ from leafe.bench import Bench
 from leafe.cli.console import console, emit, only_json
 from leafe.cli.results import show, show_faults
 from leafe.compose import bench_of
-from leafe.config import load_recipe, recipe_names
+from leafe.config import load_recipe, of_model, recipe_names
 from leafe.errors import UnknownName, UserError
 from leafe.lab import measure_base, run_recipe, run_verb
 from leafe.methods.diagnose import diagnose as diagnose_model
@@ -19,6 +19,7 @@ from leafe.progress import Progress, Silent
 from leafe.records import encode
 from leafe.results import alarms_of
 from leafe.run import RunDirectory, next_free
+from leafe.settings import RunConfig
 from leafe.terminal import Bars, diagnosis_table
 
 disable_progress_bar()  # ours stand alone
@@ -68,9 +69,23 @@ def evaluate(where: str, overrides: Sequence[str], out: Path | None) -> None:
         _shown(directory, work, bench.free)
 
 
-def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool) -> None:
-    """Whether LEAFE can help with a recipe's model and environment."""
-    config = load_recipe(recipe, overrides)
+def evaluate_model(model: str, env: str, overrides: Sequence[str], out: Path | None, *, tasks: int, samples: int) -> None:
+    """A model on the held-out tasks of an environment, as a run of its own that holds the base alone."""
+    config = of_model(model, env, overrides, tasks_train=1, tasks_test=tasks, evaluate_samples=samples)
+    bench, directory = _begun(config, out)
+    with directory:
+        _shown(directory, lambda: measure_base(bench, directory), bench.free)
+
+
+def without_env(given: Mapping[str, object]) -> None:
+    """Refuses options that go with --env alone. Raises `UserError`."""
+    if named := next((name for name, value in given.items() if value is not None), None):
+        raise UserError(f"{named} goes with --env; a run or a recipe says it by its settings, as tasks.test and evaluate.samples")
+
+
+def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool, env: str | None, tasks: int) -> None:
+    """Whether LEAFE can help with a recipe's model and environment, or with a model in an environment."""
+    config = of_model(recipe, env, overrides, tasks_train=tasks, tasks_test=1) if env else load_recipe(recipe, overrides)
     progress: Progress = Silent() if as_json else Bars(console)
     bench = bench_of(config, progress)
     with only_json(as_json):
@@ -124,7 +139,10 @@ def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Ben
 
 def _started(recipe: str, overrides: Sequence[str], out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
     """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where a new one `trains`."""
-    config = load_recipe(recipe, overrides)
+    return _begun(load_recipe(recipe, overrides), out, trains=trains)
+
+
+def _begun(config: RunConfig, out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
     bench = bench_of(config, Bars(console))
     trains = trains and bench.trains
     bench.check(trains=trains, tries=trains and not (out and (out / "stages.json").is_file()))

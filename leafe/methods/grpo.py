@@ -4,7 +4,7 @@
 
 The budget is that of `explore`: turns a training task times tasks. As many steps are planned as it holds if every attempt is as long as it
 can be, and training ends when what is left would not hold one more group; turns of groups that teach nothing count. The loss is on every
-token that the policy sampled and on no other, `leafe.training.loss.ClippedRatio`; `advantage` chooses among `leafe.methods.advantages`.
+token that the policy sampled and on no other, `leafe.training.loss.ClippedRatio`; `advantage` chooses among `leafe.training.advantages`.
 A killed run goes on from the learner's state and the journal of the step that it was in: the same batches, the same weights.
 
 Where this differs from the paper:
@@ -35,11 +35,11 @@ from leafe.evaluation.evaluate import attempt
 from leafe.forest.driver import Job, drive
 from leafe.forest.journal import Journal
 from leafe.jsonl import Appender, read_lines
-from leafe.methods.advantages import Advantage, advantages, teaches
 from leafe.methods.base import Made, Method, Policy, Settings, Stage
 from leafe.records import BROKEN, Example, Target, Task, Tree
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.training.advantages import Advantage, advantages, teaches
 
 if TYPE_CHECKING:
     from leafe.engines.base import Engine
@@ -141,7 +141,16 @@ class _Training:
         self.run.check(self.bench.base)
         self.folder.mkdir(exist_ok=True)
         self.bench.free()
-        learner = self._learner()
+        wanted = self.settings
+        learner = self.lab.clipping_learner(
+            self.folder / "learner",
+            ARM,
+            steps=self.steps * wanted.passes,
+            low=wanted.low,
+            high=wanted.high,
+            kl=wanted.kl,
+            normalise=wanted.normalise,
+        )
         self.bench.with_engine(self.bench.base, lambda engine: self._with_reference(engine, learner))
         out = self.run.checkpoint(ARM)
         shutil.rmtree(out, ignore_errors=True)  # of a run that was killed before the stage was finished
@@ -153,23 +162,6 @@ class _Training:
         (self.folder / "steps.jsonl").replace(kept)
         shutil.rmtree(self.folder)
         return Made({name: value for name, value in figures.items() if value is not None}, [out, kept])
-
-    def _learner(self) -> Learner:
-        from leafe.training.learner import Learner
-        from leafe.training.loss import ClippedRatio
-
-        wanted = self.settings
-        draw = self.bench.config.sampling.act
-        loss = ClippedRatio(wanted.low, wanted.high, wanted.kl, normalise=wanted.normalise, temperature=draw.temperature)
-        return Learner.open(
-            self.folder / "learner",
-            self.bench.base,
-            self.bench.config.train,
-            steps=self.steps * wanted.passes,
-            loss=loss,
-            seed=self.lab.seed("train", ARM) % 2**32,
-            threads=self.bench.threads,
-        )
 
     async def _with_reference(self, engine: Engine, learner: Learner) -> None:
         """Trains, with a second engine on the base where the divergence from it counts."""
@@ -236,7 +228,9 @@ class _Training:
                 if count < 1 or (batch.groups + batch.empty and not wanted.dynamic):
                     break
                 chosen = [self._task(batch.position + number) for number in range(count)]
-                for task, trees in zip(chosen, await self._attempts(engine, journal, step, batch.position, chosen), strict=True):
+                for task, trees in zip(
+                    chosen, await self._attempts(engine, journal, step, position=batch.position, tasks=chosen), strict=True
+                ):
                     self._take(batch, step, task, trees)
                 batch.position += count
         finally:

@@ -245,7 +245,7 @@ class _Training:
         return self.tasks[order[within]]
 
     async def _attempts(
-        self, engine: Engine, journal: Journal, step: int, position: int, tasks: Sequence[Task]
+        self, engine: Engine, journal: Journal, step: int, *, position: int, tasks: Sequence[Task]
     ) -> list[list[Tree]]:
         """`size` attempts at each task, all at once. The same task may stand there twice, in two rounds of the order."""
         rules = self.bench.rules(self.lab.seed(ARM, step))

@@ -101,8 +101,8 @@ def play(
 
 def ours(path: Path) -> Callable[[str | None], dict[str, Any]]:
     """The same function for our engine."""
-    from leafe.envs.pddl.game import Game
-    from leafe.envs.pddl.gamefile import read_game
+    from leafe.worlds.pddl.game import Game
+    from leafe.worlds.pddl.gamefile import read_game
 
     game = Game(read_game(path))
     state = game.start
@@ -142,10 +142,10 @@ def write_household(folder: Path, count: int) -> None:
     """Games of our own with walkthroughs, as files that both engines read."""
     from dataclasses import replace
 
-    from leafe.envs.household.environment import Household
-    from leafe.envs.household.house import from_payload
-    from leafe.envs.household.texts import game_file
-    from leafe.envs.pddl.gamefile import NAME, write_game
+    from leafe.worlds.household.environment import Household
+    from leafe.worlds.household.house import from_payload
+    from leafe.worlds.household.texts import game_file
+    from leafe.worlds.pddl.gamefile import NAME, write_game
 
     for rooms, places in ((1, 6), (2, 8), (3, 14)):
         environment = Household(rooms=rooms, places=places)

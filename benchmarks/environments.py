@@ -97,8 +97,8 @@ class Figures:
 def environment_row(request: dict[str, Any]) -> dict[str, Any]:
     """An environment of leafe's: tasks reset for the first time, random play, snapshots, and replay from the reset."""
     before = clock()
-    from leafe.envs.pddl.environment import game_of
     from leafe.envs.registry import make
+    from leafe.worlds.pddl.environment import game_of
 
     environment = make(request["spec"], request["arguments"])
     first, *tasks = environment.tasks(request["split"], request["tasks"] + 1)

@@ -37,7 +37,6 @@ from leafe.config import parse  # noqa: E402
 from leafe.distillation.store import parted  # noqa: E402
 from leafe.engines.scripted import ScriptedEngine  # noqa: E402
 from leafe.engines.tokens import ChatTokenizer  # noqa: E402
-from leafe.envs.fakes import Lookup  # noqa: E402
 from leafe.errors import UserError  # noqa: E402
 from leafe.forest.driver import Job, Means, drive  # noqa: E402
 from leafe.forest.growth import Growth, Rules  # noqa: E402
@@ -49,6 +48,7 @@ from leafe.prompts import load_prompts  # noqa: E402
 from leafe.records import Message, Observation, Tree  # noqa: E402
 from leafe.replies import FORMS, Unreadable, parse_action, parse_reflection, program_in  # noqa: E402
 from leafe.viewer.markup import preformatted  # noqa: E402
+from leafe.worlds.fakes import Lookup  # noqa: E402
 from leafe.yaml_text import read_values  # noqa: E402
 
 MOST = 0.05  # seconds for one text

@@ -26,10 +26,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hostile import ATTACKS, source  # noqa: E402
 
-from leafe.envs.sandbox.container import KINDS  # noqa: E402
-from leafe.envs.sandbox.limits import MIB, Limits, Program, Verdict  # noqa: E402
-from leafe.envs.sandbox.probe import objection  # noqa: E402
-from leafe.envs.sandbox.sandbox import Sandbox  # noqa: E402
+from leafe.worlds.sandbox.container import KINDS  # noqa: E402
+from leafe.worlds.sandbox.limits import MIB, Limits, Program, Verdict  # noqa: E402
+from leafe.worlds.sandbox.probe import objection  # noqa: E402
+from leafe.worlds.sandbox.sandbox import Sandbox  # noqa: E402
 
 LIMITS = Limits(cpu_seconds=0.6, wall_seconds=1.5, memory_bytes=128 * MIB, file_bytes=4 * MIB, output_bytes=200_000)
 FACTOR = 1.25

@@ -1,9 +1,10 @@
 """Packed trees against other ways to feed the same examples to the same model, in one run.
 
-    python benchmarks/packing.py [--run RUN_DIRECTORY ...] [--shape nano|0.5b|7b] [--device cuda] [--json]
+    python benchmarks/packing.py [--run RUN_DIRECTORY ...] [--shape tiny|nano|0.5b|7b] [--device cuda] [--json]
 
 Every way takes the same optimiser steps (AdamW, same order, same sum of losses over the same number of targets) from the same random
-weights, on passes of at most `--tokens` tokens with their padding, and computes logits at targets only:
+weights, on passes of at most `--tokens` tokens with their padding, and computes logits at targets only. With `--one-model`, which `7b`
+implies, all ways share one model, one way after another, and compute gradients without a step:
 
     tree           one trie a task, attention in blocks (what `leafe train` does)
     dense          the same rows with a mask of row by row, passes a quarter as long
@@ -14,7 +15,7 @@ weights, on passes of at most `--tokens` tokens with their padding, and computes
 
 Ways take turns; passes are prepared beforehand, the step time is the median over steps and repeats and the ratio is taken step by
 step. The first step of each way is told apart, since compiling falls on it. Peak memory is measured in a process of its own for each
-way, above what the model, its gradients and its optimiser hold (Linux).
+way, above what the model, its gradients and its optimiser hold (Linux); with one model it is that of the device, above what it held before.
 `--run` adds the examples of a run as `leafe run` distilled them; its episodes are as long as its recipe says.
 """
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import random
 import statistics
 import sys
@@ -41,13 +43,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from leafe.distillation.attention import tree_attention  # noqa: E402
-from leafe.distillation.pack import Sample, collate, term_losses  # noqa: E402
+from leafe.distillation.pack import PackedRow, Sample, term_losses  # noqa: E402
+from leafe.distillation.passes import MOST_PARTS, ready  # noqa: E402
 from leafe.distillation.rows import shares, split  # noqa: E402
 from leafe.distillation.store import read_examples  # noqa: E402
 from leafe.engines.tokens import ChatTokenizer  # noqa: E402
 
 Step = list[list[Sample]]  # tasks of one optimiser step
-SHAPES = {  # hidden, layers, heads, key heads, inner, vocabulary
+SHAPES = {  # hidden, layers, heads, key heads, inner, vocabulary; the larger ones are those of Qwen2.5
+    "tiny": (64, 2, 4, 2, 96, 512),
     "nano": (128, 6, 4, 4, 384, 512),
     "0.5b": (896, 24, 14, 2, 4864, 151936),
     "7b": (3584, 28, 28, 4, 18944, 152064),
@@ -61,15 +65,28 @@ class Pass(NamedTuple):
     loss: Callable[[Any], Tensor]
 
 
-def packed(step: Step, tokens: int, device: str) -> Iterator[Pass]:
+def packed_rows(step: Step, tokens: int) -> list[list[PackedRow]]:
+    """The rows of each pass, which a training makes once and takes in every epoch."""
     rows = [row for task in step for row in split(sorted(task, key=lambda one: [*one[0], *one[1]]), tokens)]
-    for one in shares(rows, 1, tokens)[0]:
-        batch = collate(one).to(device)
-        yield Pass(len(batch.ids), lambda model, batch=batch: (term_losses(model, batch) * batch.term_weight).sum())
+    return shares(rows, 1, tokens)[0]
+
+
+def packed(step: Step, tokens: int, device: str, kind: str = "tree") -> Iterator[Pass]:
+    yield from ready_passes(packed_rows(step, tokens), device, kind)
+
+
+def ready_passes(passes: list[list[PackedRow]], device: str, kind: str) -> Iterator[Pass]:
+    for one in passes:
+        batch, own = ready(one, kind, device, parts=MOST_PARTS), sum(len(row.ids) for row in one)
+        yield Pass(own, lambda model, batch=batch: (term_losses(model, batch) * batch.term_weight).sum())
+
+
+def flex(step: Step, tokens: int, device: str) -> Iterator[Pass]:
+    yield from packed(step, tokens, device, "flex")
 
 
 def dense(step: Step, tokens: int, device: str) -> Iterator[Pass]:
-    yield from packed(step, tokens // 4, device)
+    yield from packed(step, tokens // 4, device, "dense")
 
 
 def padded(step: Step, tokens: int, device: str) -> Iterator[Pass]:
@@ -158,7 +175,7 @@ def cross_entropy(model: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
 WAYS: dict[str, Callable[[Step, int, str], Iterator[Pass]]] = {
     "tree": packed,
     "dense": dense,
-    "flex": packed,
+    "flex": flex,
     "padded": padded,
     "trl": trl,
     "conversations": conversations,
@@ -166,28 +183,29 @@ WAYS: dict[str, Callable[[Step, int, str], Iterator[Pass]]] = {
 
 
 class Learner:
-    """A model that learns in one way."""
+    """A model that learns in one way, or one that all ways share and that only gets gradients."""
 
     def __init__(self, way: str, model: Any, options: argparse.Namespace) -> None:
         self.way, self.model, self.options = way, model, options
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        self.optimizer = None if options.one_model else torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(self, step: Step) -> tuple[float, int, float]:
         """Seconds, tokens computed and the mean loss of one optimiser step."""
         targets = sum(len(target) for _, target, *_ in flat(step))
         passes = list(WAYS[self.way](step, self.options.tokens, self.options.device))
-        start, total, tokens = now(self.options.device), 0.0, 0
+        start, total, tokens = now(self.options.device), torch.zeros((), device=self.options.device), 0
         learns = not self.options.forward_only
         with self.attention(), torch.inference_mode(not learns):
             for one in passes:
                 loss = one.loss(self.model) / targets
                 if learns:
                     loss.backward()
-                total, tokens = total + float(loss.detach()), tokens + one.tokens
-        if learns:
+                total, tokens = total + loss.detach(), tokens + one.tokens
+        if learns and self.optimizer:
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        return now(self.options.device) - start, tokens, total
+        seconds = now(self.options.device) - start
+        self.model.zero_grad(set_to_none=True)
+        return seconds, tokens, float(total)
 
     def attention(self) -> Any:
         return tree_attention(self.model, self.way) if self.way in ("tree", "flex") else nullcontext()  # type: ignore[arg-type]
@@ -200,6 +218,7 @@ def now(device: str) -> float:
 
 
 def new_model(options: argparse.Namespace) -> Any:
+    """Random weights of a shape, in bfloat16 on a GPU, where they are made."""
     hidden, layers, heads, shared, inner, vocabulary = SHAPES[options.shape]
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -215,8 +234,17 @@ def new_model(options: argparse.Namespace) -> Any:
         bos_token_id=None,
         eos_token_id=None,
     )
-    with torch.device(options.device):
-        return Qwen2ForCausalLM(config).to(torch.bfloat16 if options.device == "cuda" else torch.float32)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if options.device == "cuda" else torch.float32)
+    try:
+        with torch.device(options.device):
+            model = Qwen2ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(usual)
+    if options.checkpointing:
+        model.train()
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def made_up(name: str, steps: int) -> list[Step]:
@@ -260,7 +288,8 @@ def peak(way: str, steps: list[Step], options: argparse.Namespace, answer: Any) 
     learner = Learner(way, new_model(options), options)
     for weight in learner.model.parameters():
         weight.grad = torch.zeros_like(weight)
-    learner.optimizer.step()
+    if learner.optimizer:
+        learner.optimizer.step()
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -279,7 +308,13 @@ def resident_peak() -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-def peak_memory(way: str, steps: list[Step], options: argparse.Namespace) -> int:
+def peak_memory(learner: Learner, steps: list[Step]) -> int:
+    way, options = learner.way, learner.options
+    if options.one_model and options.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        learner.step(steps[0])
+        return torch.cuda.max_memory_allocated() - before
     context = get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=peak, args=(way, steps, options, writer))
@@ -296,8 +331,8 @@ def peak_memory(way: str, steps: list[Step], options: argparse.Namespace) -> int
 
 def measure(steps: list[Step], ways: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     model = new_model(options)
-    learners = {way: Learner(way, copy.deepcopy(model), options) for way in ways}
-    warm = {way: Learner(way, copy.deepcopy(model), options) for way in ways}
+    learners = {way: Learner(way, model if options.one_model else copy.deepcopy(model), options) for way in ways}
+    warm = learners if options.one_model else {way: Learner(way, copy.deepcopy(model), options) for way in ways}
     first = {way: learner.step(steps[0])[0] for way, learner in warm.items()}
     if "flex" in warm:
         for step in steps[1:]:  # other lengths are compiled too
@@ -305,23 +340,28 @@ def measure(steps: list[Step], ways: Sequence[str], options: argparse.Namespace)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     tokens = dict.fromkeys(ways, 0)
     loss: dict[str, float] = {}
-    for step in steps * options.repeats:
-        for way, learner in learners.items():
-            spent, computed, loss[way] = learner.step(step)
-            seconds[way].append(spent)
-            tokens[way] += computed
+    turns = [(step, way) for step in steps * options.repeats for way in ways]
+    if options.one_model:
+        turns.sort(key=lambda turn: ways.index(turn[1]))
+    for step, way in turns:
+        if seconds[way] and sum(seconds[way]) > options.seconds:
+            continue
+        spent, computed, loss[way] = learners[way].step(step)
+        seconds[way].append(spent)
+        tokens[way] += computed
     report: dict[str, Any] = {"examples": sum(len(flat(step)) for step in steps), "steps": len(steps) * options.repeats}
     for way in ways:
-        ratios = [other / mine for other, mine in zip(seconds["padded"], seconds[way], strict=True)]
+        ratios = [other / mine for other, mine in zip(seconds["padded"], seconds[way], strict=False)]  # some were cut short
+        a_step = {name: tokens[name] / len(seconds[name]) for name in ("padded", way)}
         report[way] = {
             "tokens": tokens[way],
-            "tokens_saved": round(tokens["padded"] / tokens[way], 2),
+            "tokens_saved": round(a_step["padded"] / a_step[way], 2),
             "first_seconds": round(first[way], 3),
             "step_seconds": round(statistics.median(seconds[way]), 3),
             "faster": round(statistics.median(ratios), 2),
             "faster_spread": [round(min(ratios), 2), round(max(ratios), 2)],
             "last_loss": loss[way],
-            "peak_megabytes": round(peak_memory(way, steps, options) / 2**20),
+            "peak_megabytes": round(peak_memory(learners[way], steps) / 2**20),
         }
     return report
 
@@ -338,11 +378,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="examples of an optimiser step of a run")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after so many a way takes no further step")
+    parser.add_argument("--one-model", action="store_true", help="all ways share a model and take no optimiser step")
+    parser.add_argument("--checkpointing", action="store_true", help="activations are computed twice")
     parser.add_argument("--forward-only", action="store_true", help="computes losses and learns nothing")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if "flex" in options.ways and options.device == "cpu" and not options.forward_only:
         parser.error("FlexAttention has no backward pass on a CPU; add --forward-only or name --device cuda")
+    if options.shape == "7b":
+        options.one_model = options.checkpointing = True
     if options.device == "cpu":
         # Code for a length left open does not compile on CPUs with AVX2 (torch 2.13); so each length of a row has its own.
         torch._dynamo.config.automatic_dynamic_shapes = False

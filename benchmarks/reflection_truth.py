@@ -16,10 +16,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from leafe.envs.household.house import from_payload
 from leafe.forest.store import read_forest
 from leafe.nano.household_tutor import BLAME
 from leafe.records import Reflection, Tree, Turn
+from leafe.worlds.household.house import from_payload
 
 FACT = re.compile(r"(\w+ \d+) in (\w+ \d+)")
 PLACE = re.compile(r"\w+ \d+")

@@ -22,10 +22,10 @@ from time import perf_counter
 
 import hostile_observer
 
-from leafe.envs.sandbox.container import KINDS, SURROUNDINGS, interpreter_or_default
-from leafe.envs.sandbox.limits import Limits, Program
-from leafe.envs.sandbox.probe import objection
-from leafe.envs.sandbox.sandbox import Sandbox
+from leafe.worlds.sandbox.container import KINDS, SURROUNDINGS, interpreter_or_default
+from leafe.worlds.sandbox.limits import Limits, Program
+from leafe.worlds.sandbox.probe import objection
+from leafe.worlds.sandbox.sandbox import Sandbox
 
 PROGRAM = "print(int(input()) + 1)"
 INPUTS = 10

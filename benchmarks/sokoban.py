@@ -22,10 +22,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from leafe.envs.sokoban.board import ACTIONS, parse
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.world import World
 from leafe.records import Task
+from leafe.worlds.sokoban.board import ACTIONS, parse
+from leafe.worlds.sokoban.environment import Sokoban
 
 ROOT = Path(__file__).resolve().parent.parent
 GYM_ACTIONS = {"up": 1, "down": 2, "left": 3, "right": 4}  # its push actions: push where a box is ahead, else move

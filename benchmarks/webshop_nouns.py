@@ -1,4 +1,4 @@
-"""How far WebShop's reward changes when nouns are found by rules and not by a tagger: `leafe.envs.webshop.nouns` against another one.
+"""How far WebShop's reward changes when nouns are found by rules and not by a tagger: `leafe.worlds.webshop.nouns` against another one.
 
     python benchmarks/webshop_nouns.py --data FOLDER --against spacy|textblob [--pairs 20000] [--json]
 
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from leafe.envs.webshop.catalogue import Catalogue, files_of
-from leafe.envs.webshop.nouns import Nouns, by_rules, with_spacy
-from leafe.envs.webshop.products import Product
-from leafe.envs.webshop.reward import Goal, type_factor
+from leafe.worlds.webshop.catalogue import Catalogue, files_of
+from leafe.worlds.webshop.nouns import Nouns, by_rules, with_spacy
+from leafe.worlds.webshop.products import Product
+from leafe.worlds.webshop.reward import Goal, type_factor
 
 Pair = tuple[Product, Product]
 

@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from leafe.envs.webshop.analyser import tokens
-from leafe.envs.webshop.catalogue import Catalogue, files_of
-from leafe.envs.webshop.products import indexed_text
+from leafe.worlds.webshop.analyser import tokens
+from leafe.worlds.webshop.catalogue import Catalogue, files_of
+from leafe.worlds.webshop.products import indexed_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPTH = 50

@@ -45,9 +45,10 @@ from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.records import Example, Tree
 from leafe.run import RunDirectory, whole_folder
-from leafe.settings import EngineSettings, RunConfig, TrainSettings, differing_fields
+from leafe.settings import DEFAULT_METHOD, EngineSettings, RunConfig, TrainSettings, differing_fields
 from leafe.training.checkpoint import locate
 from leafe.training.launch import Told
+from leafe.training.loss import CrossEntropy, Loss, check_examples
 from leafe.training.sft import TrainReport, fine_tune
 
 World = str | Callable[[], Environment]
@@ -108,9 +109,12 @@ async def aexplore(
     bench.check()
     if method not in ("tree", "independent", "refine"):
         raise UserError(f"method: wanted tree, independent or refine, found {method!r}")
-    kept_as = bench.config.model_copy(update={"controls": () if method == "tree" else (method,)})
+    kept_as = configured({**bench.config.model_dump(mode="json"), **_no_method([] if method == "tree" else [method])}, "settings")
     plot = Plot(method, bench.explore_seed(1), bench.base, _kept_in(out, kept_as))
-    trees = await agrow(bench, "explore", plot)
+    try:
+        trees = await agrow(bench, "explore", plot)
+    finally:
+        bench.free()
     return Forest(tuple(trees), bench.config, bench.make_environment)
 
 
@@ -127,12 +131,12 @@ def read_forest(run: str | Path, *, number: int = 1) -> Forest:
 def distill(forest: Forest, *, seed: int = 0, **choice: Any) -> list[Example]:
     """Training examples out of a forest: revised actions without their experience, and a rehearsal of successes.
 
-    `choice` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`.
+    `choice` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`, `logprobs`.
     """
     wanted = forest.config.distill.model_dump() | choice
     config = configured(forest.config.model_dump(mode="json") | {"distill": wanted}, "distill").distill
     bench = replace(bench_of(forest.config, Silent()), make_environment=forest.make_environment)
-    own = Choice(config.qualify, config.branches_per_task, config.success_share, config.beta, seed)
+    own = Choice(config.qualify, config.branches_per_task, config.success_share, config.beta, seed, config.logprobs)
     return distill_trees(forest, bench.prompts, own)
 
 
@@ -144,21 +148,23 @@ def train(
     seed: int = 1,
     threads: int = 1,
     told: Told = lambda done, total: None,
+    loss: Loss = CrossEntropy(),
     **settings: Any,
 ) -> TrainReport:
     """Fine-tunes a model on examples into the folder `out`; `settings` are those of a recipe's section `train`, as `epochs=6`.
 
-    `told` is called with the steps done and their number. Raises `UserError` where there is nothing to train on, the model cannot be
-    trained, or `out` is there already.
+    `told` is called with the steps done and their number, `loss` is one of `leafe.training.loss` or your own. Raises `UserError` where
+    there is nothing to train on, the examples lack what the loss needs, the model cannot be trained, or `out` is there already.
     """
     folder = Path(out)
     if folder.exists():
         raise UserError(f"{folder} is there already; give another folder for the trained model")
     values = {"name": "train", "environment": {"name": "none"}, "train": TrainSettings().model_dump() | settings}
     wanted = configured(values, "train").train
+    check_examples(loss, examples)
     base = locate(str(model), CHECKPOINTS)
     with whole_folder(folder) as unfinished:
-        report = fine_tune(base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True)
+        report = fine_tune(base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss)
     return report
 
 
@@ -190,7 +196,10 @@ def evaluate(
 
     with tempfile.TemporaryDirectory() as folder:
         path = _kept_in(out, bench.config) or Path(folder) / "outcomes.jsonl"
-        outcomes = bench.with_engine(bench.base, lambda engine: work(engine, path))
+        try:
+            outcomes = bench.with_engine(bench.base, lambda engine: work(engine, path))
+        finally:
+            bench.free()
     return ArmOutcomes(str(model), tuple(outcomes), tasks=len(chosen), samples=samples)
 
 
@@ -223,7 +232,10 @@ def diagnose(
     given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
     bench = _bench(environment, {**given, **(settings or {})}, progress)
     bench.check()
-    return diagnose_bench(bench, points=points)
+    try:
+        return diagnose_bench(bench, points=points)
+    finally:
+        bench.free()
 
 
 def check_environment(
@@ -267,8 +279,8 @@ def load_engine(model: str | Path = "nano", **settings: Any) -> Engine:
 
 
 def _bench(environment: World, settings: SettingValues, progress: Progress | None) -> Bench:
-    """The bench of a world under the settings of a recipe that names no method."""
-    values: dict[str, Any] = {"name": "api", "arms": [], "environment": {"name": _name_of(environment)}}
+    """The bench of a world under the settings of a recipe that trains nothing."""
+    values: dict[str, Any] = {"name": "api", **_no_method([]), "environment": {"name": _name_of(environment)}}
     for name, value in settings.items():
         _put(values, name, value)
     config = configured(values, "settings")
@@ -276,6 +288,11 @@ def _bench(environment: World, settings: SettingValues, progress: Progress | Non
     if isinstance(environment, str):
         return bench
     return replace(bench, make_environment=_made_by(environment, config.environment.args))
+
+
+def _no_method(controls: Sequence[str]) -> dict[str, Any]:
+    """The section of a recipe that trains nothing, with the explorer that is no tree."""
+    return {DEFAULT_METHOD: {"arms": [], "controls": list(controls)}}
 
 
 def _put(values: dict[str, Any], name: str, value: Any) -> None:

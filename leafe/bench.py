@@ -1,13 +1,13 @@
 """What any method works with: a configuration, a way to make engines and worlds, and someone who watches.
 
-The stages that every method shares stand here too: growing a forest, training an arm, measuring one. Each writes one file of a run
-directory, is skipped when it is finished, and goes on where it was when it was killed.
+The work of the stages that every method shares stands here too: growing a forest, training an arm, measuring one. Each writes one file of
+a run directory and goes on where it was when it was killed; `lab.py` makes stages of them.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,7 +29,7 @@ from leafe.errors import RunConflict, UserError
 from leafe.evaluation.evaluate import evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.forest.driver import Job, Means, drive
-from leafe.forest.explore import EXPLORERS
+from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.faults import Faults, alarms, check_command, faults_of
 from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
 from leafe.forest.growth import Growth, Rules
@@ -37,6 +37,7 @@ from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
 from leafe.jsonl import told_if_unwritable
+from leafe.known_methods import trains
 from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
@@ -44,6 +45,7 @@ from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
+from leafe.stages import PROBE, Made, Policy
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -51,6 +53,7 @@ ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attem
 MEASURED_HERE = (
     "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
 )
+LOGS = "server"  # a folder of a run, for what a server that it starts says
 UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
@@ -67,21 +70,41 @@ class Bench:
     load_meter: Callable[[], Meter | None] = lambda: None
     load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
     probe: Callable[[], Findings] | None = None  # where a server is explored with
+    require: Callable[[], None] = lambda: None  # raises where the program is missing that serves the model
+    free: Callable[[], None] = lambda: None  # ends a server of the run's own, before something else needs the memory
+    keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
     host: Callable[[Callable[[], Environment], Terms], Hosting] = hosting
     check_workers: Callable[[], None] = lambda: None
 
     @cached_property
     def prompts(self) -> Prompts:
         """The run's prompts for its environment. Where every text is an action, the environment is given each reply as it is."""
+        return self._prompts_of(self.config.prompts)
+
+    def _prompts_of(self, profile: str) -> Prompts:
         config, said = self.config, self._declared
-        prompts = load_prompts(config.prompts, config.environment.name, remind=config.remind, actions_help=said.actions_help)
+        prompts = load_prompts(profile, config.environment.name, remind=config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
 
-    def check(self, *, trains: bool = False) -> None:
+    @cached_property
+    def trains(self) -> bool:
+        """Whether the recipe's method trains anything."""
+        return trains(self.config.method, self.config.own)
+
+    def check(self, *, trains: bool = False, tries: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts, cluster or server that cannot be had or used, before anything is begun.
 
-        `trains` is whether what is explored will be trained on in the same go.
+        `trains` is whether what is explored will be trained on in the same go, `tries` whether a step of training is tried as well.
         """
+        try:
+            self._check(trains, tries)
+        except BaseException:
+            self.free()
+            raise
+
+    def _check(self, trains: bool, tries: bool) -> None:
+        self.require()
+        starts_server = self.probe is not None and self.load_measured is None
         self.rules(0)
         self.check_workers()
         if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
@@ -92,15 +115,20 @@ class Bench:
         for part in ("train", "test"):
             for sentence in short_horizons(self._declared, self.tasks(part)):
                 self.progress.say(sentence)
+        if tries and starts_server:  # which then has to be started once
+            self.try_training()
         if self.probe:
             refuse_lacking(self.probe(), trains=trains)
-            if trains:
+            if trains and self.load_measured:
                 self.progress.say(MEASURED_HERE)
         if meter := self.load_meter():
             self._check_lengths(meter)
+        if tries and not starts_server:
+            self.try_training()
 
     def try_training(self) -> None:
         """One step of training of which nothing is kept, so that a model that cannot be trained is refused before it has explored."""
+        self.free()
         try_training(self.base, self.config.train, threads=self.threads, context=self.config.engine.max_context)
 
     def _check_lengths(self, meter: Meter) -> None:
@@ -151,13 +179,14 @@ class Bench:
         finally:
             environment.close()
 
-    def rules(self, seed: int) -> Rules:
-        """The rules of exploration and play."""
+    def rules(self, seed: int, *, notes: Sequence[str] = (), prompts: str = "") -> Rules:
+        """The rules of exploration and play, for a policy that reads `notes`, and `prompts` other than the run's where they are named."""
         settings, sampling = self.config.explore, self.config.sampling
         return Rules(
-            prompts=self.prompts,
+            prompts=self._prompts_of(prompts) if prompts else self.prompts,
             seed=seed,
             turns=settings.turns,
+            tokens=settings.tokens,
             act=sampling.act.sampling(),
             look_back=sampling.reflect.sampling(),
             max_attempts=settings.max_attempts,
@@ -167,6 +196,7 @@ class Bench:
             can_roll_back=self.can_roll_back,
             history=History(self.config.history.keep, self.config.history.turns),
             new_luck=settings.new_luck,
+            notes=tuple(notes),
         )
 
     def explore_seed(self, number: int) -> int:
@@ -177,7 +207,7 @@ class Bench:
         """Which turns are learned from."""
         wanted = self.config.distill
         seed = seed_for(self.config.seed, "distill")
-        return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed)
+        return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed, wanted.logprobs)
 
     async def awith_engine(
         self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
@@ -196,13 +226,18 @@ class Bench:
 
 @dataclass(frozen=True)
 class Plot:
-    """Where a forest goes and what it grows from. Without a path nothing is kept but the answer."""
+    """Where a forest goes and what it grows from. Without a path nothing is kept but the answer.
 
-    method: str
+    `method` is the explorer, a shipped one by its name; the policy reads `notes`, and `prompts` other than the run's where they are named.
+    """
+
+    method: str | Explorer
     seed: int
     model: Path
     path: Path | None = None
     journal: Path | None = None
+    notes: tuple[str, ...] = ()
+    prompts: str = ""
 
 
 def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
@@ -215,11 +250,12 @@ async def agrow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
 
     Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
     """
-    rules, tasks = bench.rules(plot.seed), bench.tasks("train")
+    rules, tasks = bench.rules(plot.seed, notes=plot.notes, prompts=plot.prompts), bench.tasks("train")
     if not bench.can_roll_back:
         bench.progress.say(f"{bench.config.environment.name}: {ROLLBACK_FREE}")
     done = {tree.task.id: tree for tree in read_forest(plot.path)} if plot.path and plot.path.exists() else {}
-    jobs = [Job(task.id, task, EXPLORERS[plot.method](Growth(task, rules))) for task in tasks if task.id not in done]
+    explorer = EXPLORERS[plot.method] if isinstance(plot.method, str) else plot.method
+    jobs = [Job(task.id, task, explorer(Growth(task, rules))) for task in tasks if task.id not in done]
     journal = Journal(plot.journal) if plot.journal else None
     writer = ForestWriter(plot.path) if plot.path else None
     wave: FirstWave[Tree] = FirstWave(() if done else (job.key for job in jobs[:WAVE]), check_command(bench.config))
@@ -250,10 +286,9 @@ async def agrow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
     return [done[task.id] for task in tasks]
 
 
-def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
+def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
-    if stage in run.stages:
-        return
+    bench.keep_logs_in(run.path / LOGS)
     if plot.model == bench.base:
         server_stage(bench, run)
     run.check(plot.model)
@@ -263,9 +298,9 @@ def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> None:
         plot.journal.unlink(missing_ok=True)
     figures = {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)}
     note = {} if bench.can_roll_back else {"note": f"{bench.config.environment.name}: {ROLLBACK_FREE}"}
-    run.finish_stage(stage, figures | note, files=[plot.path] if plot.path else [])
     bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
     sound_alarms(bench, stage, faults_of(trees))
+    return Made(figures | note, [plot.path] if plot.path else [])
 
 
 def sound_alarms(bench: Bench, stage: str, faults: Faults) -> None:
@@ -280,9 +315,9 @@ def server_stage(bench: Bench, run: RunDirectory) -> None:
         return
     found = bench.probe()
     refuse_lacking(found, trains=False)
-    before = run.stages.get("probe")
+    before = run.stages.get(PROBE)
     if before is None:
-        run.finish_stage("probe", found.as_json())
+        run.finish_stage(PROBE, found.as_json())
     elif changes := differing(before, found):
         raise RunConflict(
             f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
@@ -291,23 +326,21 @@ def server_stage(bench: Bench, run: RunDirectory) -> None:
 
 def train_stage(
     bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
-) -> None:
+) -> Made:
     """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so.
 
     `files` are what was made for this training alone.
     """
     stage = f"train {arm}"
-    if stage in run.stages:
-        return
     run.check(model)
     examples = _as_sent(bench, run, model, examples)
     files = [run.checkpoint(arm), *files]
     if not examples:
         with told_if_unwritable(run.checkpoint(arm)), whole_folder(run.checkpoint(arm)) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
-        run.finish_stage(stage, {"examples": 0, "steps": 0, "note": UNTRAINED}, files=files)
         bench.progress.say(f"{stage}: {UNTRAINED}")
-        return
+        return Made({"examples": 0, "steps": 0, "note": UNTRAINED}, files)
+    bench.free()
     with bench.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
 
         def told(done: int, total: int) -> None:
@@ -316,30 +349,29 @@ def train_stage(
         seed = seed_for(bench.config.seed, "train", arm)
         report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
-    run.finish_stage(
-        stage, {"examples": report.examples, "steps": report.steps, "attention": report.attention, **losses}, files=files
-    )
+    facts = {"examples": report.examples, "steps": report.steps, "attention": report.attention, **report.machine, **losses}
+    return Made(facts, files)
 
 
 def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
     """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
-    found = run.stages.get("probe")
-    if model != bench.base or not isinstance(found, dict) or found.get("controls", "text") == "text":
+    found = run.stages.get(PROBE)
+    served = model == bench.base or bench.load_measured is None
+    if not served or not isinstance(found, dict) or found.get("controls", "text") == "text":
         return examples
     template = ChatTokenizer(load_tokenizer(model)).template
     return [with_texts(example, template.broken) for example in examples]
 
 
-def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> None:
-    """Measures a model on the held-out tasks as an arm."""
+def measure_stage(bench: Bench, run: RunDirectory, arm: str, policy: Policy) -> Made:
+    """Measures a policy on the held-out tasks as an arm."""
     stage = f"evaluate {arm}"
-    if stage in run.stages:
-        return
-    if not bench.config.arms:
+    bench.keep_logs_in(run.path / LOGS)
+    if policy.model == bench.base and not (bench.trains and bench.load_measured):
         server_stage(bench, run)
-    run.check(model)
+    run.check(policy.model)
     tasks, samples = bench.tasks("test"), bench.config.evaluate.samples
-    rules = bench.rules(seed_for(bench.config.seed, "evaluate"))
+    rules = bench.rules(seed_for(bench.config.seed, "evaluate"), notes=policy.notes, prompts=policy.prompts)
 
     async def work(engine: Engine) -> list[Outcome]:
         with bench.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
@@ -347,27 +379,7 @@ def measure_stage(bench: Bench, run: RunDirectory, arm: str, model: Path) -> Non
             path = run.evaluation(arm)
             return await evaluate(tasks, rules, means, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
 
-    outcomes = bench.with_engine(model, work, measures=True)
+    outcomes = bench.with_engine(policy.model, work, measures=True)
     sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
-    run.finish_stage(stage, figures, files=[run.evaluation(arm)])
-
-
-def finished(run: RunDirectory, stage: str, command: str) -> None:
-    """Raises `UserError` with the command to type when an earlier stage is not finished."""
-    if stage not in run.stages:
-        raise UserError(f"the stage {stage!r} of {run.path} is not finished yet; type: {command} {run.path}")
-
-
-def made(path: Path, command: str, run: RunDirectory) -> Path:
-    """A file that an earlier stage should have made, as it left it. Raises `UserError` with the command that makes it."""
-    run.check(path)
-    if not path.exists():
-        raise UserError(f"{path} is not there yet; type: {command} {run.path}")
-    return path
-
-
-def forest_of(path: Path, run: RunDirectory, stage: str) -> Iterator[Tree]:
-    """The trees of a forest that an earlier stage should have grown to its end."""
-    finished(run, stage, "leafe explore")
-    return read_forest(made(path, "leafe explore", run))
+    return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)

@@ -5,7 +5,6 @@ A server is asked a few questions when it is first needed in a process, or by `B
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +17,9 @@ from leafe.engines.replicas import ReplicatedEngine
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
+from leafe.hardware import own_cores
+from leafe.known_methods import trains
+from leafe.launching import Launched
 from leafe.nano import CHECKPOINTS
 from leafe.preflight import Meter
 from leafe.progress import Progress
@@ -32,8 +34,7 @@ GIB = 1 << 30
 
 def threads_of(settings: EngineSettings) -> int:
     """How many threads torch may use: as the setting says, or one for each core that is this process's own."""
-    # Not every system can say which cores are this process's own.
-    return settings.threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return settings.threads or own_cores()
 
 
 def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
@@ -41,10 +42,10 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
     processes = settings.processes or processes_of(settings.device, folder, threads_of(settings))
     loads = [
         partial(
-            TransformersEngine.load,
+            TransformersEngine.from_folder,
             folder,
             device=device_of(settings.device, number),
-            dtype=dtype_of(settings.dtype),
+            dtype=None if settings.dtype == "auto" and device_of(settings.device).startswith("cuda") else dtype_of(settings.dtype),
             slots=max(1, min(settings.slots, settings.concurrency) // processes),
             max_context=settings.max_context,
             cache_bytes=int(settings.cache_gib * GIB / processes),
@@ -59,6 +60,8 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
 def bench_of(config: RunConfig, progress: Progress) -> Bench:
     """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
+    if config.engine.kind == "vllm":
+        return _bench_on_own_server(config, base, progress)
     load = loader_of(config, load_local_engine)
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 
@@ -70,12 +73,32 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         config=config,
         base=base,
         load_engine=explores,
-        load_measured=load if config.arms else explores,
+        load_measured=load if trains(config.method, config.own) else explores,
         probe=probed,
         make_environment=partial(registry.make, config.environment.name, config.environment.args),
         progress=progress,
         threads=threads_of(config.engine),
         load_meter=partial(_meter, config.engine, base, probed),
+        host=host_of(config.scale),
+        check_workers=check_of(config.scale),
+    )
+
+
+def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> Bench:
+    """The same where a server is started for the run, which base and arms are explored and measured through."""
+    launched = Launched(config, base, progress)
+    return Bench(
+        config=config,
+        base=base,
+        load_engine=launched.engine,
+        probe=launched.probe,
+        require=launched.server.require,
+        free=launched.server.free,
+        keep_logs_in=launched.server.keep_logs_in,
+        make_environment=partial(registry.make, config.environment.name, config.environment.args),
+        progress=progress,
+        threads=threads_of(config.engine),
+        load_meter=partial(_meter, config.engine, base, launched.probe),
         host=host_of(config.scale),
         check_workers=check_of(config.scale),
     )

@@ -1,21 +1,25 @@
 """Recipes: from YAML and `a.b=value` overrides to one checked `RunConfig`, and back to YAML.
 
-Bad input is one sentence that names the setting, what was wanted and what was found.
+A recipe's `method` says whose section it has beside the settings that all methods share. A setting of that section may stand at the top of
+a recipe as well, and sections of other methods are passed over, so that one recipe serves several methods. Bad input is one sentence
+that names the setting, what was wanted and what was found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from leafe.errors import UnknownName, UserError
-from leafe.settings import RunConfig
+from leafe.known_methods import KnownMethod, asked, find, method_names
+from leafe.settings import DEFAULT_METHOD, RunConfig
 from leafe.yaml_text import DEEPEST, Dumper, read_yaml
 
 # What a prompt profile may set: what goes with the length and the form of what is said, and with the kind of model that it was written for.
@@ -36,14 +40,17 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _all_keys(group, f"{prefix}{key}.")
 
 
-def _refuse_unknown(model: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -> None:
-    for key, value in values.items():
-        if key not in model.model_fields:
-            elsewhere = [path for path in _all_keys(RunConfig) if path.rpartition(".")[2] == key]
-            raise UnknownName("setting", f"{prefix}{key}", [*(prefix + known for known in model.model_fields), *elsewhere])
-        group = _group(model.model_fields[key].annotation)
-        if group and isinstance(value, Mapping):
-            _refuse_unknown(group, value, f"{prefix}{key}.")
+def _refuse_unknown(root: type[BaseModel], values: Mapping[str, Any]) -> None:
+    def walk(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if key not in model.model_fields:
+                elsewhere = [path for path in _all_keys(root) if path.rpartition(".")[2] == key]
+                raise UnknownName("setting", f"{prefix}{key}", [*(prefix + known for known in model.model_fields), *elsewhere])
+            group = _group(model.model_fields[key].annotation)
+            if group and isinstance(value, Mapping):
+                walk(group, value, f"{prefix}{key}.")
+
+    walk(root, values, "")
 
 
 # What each of pydantic's complaints wanted; braces are filled from the complaint's context.
@@ -78,29 +85,106 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}: wanted {wanted}, found {found}"
 
 
-def _validate(values: Any, source: str) -> RunConfig:
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+def _refuse_what_is_no_group(values: Any, source: str) -> None:
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{source} should be a group of settings, as `name: trial`, and is {values!r:.80}")
-    _refuse_unknown(RunConfig, values)
+
+
+def _validate(values: Mapping[str, Any], method: KnownMethod) -> RunConfig:
+    model = config_class(type(method))
+    if not values.keys() <= model.model_fields.keys():
+        _refuse_strays(model, values)
+    _refuse_unknown(model, values)
     try:
-        return RunConfig.model_validate(values)
+        config = model.model_validate({model.section: {}, **values})
     except ValidationError as error:
         raise UserError(_sentence(error)) from None
+    asked(method, "check()", lambda: method.check(config, config.own))
+    return config
 
 
-def _override(values: dict[str, Any], text: str) -> None:
+def _refuse_strays(model: type[RunConfig], values: Mapping[str, Any]) -> None:
+    """Settings of the default method at the top of a recipe that chooses another one."""
+    theirs = config_class(type(find(DEFAULT_METHOD)))
+    if strays := [key for key in values if key not in model.model_fields and _belongs(theirs, key)]:
+        raise UserError(
+            f"{strays[0]} is a setting of the method {theirs.section}, and the method here is {model.section}; "
+            f"write it as {theirs.section}.{strays[0]} in the recipe, or leave it out"
+        )
+
+
+def _method_of(values: Mapping[str, Any]) -> KnownMethod:
+    chosen = values.get("method", DEFAULT_METHOD)
+    if not isinstance(chosen, str):
+        raise UserError(f"method: wanted a name of `leafe methods` or module:Class, found {chosen!r:.80}")
+    return find(chosen)
+
+
+@cache
+def config_class(method: type[KnownMethod]) -> type[RunConfig]:
+    """The settings of a run with the section of a method."""
+    section = method.name
+    if hasattr(RunConfig, section) or section in RunConfig.model_fields:
+        raise UserError(f"a method cannot be called {section!r}, as something in every recipe is; give it another name")
+    own: Any = {section: (method.Settings, Field(default_factory=method.Settings))}
+    model = create_model("RunConfig", __base__=RunConfig, __module__=__name__, **own)
+    model.section = section
+    return model
+
+
+def _settled(values: Mapping[str, Any], source: str, model: type[RunConfig]) -> dict[str, Any]:
+    """The settings with those of the method in its section, and without the sections of other methods."""
+    if values.keys() <= model.model_fields.keys():
+        return dict(values)
+    others = method_names()
+    settled = {key: value for key, value in values.items() if key in model.model_fields or key not in others}
+    section = settled.get(model.section, {})
+    at_the_top = [key for key in settled if _belongs(model, key)]
+    if not at_the_top or not isinstance(section, dict):
+        return settled
+    if twice := [key for key in at_the_top if key in section]:
+        raise UserError(f"{source} holds {twice[0]} twice, at the top and as {model.section}.{twice[0]}; keep one of them")
+    settled[model.section] = {**section, **{key: settled.pop(key) for key in at_the_top}}
+    return settled
+
+
+def _belongs(model: type[RunConfig], key: str) -> bool:
+    """Whether a name at the top of a recipe is that of a setting of the method."""
+    group = _group(model.model_fields[model.section].annotation)
+    return key not in model.model_fields and group is not None and key in group.model_fields
+
+
+def _read_override(text: str) -> tuple[list[str], Any]:
+    """The groups and the name of a setting, with its value."""
     key, equals, value = text.partition("=")
-    *groups, last = (part.strip() for part in key.split("."))
-    if not equals or not last or not all(groups) or len(groups) > DEEPEST:
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path) or len(path) > DEEPEST + 1:
         raise UserError(f"an override is written key=value, as train.epochs=3; found {text!r:.80}")
+    return path, read_yaml(value, f"the value of {key.strip()}")
+
+
+def _overridden(
+    values: Mapping[str, Any], overrides: Iterable[tuple[list[str], Any, str]], model: type[RunConfig]
+) -> dict[str, Any]:
+    """Settings with others laid over them in turn, each with the text that it was read from."""
+    settled = dict(values)
+    for path, value, text in overrides:
+        if path[0] not in model.model_fields and path[0] in method_names():
+            raise UserError(f"{text!r:.80} is for the method {path[0]}, and the method of this run is {model.section}")
+        _lay(settled, [model.section, *path] if _belongs(model, path[0]) else path, value, text)
+    return settled
+
+
+def _lay(values: dict[str, Any], path: Sequence[str], value: Any, text: str) -> None:
+    *groups, last = path
     for depth, group in enumerate(groups, start=1):
         inner = values.get(group)
-        if inner is None:
-            inner = values[group] = {}
+        # A group of its own, since an alias in the text may stand for the same one elsewhere.
+        inner = values[group] = {} if inner is None else dict(inner) if isinstance(inner, dict) else inner
         if not isinstance(inner, dict):
             raise UserError(f"{'.'.join(groups[:depth])} is a single setting and holds no {last!r:.80}; found {text!r:.80}")
         values = inner
-    values[last] = read_yaml(value, f"the value of {key.strip()}")
+    values[last] = value
 
 
 def dump(config: RunConfig) -> str:
@@ -148,19 +232,42 @@ def parse(text: str, source: str, overrides: Sequence[str] = (), *, whole: bool 
     Raises `UserError` with one sentence for the first thing that is wrong.
     """
     values = read_yaml(text, source)
-    if not isinstance(values, dict):
-        return _validate(values, source)
-    for override in overrides:
-        _override(values, override)
-    return _validate(values, source) if whole else configured(values, source)
+    _refuse_what_is_no_group(values, source)
+    read = [(*_read_override(override), override) for override in overrides]
+    chosen = [value for path, value, _ in read if path == ["method"]]
+    method = _method_of({**values, **({"method": chosen[-1]} if chosen else {})})
+    model = config_class(type(method))
+    values = _overridden(_settled(values, source, model), read, model)
+    return _validate(values if whole else _on_profile(values), method)
+
+
+def of_model(model: str, environment: str, overrides: Sequence[str], **counts: int | None) -> RunConfig:
+    """The settings to try a model in an environment, without a recipe. Trains nothing.
+
+    An override whose name is no setting is an argument of the environment, as `levels=FILE`; `counts` are settings by their dotted names
+    with `_` for the dot, those that are None left out. Raises `UserError` like `parse`.
+    """
+    section = config_class(type(find(DEFAULT_METHOD)))
+    given = [f"{name.replace('_', '.', 1)}={count}" for name, count in counts.items() if count is not None]
+    arguments = [text if text.partition("=")[0].partition(".")[0].strip() in section.model_fields else f"environment.args.{text}"
+                 for text in overrides]  # fmt: skip
+    own = {"name": "trial", "model": model, "environment": {"name": environment}, section.section: {"arms": [], "controls": []}}
+    return parse(yaml.dump(own, Dumper=Dumper), f"--env {environment}", [*given, *arguments])
 
 
 def configured(values: Mapping[str, Any], source: str) -> RunConfig:
     """A configuration from nested settings; what they do not say is as the prompt profile has it. Raises `UserError` like `parse`."""
+    _refuse_what_is_no_group(values, source)
+    method = _method_of(values)
+    return _validate(_on_profile(_settled(values, source, config_class(type(method)))), method)
+
+
+def _on_profile(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings on those of their prompt profile."""
     settled: dict[str, Any] = {}
     for layer in (*_profile_settings(values), values):
         settled = _laid_over(settled, layer)
-    return _validate(settled, source)
+    return settled
 
 
 def recipe_names() -> list[str]:

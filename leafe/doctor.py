@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +19,13 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from leafe.hardware import PROCESSOR, available_memory, bfloat16_flags, java_command, own_cores, text_of
+
 GIB = 2**30
 INSTALL = "pip install -c constraints.txt"  # in the repository's folder, as everything that mends a package
 JAVA_INSTALL = "apt-get install default-jre-headless (or: conda install openjdk)"
-PROCESSOR = Path("/proc/cpuinfo")
 HEAVY = ("pydantic", "torch", "transformers", "peft")  # libraries with a part that is compiled, or that import one
 PATIENCE = 120  # seconds that an import may take on a slow disk
-BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +46,8 @@ def examine(runs: Path = Path("runs")) -> list[Finding]:
         *import_findings(),
         model_finding(Path(str(files("leafe"))) / "nano"),
         writable_finding(runs),
-        cores_finding(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
-        bfloat16_finding(_read(PROCESSOR)),
+        cores_finding(own_cores()),
+        bfloat16_finding(text_of(PROCESSOR)),
         memory_finding(available_memory()),
         accelerator_finding(Path("/dev")),
         java_finding(java_command()),
@@ -151,16 +150,10 @@ def bfloat16_finding(cpuinfo: str | None) -> Finding:
     """Whether the processor multiplies bfloat16 itself; `cpuinfo` is the text of `/proc/cpuinfo`, None where there is none."""
     if cpuinfo is None:
         return Finding("bfloat16 on the processor", f"unknown on {platform.system()}", "optional")
-    lines = [line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))]
-    having = sorted(BFLOAT16_FLAGS.intersection(*lines)) if lines else []
+    having = bfloat16_flags(cpuinfo)
     if having:
         return Finding("bfloat16 on the processor", ", ".join(having), "ok")
     return Finding("bfloat16 on the processor", "not in hardware; float32 is faster", "optional", "keep engine.dtype=float32")
-
-
-def multiplies_bfloat16(processor: Path = PROCESSOR) -> bool:
-    """Whether bfloat16 is worth using: emulated, a training step takes six times as long as in float32."""
-    return bfloat16_finding(_read(processor)).verdict == "ok"
 
 
 def memory_finding(available: int | None) -> Finding:
@@ -180,12 +173,6 @@ def accelerator_finding(devices: Path) -> Finding:
     return Finding("accelerator", "none; the bundled model needs none", "optional")
 
 
-def java_command() -> str | None:
-    """The command `java`: that of JAVA_HOME where it is set and holds one, else the one on the path."""
-    home = os.environ.get("JAVA_HOME")
-    return (shutil.which("java", path=os.path.join(home, "bin")) if home else None) or shutil.which("java")
-
-
 def java_finding(command: str | None) -> Finding:
     """Whether there is Java, which only scienceworld wants; `command` is where."""
     if command:
@@ -198,18 +185,3 @@ def sandbox_finding(why: str | None, mend: str = "") -> Finding:
     if why is None:
         return Finding("sandbox for programs", "contains what it was tried with", "ok")
     return Finding("sandbox for programs", why, "optional", mend)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-
-
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that could be taken without swapping; None where the system does not tell. `meminfo` is the file that tells."""
-    for line in (_read(meminfo) or "").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None

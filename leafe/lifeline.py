@@ -52,7 +52,8 @@ def hold(end: int | Connection, *, group: bool = False) -> None:
 
     A child whose parent is gone already does not come back from this call.
     """
-    held = os.dup(end if isinstance(end, int) else end.fileno())
+    given = end if isinstance(end, int) else end.fileno()
+    held = _own(given)
     os.set_inheritable(held, False)
     target = -os.getpid() if group else os.getpid()
     if hasattr(fcntl, "F_SETSIG"):
@@ -61,10 +62,19 @@ def hold(end: int | Connection, *, group: bool = False) -> None:
         fcntl.fcntl(held, fcntl.F_SETFL, fcntl.fcntl(held, fcntl.F_GETFL) | fcntl.FASYNC)
     else:
         threading.Thread(target=_wait, args=(held, target), name="leafe-lifeline", daemon=True).start()
-    if select.select([held], [], [], 0)[0]:
+    if select.select([given], [], [], 0)[0]:
         os.kill(target, signal.SIGKILL)
 
 
+def _own(given: int) -> int:
+    """The pipe opened once more: whom the kernel kills is kept with what was opened, and copies of a descriptor share that."""
+    try:
+        # Without waiting for a writer, since there is none once the parent is gone.
+        return os.open(f"/proc/self/fd/{given}", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # no /proc: then a thread waits, which shares nothing
+        return os.dup(given)
+
+
 def _wait(held: int, target: int) -> None:
-    os.read(held, 1)
+    select.select([held], [], [])
     os.kill(target, signal.SIGKILL)

@@ -17,6 +17,7 @@ Manifest = dict[str, dict[str, Any]]  # a file's name below the run's directory,
 PART = 1 << 20  # bytes that are read at a time
 SEAL = "digest"
 FILES = "files"
+SHOWN = "shown"
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -50,11 +51,14 @@ def change(path: Path, before: Mapping[str, Any]) -> str:
     return "its bytes have changed"
 
 
-def sealed(stage: str, result: Any, files: Manifest, before: Sequence[str]) -> Any:
-    """A stage's entry: what it gave, its files, and the digest of it all. What is no group of values stays as it is."""
+def sealed(stage: str, result: Any, files: Manifest, before: Sequence[str], *, shown: Mapping[str, Any] | None = None) -> Any:
+    """A stage's entry: what it gave, its files, which of them is shown, and the digest of it all.
+
+    What is no group of values stays as it is.
+    """
     if not isinstance(result, Mapping | None) or (result is None and not files):
         return result
-    entry = {**(result or {}), **({FILES: files} if files else {})}
+    entry = {**(result or {}), **({FILES: files} if files else {}), **({SHOWN: dict(shown)} if shown else {})}
     return {**entry, SEAL: _seal(stage, entry, before)}
 
 
@@ -70,13 +74,22 @@ def given(entry: Any) -> Any:
     """What a stage gave, without its files and their digests."""
     if not isinstance(entry, Mapping):
         return entry
-    return {name: value for name, value in entry.items() if name not in (FILES, SEAL)} or None
+    return {name: value for name, value in entry.items() if name not in (FILES, SHOWN, SEAL)} or None
 
 
 def files_of(entry: Any) -> Mapping[str, Mapping[str, Any]]:
     """The files that a stage made, as far as it says so."""
     found = entry.get(FILES) if isinstance(entry, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def shown_of(entry: Any) -> dict[str, tuple[str, str]]:
+    """What a stage made that is shown: `arm` or `forest` with its name and its file, as far as the entry says so."""
+    found = entry.get(SHOWN) if isinstance(entry, Mapping) else None
+    pairs = found.items() if isinstance(found, Mapping) else ()
+    return {
+        kind: (pair[0], pair[1]) for kind, pair in pairs if isinstance(pair, list) and [type(part) for part in pair] == [str, str]
+    }
 
 
 def _seal(stage: str, entry: Mapping[str, Any], before: Sequence[str]) -> str:

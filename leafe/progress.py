@@ -9,8 +9,8 @@ from typing import Protocol
 class Gauge(Protocol):
     """One stage under way; a context manager."""
 
-    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
-        """`amount` more of the total is done; `note` is a short text to show beside it."""
+    def advance(self, amount: float = 1.0) -> None:
+        """`amount` more of the total is done."""
         ...
 
     def __enter__(self) -> Gauge: ...
@@ -31,7 +31,7 @@ class Progress(Protocol):
 
 
 class _Still:
-    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+    def advance(self, amount: float = 1.0) -> None:
         """Shows nothing."""
 
     def __enter__(self) -> Gauge:

@@ -1,4 +1,4 @@
-"""The domain: frozen records, and the one way they become JSON and come back.
+"""The domain: frozen records. `encode` and `decode`, which they become JSON with and come back, are to be had here too.
 
 A turn is stored once. A tree is turns with a parent; an attempt is a walk from its leaf to the root; an example is a walk plus a
 target. Every message says whether the policy sampled it, and loss masks come from that, never from roles. Turns count from 1:
@@ -7,14 +7,15 @@ turn `t` is the action taken in the state after `t - 1` actions.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from math import isfinite
+from typing import Any, Literal
 
-Record = TypeVar("Record")
+from leafe.encoding import OMITTED
+from leafe.encoding import decode as decode
+from leafe.encoding import encode as encode
 
 
 class StopReason(StrEnum):
@@ -83,7 +84,7 @@ class Ask:
     messages: tuple[Message, ...]
     sampling: Sampling
     seed: int
-    purpose: Literal["act", "reflect", "feedback"] = "act"
+    purpose: Literal["act", "reflect"] = "act"
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,15 +249,49 @@ class Tree:
         return self.attempts[turn.attempt].root or self.root
 
 
+ROUNDING = 1e-3  # what probabilities that were rounded may be above one
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One token that an example wants, and what losses beyond plain cross-entropy read of it.
+
+    `weight` is multiplied by the example's. `logprob` is the natural log-probability that the sampling policy gave the token, `reference`
+    that of a reference policy. `top` is a teacher's distribution over the next token, `((id, probability), ...)`, and may leave out a rest.
+    Raises `ValueError` for what is no such number.
+    """
+
+    id: int
+    weight: float = field(default=1.0, metadata=OMITTED)
+    logprob: float | None = field(default=None, metadata=OMITTED)
+    reference: float | None = field(default=None, metadata=OMITTED)
+    top: tuple[tuple[int, float], ...] = field(default=(), metadata=OMITTED)
+
+    def __post_init__(self) -> None:
+        wrong: tuple[str, object] = ("" if isfinite(self.weight) else "a finite weight", self.weight)
+        for name, value in {"logprob": self.logprob, "reference": self.reference}.items():
+            if value is not None and not (isfinite(value) and value <= ROUNDING):
+                wrong = f"{name} as a natural log-probability, at most 0", value
+        shares = [share for _, share in self.top]
+        numbers = all(token >= 0 and share >= 0 for token, share in self.top) and len(dict(self.top)) == len(shares)
+        if self.top and not (numbers and 0 < sum(shares) <= 1 + ROUNDING):
+            wrong = "top as probabilities of different ids, above 0 and at most 1 together", self.top
+        if wrong[0]:
+            raise ValueError(f"target {self.id}: wanted {wrong[0]}, found {wrong[1]!r:.80}")
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One training example: an experience-free prompt, and the sampled ids that the loss is taken on.
 
-    `origin` is the turn's id, `attempt` the attempt that sampled it; with `task` they lead back to the forest.
+    `origin` is the turn's id, `attempt` the attempt that sampled it; with `task` they lead back to the forest. Examples of a task with the
+    same `group` are compared with one another, as the attempts at one prompt or the two sides of a preference, and go into one optimiser
+    step; those of one attempt in it are one sequence. `targets` say more of each target id; without them all are plain. Raises `ValueError`
+    where the ids of both differ.
     """
 
     id: str
-    kind: Literal["counterfactual", "rehearsal"]
+    kind: str
     task: str
     attempt: int
     origin: str
@@ -264,75 +299,10 @@ class Example:
     target: str
     target_ids: tuple[int, ...]
     weight: float = 1.0
+    group: str = field(default="", metadata=OMITTED)
+    targets: tuple[Target, ...] = field(default=(), metadata=OMITTED)
 
-
-def encode(value: Any) -> Any:
-    """A record as JSON-able data. Fields that hold their default are kept, so that a line explains itself."""
-    kind: type = type(value)
-    if kind in _PLAIN:
-        return value
-    if names := _names(kind):
-        return {name: encode(getattr(value, name)) for name in names}
-    if isinstance(value, (list, tuple)):
-        return [item if type(item) in _PLAIN else encode(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: encode(item) for key, item in value.items()}
-    return value
-
-
-_PLAIN = frozenset({str, int, float, bool, type(None)})
-
-
-@cache
-def _names(kind: type) -> tuple[str, ...]:
-    """The fields of a record, none for any other type."""
-    return tuple(item.name for item in fields(kind)) if is_dataclass(kind) else ()
-
-
-@cache
-def _hints(record: type) -> dict[str, Any]:
-    return get_type_hints(record)
-
-
-def decode(kind: Any, data: Any) -> Any:
-    """The inverse of `encode` for a record type, checked field by field.
-
-    >>> decode(Experience, {"turn": 3, "text": "go left"})
-    Experience(turn=3, text='go left')
-
-    Raises `ValueError` when the data do not have the record's shape.
-    """
-    origin = get_origin(kind)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return _decode_record(kind, data)
-    if origin is tuple:
-        if not isinstance(data, list):
-            raise ValueError(f"wanted a list, found {type(data).__name__}")
-        return tuple(decode(get_args(kind)[0], item) for item in data)
-    if origin in (Union, types.UnionType):
-        return None if data is None else decode(get_args(kind)[0], data)
-    if origin is Literal:
-        if data not in get_args(kind):
-            raise ValueError(f"wanted one of {get_args(kind)}, found {data!r}")
-        return data
-    return _decode_scalar(kind, origin, data)
-
-
-def _decode_record(kind: type, data: Any) -> Any:
-    hints = _hints(kind)
-    if not isinstance(data, dict) or not data.keys() <= hints.keys():
-        raise ValueError(f"wanted the fields of {kind.__name__}, found {data!r:.80}")
-    try:
-        return kind(**{name: decode(hints[name], item) for name, item in data.items()})
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {error}") from None
-
-
-def _decode_scalar(kind: Any, origin: Any, data: Any) -> Any:
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(data)
-    wanted = dict if origin is not None else kind
-    accepted = (int, float) if wanted is float else (wanted,)
-    if kind is not Any and (not isinstance(data, accepted) or (isinstance(data, bool) and wanted is not bool)):
-        raise ValueError(f"wanted {getattr(wanted, '__name__', wanted)}, found {data!r:.80}")
-    return float(data) if wanted is float else data
+    def __post_init__(self) -> None:
+        ids = tuple(target.id for target in self.targets)
+        if self.targets and ids != self.target_ids:
+            raise ValueError(f"example {self.id}: wanted targets with the ids {self.target_ids!r:.80}, found {ids!r:.80}")

@@ -1,14 +1,15 @@
 """A run directory: where everything lies, which stages are finished, and that one process at a time works on it.
 
     config.yaml          every setting, under a line with the digest of the text
-    round-1/             forest.jsonl, journal.jsonl, examples.jsonl of the tree explorer
-    controls/            the same for each control, as independent.jsonl, independent.journal.jsonl, independent.examples.jsonl
+    round-1/             forest.jsonl, journal.jsonl, examples.jsonl of the first round
+    controls/            the same for each forest with a name, as NAME.jsonl, NAME.journal.jsonl, NAME.examples.jsonl
     checkpoints/ARM/     eval/ARM.jsonl     report.html
     stages.json          what each finished stage gave and its files' digests, in the order in which they finished
     DONE                 written last
 
 Whole files and whole folders appear by a rename, so what stands under its own name is complete; JSON lines look after themselves.
-This file knows no stage by name and computes nothing.
+This file knows no method and computes nothing. Which arms and forests there are is read off `stages.json`, and off the disk for
+forests that still grow.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from leafe.errors import CorruptFile, RunConflict, UserError
 from leafe.jsonl import write_text_atomically
 from leafe.manifest import change, files_of, given, is_whole, manifest_of, sealed
 from leafe.settings import RunConfig, differing_fields
+from leafe.shown import ARM, FOREST, arms, check_name, forests
 
 HEADER = "# A leafe run; the digest of the lines below is "
 
@@ -158,40 +160,36 @@ class RunDirectory:
                 lock.close()
             raise
 
-    def forest(self, number: int = 1) -> Path:
-        """The trees of a round, one a line."""
-        return self._in(f"round-{number}", "forest.jsonl")
+    def forest(self, place: int | str = 1) -> Path:
+        """The trees of a round, or of a forest with a name of its own, one a line."""
+        return self._of_place(place, "forest.jsonl", ".jsonl")
 
-    def journal(self, number: int = 1) -> Path:
-        """The effects of a round's exploration, for resuming."""
-        return self._in(f"round-{number}", "journal.jsonl")
+    def journal(self, place: int | str = 1) -> Path:
+        """The effects of a forest's exploration, for resuming."""
+        return self._of_place(place, "journal.jsonl", ".journal.jsonl")
 
-    def examples(self, number: int = 1) -> Path:
-        """What a round is trained on."""
-        return self._in(f"round-{number}", "examples.jsonl")
-
-    def control(self, method: str) -> Path:
-        """The trees of a control."""
-        return self._in("controls", f"{method}.jsonl")
-
-    def control_journal(self, method: str) -> Path:
-        """The effects of a control, for resuming."""
-        return self._in("controls", f"{method}.journal.jsonl")
-
-    def control_examples(self, method: str) -> Path:
-        """What an arm is trained on that learns from a control."""
-        return self._in("controls", f"{method}.examples.jsonl")
+    def examples(self, place: int | str = 1) -> Path:
+        """What is trained on that was drawn from a forest."""
+        return self._of_place(place, "examples.jsonl", ".examples.jsonl")
 
     def checkpoint(self, arm: str) -> Path:
         """An arm's trained model; write it with `whole_folder`."""
-        path = self._in("checkpoints", arm)
+        path = self._in("checkpoints", check_name("arm", arm))
         if self._lock:
             settle_folder(path)
         return path
 
     def evaluation(self, arm: str) -> Path:
         """An arm's graded attempts."""
-        return self._in("eval", f"{arm}.jsonl")
+        return self._in("eval", f"{check_name('arm', arm)}.jsonl")
+
+    def arms(self) -> dict[str, Path]:
+        """The arms that are measured to their end, with their graded attempts, first measured first."""
+        return arms(self.path, self._stages)
+
+    def forests(self) -> dict[str, Path]:
+        """The forests that are there, grown or growing, by the names that they are shown under."""
+        return forests(self.path, self._stages)
 
     @property
     def report(self) -> Path:
@@ -203,12 +201,20 @@ class RunDirectory:
         """What each finished stage gave, first finished first."""
         return {stage: given(entry) for stage, entry in self._stages.items()}
 
-    def finish_stage(self, stage: str, result: Any = None, *, files: Sequence[Path] = ()) -> None:
-        """Records that a stage is finished and what it gave, in JSON; a resumed run skips it. `files` are what it made, folders too."""
+    def finish_stage(self, stage: str, result: Any = None, *, files: Sequence[Path] = (), arm: str = "", forest: str = "") -> None:
+        """Records that a stage is finished and what it gave, in JSON; a resumed run skips it. `files` are what it made, folders too.
+
+        With `arm` or `forest` the first file is shown under that name.
+        """
         self._require_lock()
         names = list(self._stages)
         before = names[: names.index(stage)] if stage in names else names
-        self._write_stages({**self._stages, stage: sealed(stage, result, manifest_of(self.path, files), before)})
+        about = {
+            kind: [check_name(kind, name), files[0].relative_to(self.path).as_posix()]
+            for kind, name in ((ARM, arm), (FOREST, forest))
+            if name
+        }
+        self._write_stages({**self._stages, stage: sealed(stage, result, manifest_of(self.path, files), before, shown=about)})
 
     def check(self, path: Path) -> Path:
         """`path`, which is a file or a folder of files that a finished stage made. Raises `CorruptFile` where one is not as it was left.
@@ -218,13 +224,6 @@ class RunDirectory:
         if path.is_relative_to(self.path):
             _check(self.path, self._stages, path.relative_to(self.path).as_posix())
         return path
-
-    def reopen_stage(self, stage: str) -> None:
-        """Forgets a stage, every stage that finished after it, and `DONE`: what they gave no longer holds."""
-        names = list(self._stages)
-        if stage in names:
-            (self.path / "DONE").unlink(missing_ok=True)
-            self._write_stages({name: self._stages[name] for name in names[: names.index(stage)]})
 
     @property
     def done(self) -> bool:
@@ -245,6 +244,11 @@ class RunDirectory:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _of_place(self, place: int | str, in_round: str, ending: str) -> Path:
+        if isinstance(place, int):
+            return self._in(f"round-{place}", in_round)
+        return self._in("controls", check_name("forest", place) + ending)
 
     def _in(self, folder: str, name: str) -> Path:
         if self._lock:
@@ -336,7 +340,9 @@ def _read_config(path: Path) -> RunConfig:
     try:
         return parse(body, str(path), whole=True)
     except UserError as error:
-        raise CorruptFile(f"{path} was written by another version of leafe: {error}") from None
+        raise CorruptFile(
+            f"{path} was written by another version of leafe, or with a method whose package is not here: {error}"
+        ) from None
 
 
 def _settle_config(path: Path, config: RunConfig) -> None:

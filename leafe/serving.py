@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import httpx
 
 from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai import OpenAIEngine
@@ -22,11 +25,34 @@ from leafe.settings import API_KEY_ENV, EngineSettings, RunConfig
 from leafe.training.checkpoint import locate
 
 
+@dataclass(frozen=True)
+class Door:
+    """Where a server is, under which name it serves the model, and how it is spoken to; `lost` is as the engine's."""
+
+    base_url: str
+    api_key: str | None
+    served: str = ""
+    transport: httpx.AsyncBaseTransport | None = None
+    lost: Callable[[], str] = lambda: ""
+
+
+def door_of(settings: EngineSettings) -> Door:
+    """The door of the server that a recipe names. Raises `UserError` where its key is missing."""
+    return Door(settings.base_url, _key(settings), settings.served_model)
+
+
 def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
     """What the server of a configuration is, told in lines. Raises `UserError` or `EngineError`, as `probe` does."""
+    found = wait_for(probe_door(config, base, progress, door_of(config.engine)))
+    tell(found, config.engine, progress)
+    return found
+
+
+async def probe_door(config: RunConfig, base: Path, progress: Progress, door: Door) -> Findings:
+    """What the server behind a door is, which serves the folder `base`. Raises `UserError` or `EngineError`, as `probe` does."""
     settings, tokens = config.engine, _tokenizer(config, base)
     question = Question(
-        served=settings.served_model,
+        served=door.served,
         names=(config.model, str(base)),
         samples=config.sampling.act.temperature > 0,
         tokenizer=tokens,
@@ -34,14 +60,15 @@ def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
         fallback=bool(settings.tokenizer),
     )
 
-    async def ask() -> Findings:
-        client = Client(settings.base_url, api_key=_key(settings), waiting=_waiting(settings), told=progress.say)
-        try:
-            return await probe(client, question)
-        finally:
-            await client.close()
+    client = Client(door.base_url, door.api_key, _waiting(settings), transport=door.transport, told=progress.say, lost=door.lost)
+    try:
+        return await probe(client, question)
+    finally:
+        await client.close()
 
-    found = wait_for(ask())
+
+def tell(found: Findings, settings: EngineSettings, progress: Progress) -> None:
+    """Says what was found. Raises `UserError` for what the settings refuse."""
     for line in found.lines:
         progress.say(line)
     if settings.control_tokens == "refuse" and found.controls != "text":
@@ -49,16 +76,16 @@ def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
         raise UserError(
             f"engine.control_tokens=refuse: {what}; start the server so that texts are text to it, or type engine.control_tokens=break"
         )
-    return found
 
 
-def served_engine(config: RunConfig, base: Path, progress: Progress, found: Findings) -> OpenAIEngine:
-    """An engine on the server that was probed."""
+def served_engine(config: RunConfig, base: Path, progress: Progress, found: Findings, *, door: Door | None = None) -> OpenAIEngine:
+    """An engine on the server that was probed, which serves the folder `base`."""
     settings, tokens = config.engine, _tokenizer(config, base)
+    door = door or door_of(settings)
     return OpenAIEngine(
-        settings.base_url,
+        door.base_url,
         found.model,
-        api_key=_key(settings),
+        api_key=door.api_key,
         tokenizer=tokens.tokenizer if found.ids == "encoded" else None,
         encode=tokens.text_ids,
         dialect=found.dialect,
@@ -66,9 +93,12 @@ def served_engine(config: RunConfig, base: Path, progress: Progress, found: Find
         cap=settings.max_context,
         count=lambda messages: len(tokens.prompt_ids(messages)),
         arrange=partial(_arranged, tokens, breaks=found.controls != "text"),
+        prompt_ids=tokens.prompt_ids,
         concurrency=settings.concurrency,
         waiting=_waiting(settings),
         told=progress.say,
+        lost=door.lost,
+        transport=door.transport,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -21,6 +21,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 API_KEY_ENV = "OPENAI_API_KEY"
+DEFAULT_METHOD = "leafe"
 
 
 class Settings(BaseModel):
@@ -77,9 +78,12 @@ class EngineSettings(Settings):
     which that is not known: `break` puts a space into it, `refuse` refuses the server.
     `api_key_env` is the name of an environment variable, never a key. `tokenizer` (`model`, a folder or a Hub
     name) makes ids where the server returns none. `timeout` and `patience` are in seconds: for one answer, and for a server that is away.
+
+    The last five are for `kind` vllm, which starts the server itself (`engines/serve_command.py`): the program, options of the user's own,
+    over how many GPUs the model is split, which share of their memory it takes, and how often it is started again when it dies.
     """
 
-    kind: Literal["transformers", "openai"] = "transformers"
+    kind: Literal["transformers", "openai", "vllm"] = "transformers"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     device: Text = "auto"
     threads: int = Field(0, ge=0)
@@ -96,6 +100,11 @@ class EngineSettings(Settings):
     timeout: float = Field(300.0, gt=0)
     retries: int = Field(5, ge=0)
     patience: float = Field(600.0, ge=0)
+    command: tuple[str, ...] = Field((), strict=False)
+    arguments: tuple[str, ...] = Field((), strict=False)
+    tensor_parallel: int = Field(1, ge=1)
+    memory_share: float = Field(0.9, gt=0, le=1)
+    restarts: int = Field(3, ge=0)
 
     @field_validator("base_url")
     @classmethod
@@ -115,6 +124,8 @@ class EngineSettings(Settings):
     def _server_is_named(self) -> Self:
         if self.kind == "openai" and not self.base_url:
             raise ValueError("engine.kind openai wants engine.base_url, as http://localhost:8000/v1, and found none")
+        if self.kind == "vllm" and self.base_url:
+            raise ValueError("engine.kind vllm starts a server of its own; leave out engine.base_url, or type engine.kind=openai")
         return self
 
 
@@ -149,12 +160,15 @@ class HistorySettings(Settings):
 
 
 class ExploreSettings(Settings):
-    """The budget of one task, in turns that the policy takes, and when it looks back. `reflect_every` 0 means at the end only.
+    """The budget of one task, and when it looks back. `reflect_every` 0 means at the end only.
+
+    `turns` are those that the policy takes; `tokens`, those that it writes, reflections included, end it as well where they are not 0.
 
     With `new_luck` a branch in a world that draws lots draws others than the attempt that it left: then no reflection can teach the draw.
     """
 
     turns: int = Field(64, ge=1)
+    tokens: int = Field(0, ge=0)
     max_attempts: int = Field(16, ge=1)
     max_depth: int = Field(4, ge=0)
     reflect_every: int = Field(0, ge=0)
@@ -169,12 +183,16 @@ class ExploreSettings(Settings):
 
 
 class DistillSettings(Settings):
-    """Which turns become examples. `qualify` is what a branch must have brought; `beta` weighs rehearsal against correction."""
+    """Which turns become examples. `qualify` is what a branch must have brought; `beta` weighs rehearsal against correction.
+
+    `logprobs` keeps the log-probabilities that targets were sampled with, for losses that read them.
+    """
 
     qualify: Literal["success", "improved", "any"] = "improved"
     branches_per_task: int = Field(3, ge=0)
     success_share: Share = 0.2
     beta: float = Field(1.0, ge=0)
+    logprobs: bool = False
 
 
 class LoraSettings(Settings):
@@ -185,25 +203,60 @@ class LoraSettings(Settings):
     targets: tuple[str, ...] = Field((), strict=False)
 
 
+Optimizer = Literal[
+    "auto",
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_8bit",
+    "adamw_torch_4bit",
+    "adamw_bnb_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+]
+
+
 class TrainSettings(Settings):
-    """Supervised training. A batch is `batch_size` examples; `micro_tokens` is what one forward pass may hold.
+    """Supervised training. A batch is `batch_size` examples; `micro_tokens` is what one forward pass may hold, `auto` 8192 on a processor
+    and on a GPU what its memory has room for.
 
     `attention`: `tree` in blocks, `flex` by FlexAttention (on a GPU), `dense` with a mask, for models that take nothing else; `auto` is the
-    fastest of them that passes a trial on the model.
-    `checkpointing` computes activations twice to hold fewer of them. `processes` on this machine share every step.
+    fastest of them that passes a trial on the model. `compile` compiles each layer, which goes with FlexAttention.
+    `dtype`: `float32`; `mixed` computes in bfloat16 with float32 weights; `bfloat16` has bfloat16 weights and leaves the rest of each to
+    the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers,
+    `auto` its AdamW.
+    `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
+    every step.
     """
 
     epochs: float = Field(2.0, gt=0)
     learning_rate: float = Field(1e-6, gt=0)
     batch_size: int = Field(128, ge=1)
-    micro_tokens: int = Field(8192, ge=16)
+    micro_tokens: int | Literal["auto"] = "auto"
     warmup_share: Share = 0.05
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     attention: Literal["auto", "tree", "flex", "dense"] = "auto"
-    checkpointing: bool = False
+    compile: Literal["none", "layers"] = "none"
+    dtype: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
+    optimizer: Optimizer = "auto"
+    checkpointing: bool | Literal["auto"] = "auto"
     processes: int = Field(1, ge=1)
     lora: LoraSettings | None = None
+
+    @field_validator("micro_tokens", mode="before")
+    @classmethod
+    def _is_a_count_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 16):
+            raise ValueError(f"train.micro_tokens: wanted auto or a whole number of at least 16, found {value!r:.80}")
+        return value
+
+    @field_validator("checkpointing", mode="before")
+    @classmethod
+    def _is_a_choice_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not isinstance(value, bool):
+            raise ValueError(f"train.checkpointing: wanted auto, true or false, found {value!r:.80}")
+        return value
 
 
 class EvaluateSettings(Settings):
@@ -244,12 +297,15 @@ class ScaleSettings(Settings):
 
 
 class RunConfig(Settings):
-    """A whole run. `controls` explore at the same budget, for comparison; `arms` are trained and measured beside the base.
+    """A whole run, but for what its `method` alone knows: `config.py` makes the class that has the method's own section as well.
 
     `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have.
     """
 
+    section: ClassVar[str] = ""  # the method's own
+
     name: Name
+    method: Text = DEFAULT_METHOD
     seed: int = Field(1, ge=0)
     model: Text = "nano"
     environment: EnvironmentSettings
@@ -260,30 +316,15 @@ class RunConfig(Settings):
     engine: EngineSettings = EngineSettings()
     sampling: SamplingSettings = SamplingSettings()
     explore: ExploreSettings = ExploreSettings()
-    controls: tuple[Literal["independent", "refine"], ...] = Field((), strict=False)
     distill: DistillSettings = DistillSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     scale: ScaleSettings = ScaleSettings()
-    rounds: int = Field(1, ge=1)
-    arms: tuple[Literal["leafe", "rehearsal", "independent"], ...] = Field(("leafe",), strict=False)
 
-    @model_validator(mode="after")
-    def _lists_agree(self) -> Self:
-        for key, names in {"controls": self.controls, "arms": self.arms}.items():
-            if len(set(names)) < len(names):
-                raise ValueError(f"{key} wants each name once, found {list(names)}")
-        if "independent" in self.arms and "independent" not in self.controls:
-            raise ValueError("arms with 'independent' wants controls with 'independent', whose successes it is trained on")
-        return self
-
-    @model_validator(mode="after")
-    def _server_serves_the_base(self) -> Self:
-        if self.engine.kind == "openai" and self.rounds > 1:
-            raise ValueError(
-                f"rounds: wanted 1 where engine.kind is openai, whose server serves the base only, found {self.rounds}"
-            )
-        return self
+    @property
+    def own(self) -> BaseModel:
+        """The settings of the method's own section."""
+        return getattr(self, self.section) if self.section else Settings()
 
     @model_validator(mode="after")
     def _replicas_are_ours(self) -> Self:
@@ -321,8 +362,12 @@ MACHINE: dict[str, Any] = {
         "timeout",
         "retries",
         "patience",
+        "command",
+        "tensor_parallel",
+        "memory_share",
+        "restarts",
     },
-    "train": {"attention", "checkpointing", "processes"},
+    "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes"},
 }
 
 

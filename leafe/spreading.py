@@ -50,6 +50,7 @@ def loader_of(config: RunConfig, load: Load) -> Callable[[Path], Engine]:
     def on_cluster(folder: Path) -> Engine:
         connect(scale.ray)
         start = RayWorkers(cpus=scale.cpus, gpus=scale.gpus)
-        return SpreadEngine(start, partial(load, one, folder), replicas=scale.replicas, concurrency=room)
+        made_on = partial(partial, load, one)
+        return SpreadEngine(start, made_on(folder), replicas=scale.replicas, concurrency=room, made_on=made_on)
 
     return on_cluster

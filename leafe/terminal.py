@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from leafe.evaluation.compare import Comparison, table_rows
 from leafe.evaluation.diagnose import Diagnosis
 from leafe.evaluation.passk import Interval
 from leafe.forest.faults import Faults, fault_cells
-from leafe.viewer.page import ExplorationRow
+from leafe.results import ExplorationRow
 
 SIGNS = {"pass": "[green]✓[/]", "fail": "[red]✗[/]", "skipped": "–"}
 
@@ -30,7 +31,7 @@ class _Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
-    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+    def advance(self, amount: float = 1.0) -> None:
         """Moves the bar."""
         self._progress.advance(self._task, amount)
 
@@ -76,8 +77,8 @@ class Bars:
         )
         progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         if not self._console.is_terminal:
-            self._console.print(f"{name} ...", highlight=False)
-        return _Bar(progress, progress.add_task(name, total=total))
+            self._console.print(f"{escape(name)} ...", highlight=False)
+        return _Bar(progress, progress.add_task(escape(name), total=total))
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -92,13 +93,18 @@ def _table(title: str, heading: Sequence[str]) -> Table:
     return table
 
 
+def _name(text: str, most: int = 14) -> str:
+    """A name over as many lines as leave the figures beside it whole in eighty characters."""
+    return escape("\n".join(wrap(text, most)) or text)
+
+
 def pass_table(comparison: Comparison) -> Table:
     """Pass@k of every arm with intervals, and what it spent."""
     heading, *rows = table_rows(comparison)
     title = f"Pass@k on held-out tasks, % [{100 * comparison.confidence:g} % interval]"
     table = _table(title, [escape(text) for text in heading])
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(_name(row[0], 20), *(escape(cell) for cell in row[1:]))
     return table
 
 
@@ -111,7 +117,7 @@ def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
         counts = (row.tasks, row.solved, row.successes, row.turns, row.replayed_steps, row.reflections, row.unparsed)
         # A class a line, and its words apart: names such as EnvironmentFailure are wider than what is left of eighty characters.
         broken = "\n".join(f"{count:,} {_WORDS.sub(' ', name)}" for name, count in row.broken.items())
-        table.add_row(escape(row.name), *(f"{count:,}" for count in counts), escape(broken or "0"))
+        table.add_row(_name(row.name), *(f"{count:,}" for count in counts), escape(broken or "0"))
     return table
 
 
@@ -121,7 +127,7 @@ def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
     words = f"|{replies}|tries out\nof room|tries\nbroken|reflec-\ntions\nunread|reflec-\ntions no\nroom"
     table = _table("Replies, tries and reflections, %", words.split("|"))
     for name, faults in named:
-        table.add_row(escape(name), *fault_cells(faults))
+        table.add_row(_name(name), *fault_cells(faults))
     return table
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from leafe.envs.fakes import Lookup
 from leafe.records import Observation
+from leafe.worlds.fakes import Lookup
 
 
 class Agreeable(Lookup):

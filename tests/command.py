@@ -14,12 +14,12 @@ from players import Hand, key_in, rules, turns_in
 from tiny import tiny_model, tiny_tokenizer
 
 from leafe.cli import main
-from leafe.envs.fakes import Lookup
 from leafe.forest.explore import explore
 from leafe.forest.growth import Growth
 from leafe.records import Ask, Example
 from leafe.settings import TrainSettings
 from leafe.training.sft import fine_tune
+from leafe.worlds.fakes import Lookup
 
 WORLD = ("environment.name=lookup", "environment.args={places: 3, horizon: 2}")
 QUICK = ("engine.threads=1", "sampling.act.max_tokens=6", "sampling.reflect.max_tokens=12")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-from tiny import WORDS, tiny_tokenizer
+if TYPE_CHECKING:
+    import httpx
 
 Body = dict[str, Any]
 STANDARD = {"model", "messages", "temperature", "top_p", "max_tokens", "seed", "logprobs", "top_logprobs"}
@@ -48,6 +48,13 @@ def said(message: str, status: int = 400, **more: Any) -> Refused:
     return Refused(status, {"error": {"message": message, "code": status, **more}})
 
 
+def babble(draw: random.Random) -> str:
+    """Three things that the tiny tokenizer has seen."""
+    from tiny import WORDS
+
+    return " ".join(draw.choices(WORDS, k=3))
+
+
 @dataclass
 class FakeServer:
     """`kind` is whose ways it has: `vllm`, `llama`, `transformers`, `openai`, or `mute`, which refuses without saying what.
@@ -61,12 +68,16 @@ class FakeServer:
     key: str = ""
     ignores_seeds: bool = False
     template_ids: int = 0
-    play: Callable[[list[Body], random.Random], str] = lambda messages, draw: " ".join(draw.choices(WORDS, k=3))
+    play: Callable[[list[Body], random.Random], str] = lambda messages, draw: babble(draw)
     broken: Callable[[Body], tuple[int, Any] | None] = lambda body: None
     asked: list[Body] = field(default_factory=list)
+    tokenizer: Any = None  # the tiny one unless given
 
     def __post_init__(self) -> None:
-        self.tokenizer = tiny_tokenizer()
+        if self.tokenizer is None:
+            from tiny import tiny_tokenizer  # which takes torch and seconds
+
+            self.tokenizer = tiny_tokenizer()
 
     def answer(self, method: str, path: str, body: bytes, authorization: str = "") -> tuple[int, Any]:
         """Status and body for a request."""
@@ -167,6 +178,7 @@ class FakeServer:
 
     def transport(self) -> httpx.MockTransport:
         """The server for a client in the same process, without a network."""
+        import httpx  # which a server in a process of its own does without
 
         def handle(request: httpx.Request) -> httpx.Response:
             status, body = self.answer(request.method, request.url.path, request.content, request.headers.get("authorization", ""))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leafe.envs.sandbox.limits import Verdict
+from leafe.worlds.sandbox.limits import Verdict
 
 EXITED, ERROR, TIME, MEMORY, OUTPUT = Verdict
 FAILS = (EXITED, ERROR)  # an attempt that was refused, whether the program minds or not

@@ -24,11 +24,11 @@ from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
-from leafe.envs.sokoban.board import ACTIONS
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.progress import Silent
 from leafe.records import Ask, Tree
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.board import ACTIONS
+from leafe.worlds.sokoban.environment import Sokoban
 
 RECIPE = """
 name: killed

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 from leafe.chat import Prompts
 from leafe.envs.base import Environment, Placement
-from leafe.envs.fakes import Lookup
-from leafe.envs.sokoban.board import ACTIONS
 from leafe.errors import EnvironmentFailure, EpisodeError
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.growth import Growth, Rules
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Observation, Sampling, Task, Tree
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.board import ACTIONS
 
 Result = TypeVar("Result")
 Policy = Callable[[Ask], str]

@@ -18,18 +18,18 @@ from typing import Any
 import pytest
 from command import leafe
 
-from leafe.envs.alfworld import TYPES, ALFWorld
 from leafe.envs.check import check_environment
-from leafe.envs.household.environment import Household
-from leafe.envs.household.house import from_payload
-from leafe.envs.household.texts import game_file
-from leafe.envs.pddl.game import Game
-from leafe.envs.pddl.gamefile import NAME, GameFile, read_game, write_game
-from leafe.envs.pddl.names import shown_names
-from leafe.envs.pddl.planner import plan
 from leafe.envs.world import World
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Task
+from leafe.worlds.alfworld import TYPES, ALFWorld
+from leafe.worlds.household.environment import Household
+from leafe.worlds.household.house import from_payload
+from leafe.worlds.household.texts import game_file
+from leafe.worlds.pddl.game import Game
+from leafe.worlds.pddl.gamefile import NAME, GameFile, read_game, write_game
+from leafe.worlds.pddl.names import shown_names
+from leafe.worlds.pddl.planner import plan
 
 RECORDED = Path(__file__).with_name("alfworld_traces.json")
 FOLDERS = {

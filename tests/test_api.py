@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import leafe
-from leafe.envs.fakes import Lookup
 from leafe.errors import UserError
+from leafe.records import Example, Message
+from leafe.training.loss import ClippedRatio
+from leafe.worlds.fakes import Lookup
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 SMALL = {
@@ -39,6 +41,16 @@ def test_a_running_loop_is_no_hindrance_and_changes_nothing() -> None:
 
     waited, awaited = asyncio.run(notebook())
     assert waited.trees == awaited.trees and len(waited) == 2
+
+
+def test_a_loss_that_the_examples_do_not_suit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    asked = (Message("user", "x"),)
+    examples = [Example("e1", "rehearsal", "t1", 0, "turn1", asked, "a", (1,))]
+    with pytest.raises(UserError, match=r"the example e1 of task t1 lacks it at 1 of 1; distil with distill\.logprobs=true"):
+        leafe.train("nano", examples, tmp_path / "ckpt", loss=ClippedRatio())
+    with pytest.raises(UserError, match=r"wanted a loss, .* found 'grpo'"):
+        leafe.train("nano", examples, tmp_path / "ckpt", loss="grpo")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_kept_is_gone_on_with(tmp_path: Path) -> None:
@@ -95,7 +107,7 @@ def test_a_trained_model_never_replaces_what_is_there(tmp_path: Path) -> None:
 
 def test_a_class_is_an_environment_as_well() -> None:
     report = leafe.check_environment(Lookup, {"places": 3}, rollbacks=5, tasks=2)
-    assert report.passed and report.name == "leafe.envs.fakes:Lookup"
+    assert report.passed and report.name == "leafe.worlds.fakes:Lookup"
     assert leafe.make("lookup", places=3).tasks("train", 1)
 
 

@@ -11,10 +11,10 @@ import pytest
 from leafe.digest import canonical
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.check import CheckReport, check_environment
-from leafe.envs.fakes import Lookup
 from leafe.envs.registry import make
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.records import Observation, Task, encode
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.environment import Sokoban
 
 
 def checked(kind: type[Environment], **settings: Any) -> CheckReport:
@@ -178,7 +178,7 @@ def test_a_second_process_that_cannot_make_the_environment_is_a_finding() -> Non
 
 def test_tasks_of_a_class_that_hashes_strings_differ_in_a_second_process(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source = (
-        "from leafe.envs.fakes import Lookup\n"
+        "from leafe.worlds.fakes import Lookup\n"
         "class Hashed(Lookup):\n"
         "    def tasks(self, split, count, seed=0):\n"
         "        return super().tasks(split, count, hash(split) % 10**9)\n"

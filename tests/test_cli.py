@@ -14,9 +14,9 @@ from command import QUICK, WORLD, Said, leafe, teach
 from pyarrow.parquet import read_table
 
 from leafe.distillation.store import FORMATS, HINTS
-from leafe.envs.fakes import Lookup
 from leafe.records import Observation, Task
 from leafe.run import RunDirectory
+from leafe.worlds.fakes import Lookup
 
 
 class Interrupted(Lookup):
@@ -211,6 +211,46 @@ def test_diagnose_gives_json_of_every_figure(model: Path, tmp_path: Path, monkey
     assert set(found["reflection_gap"]) == {"value", "low", "high"}
     assert found["tree_faults"]["replies"] > 0 and found["tree_faults"]["reflections"] == found["reflections"]
     assert found["independent_faults"]["no_action"] is not None and found["independent_faults"]["unread"] is None
+
+
+def test_any_model_is_measured_in_any_environment_and_compared_with_runs(
+    first: tuple[Path, Said], model: Path, tmp_path: Path
+) -> None:
+    few = ("--tasks", "3", "--samples", "2")
+    said = leafe("evaluate", model, "--env", "lookup", "places=3", "horizon=2", *QUICK, *few, "--out", tmp_path / "alone")
+    assert said.status == 0 and "base" in said.out
+    with RunDirectory.existing(tmp_path / "alone", read_only=True) as run:
+        config = run.config
+        assert config.environment.args == {"places": 3, "horizon": 2} and list(run.arms()) == ["base"]
+        assert (config.tasks.test, config.evaluate.samples) == (3, 2)
+    beside = json.loads(leafe("compare", first[0], tmp_path / "alone", "--json", "--k", "1").out)
+    assert "alone:base" in [arm["name"] for arm in beside["arms"]]
+
+
+def test_a_model_is_diagnosed_without_a_recipe(model: Path) -> None:
+    said = leafe("diagnose", model, "--env", "lookup", "places=3", "horizon=2", *QUICK, "--tasks", "3", "--turns", "4", "--json")
+    assert said.status == 0 and json.loads(said.out)["tasks"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["evaluate", "smoke", "--samples", "3"], "--samples goes with --env"),
+        (["diagnose", "smoke", "--tasks", "3"], "--tasks goes with --env"),
+        (["evaluate", "nano", "--env", "sokobam"], "unknown environment 'sokobam'; did you mean 'sokoban'?"),
+        (["evaluate", "nano", "--env", "sokoban", "rooms=2"], "sokoban takes no argument 'rooms'"),
+        (["evaluate", "nano", "--env", "sokoban", "train.epoch=2"], "unknown setting 'train.epoch'"),
+        (["evaluate", "no/where", "--env", "sokoban"], "no checkpoint"),
+        (["diagnose", "nano", "--env", "sokoban", "levels=no.txt"], "no.txt"),
+    ],
+)
+def test_a_model_or_an_environment_that_cannot_be_had_is_told_in_a_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = leafe(*arguments)
+    assert said.status == 2 and sentence in " ".join(said.err.split()) and "Traceback" not in said.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_diagnose_shows_a_table(model: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.config import dump, load_recipe, parse, recipe_names
+from leafe.config import config_class, dump, load_recipe, parse, recipe_names
 from leafe.errors import UnknownName, UserError
+from leafe.methods.leafe import Leafe, LeafeSettings
 from leafe.records import Sampling
 from leafe.settings import RunConfig, differing_fields
 from leafe.yaml_text import read_values
@@ -22,6 +23,12 @@ MINIMAL = "name: trial\nenvironment: {name: sokoban}\n"
 
 def trial(*overrides: str) -> RunConfig:
     return parse(MINIMAL, "trial", overrides)
+
+
+def own(config: RunConfig) -> LeafeSettings:
+    """The section of LEAFE."""
+    assert isinstance(config.own, LeafeSettings)
+    return config.own
 
 
 def refusal(*overrides: str) -> str:
@@ -38,7 +45,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 configs = st.builds(
-    lambda name, model, args, rate, epochs, lora: RunConfig.model_validate(
+    lambda name, model, args, rate, epochs, lora: config_class(Leafe).model_validate(
         {
             "name": name,
             "model": model,
@@ -73,7 +80,7 @@ def test_digests_are_equal_exactly_where_no_field_differs(one: RunConfig, other:
     ["1e5", "1e-6", "yes", "null", "007", "0x1f", "- a", "a: b", "#", "2020-01-01", "1_000", "'", "\x85", "\u2028", "√", "~"],
 )
 def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
-    config = RunConfig.model_validate({"name": "trial", "model": text, "environment": {"name": "sokoban"}})
+    config = config_class(Leafe).model_validate({"name": "trial", "model": text, "environment": {"name": "sokoban"}})
     assert parse(dump(config), "written").model == text
 
 
@@ -95,7 +102,7 @@ def test_overrides_are_laid_over_the_recipe_in_turn() -> None:
     config = trial("train.epochs=3", "train.epochs=4", "environment.args.size=6", "controls=[refine]", "train.lora.rank=8")
     assert config.train.epochs == 4.0
     assert config.environment.args == {"size": 6}
-    assert config.controls == ("refine",)
+    assert own(config).controls == ("refine",)
     assert config.train.lora is not None and config.train.lora.rank == 8
 
 
@@ -110,7 +117,7 @@ def test_a_value_that_holds_an_equals_sign_is_kept_whole() -> None:
 def test_an_unknown_setting_is_refused_with_the_closest_one_and_all_of_its_level() -> None:
     message = refusal("train.epoch=3")
     assert "unknown setting 'train.epoch'; did you mean 'train.epochs'?" in message
-    assert "train.attention, train.batch_size, train.checkpointing, train.epochs, train.learning_rate" in message
+    assert "train.attention, train.batch_size, train.checkpointing, train.compile, train.dtype, train.epochs" in message
 
 
 def test_a_setting_on_the_wrong_level_is_pointed_to_its_place() -> None:
@@ -138,7 +145,13 @@ def test_an_unknown_setting_in_a_file_is_refused_like_one_on_the_command_line() 
         ("train=3", "train: wanted a group of settings, found 3"),
         ("name=a/b", "name: wanted letters, digits, '.', '_' and '-', a letter or digit first, found 'a/b'"),
         ("model=''", "model: wanted text that is not empty, found ''"),
-        ("engine.kind=vllm", "engine.kind: wanted 'transformers' or 'openai', found 'vllm'"),
+        ("engine.kind=vlm", "engine.kind: wanted 'transformers', 'openai' or 'vllm', found 'vlm'"),
+        (
+            "engine={kind: vllm, base_url: 'http://host/v1'}",
+            "engine.kind vllm starts a server of its own; leave out engine.base_url",
+        ),
+        ("engine.command=vllm", "engine.command: wanted a list, as [a, b], found 'vllm'"),
+        ("engine.memory_share=0", "engine.memory_share: wanted more than 0.0, found 0"),
         ("engine.kind=openai", "engine.kind openai wants engine.base_url, as http://localhost:8000/v1, and found none"),
         ("controls=independent", "controls: wanted a list, as [a, b], found 'independent'"),
         ("controls=[tree]", "controls.0: wanted 'independent' or 'refine', found 'tree'"),
@@ -166,7 +179,7 @@ def test_an_override_cannot_reach_into_a_single_setting() -> None:
 
 def test_an_arm_wants_the_control_whose_successes_it_learns_from() -> None:
     assert "wants controls with 'independent'" in refusal("arms=[independent]")
-    assert trial("arms=[independent]", "controls=[independent]").arms == ("independent",)
+    assert own(trial("arms=[independent]", "controls=[independent]")).arms == ("independent",)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +287,14 @@ def test_settings_of_the_machine_make_no_other_run() -> None:
         "engine.patience=1.0",
         "engine.api_key_env=KEY",
     )
-    elsewhere = trial(*engine, "train.processes=2", "train.attention=dense", "train.checkpointing=true")
+    train = (
+        "train.processes=2",
+        "train.attention=dense",
+        "train.checkpointing=true",
+        "train.micro_tokens=64",
+        "train.compile=layers",
+    )
+    elsewhere = trial(*engine, *train)
     assert elsewhere.digest == trial().digest
     assert differing_fields(trial(), elsewhere) == []
 

@@ -26,13 +26,13 @@ from leafe.distillation.store import with_texts
 from leafe.engines.loading import load_tokenizer
 from leafe.engines.scripted import ScriptedEngine
 from leafe.engines.tokens import ChatTokenizer
-from leafe.envs.fakes import Lookup
 from leafe.errors import UserError
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Silent
 from leafe.records import Ask, Completion, Example, Message, Observation, Sampling, Turn
 from leafe.run import RunDirectory
 from leafe.serving import probe_server, served_engine
+from leafe.worlds.fakes import Lookup
 
 LOOP = "{% for m in messages %}"
 

@@ -14,14 +14,14 @@ from leafe.config import parse
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.errors import ReplayDiverged
 from leafe.evaluation.diagnose import BranchPoint, act_unadvised, best_actions, branch_points, diagnosis, shares
 from leafe.forest.explore import explore
 from leafe.methods.diagnose import diagnose
 from leafe.progress import Silent
 from leafe.records import Ask, Completion, Observation, Reflection, Tree
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.environment import Sokoban
 
 RECIPE = """
 name: trial

@@ -16,14 +16,14 @@ from players import FULL, TERSE, Hand, Policy, breaks, completion, grown, key_in
 from leafe.chat import Prompts
 from leafe.distillation.examples import Choice, counterfactual, distill, rehearsal
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
-from leafe.envs.sokoban.board import ACTIONS
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.forest.explore import EXPLORERS
 from leafe.forest.growth import Growth
 from leafe.forest.play import once
 from leafe.records import BROKEN, Ask, Attempt, Example, Experience, Observation, StopReason, Task, Tree, Turn, encode
 from leafe.replies import render_action, render_reflection
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.board import ACTIONS
+from leafe.worlds.sokoban.environment import Sokoban
 
 PLACES = [f"open place{number}" for number in range(1, 4)]
 SECRET = "SECRET"  # stands in every piece of advice and nowhere else
@@ -83,6 +83,24 @@ forests = st.builds(forest, st.integers(0, 10_000), prompts=st.sampled_from([TER
 def test_counterfactual_prompt_never_contains_the_experience(trees: list[Tree]) -> None:
     for example in distill(trees, FULL, EVERYTHING):
         assert SECRET not in "".join(message.content for message in example.messages) + example.target
+
+
+@given(forests)
+@settings(max_examples=30)
+def test_log_probabilities_are_kept_where_they_are_asked_for_and_known(trees: list[Tree]) -> None:
+    plain, told = (distill(trees, FULL, replace(EVERYTHING, logprobs=kept)) for kept in (False, True))
+    assert [replace(example, targets=()) for example in told] == plain
+    for example in told:
+        _, turn = turn_of(trees, example)
+        known = len(turn.completion.logprobs) == len(example.target_ids)
+        wanted = turn.completion.logprobs if known else ()
+        assert tuple(target.logprob for target in example.targets) == wanted
+    unknown = [replace(tree, turns=tuple(map(without_logprobs, tree.turns))) for tree in trees]
+    assert distill(unknown, FULL, replace(EVERYTHING, logprobs=True)) == distill(unknown, FULL, EVERYTHING)
+
+
+def without_logprobs(turn: Turn) -> Turn:
+    return replace(turn, completion=replace(turn.completion, logprobs=()))
 
 
 def test_the_random_forests_hold_what_is_to_be_shown() -> None:

@@ -12,28 +12,30 @@ from typing import Any
 import pytest
 import torch
 from command import leafe
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokenizer
 from transformers import TrainingArguments
 
 from leafe.bench import Bench
 from leafe.config import parse
 from leafe.distillation.store import read_examples
 from leafe.engines.scripted import ScriptedEngine
+from leafe.engines.tokens import ChatTokenizer
 from leafe.envs import registry
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.store import read_forest
-from leafe.methods import leafe as method
+from leafe.lab import measure_base, run_verb
 from leafe.progress import Silent
-from leafe.records import Ask
+from leafe.records import Ask, Example, Message, Target
 from leafe.run import RunDirectory
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
-def code(name: str) -> str:
-    """The only Python block of a page."""
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
-    return str(block)
+def code(name: str, number: int = 0, *, of: int = 1) -> str:
+    """A Python block of a page, which has so many of them."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == of
+    return str(blocks[number])
 
 
 Lessons = list[tuple[list[int], list[int], float]]  # (prompt ids, target ids, weight)
@@ -60,7 +62,7 @@ def loss_of(model: Any, samples: Lessons) -> float:
 )
 def test_the_training_example_trains(tasks: list[Lessons], tmp_path: Path) -> None:
     names: dict[str, Any] = {}
-    exec(compile(code("training.md"), "training.md", "exec"), names)
+    exec(compile(code("training.md", 1, of=2), "training.md", "exec"), names)
     model = tiny_model("llama").train()
     before = [weight.detach().clone() for weight in model.parameters()]
     wanted = loss_of(model, [sample for samples in tasks for sample in samples])
@@ -76,6 +78,30 @@ def test_the_training_example_trains(tasks: list[Lessons], tmp_path: Path) -> No
     assert result.global_step == 1 and result.training_loss == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_the_losses_and_learners_of_the_documentation_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(code("training.md", 0, of=2), "training.md", "exec"), names)
+    lines = code("training.md", 0, of=2).split("\n\n\n")[1].splitlines()
+    assert lines[0] == "class Focal:" and len(lines) <= 10
+    base, tokenizer = tmp_path / "base", tiny_tokenizer()
+    tiny_model("llama").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+
+    def sample(model: Any, step: int) -> list[Example]:
+        asked, ids = (Message("user", f"you see {step}"),), tuple(tokenizer.encode("go left", add_special_tokens=False))
+        logits = model(torch.tensor([[*ChatTokenizer(tokenizer).prompt_ids(asked), *ids]])).logits[0, -len(ids) - 1 : -1]
+        told = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+        targets = tuple(Target(token, logprob=min(0.0, value)) for token, value in zip(ids, told, strict=True))
+        return [Example(f"e{n}", "sampled", "t", n, "", asked, "go left", ids, 1.0 - 1.5 * n, "g", targets) for n in range(2)]
+
+    report = names["tuned"](base, sample(tiny_model("llama"), 0), tmp_path / "tuned")
+    assert report.steps == 1 and (tmp_path / "tuned" / "model.safetensors").is_file()
+    names["in_turns"](base, sample, tmp_path / "state", tmp_path / "out")
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in said] == ["1", "2", "3", "4"] and all(float(line[2]) == 0 for line in said)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 DRAWERS = """
@@ -120,9 +146,9 @@ def test_the_environment_of_the_documentation_is_checked_explored_and_measured(
     make = partial(registry.make, f"{module}:Drawers")
     bench = Bench(config, tmp_path, lambda folder: ScriptedEngine(opens), make, Silent())
     with RunDirectory.open(tmp_path / "run", config) as run:
-        method.explore(bench, run)
-        method.distil_round(bench, run, 1)
-        method.measure(bench, run, "base")
+        run_verb(bench, run, "explore")
+        run_verb(bench, run, "distill")
+        measure_base(bench, run)
         trees, outcomes = list(read_forest(run.forest())), read_outcomes(run.evaluation("base"))
         lessons = [example for example in read_examples(run.examples()) if example.kind == "counterfactual"]
     assert len(trees) == 6 and len(outcomes) == 10

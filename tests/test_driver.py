@@ -17,14 +17,14 @@ from players import MOVES, PLACES, TERSE, Breaking, Hand, Policy, erratic, key_i
 from leafe.distillation.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup, SlipperySokoban
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import EXPLORERS, explore
 from leafe.forest.growth import Growth
 from leafe.forest.journal import Journal
 from leafe.records import Ask, Completion, Observation, StopReason, Task, Tree
+from leafe.worlds.fakes import Lookup, SlipperySokoban
+from leafe.worlds.sokoban.environment import Sokoban
 
 Trees = dict[str, Tree]
 RULES = rules(turns=30, max_attempts=6, max_depth=3, reflect_every=2)

@@ -83,7 +83,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_drawn_does_not_depend_on_how_many_processes_there_are(checkpoint: Path) -> None:
     asks = [ask(task, turn) for turn in range(3) for task in range(5)]
-    load = partial(TransformersEngine.load, checkpoint, slots=8)
+    load = partial(TransformersEngine.from_folder, checkpoint, slots=8)
     alone, shared = load(), ReplicatedEngine([load, load])
     assert shared.concurrency == 16
     assert answers(alone, asks) == answers(shared, asks)
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_as_in_one_process(tmp_path: 
     if damage == "no weights":
         folder.mkdir()
         (folder / "config.json").write_text((checkpoint / "config.json").read_text())
-    load = partial(TransformersEngine.load, folder)
+    load = partial(TransformersEngine.from_folder, folder)
     with pytest.raises((UserError, CorruptFile)) as alone:
         load()
     with pytest.raises(type(alone.value)) as shared:

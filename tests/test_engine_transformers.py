@@ -302,13 +302,13 @@ def test_a_saved_checkpoint_is_loaded_and_answers_alike(tmp_path: Path) -> None:
     [[ask]] = asks(Sampling(1.0, 1.0, 6), tasks=1, samples=1, turns=1)
     tiny_model().save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    loaded = TransformersEngine.load(tmp_path, slots=4, max_context=512)
+    loaded = TransformersEngine.from_folder(tmp_path, slots=4, max_context=512)
     assert run(lambda served: served.generate(ask), loaded) == run(lambda served: served.generate(ask), engine())
 
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint in") as caught:
-        TransformersEngine.load(tmp_path / "nowhere")
+        TransformersEngine.from_folder(tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
 
 
@@ -333,7 +333,7 @@ def test_a_broken_checkpoint_is_one_sentence(tmp_path: Path, damage: str) -> Non
         if damage == "pickled weights":
             torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(CorruptFile, match="the checkpoint in") as caught:
-        TransformersEngine.load(tmp_path)
+        TransformersEngine.from_folder(tmp_path)
     assert "\n" not in str(caught.value)
 
 

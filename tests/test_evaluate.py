@@ -11,12 +11,12 @@ from players import PLACES, Breaking, Policy, erratic, rules, steady
 
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError, RunConflict, UserError
 from leafe.evaluation.evaluate import evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome, read_outcomes
 from leafe.forest.driver import Means
 from leafe.records import StopReason, Task
+from leafe.worlds.fakes import Lookup
 
 TASKS = Lookup(horizon=3).tasks("test", 6)
 RULES = rules(turns=1, max_attempts=1, reflect_every=1, tokens=1)

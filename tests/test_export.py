@@ -20,11 +20,14 @@ from tiny import TEMPLATE, tiny_tokenizer
 from leafe.digest import canonical
 from leafe.distillation.store import CONTROL, FORMATS, HINTS, SCHEMA, export, parted, read_examples, write_examples
 from leafe.errors import CorruptFile, MissingDependency, UnknownName, UserError
-from leafe.records import Example, Message, encode
+from leafe.records import Example, Message, Target, encode
 
 TOKENIZER = tiny_tokenizer()
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), texts, st.booleans())
+numbers = st.one_of(st.none(), st.floats(-50, 0))
+tops = st.dictionaries(st.integers(0, 2**31), st.floats(0.01, 0.3), max_size=3).map(lambda top: tuple(top.items()))
+targets = st.builds(Target, st.integers(0, 2**31), st.floats(-9, 9), numbers, numbers, tops)
 examples = st.builds(
     Example,
     id=texts,
@@ -36,6 +39,12 @@ examples = st.builds(
     target=texts,
     target_ids=st.lists(st.integers(0, 2**31), max_size=5).map(tuple),
     weight=st.floats(0, 10),
+    group=texts,
+)
+detailed = st.builds(
+    lambda example, wanted: replace(example, targets=wanted, target_ids=tuple(target.id for target in wanted)),
+    examples,
+    st.lists(targets, max_size=4).map(tuple),
 )
 HISTORY = (
     Message("system", "You act."),
@@ -69,11 +78,61 @@ def test_a_text_without_control_tokens_is_exported_as_it_is() -> None:
         assert parted(text) == text
 
 
-@given(st.lists(examples, max_size=4))
+@given(st.lists(st.one_of(examples, detailed), max_size=4))
 def test_examples_come_back_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, given: list[Example]) -> None:
     path = tmp_path_factory.mktemp("examples") / "examples.jsonl"
     write_examples(path, given)
     assert list(read_examples(path)) == given
+
+
+def test_what_is_not_set_is_not_written_so_that_lines_stay_as_older_versions_wrote_them() -> None:
+    fields = ["id", "kind", "task", "attempt", "origin", "messages", "target", "target_ids", "weight"]
+    assert list(encode(EXAMPLE)) == fields
+    told = replace(EXAMPLE, group="g", targets=(Target(7), Target(8, logprob=0.0), Target(4, 0.5, top=((4, 0.75), (9, 0.125)))))
+    assert encode(told) == encode(EXAMPLE) | {
+        "group": "g",
+        "targets": [{"id": 7}, {"id": 8, "logprob": 0.0}, {"id": 4, "weight": 0.5, "top": [[4, 0.75], [9, 0.125]]}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("targets", "wanted"),
+    [
+        ([{"id": 9}], "with the ids"),
+        ([{"id": 9}, {"id": 5}], "with the ids"),
+        ([{"id": 9}, {"id": 4, "logprob": 0.3}], "target 4: wanted logprob as a natural log-probability, at most 0, found 0.3"),
+        ([{"id": 9}, {"id": 4, "reference": float("nan")}], "wanted reference"),
+        ([{"id": 9}, {"id": 4, "weight": float("inf")}], "a finite weight"),
+        ([{"id": 9}, {"id": 4, "top": [[1, 0.7], [2, 0.7]]}], "wanted top"),
+        ([{"id": 9}, {"id": 4, "top": [[1, 0.2], [1, 0.2]]}], "wanted top"),
+        ([{"id": 9}, {"id": 4, "top": [[1, 0.0]]}], "wanted top"),
+        ([{"id": 9}, {"id": 4, "top": [[1, -0.1], [2, 0.5]]}], "wanted top"),
+        ([{"id": 9}, {"id": 4, "top": [[1]]}], "wanted 2 values"),
+        ([{"id": 9}, {"id": 4, "lobprob": -1.0}], "wanted the fields of Target"),
+    ],
+)
+def test_targets_that_say_what_cannot_be_are_refused_with_their_line(targets: list[Any], wanted: str, tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    line = json.dumps(encode(BARE) | {"targets": targets})
+    path.write_text("\n".join([canonical({"schema": SCHEMA}), line, ""]))
+    with pytest.raises(CorruptFile, match=rf"examples\.jsonl line 2 is no example \(.*{wanted}"):
+        list(read_examples(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weight": -1.0},
+        {"group": "g"},
+        {"targets": (Target(9), Target(4, -1.0))},
+        {"targets": (Target(9, top=((1, 0.5),)), Target(4))},
+    ],
+)
+def test_what_another_trainer_would_get_wrong_is_not_exported(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the example e2 of task t1 has .*; train it here"):
+        exported("trl", tmp_path, EXAMPLE, replace(BARE, **change))
+    assert list(tmp_path.iterdir()) == []
+    exported("trl", tmp_path, replace(BARE, targets=(Target(9, logprob=-1.0), Target(4, logprob=-2.0))))
 
 
 def test_a_line_that_is_no_example_is_named(tmp_path: Path) -> None:

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from players import PLACES, Breaking, erratic, steady
 
-from leafe.bench import Bench, Plot, grow, measure_stage
+from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
 from leafe.distillation.causes import why_no_example
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError, UserError
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.faults import Faults, alarms, fault_cells, faults_of, loud
 from leafe.forest.first_wave import forget_failures
 from leafe.forest.store import read_forest
+from leafe.lab import measure_base
 from leafe.progress import Silent
 from leafe.records import (
     Attempt,
@@ -37,6 +37,7 @@ from leafe.records import (
 )
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.worlds.fakes import Lookup
 
 RECIPE = """
 name: trial
@@ -294,9 +295,9 @@ def test_a_measurement_whose_world_breaks_at_once_stops_and_keeps_no_failure(tmp
     here = bench(Doorless)
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         with pytest.raises(UserError, match=BROKE):
-            measure_stage(here, run, "base", here.base)
+            measure_base(here, run)
         assert read_outcomes(run.evaluation("base")) == () and not run.stages
-        measure_stage(bench(Lookup), run, "base", here.base)
+        measure_base(bench(Lookup), run)
         assert len(read_outcomes(run.evaluation("base"))) == 24 and run.stages["evaluate base"]["attempts"] == 24
 
 
@@ -313,5 +314,5 @@ def test_a_stage_says_at_once_what_makes_its_figures_mean_little(tmp_path: Path)
     heard = Heard()
     here = replace(bench(Lookup), progress=heard, load_engine=lambda folder: ScriptedEngine(steady("no\nidea", "hm")))
     with RunDirectory.open(tmp_path / "run", here.config) as run:
-        measure_stage(here, run, "base", here.base)
+        measure_base(here, run)
     assert heard.lines == ["evaluate base: no reply held an action: prompts=terse is for the bundled models; set prompts=full"]

@@ -14,14 +14,14 @@ from players import FULL, MOVES, PLACES, TERSE, Hand, Policy, breaks, erratic, g
 
 from leafe.chat import fill
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.explore import EXPLORERS, explore, refine
 from leafe.forest.growth import Growth, Rules
 from leafe.forest.play import independent, once
 from leafe.records import Ask, Completion, Experience, Observation, StopReason, Task, Tree, decode, encode
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.environment import Sokoban
 
 WRONG = "open place1"
 

@@ -22,15 +22,15 @@ from leafe.config import parse
 from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
-from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError
 from leafe.forest.store import read_forest
-from leafe.methods.leafe import run_recipe
+from leafe.lab import run_recipe
 from leafe.progress import Silent
 from leafe.records import Ask, StopReason, Tree
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.viewer.report import write_report
+from leafe.worlds.fakes import Lookup
 
 RECIPE = """
 name: golden
@@ -152,7 +152,7 @@ def test_no_advice_reaches_any_training_prompt_or_target(golden: Golden) -> None
 
 def test_the_controls_explored_the_same_tasks_with_the_same_first_attempts_at_no_larger_cost(golden: Golden) -> None:
     for method in ("independent", "refine"):
-        control = {tree.task.id: tree for tree in read_forest(golden.run.control(method))}
+        control = {tree.task.id: tree for tree in read_forest(golden.run.forest(method))}
         assert control.keys() == {tree.task.id for tree in golden.trees}
         for tree in golden.trees:
             other = control[tree.task.id]

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from players import FULL, TERSE, Hand, grown, key_in, steady, turns_in
 
 from leafe.chat import WHOLE, Notes, Prompts, Scene, act_messages, bare_messages, reflect_messages
-from leafe.envs.fakes import Lookup
 from leafe.forest.effects import Effect, Restored, Rollback, Step
 from leafe.forest.explore import explore
 from leafe.history import History, first_shortening, shorter
 from leafe.records import Ask, Completion, Observation, Shortening, StopReason, Turn
 from leafe.replies import render_action
+from leafe.worlds.fakes import Lookup
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 

@@ -18,17 +18,17 @@ from leafe.config import parse
 from leafe.distillation.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.check import check_environment
-from leafe.envs.household.environment import FORMS, Household
-from leafe.envs.household.generator import Recipe, houses
-from leafe.envs.household.house import GOALS, ITEMS, PLACES, SPLITS, House, from_payload, home_of, kind_of
-from leafe.envs.household.texts import game_file
-from leafe.envs.pddl.environment import KEPT
-from leafe.envs.pddl.game import Game
 from leafe.envs.world import World, observation_digest
 from leafe.errors import UnknownName, UserError
 from leafe.progress import Silent
 from leafe.prompts import load_prompts
 from leafe.records import Ask, StopReason, Task, Tree
+from leafe.worlds.household.environment import FORMS, Household
+from leafe.worlds.household.generator import Recipe, houses
+from leafe.worlds.household.house import GOALS, ITEMS, PLACES, SPLITS, House, from_payload, home_of, kind_of
+from leafe.worlds.household.texts import game_file
+from leafe.worlds.pddl.environment import KEPT
+from leafe.worlds.pddl.game import Game
 
 recipes = st.builds(
     Recipe,

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from players import PLACES, TERSE, Hand, erratic, grown, key_in
 
-from leafe.envs.fakes import Lookup
 from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict
 from leafe.forest.effects import Effect, Reset, Restored, Rollback, Step
 from leafe.forest.explore import explore
 from leafe.forest.journal import SCHEMA, Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.records import Ask, Completion, Message, Observation, Sampling, Tree, Turn
+from leafe.worlds.fakes import Lookup
 
 ASK = Ask((Message("user", "Where to?"),), Sampling(0.5, 0.9, 8), 7)
 TURN = Turn("t1", None, 1, 0, "up", True, Completion("up"), Observation("There."))

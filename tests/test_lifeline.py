@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from leafe.envs.fakes import Lookup
 from leafe.records import Observation
+from leafe.worlds.fakes import Lookup
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 
@@ -66,6 +66,22 @@ def killed(code: str, **surroundings: str) -> list[int]:
 def test_a_child_ends_with_its_parent_whatever_it_is_busy_with(busy: str) -> None:
     (child,) = killed(STARTED.format(busy=busy, group=False))
     assert gone(child)
+
+
+SEVERAL = """
+import os, subprocess, sys, time
+from leafe import lifeline
+child = "import os, sys, time; from leafe import lifeline; lifeline.hold(int(sys.argv[1])); print(os.getpid(), flush=True); time.sleep(60)"
+command = [sys.executable, "-c", child, str(lifeline.descriptor())]
+several = [subprocess.Popen(command, pass_fds=(lifeline.descriptor(),), stdout=subprocess.PIPE) for _ in range(3)]
+print(*(int(one.stdout.readline()) for one in several), flush=True)
+time.sleep(60)
+"""
+
+
+def test_all_of_several_children_end_with_their_parent() -> None:
+    children = killed(SEVERAL)
+    assert len(children) == 3 and all(gone(child) for child in children)
 
 
 def test_what_a_child_started_in_its_group_ends_too() -> None:

@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(name: str, tmp_path: Path)
         folder.mkdir()
     make(folder)
     with pytest.raises(UserError, match=reason) as refusal:
-        TransformersEngine.load(folder)
+        TransformersEngine.from_folder(folder)
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
 
 
@@ -166,7 +166,7 @@ def test_a_model_that_also_sees_is_loaded_sampled_from_and_trained_by_its_text(t
     config = Gemma3Config(text_config=reads, vision_config=sees, mm_tokens_per_image=1, image_token_index=299)
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    assert TransformersEngine.load(tmp_path, slots=2, max_context=512).max_context == 64
+    assert TransformersEngine.from_folder(tmp_path, slots=2, max_context=512).max_context == 64
     model, _ = load_checkpoint(tmp_path)
     samples = [([5, 6, 7], [8, 9], 1.0), ([5, 6, 9], [8], 1.0)]
     with tree_attention(model.train()):
@@ -187,7 +187,7 @@ def test_a_special_token_that_nothing_writes_needs_no_embedding(tmp_path: Path) 
 def test_end_tokens_of_the_generation_config_are_one_or_several(eos: int | list[int] | None, tmp_path: Path) -> None:
     edited(tmp_path, "generation_config.json", eos_token_id=eos)
     wanted = {END} | set([] if eos is None else [eos] if isinstance(eos, int) else eos)
-    assert TransformersEngine.load(tmp_path, slots=2, max_context=64).stop_ids == wanted
+    assert TransformersEngine.from_folder(tmp_path, slots=2, max_context=64).stop_ids == wanted
 
 
 def test_a_tokenizer_that_knows_no_end_at_all_is_refused() -> None:

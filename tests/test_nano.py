@@ -17,10 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from leafe.chat import Notes, Scene, act_messages, reflect_messages
 from leafe.distillation.pack import PackedRow
 from leafe.engines.tokens import ChatTokenizer
-from leafe.envs.sokoban.board import ACTIONS, State, parse
-from leafe.envs.sokoban.environment import Sokoban
-from leafe.envs.sokoban.generator import Recipe, levels
-from leafe.envs.sokoban.solver import distances
 from leafe.nano.build import Plan, Shape, build
 from leafe.nano.curriculum import DRILL, Curriculum, Lesson, Lookback, Move, Stage, Writer, batches
 from leafe.nano.sokoban_teacher import INSTRUCTION, PLAN, SokobanTeacher
@@ -29,6 +25,10 @@ from leafe.nano.worlds import SOKOBAN
 from leafe.prompts import load_prompts
 from leafe.records import Completion, Message, Observation, Turn
 from leafe.replies import parse_reflection, render_reflection
+from leafe.worlds.sokoban.board import ACTIONS, State, parse
+from leafe.worlds.sokoban.environment import Sokoban
+from leafe.worlds.sokoban.generator import Recipe, levels
+from leafe.worlds.sokoban.solver import distances
 
 PROMPTS = load_prompts("terse", "sokoban")
 LESSONS = tuple(islice(SokobanTeacher(longest=8).lessons(3), 40))

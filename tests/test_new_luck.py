@@ -17,7 +17,6 @@ from leafe.digest import seed_for
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.check import check_environment
-from leafe.envs.fakes import Lookup
 from leafe.errors import UserError
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import explore
@@ -25,6 +24,7 @@ from leafe.forest.growth import Growth
 from leafe.forest.journal import Journal
 from leafe.progress import Silent
 from leafe.records import Observation, StopReason, Task, Tree
+from leafe.worlds.fakes import Lookup
 
 
 class Dice(Environment):

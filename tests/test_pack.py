@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model
+from tiny import gradients
+from tiny import precise_model as model
 from transformers import PreTrainedModel
 
 from leafe.distillation.attention import blocks, tree_attention
@@ -32,23 +32,6 @@ ANYTHING = [
     [([1], [2, 3], 1.0), ([4], [2, 3], 1.0), ([5, 5], [1], 2.0)],  # nothing shared: branches at the root
     [([1, 2], [3], 1.0), ([1, 2], [4], 1.0), ([1, 2], [5], 1.0)],  # several children of one token
 ]
-
-
-@cache
-def model(kind: str, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
-    """Random weights; the seed also decides how many queries share a key."""
-    network = tiny_model(kind, vocabulary=12, seed=seed, shared_heads=(2, 4, 1)[seed % 3]).to(dtype)
-    if dtype is torch.float64:  # the library's own norms go through float32
-        for name, _ in list(network.named_modules()):
-            if name.endswith("norm"):
-                network.set_submodule(name, torch.nn.RMSNorm(64, eps=1e-6, dtype=dtype))
-    return network
-
-
-def gradients(network: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    network.zero_grad(set_to_none=True)
-    loss.backward()
-    return {name: weight.grad.clone() for name, weight in network.named_parameters() if weight.grad is not None}
 
 
 def loss_apart(network: PreTrainedModel, given: list[Sample]) -> torch.Tensor:

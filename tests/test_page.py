@@ -15,8 +15,9 @@ from leafe.evaluation.compare import ArmResult, Comparison, percent, points
 from leafe.evaluation.passk import Interval
 from leafe.forest.faults import Faults, faults_of
 from leafe.records import Attempt, Completion, Experience, Observation, Reflection, Shortening, Spend, StopReason, Task, Tree, Turn
+from leafe.results import ExplorationRow, exploration_row
 from leafe.viewer.markup import preformatted, tag
-from leafe.viewer.page import ExplorationRow, PageContent, exploration_row, render_page
+from leafe.viewer.page import PageContent, render_page
 from leafe.viewer.trees import ENDINGS, lanes, replaced_turn
 
 BOARD = "You moved.\n#####\n#PXO#\n#####"

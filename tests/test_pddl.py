@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.envs.household.generator import Recipe, houses
-from leafe.envs.household.house import House
-from leafe.envs.household.texts import game_file
-from leafe.envs.pddl.environment import game_of
-from leafe.envs.pddl.expressions import parse_expression, typed
-from leafe.envs.pddl.formulas import Reader
-from leafe.envs.pddl.game import NOTHING, Game
-from leafe.envs.pddl.gamefile import GameFile, parse_game, read_game, write_game
-from leafe.envs.pddl.grammar import parse_grammar
-from leafe.envs.pddl.names import shown_names
-from leafe.envs.pddl.planner import plan
-from leafe.envs.pddl.symbols import Listing, Text, Use, parse_query, parse_symbols
 from leafe.errors import CorruptFile, UserError
+from leafe.worlds.household.generator import Recipe, houses
+from leafe.worlds.household.house import House
+from leafe.worlds.household.texts import game_file
+from leafe.worlds.pddl.environment import game_of
+from leafe.worlds.pddl.expressions import parse_expression, typed
+from leafe.worlds.pddl.formulas import Reader
+from leafe.worlds.pddl.game import NOTHING, Game
+from leafe.worlds.pddl.gamefile import GameFile, parse_game, read_game, write_game
+from leafe.worlds.pddl.grammar import parse_grammar
+from leafe.worlds.pddl.names import shown_names
+from leafe.worlds.pddl.planner import plan
+from leafe.worlds.pddl.symbols import Listing, Text, Use, parse_query, parse_symbols
 
 DOMAIN = """
 ; A lamp post garden: posts stand in a row, a keeper walks along it.

@@ -7,10 +7,10 @@ from typing import Any
 from players import key_in
 
 from leafe.envs.base import Environment, Fidelity
-from leafe.envs.fakes import Lookup
 from leafe.envs.person import person_plays
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.records import Observation, Task
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.environment import Sokoban
 
 
 def game(environment: Environment, task: Task, *lines: str) -> list[str]:

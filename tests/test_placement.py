@@ -25,10 +25,7 @@ from leafe.envs import registry
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.calls import Call, patience_for
 from leafe.envs.check import check_environment
-from leafe.envs.codecontests import CodeContests
-from leafe.envs.fakes import Lookup
 from leafe.envs.hosting import Terms, hosting
-from leafe.envs.mbpp import Mbpp
 from leafe.envs.world import World, observation_digest
 from leafe.envs.world_process import WorldProcess
 from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
@@ -38,6 +35,9 @@ from leafe.forest.growth import Growth
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter
 from leafe.records import Ask, Completion, Observation, StopReason, Task, Tree
+from leafe.worlds.codecontests import CodeContests
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.mbpp import Mbpp
 
 RULES = rules(turns=24, max_attempts=5, max_depth=3, reflect_every=2)
 ELSEWHERE = [Placement.THREAD, Placement.PROCESS]
@@ -589,7 +589,7 @@ def test_what_a_world_prints_never_reaches_the_json() -> None:
     [
         ("import sys; sys.exit(1)", "cannot import 'broken_world' for the environment 'broken_world:World': SystemExit: 1"),
         ("x = 1 / 0", "ZeroDivisionError: division by zero (broken_world.py line 1)"),
-        ("from leafe.envs.fakes import Lookup\nclass World(Lookup):\n    def __init__(self):\n        1 / 0", "cannot be made from {}"),
+        ("from leafe.worlds.fakes import Lookup\nclass World(Lookup):\n    def __init__(self):\n        1 / 0", "cannot be made from {}"),
     ],
 )  # fmt: skip
 def test_a_class_that_cannot_be_had_is_one_sentence(source: str, sentence: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import pytest
 
 from leafe.config import parse
-from leafe.envs.fakes import Lookup
 from leafe.envs.registry import make
 from leafe.errors import EnvironmentFailure, UserError
 from leafe.preflight import Meter, Rehearsed, check_lengths, rehearse, short_horizons
 from leafe.prompts import load_prompts
 from leafe.records import Message, Observation, Task
 from leafe.settings import RunConfig
+from leafe.worlds.fakes import Lookup
 
 RECIPE = "name: trial\nprompts: full\nenvironment: {name: sokoban, args: {min_length: 6, horizon: 20}}\n"
 

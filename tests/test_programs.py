@@ -21,22 +21,22 @@ from players import FULL, Hand, grown, turns_in
 from leafe.chat import Scene, act_messages, bare_messages, reflect_messages
 from leafe.envs.base import Environment
 from leafe.envs.check import check_environment
-from leafe.envs.codecontests import CodeContests
-from leafe.envs.mbpp import Mbpp
-from leafe.envs.programs.call_runner import canonical
-from leafe.envs.programs.environment import OWN, Programming
-from leafe.envs.programs.feedback import HIDDEN, feedback, plain
-from leafe.envs.programs.judge import Failure, judge
-from leafe.envs.programs.problem import Case, Problem, same_answer
 from leafe.envs.registry import make
-from leafe.envs.sandbox.limits import Limits, Outcome, Program, Verdict
-from leafe.envs.sandbox.probe import objection
-from leafe.envs.sandbox.sandbox import Sandbox
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.forest.explore import explore
 from leafe.prompts import PROFILES, load_prompts
 from leafe.records import Ask, Experience, StopReason, Task
 from leafe.replies import parse_action, render_action, render_reflection
+from leafe.worlds.codecontests import CodeContests
+from leafe.worlds.mbpp import Mbpp
+from leafe.worlds.programs.call_runner import canonical
+from leafe.worlds.programs.environment import OWN, Programming
+from leafe.worlds.programs.feedback import HIDDEN, feedback, plain
+from leafe.worlds.programs.judge import Failure, judge
+from leafe.worlds.programs.problem import Case, Problem, same_answer
+from leafe.worlds.sandbox.limits import Limits, Outcome, Program, Verdict
+from leafe.worlds.sandbox.probe import objection
+from leafe.worlds.sandbox.sandbox import Sandbox
 
 KINDS = [kind for kind in ("bubblewrap", "seccomp") if objection(kind) is None]
 contained = pytest.mark.skipif(not KINDS, reason="no sandbox contains programs on this machine; leafe doctor says what it wants")
@@ -329,10 +329,25 @@ def test_a_program_at_its_time_limit_is_run_again_and_its_least_time_counts(outc
     assert (failure and failure.reason) == reason
 
 
-@given(st.text(max_size=30), st.text(max_size=30))
-def test_outputs_are_compared_word_by_word(one: str, other: str) -> None:
-    assert same_answer(one, other) == (one.split() == other.split())
-    assert same_answer(one, "\n" + one.replace(" ", "  ") + "\n")
+GAPS = st.text(" \t\n\r", min_size=1, max_size=3)
+WORDS = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=5)
+
+
+def apart(words: list[str], gaps: list[str]) -> str:
+    """Words with a gap before each and one at the end."""
+    return "".join(gap + word for gap, word in zip(gaps, words, strict=False)) + gaps[len(words)]
+
+
+@given(data=st.data(), words=st.lists(WORDS, min_size=1, max_size=6), other=WORDS)
+def test_outputs_are_compared_word_by_word(data: st.DataObject, words: list[str], other: str) -> None:
+    gaps = [data.draw(st.lists(GAPS, min_size=len(words) + 1, max_size=len(words) + 1)) for _ in range(2)]
+    expected = apart(words, gaps[0])
+    assert same_answer(expected, apart(words, gaps[1])) and same_answer(expected, apart(words, gaps[1]).strip())
+    place = data.draw(st.integers(0, len(words) - 1))
+    changed = [words[:place] + words[place + 1 :], [*words[:place], other, *words[place:]], [*words[:-1], words[-1] + other]]
+    changed += [[*words[:place], other, *words[place + 1 :]]] if other != words[place] else []
+    changed += [["".join(words)]] if len(words) > 1 else []
+    assert not any(same_answer(expected, " ".join(found)) for found in changed)
 
 
 LEAVES = (

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from leafe.envs.programs.environment import program_in
 from leafe.records import Experience
 from leafe.replies import FORMS, Form, Half, Unreadable, parse_action, parse_reflection, render_action, render_reflection
 from leafe.replies.reading import hollow
+from leafe.worlds.programs.environment import program_in
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "replies.md").read_text(encoding="utf-8")
 TURNS = 4  # of the attempt that the page's table of reflections is about

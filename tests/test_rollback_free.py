@@ -16,7 +16,6 @@ from leafe.distillation.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.check import check_environment
-from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.effects import Rollback
@@ -26,6 +25,7 @@ from leafe.forest.journal import Journal
 from leafe.forest.store import read_forest
 from leafe.records import Observation, StopReason, Task, Tree, decode, encode
 from leafe.viewer.attempts import task_section
+from leafe.worlds.fakes import Lookup
 
 EVERYTHING = Choice("any", branches_per_task=99, success_share=1.0)
 

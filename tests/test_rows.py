@@ -12,13 +12,12 @@ from leafe.distillation.rows import shares, split
 
 tokens = st.integers(1, 3)
 samples = st.lists(
-    st.builds(
-        Sample,
+    st.tuples(
         st.lists(tokens, min_size=1, max_size=5),
         st.lists(tokens, min_size=1, max_size=3),
         st.sampled_from([0.5, 1.0]),
         st.sampled_from(["a", "b"]),
-    ),
+    ).map(lambda values: Sample(*values)),
     min_size=1,
     max_size=7,
 ).map(lambda given: sorted(given, key=lambda sample: [*sample.prompt, *sample.target]))

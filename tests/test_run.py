@@ -140,19 +140,6 @@ def test_a_finished_stage_is_remembered_with_what_it_gave(path: Path) -> None:
         assert list(run.stages.items()) == [("explore", {"turns": 3}), ("distill", None)]
 
 
-def test_a_stage_done_again_takes_back_what_came_after_it(path: Path) -> None:
-    with RunDirectory.open(path, config()) as run:
-        for stage in ("explore", "distill", "train"):
-            run.finish_stage(stage)
-        run.finish()
-        run.reopen_stage("evaluate")
-        assert run.done
-        run.reopen_stage("distill")
-        assert not run.done and list(run.stages) == ["explore"]
-    with RunDirectory.existing(path) as run:
-        assert not run.done and list(run.stages) == ["explore"]
-
-
 def test_every_artefact_has_a_place_of_its_own_and_its_folder_is_there(path: Path) -> None:
     with RunDirectory.open(path, config()) as run:
         places = [
@@ -160,9 +147,9 @@ def test_every_artefact_has_a_place_of_its_own_and_its_folder_is_there(path: Pat
             run.forest(2),
             run.journal(),
             run.examples(),
-            run.control("independent"),
-            run.control_journal("independent"),
-            run.control_examples("independent"),
+            run.forest("independent"),
+            run.journal("independent"),
+            run.examples("independent"),
             run.checkpoint("leafe"),
             run.evaluation("leafe"),
             run.report,

@@ -20,12 +20,12 @@ import pytest
 from hostile import ATTACKS, Attack, source
 
 from leafe.doctor import sandbox_finding
-from leafe.envs.sandbox import control_group, probe
-from leafe.envs.sandbox.container import KINDS
-from leafe.envs.sandbox.limits import MIB, Limits, Program, Verdict
-from leafe.envs.sandbox.sandbox import Sandbox
-from leafe.envs.sandbox.system_calls import assemble
 from leafe.errors import EnvironmentFailure, UnknownName, UserError
+from leafe.worlds.sandbox import control_group, probe
+from leafe.worlds.sandbox.container import KINDS
+from leafe.worlds.sandbox.limits import MIB, Limits, Program, Verdict
+from leafe.worlds.sandbox.sandbox import Sandbox
+from leafe.worlds.sandbox.system_calls import assemble
 
 SHORT = Limits(cpu_seconds=0.6, wall_seconds=1.5, memory_bytes=128 * MIB, file_bytes=4 * MIB, output_bytes=200_000)
 LATER = "a-word-of-the-next-input"
@@ -182,12 +182,16 @@ def test_a_runner_finds_the_program_beside_it(sandbox: Sandbox) -> None:
 
 
 def test_nothing_is_left_when_a_run_is_given_up_half_way(sandbox: Sandbox) -> None:
-    token = f"gone-{os.getpid()}"[:15]
+    others = descendants(os.getpid())
     runs = sandbox.run(Program("print(1)"), ["", ""], Limits())
-    next(runs)
-    before = threading.active_count()
-    runs.close()
-    assert threading.active_count() == before and named(token) == []
+    assert next(runs).stdout == "1\n"
+    family = descendants(os.getpid()) - others
+    threads = threading.active_count()
+    # What gives it up is kept, and all that its traceback holds: nothing is left to Python's own clearing up.
+    with pytest.raises(KeyboardInterrupt) as kept:
+        runs.throw(KeyboardInterrupt())
+    assert family and eventually(lambda: not [pid for pid in family if alive(pid)])
+    assert threading.active_count() == threads and kept.value is not None
 
 
 SPINNING = "import time\nprint('up', flush=True)\nwhile True:\n    time.sleep(0.01)"
@@ -202,7 +206,7 @@ FORGETFUL = (
 @pytest.mark.parametrize("spinning", [SPINNING, FORGETFUL], ids=["spinning", "forgetful"])
 def test_a_killed_process_takes_its_sandbox_along(sandbox: Sandbox, spinning: str) -> None:
     code = (
-        "from leafe.envs.sandbox.limits import Limits, Program\nfrom leafe.envs.sandbox.sandbox import Sandbox\n"
+        "from leafe.worlds.sandbox.limits import Limits, Program\nfrom leafe.worlds.sandbox.sandbox import Sandbox\n"
         f"Sandbox({sandbox.kind!r}).run_once(Program({spinning!r}), limits=Limits(cpu_seconds=50, wall_seconds=100))"
     )
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -330,8 +334,8 @@ def test_standard_streams_have_their_names_and_an_input_cannot_be_changed(sandbo
 
 def test_an_ignored_sigchld_is_refused_as_that_and_not_taken_for_success() -> None:
     code = (
-        "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfrom leafe.envs.sandbox.limits import Program\n"
-        "from leafe.envs.sandbox.sandbox import Sandbox\nprint(Sandbox('seccomp').run_once(Program('print(1)')))"
+        "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfrom leafe.worlds.sandbox.limits import Program\n"
+        "from leafe.worlds.sandbox.sandbox import Sandbox\nprint(Sandbox('seccomp').run_once(Program('print(1)')))"
     )
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=False)

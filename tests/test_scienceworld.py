@@ -20,11 +20,17 @@ from hypothesis import strategies as st
 from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
 from leafe.distillation.examples import Choice, distill
-from leafe.doctor import java_command, java_finding
+from leafe.doctor import java_finding
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.check import check_environment
 from leafe.envs.registry import make
-from leafe.envs.scienceworld.catalogue import (
+from leafe.envs.world import World
+from leafe.errors import EnvironmentFailure, MissingDependency, UnknownName, UserError
+from leafe.hardware import java_command
+from leafe.progress import Silent
+from leafe.prompts import load_prompts
+from leafe.records import Ask, StopReason, Task
+from leafe.worlds.scienceworld.catalogue import (
     KINDS,
     SIMPLIFICATIONS,
     checked_simplifications,
@@ -33,14 +39,9 @@ from leafe.envs.scienceworld.catalogue import (
     spec_of,
     variations,
 )
-from leafe.envs.scienceworld.environment import POOL, ScienceWorld
-from leafe.envs.scienceworld.java import Options, needs
-from leafe.envs.scienceworld.pool import Pool
-from leafe.envs.world import World
-from leafe.errors import EnvironmentFailure, MissingDependency, UnknownName, UserError
-from leafe.progress import Silent
-from leafe.prompts import load_prompts
-from leafe.records import Ask, StopReason, Task
+from leafe.worlds.scienceworld.environment import POOL, ScienceWorld
+from leafe.worlds.scienceworld.java import Options, needs
+from leafe.worlds.scienceworld.pool import Pool
 
 try:
     needs()
@@ -423,7 +424,7 @@ def test_check_env_passes_on_a_few_tasks() -> None:
 
 PLAYS = """
 import sys
-from leafe.envs.scienceworld.environment import POOL, ScienceWorld
+from leafe.worlds.scienceworld.environment import POOL, ScienceWorld
 from leafe.records import Task
 world = ScienceWorld()
 world.reset(Task("t", "scienceworld", "Do.", 9, {"task": "find-plant", "variation": 1, "simplifications": "easy"}))

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_lifeline import descendants, gone
 
 from leafe.distillation.store import read_examples
 from leafe.forest.store import read_forest
@@ -202,3 +203,38 @@ def test_a_real_server_is_probed_explored_and_measured_with_although_everything_
     assert all(ids) if found["ids"] == "sampled" else not any(ids)
     assert found["seeds_differ"] and found["prompt"] in ("equal", "counted")
     print(f"\n{len(replies)} replies, {sum(ids)} with ids, {time.monotonic() - started:.0f} s", *found["lines"], sep="\n  ")
+
+
+def test_vllm_that_a_run_starts_itself_is_killed_once_and_serves_what_was_trained(tmp_path: Path) -> None:
+    """Explores, trains and measures base and arm through servers of its own; the first is killed in the middle."""
+    begun, model = time.monotonic(), named("LEAFE_TEST_MODEL")
+    (tmp_path / "served.yaml").write_text(RECIPE.replace("kind: openai", "kind: vllm"), encoding="utf-8")
+    command = [sys.executable, "-m", "leafe.cli", "run", str(tmp_path / "served.yaml"), "--out", str(tmp_path / "run")]
+    command += [f"model={model}", f"engine.command=[{named('LEAFE_VLLM_PYTHON')}]", "engine.arguments=[--enforce-eager]"]
+    command += ["engine.max_context=2048", "engine.threads=1", "environment.name=agreeable:Agreeable", "tasks={train: 8, test: 1}"]
+    command += ["arms=[leafe]", "distill.success_share=1.0", "train.epochs=1", "engine.patience=600"]
+    found = Scene(Process([], tmp_path / "server.txt"), Process(command, tmp_path / "leafe.txt"), tmp_path / "run")
+    tests = str(Path(__file__).parent)
+    paths = os.pathsep.join([tests, str(Path(tests).parent), os.environ.get("PYTHONPATH", "")])
+    try:
+        leafe = found.leafe.start(PYTHONPATH=paths)
+        found.wait_for(lambda: len(found.journaled()) >= 3, 900)
+        family = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in descendants(leafe.pid)}
+        (server,) = [pid for pid, line in family.items() if b"vllm.entrypoints.openai.api_server" in line and b"-I" not in line]
+        kept = found.journaled()
+        os.kill(server, signal.SIGKILL)
+        assert leafe.wait(1500) == 0, found.leafe.said.read_text(errors="replace")
+        assert all(gone(pid) for pid in family)
+    finally:
+        found.leafe.kill()
+    said = " ".join(found.leafe.said.read_text(errors="replace").split())
+    assert "the server died (ended by SIGKILL" in said and "starting it again, 1 of at most 3 times" in said
+    trees = list(read_forest(tmp_path / "run" / "round-1" / "forest.jsonl"))
+    replies = [turn.completion for tree in trees for turn in tree.turns]
+    assert len(trees) == 8 and all(line["result"]["text"] in {reply.text for reply in replies} for line in kept)
+    assert not [attempt.stop for tree in trees for attempt in tree.attempts if attempt.stop in BROKEN]
+    assert all(len(reply.token_ids) == len(reply.logprobs) > 0 for reply in replies)
+    with RunDirectory.existing(tmp_path / "run", read_only=True) as run:
+        assert run.stages["train leafe"]["examples"] and run.stages["evaluate leafe"]["attempts"] == 2
+        print(f"\n{run.stages['probe']['server']}, {len(replies)} replies, {time.monotonic() - begun:.0f} s")
+    assert len(list((tmp_path / "run" / "server").iterdir())) == 3

@@ -83,7 +83,7 @@ def answer(folder: Path, text: str) -> Completion:
     """The likeliest reply of a checkpoint."""
 
     async def once() -> Completion:
-        engine = TransformersEngine.load(folder, slots=1, max_context=256)
+        engine = TransformersEngine.from_folder(folder, slots=1, max_context=256)
         try:
             return await engine.generate(Ask((Message("user", text),), Sampling(temperature=0.0), seed=0))
         finally:

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.envs.sokoban.board import ACTIONS, Level, Outcome, State, canonical_text, parse, symmetries
-from leafe.envs.sokoban.boxoban import read_levels, write_levels
-from leafe.envs.sokoban.environment import Sokoban, ample_turns
-from leafe.envs.sokoban.generator import SPLITS, Recipe, levels, scatter, split_of
-from leafe.envs.sokoban.solver import distances, solve
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.records import Task
+from leafe.worlds.sokoban.board import ACTIONS, Level, Outcome, State, canonical_text, parse, symmetries
+from leafe.worlds.sokoban.boxoban import read_levels, write_levels
+from leafe.worlds.sokoban.environment import Sokoban, ample_turns
+from leafe.worlds.sokoban.generator import SPLITS, Recipe, levels, scatter, split_of
+from leafe.worlds.sokoban.solver import distances, solve
 
 CORNERED = "######\n#__O_#\n#____#\n#_X__#\n#_P__#\n######"
 
@@ -137,7 +137,7 @@ def test_drawn_levels_have_the_wanted_band_of_lengths() -> None:
 
 def test_two_processes_with_other_hash_seeds_draw_the_same_tasks() -> None:
     code = (
-        "from leafe.envs.sokoban.environment import Sokoban\n"
+        "from leafe.worlds.sokoban.environment import Sokoban\n"
         "import sys\n"
         "sys.stdout.write(repr([t for s in ('train', 'test') for t in Sokoban(boxes=2, max_length=40).tasks(s, 5, 3)]))"
     )

@@ -37,8 +37,8 @@ from leafe.scale.line import Line, Starter, WorkerLost
 from leafe.scale.process import ProcessLink, start_process
 from leafe.scale.worlds import SpreadWorlds, spread
 from leafe.settings import differing_fields
+from leafe.worlds.fakes import Lookup
 
-Lookup = registry.SHIPPED["lookup"][0]
 RULES = rules(turns=16, max_attempts=4, max_depth=3, reflect_every=2)
 
 
@@ -50,14 +50,14 @@ def breaking() -> Environment:
     return Breaking(odds=0.1, horizon=4)
 
 
-class Noisy(Lookup):  # type: ignore[misc, valid-type]
+class Noisy(Lookup):
     """Shows something else in every instance, whatever it declares."""
 
     def reset(self, task: Task) -> Observation:
         return replace(super().reset(task), text=str(random.SystemRandom().random()))
 
 
-class Unrepeatable(Lookup):  # type: ignore[misc, valid-type]
+class Unrepeatable(Lookup):
     """Declares that it cannot go back."""
 
     fidelity = Fidelity.NONE
@@ -473,3 +473,21 @@ def test_whoever_stops_waiting_has_the_request_cancelled() -> None:
         assert fake.open == []
 
     asyncio.run(main())
+
+
+def test_what_was_asked_for_before_new_weights_is_finished_by_the_old_ones(tmp_path: Path) -> None:
+    def answering(folder: Path) -> Callable[[], Engine]:
+        return partial(ScriptedEngine, [folder.name] * 20)
+
+    async def main() -> list[str]:
+        fake = FakeWorkers()
+        engine = SpreadEngine(fake, answering(Path("old")), replicas=2, concurrency=6, made_on=answering)
+        before = [asyncio.create_task(engine.generate(ask(number))) for number in range(5)]
+        await asyncio.sleep(0)
+        await engine.load(tmp_path / "new")
+        told = [(await task).text for task in before] + [(await engine.generate(ask(9))).text]
+        await engine.close()
+        assert fake.open == []
+        return told
+
+    assert asyncio.run(main()) == ["old"] * 5 + ["new"]

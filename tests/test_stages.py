@@ -14,14 +14,14 @@ from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
 from leafe.errors import EngineError, UserError
 from leafe.forest.store import read_forest
-from leafe.methods import leafe as method
+from leafe.lab import run_recipe, run_verb
 from leafe.progress import Silent
 from leafe.records import Ask
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.worlds.fakes import Lookup
 
 RECIPE = """
 name: trial
@@ -75,7 +75,7 @@ def weights(folder: Path) -> bytes:
 def test_a_later_round_without_examples_keeps_what_the_rounds_before_it_learned(base: Path, tmp_path: Path) -> None:
     here = bench(base, {"base": stubborn, "leafe-round-1": hopeless, "leafe": hopeless}, "rounds=2")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
-        method.run_recipe(here, run)
+        run_recipe(here, run)
         assert run.stages["train leafe-round-1"]["examples"] > 0
         assert run.stages["train leafe"] == {"examples": 0, "steps": 0, "note": UNTRAINED}
         assert weights(run.checkpoint("leafe")) == weights(run.checkpoint("leafe-round-1")) != weights(base)
@@ -86,7 +86,7 @@ def test_a_control_without_a_success_stays_the_base_and_says_so(base: Path, tmp_
     everything = {"base": stubborn, "leafe": hopeless, "rehearsal": hopeless, "independent": hopeless}
     here = bench(base, everything, "controls=[independent]", "arms=[leafe, independent]", "distill.success_share=0.0")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
-        method.run_recipe(here, run)
+        run_recipe(here, run)
         assert run.stages["train independent"]["note"] == UNTRAINED
         assert weights(run.checkpoint("independent")) == weights(base) != weights(run.checkpoint("leafe"))
 
@@ -99,9 +99,17 @@ def test_a_first_round_without_examples_is_one_sentence_and_loses_no_measurement
                 UserError,
                 match="there is no example to train on: no attempt succeeded; no reflection could be read: prompts=terse is for the",
             ):
-                method.run_recipe(here, run)
+                run_recipe(here, run)
         assert list(run.stages) == ["evaluate base", "explore round 1", "distil round 1"]
         assert not run.checkpoint("leafe").exists()
+
+
+def test_a_budget_in_tokens_is_a_setting_and_ends_exploration_beside_the_one_in_turns(base: Path, tmp_path: Path) -> None:
+    for tokens, turns in ((0, 6), (1, 1)):
+        here = bench(base, {"base": stubborn}, f"explore.tokens={tokens}")
+        with RunDirectory.open(tmp_path / f"{tokens}", here.config) as run:
+            run_verb(here, run, "explore")
+            assert max(tree.spend.turns for tree in read_forest(run.forest(1))) == turns
 
 
 def test_a_forest_that_is_still_growing_is_not_distilled(base: Path, tmp_path: Path) -> None:
@@ -117,14 +125,14 @@ def test_a_forest_that_is_still_growing_is_not_distilled(base: Path, tmp_path: P
     here = bench(base, {"base": dying})
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         with pytest.raises(EngineError):
-            method.explore(here, run)
+            run_verb(here, run, "explore")
         assert run.forest(1).exists()
         with pytest.raises(UserError, match=r"'explore round 1' of .* is not finished yet; type: leafe explore"):
-            method.distil_round(here, run, 1)
+            run_verb(here, run, "distill")
     well = bench(base, {"base": stubborn})
     with RunDirectory.open(tmp_path / "run", well.config) as run:
-        method.explore(well, run)
-        method.distil_round(well, run, 1)
+        run_verb(well, run, "explore")
+        run_verb(well, run, "distill")
         assert len(list(read_forest(run.forest(1)))) == 6
         assert list(read_examples(run.examples(1)))
 
@@ -132,7 +140,7 @@ def test_a_forest_that_is_still_growing_is_not_distilled(base: Path, tmp_path: P
 def test_every_round_explores_with_the_model_of_the_one_before(base: Path, tmp_path: Path) -> None:
     here = bench(base, {"base": stubborn, "leafe-round-1": stubborn, "leafe": hopeless}, "rounds=2")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
-        method.train(here, run)
+        run_verb(here, run, "train")
         assert {stage for stage in run.stages if stage.startswith("train")} == {"train leafe-round-1", "train leafe"}
         assert run.stages["train leafe"]["examples"] > 0
         models = [weights(folder) for folder in (base, run.checkpoint("leafe-round-1"), run.checkpoint("leafe"))]

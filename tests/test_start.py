@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from leafe.config import load_recipe
+from leafe.run import RunDirectory
+
 HEAVIEST = ("pydantic", "torch", "transformers", "peft")
 HEAVY = ("torch", "transformers", "peft", "tokenizers", "accelerate")
 LOADED = """
@@ -43,6 +46,8 @@ def test_help_loads_neither_models_nor_settings_nor_figures() -> None:
     "command",
     [
         ("envs",),
+        ("methods",),
+        ("methods", "leafe"),
         ("check-env", "lookup", "--rollbacks", "2", "--tasks", "2"),
         ("play", "lookup"),
         ("compare", "nowhere"),
@@ -55,6 +60,12 @@ def test_commands_that_need_no_model_load_no_library_for_models(command: tuple[s
     done = started(*command, path=tmp_path)
     assert not loaded(done) & set(HEAVY)
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_is_looked_at_without_a_library_for_models(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path / "run", load_recipe("smoke")).close()
+    done = started("report", "run", "--json", path=tmp_path)
+    assert not loaded(done) & set(HEAVY) and '"method": "leafe"' in done.stdout
 
 
 def test_the_process_of_a_world_loads_no_library_for_models() -> None:

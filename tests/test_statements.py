@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.envs.programs.problem import Answers, Excluded, same_answer
-from leafe.envs.programs.statement import NO_FIGURE, SEVERAL, answers_of
+from leafe.worlds.programs.problem import Answers, Excluded, same_answer
+from leafe.worlds.programs.statement import NO_FIGURE, SEVERAL, answers_of
 
 SEVERAL_ANSWERS = [
     "If there are several answers, you should print any of them.",

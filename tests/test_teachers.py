@@ -18,9 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from leafe.chat import Notes, Scene, act_messages, reflect_messages
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment
-from leafe.envs.fakes import Lookup
-from leafe.envs.household.environment import Household
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.errors import UserError
 from leafe.nano import CHECKPOINTS
 from leafe.nano.build import UNFINISHED, Plan, Shape, build
@@ -32,6 +29,9 @@ from leafe.nano.worlds import SHIPPED, world
 from leafe.prompts import load_prompts
 from leafe.records import Completion, Message, Observation, Turn
 from leafe.training.checkpoint import locate
+from leafe.worlds.fakes import Lookup
+from leafe.worlds.household.environment import Household
+from leafe.worlds.sokoban.environment import Sokoban
 
 PROMPTS = load_prompts("terse", "household")
 

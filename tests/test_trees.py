@@ -27,8 +27,6 @@ from leafe.distillation.examples import Choice, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.registry import make
-from leafe.envs.sandbox.probe import objection
-from leafe.envs.scienceworld.java import needs
 from leafe.errors import MissingDependency
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import explore
@@ -37,6 +35,8 @@ from leafe.history import History
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Experience, Sampling, StopReason, Task, Tree, encode
 from leafe.replies import Form, parse_action, render_action, render_reflection
+from leafe.worlds.sandbox.probe import objection
+from leafe.worlds.scienceworld.java import needs
 
 LESSON = "THE LESSON: it was the other one."
 

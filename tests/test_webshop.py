@@ -21,17 +21,17 @@ from players import Hand, grown, scripted
 
 from leafe.distillation.examples import Choice as Drawn
 from leafe.distillation.examples import distill
-from leafe.envs.webshop.environment import NO_ACTION, NO_LABEL, NO_SEARCH, WebShop
-from leafe.envs.webshop.fuzzy import token_set_ratio
-from leafe.envs.webshop.goals import goal_of, read_instructions
-from leafe.envs.webshop.json_stream import array_values, object_values
-from leafe.envs.webshop.nouns import by_rules
-from leafe.envs.webshop.products import Product, price_limit, price_of, product
-from leafe.envs.webshop.reward import Goal, judge, options_matched, plain_colour, type_factor
 from leafe.errors import CorruptFile, UserError
 from leafe.forest.explore import explore
 from leafe.prompts import load_prompts
 from leafe.records import StopReason, Task
+from leafe.worlds.webshop.environment import NO_ACTION, NO_LABEL, NO_SEARCH, WebShop
+from leafe.worlds.webshop.fuzzy import token_set_ratio
+from leafe.worlds.webshop.goals import goal_of, read_instructions
+from leafe.worlds.webshop.json_stream import array_values, object_values
+from leafe.worlds.webshop.nouns import by_rules
+from leafe.worlds.webshop.products import Product, price_limit, price_of, product
+from leafe.worlds.webshop.reward import Goal, judge, options_matched, plain_colour, type_factor
 
 DATA = Path(os.environ.get("LEAFE_DATA", ""), "webshop")
 needs_data = pytest.mark.skipif("LEAFE_DATA" not in os.environ, reason="LEAFE_DATA names no folder with webshop/")

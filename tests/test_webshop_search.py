@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.digest import digest
-from leafe.envs.webshop.analyser import LONGEST, STOP_WORDS, terms, tokens
-from leafe.envs.webshop.catalogue import Catalogue, files_of
-from leafe.envs.webshop.porter import stem
-from leafe.envs.webshop.postings import PostingsMaker, byte_to_length, length_to_byte
-from leafe.envs.webshop.ranking import Ranking
-from leafe.envs.webshop.tables import open_tables
+from leafe.worlds.webshop.analyser import LONGEST, STOP_WORDS, terms, tokens
+from leafe.worlds.webshop.catalogue import Catalogue, files_of
+from leafe.worlds.webshop.porter import stem
+from leafe.worlds.webshop.postings import PostingsMaker, byte_to_length, length_to_byte
+from leafe.worlds.webshop.ranking import Ranking
+from leafe.worlds.webshop.tables import open_tables
 
 DATA = Path(os.environ.get("LEAFE_DATA", ""), "webshop")
 WORDS = [f"w{number}" for number in range(12)]

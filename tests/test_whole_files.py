@@ -23,7 +23,7 @@ from leafe.errors import CorruptFile, Unwritable, UserError, is_full
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.forest.store import read_forest
 from leafe.jsonl import Appender, read_lines, write_text_atomically
-from leafe.methods import leafe as method
+from leafe.lab import run_recipe, run_stage
 from leafe.progress import Silent
 from leafe.run import RunDirectory
 from leafe.viewer.report import write_report
@@ -155,7 +155,7 @@ def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(base: Path, path: Path) -> Path:
     """A run of everything that there is, with a page."""
     with RunDirectory.open(path, here(base).config) as run:
-        method.run_recipe(here(base), run)
+        run_recipe(here(base), run)
         write_report(run)
         run.finish()
     return path
@@ -172,7 +172,7 @@ def test_a_run_on_a_full_disk_is_one_sentence_and_ends_as_if_there_had_been_room
 ) -> None:
     def going() -> None:
         with RunDirectory.open(tmp_path / "run", here(base).config) as run:
-            method.run_recipe(here(base), run)
+            run_recipe(here(base), run)
 
     with room(size), pytest.raises(Unwritable, match="make room and type the same command again"):
         going()
@@ -196,24 +196,31 @@ def reported(path: Path, bench: Bench) -> object:
         return write_report(run).read_text()
 
 
+def reopened(path: Path, stage: str) -> RunDirectory:
+    """A run whose user wants a stage done anew: its entry and all below it are taken out, and `DONE`."""
+    file = path / "stages.json"
+    stages = json.loads(file.read_text())
+    names = list(stages)
+    file.write_text(json.dumps({name: stages[name] for name in names[: names.index(stage)]}))
+    (path / "DONE").unlink(missing_ok=True)
+    return RunDirectory.existing(path)
+
+
 def distilled(path: Path, bench: Bench) -> object:
-    with RunDirectory.existing(path) as run:
-        run.reopen_stage("distil round 1")
-        method.distil_round(bench, run, 1)
+    with reopened(path, "distil round 1") as run:
+        run_stage(bench, run, "distil round 1")
         return run.examples(1).read_bytes()
 
 
 def trained(path: Path, bench: Bench) -> object:
-    with RunDirectory.existing(path) as run:
-        run.reopen_stage("train leafe")
-        return method.train(bench, run)
+    with reopened(path, "train leafe") as run:
+        return run_stage(bench, run, "train leafe")
 
 
 def measured(path: Path, bench: Bench, arm: str = "leafe") -> object:
-    with RunDirectory.existing(path) as run:
-        run.reopen_stage(f"evaluate {arm}")
+    with reopened(path, f"evaluate {arm}") as run:
         run.evaluation(arm).unlink()
-        return method.measure(bench, run, arm)
+        return run_stage(bench, run, f"evaluate {arm}")
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leafe.envs.base import Environment, Fidelity
-from leafe.envs.fakes import Lookup, SlipperySokoban
 from leafe.envs.registry import known, make
-from leafe.envs.sokoban.board import ACTIONS
-from leafe.envs.sokoban.environment import Sokoban
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EnvironmentFailure, ReplayDiverged, UnknownName, UserError
 from leafe.records import Observation, Task
+from leafe.worlds.fakes import Lookup, SlipperySokoban
+from leafe.worlds.sokoban.board import ACTIONS
+from leafe.worlds.sokoban.environment import Sokoban
 
 TASKS = Sokoban(boxes=2, max_length=40).tasks("train", 6)
 words = st.lists(st.sampled_from([*ACTIONS, "jump"]), min_size=1, max_size=20)
@@ -189,7 +189,7 @@ def test_rewards_and_verdicts_have_one_digest_in_memory_and_from_a_file() -> Non
         ("sokoban", {"rows": "7"}, "wants rows as int; found '7'"),
         ("sokoban", {"levels": 7}, "wants levels as str; found 7"),
         ("slippery-sokoban", {"slop": 1}, "accepted: slip, rows, columns"),
-        ("leafe.envs.fakes:Lokup", {}, "did you mean 'Lookup'"),
+        ("leafe.worlds.fakes:Lokup", {}, "did you mean 'Lookup'"),
         ("leafe.envs.no_such_module:Lookup", {}, "cannot import"),
         ("leafe.envs.base:Fidelity", {}, "is no leafe.envs.base.Environment"),
         ("leafe.envs.base:Environment", {}, "lacks something"),
@@ -205,5 +205,5 @@ def test_a_wrong_name_or_argument_is_one_sentence(spec: str, args: dict[str, Any
 def test_every_known_name_and_any_class_can_be_made() -> None:
     assert {"sokoban", "slippery-sokoban", "lookup"} <= set(known())
     assert all(isinstance(make(name), Environment) for name in ("sokoban", "slippery-sokoban", "lookup"))
-    assert make("leafe.envs.fakes:Lookup", {"places": 2}).example_actions() == ["open place1", "open place2"]
+    assert make("leafe.worlds.fakes:Lookup", {"places": 2}).example_actions() == ["open place1", "open place2"]
     assert make("slippery-sokoban", {"slip": 0, "rows": 7, "wall_share": 0}).name == "slippery-sokoban"

@@ -6,6 +6,7 @@ The tokenizer is a byte-level BPE with one special token per role and one that e
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -62,3 +63,21 @@ def tiny_model(
     }
     model = LlamaForCausalLM(LlamaConfig(**sizes)) if kind == "llama" else Qwen2ForCausalLM(Qwen2Config(**sizes))
     return model.eval()
+
+
+@cache
+def precise_model(kind: str, dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
+    """Random weights over 12 ids, in float64 to the last operation; the seed also decides how many queries share a key."""
+    network = tiny_model(kind, vocabulary=12, seed=seed, shared_heads=(2, 4, 1)[seed % 3]).to(dtype)
+    if dtype is torch.float64:  # the library's own norms go through float32
+        for name, _ in list(network.named_modules()):
+            if name.endswith("norm"):
+                network.set_submodule(name, torch.nn.RMSNorm(64, eps=1e-6, dtype=dtype))
+    return network
+
+
+def gradients(network: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gradient of every weight of a network."""
+    network.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: weight.grad.clone() for name, weight in network.named_parameters() if weight.grad is not None}

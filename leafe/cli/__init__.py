@@ -31,6 +31,11 @@ INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 RunPath = Annotated[Path, typer.Argument(help="a run directory", show_default=False)]
 RunOrRecipe = Annotated[str, typer.Argument(help="a run directory; or a recipe's name or YAML file", show_default=False)]
 Recipe = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file", show_default=False)]
+RunRecipeOrModel = Annotated[
+    str, typer.Argument(help="a run directory; a recipe's name or YAML file; with --env a model", show_default=False)
+]
+RecipeOrModel = Annotated[str, typer.Argument(help="a recipe's name or YAML file; with --env a model", show_default=False)]
+Env = Annotated[str | None, typer.Option("--env", help="an environment's name or module:Class, whose arguments are name=value")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as a.b=value", show_default=False)]
 Out = Annotated[Path | None, typer.Option(help="the run directory; a free one below runs/ unless said")]
 Spec = Annotated[str, typer.Argument(help="a name or module:Class", show_default=False)]
@@ -48,7 +53,10 @@ def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None
 
 @app.command()
 def explore(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None) -> None:
-    """Stage 1: the first round and the controls; those that are finished are left alone. With a recipe, a run is started in --out."""
+    """Stage 1: the first round and the controls, or what another method explores first. With a recipe, a run is started in --out.
+
+    Finished forests are left alone.
+    """
     from leafe.cli import stages
 
     stages.explore(where, overrides or [], out)
@@ -71,36 +79,57 @@ def train(path: RunPath) -> None:
 
 
 @app.command()
-def evaluate(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None) -> None:
-    """Measures base and trained arms on the held-out tasks. With a recipe, a run is started in --out and the base alone is measured."""
+def evaluate(
+    where: RunRecipeOrModel,
+    overrides: Overrides = None,
+    *,
+    out: Out = None,
+    env: Env = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="held-out tasks, with --env; 64 unless said")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="attempts a task, with --env; 16 unless said")] = None,
+) -> None:
+    """Measures base and trained arms on the held-out tasks. With a recipe, a run is started in --out and the base alone is measured.
+
+    With --env it measures any model there: leafe evaluate MODEL --env sokoban levels=FILE --samples 64. `leafe compare` puts such runs
+    beside others.
+    """
     from leafe.cli import stages
 
-    stages.evaluate(where, overrides or [], out)
+    if env is None:
+        stages.without_env({"--tasks": tasks, "--samples": samples})
+        stages.evaluate(where, overrides or [], out)
+    else:
+        stages.evaluate_model(where, env, overrides or [], out, tasks=tasks or 64, samples=samples or 16)
 
 
 @app.command()
 def diagnose(
-    recipe: Recipe,
+    recipe: RecipeOrModel,
     overrides: Overrides = None,
     *,
     as_json: AsJson = False,
     turns: Annotated[int, typer.Option(min=1)] = 400,
+    env: Env = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="training tasks, with --env; 20 unless said")] = None,
 ) -> None:
     """Whether LEAFE can help: readable reflections, branches against fresh attempts, the reflection gap. Trains nothing.
 
-    Takes the model, environment, tasks and budget of a recipe; `--turns` is how many branching turns the gap is measured at.
+    Takes the model, environment, tasks and budget of a recipe, or any model with --env; `--turns` is how many branching turns the gap is
+    measured at.
     """
     from leafe.cli import stages
 
-    stages.diagnose(recipe, overrides or [], turns=turns, as_json=as_json)
+    if env is None:
+        stages.without_env({"--tasks": tasks})
+    stages.diagnose(recipe, overrides or [], turns=turns, as_json=as_json, env=env, tasks=tasks or 20)
 
 
 @app.command()
-def report(path: RunPath) -> None:
-    """Writes the page of a run anew, from what is there."""
+def report(path: RunPath, *, as_json: AsJson = False) -> None:
+    """Writes the page of a run anew, from what is there; with --json its figures are printed as well."""
     from leafe.cli import results
 
-    results.report(path)
+    results.report(path, as_json=as_json)
 
 
 @app.command()
@@ -109,7 +138,9 @@ def compare(
     *,
     as_json: AsJson = False,
     k: Annotated[int | None, typer.Option(help="one more k")] = None,
-    base: Annotated[str, typer.Option(help="the arm that the others are compared with, as rehearsal or RUN:leafe")] = "base",
+    base: Annotated[
+        str | None, typer.Option(help="the arm that the others are compared with, as rehearsal or RUN:leafe; `base` unless said")
+    ] = None,
 ) -> None:
     """Pass@k of the arms of one run or several, side by side, minus their run's base or another arm. Intervals are as in the first run."""
     from leafe.cli import results
@@ -135,6 +166,20 @@ def envs() -> None:
     from leafe.cli import environments
 
     environments.envs()
+
+
+@app.command()
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="a method's name or module:Class, to see its settings", show_default=False)
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Lists the methods that a recipe may choose with method=NAME, and where each comes from; of one, its settings."""
+    from leafe.cli import method_list
+
+    method_list.methods(name, as_json=as_json)
 
 
 @app.command("check-env")

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from leafe.cli.console import console, emit
 from leafe.doctor import Finding, examine, sandbox_finding
-from leafe.envs.sandbox.probe import objection
 from leafe.records import encode
+from leafe.worlds.sandbox.probe import objection
 
 SIGNS = {"ok": "[green]✓[/]", "missing": "[red]✗[/]", "optional": "–"}
 

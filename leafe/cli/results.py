@@ -14,10 +14,8 @@ from leafe.evaluation.compare import compare as compare_arms
 from leafe.evaluation.outcomes import ArmOutcomes, of_run
 from leafe.evaluation.passk import Resampling
 from leafe.forest.faults import Faults
-from leafe.run import RunDirectory
-from leafe.settings import EvaluateSettings
-from leafe.terminal import alarm, exploration_table, faults_table, pass_table
-from leafe.viewer.report import (
+from leafe.results import (
+    BASE,
     alarms_of,
     arms_of,
     comparison_of,
@@ -27,20 +25,29 @@ from leafe.viewer.report import (
     flags_of,
     notice_of,
     rows_of,
-    write_report,
 )
+from leafe.results import (
+    as_json as figures_of,
+)
+from leafe.run import RunDirectory
+from leafe.settings import EvaluateSettings
+from leafe.terminal import alarm, exploration_table, faults_table, pass_table
+from leafe.viewer.report import write_report
 
 PARTED = "texts spell out control tokens; a space stands in these, since another trainer would take them for the tokens"
 
 
-def report(path: Path) -> None:
-    """The page of a run, written anew."""
+def report(path: Path, *, as_json: bool) -> None:
+    """The page of a run, written anew, and its tables or its figures."""
     with RunDirectory.existing(path) as directory:
-        show(directory)
+        if as_json:
+            emit({**figures_of(directory), "page": str(write_report(directory))})
+        else:
+            show(directory)
 
 
-def compare(paths: Sequence[Path], *, k: int | None, base: str, as_json: bool) -> None:
-    """Pass@k of the arms of runs, minus their run's base or another arm."""
+def compare(paths: Sequence[Path], *, k: int | None, base: str | None, as_json: bool) -> None:
+    """Pass@k of the arms of runs, minus another arm: the one that is named, or the base where one was measured."""
     arms: list[ArmOutcomes] = []
     settings: list[EvaluateSettings] = []
     sentences: list[str] = []
@@ -55,6 +62,8 @@ def compare(paths: Sequence[Path], *, k: int | None, base: str, as_json: bool) -
             sentences += alarms_of(faults_named([], named), directory.config)
     shared = min(settings, key=lambda one: one.samples).ks
     ks = () if k is None else tuple(sorted({*shared, k}))
+    if base is None and any(arm.name.rpartition(":")[2] == BASE for arm in arms):
+        base = BASE
     comparison = compare_arms(arms, base=base, ks=ks, how=Resampling(settings[0].resamples, settings[0].confidence))
     if as_json:
         emit(comparison.as_json())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
@@ -11,15 +11,16 @@ from leafe.bench import Bench
 from leafe.cli.console import console, emit, only_json
 from leafe.cli.results import show, show_faults
 from leafe.compose import bench_of
-from leafe.config import load_recipe, recipe_names
+from leafe.config import load_recipe, of_model, recipe_names
 from leafe.errors import UnknownName, UserError
-from leafe.methods import leafe as method
+from leafe.lab import measure_base, run_recipe, run_verb
 from leafe.methods.diagnose import diagnose as diagnose_model
 from leafe.progress import Progress, Silent
 from leafe.records import encode
+from leafe.results import alarms_of
 from leafe.run import RunDirectory, next_free
+from leafe.settings import RunConfig
 from leafe.terminal import Bars, diagnosis_table
-from leafe.viewer.report import alarms_of
 
 disable_progress_bar()  # ours stand alone
 
@@ -30,51 +31,69 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
 
     def work() -> None:
         if not directory.done:
-            method.run_recipe(bench, directory)
+            run_recipe(bench, directory)
             directory.finish()
 
     with directory:
-        _shown(directory, work)
+        _shown(directory, work, bench.free)
 
 
 def explore(where: str, overrides: Sequence[str], out: Path | None) -> None:
-    """The first round's forest and the controls."""
+    """The method's first forests."""
     bench, directory = _opened(where, overrides, out)
     with directory:
-        _shown(directory, lambda: method.explore(bench, directory))
+        _shown(directory, lambda: run_verb(bench, directory, "explore"), bench.free)
 
 
 def distill(path: Path) -> None:
-    """The first round's training examples."""
-    _stage(path, lambda bench, directory: method.distil_round(bench, directory, 1))
+    """The training examples of the first forests."""
+    _stage(path, "distill")
 
 
 def train(path: Path) -> None:
     """Every arm of the run's recipe."""
-    _stage(path, method.train)
+    _stage(path, "train")
 
 
 def evaluate(where: str, overrides: Sequence[str], out: Path | None) -> None:
     """Base and arms of a run on the held-out tasks, or the base of a recipe."""
     bench, directory = _opened(where, overrides, out)
-    arms = ("base", *bench.config.arms) if directory.path == Path(where) else ("base",)
 
     def work() -> None:
-        for arm in arms:
-            method.measure(bench, directory, arm)
+        if directory.path == Path(where):
+            run_verb(bench, directory, "evaluate")
+        else:
+            measure_base(bench, directory)
 
     with directory:
-        _shown(directory, work)
+        _shown(directory, work, bench.free)
 
 
-def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool) -> None:
-    """Whether LEAFE can help with a recipe's model and environment."""
-    config = load_recipe(recipe, overrides)
+def evaluate_model(model: str, env: str, overrides: Sequence[str], out: Path | None, *, tasks: int, samples: int) -> None:
+    """A model on the held-out tasks of an environment, as a run of its own that holds the base alone."""
+    config = of_model(model, env, overrides, tasks_train=1, tasks_test=tasks, evaluate_samples=samples)
+    bench, directory = _begun(config, out)
+    with directory:
+        _shown(directory, lambda: measure_base(bench, directory), bench.free)
+
+
+def without_env(given: Mapping[str, object]) -> None:
+    """Refuses options that go with --env alone. Raises `UserError`."""
+    if named := next((name for name, value in given.items() if value is not None), None):
+        raise UserError(f"{named} goes with --env; a run or a recipe says it by its settings, as tasks.test and evaluate.samples")
+
+
+def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool, env: str | None, tasks: int) -> None:
+    """Whether LEAFE can help with a recipe's model and environment, or with a model in an environment."""
+    config = of_model(recipe, env, overrides, tasks_train=tasks, tasks_test=1) if env else load_recipe(recipe, overrides)
     progress: Progress = Silent() if as_json else Bars(console)
     bench = bench_of(config, progress)
     with only_json(as_json):
         bench.check()
-        found = diagnose_model(bench, points=turns)
+        try:
+            found = diagnose_model(bench, points=turns)
+        finally:
+            bench.free()
     if as_json:
         emit(encode(found))
         return
@@ -83,10 +102,13 @@ def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool
     show_faults(named, alarms_of(named, config))
 
 
-def _shown(directory: RunDirectory, work: Callable[[], None]) -> None:
-    """Works on a run and shows its tables, even where its end is a `UserError`: what there is explains it."""
+def _shown(directory: RunDirectory, work: Callable[[], None], free: Callable[[], None]) -> None:
+    """Works on a run, ends what it started and shows its tables, even where its end is a `UserError`: what there is explains it."""
     try:
-        work()
+        try:
+            work()
+        finally:
+            free()
     except UserError:
         if directory.stages:
             show(directory, ends=False)
@@ -94,10 +116,11 @@ def _shown(directory: RunDirectory, work: Callable[[], None]) -> None:
     show(directory)
 
 
-def _stage(path: Path, work: Callable[[Bench, RunDirectory], None]) -> None:
-    """One stage on a run directory, then the tables."""
+def _stage(path: Path, verb: str) -> None:
+    """The stages that a command means on a run directory, then the tables."""
     with RunDirectory.existing(path) as directory:
-        _shown(directory, lambda: work(bench_of(directory.config, Bars(console)), directory))
+        bench = bench_of(directory.config, Bars(console))
+        _shown(directory, lambda: run_verb(bench, directory, verb), bench.free)
 
 
 def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Bench, RunDirectory]:
@@ -116,12 +139,13 @@ def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Ben
 
 def _started(recipe: str, overrides: Sequence[str], out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
     """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where a new one `trains`."""
-    config = load_recipe(recipe, overrides)
+    return _begun(load_recipe(recipe, overrides), out, trains=trains)
+
+
+def _begun(config: RunConfig, out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
     bench = bench_of(config, Bars(console))
-    trains = trains and bool(config.arms)
-    bench.check(trains=trains)
-    if trains and not (out and (out / "stages.json").is_file()):
-        bench.try_training()
+    trains = trains and bench.trains
+    bench.check(trains=trains, tries=trains and not (out and (out / "stages.json").is_file()))
     directory = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not directory.done:
         console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)

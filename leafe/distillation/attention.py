@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
 from leafe.engines import scores
@@ -23,7 +25,12 @@ from leafe.engines.twin import decoder
 from leafe.errors import UserError
 
 TREE = "leafe_tree"
-FLEX = "flex_attention"
+FLEX = "leafe_flex"
+COMPILED = {
+    "automatic_dynamic_shapes": False,  # rows have few lengths, and code for one length is faster
+    "recompile_limit": 64,  # so many lengths and precisions; beyond, FlexAttention would quietly hold whole matrices of scores
+    "accumulated_recompile_limit": 512,
+}
 BLOCK = 256  # queries at a time: larger blocks see more of their neighbours' branches, smaller ones start more kernels
 
 
@@ -77,12 +84,38 @@ def tree_attention(model: Any, kind: Literal["tree", "flex", "dense"] = "tree") 
     if not inner._supports_attention_backend or (kind == "flex" and not inner._supports_flex_attn):
         name = type(_plain(model)).__name__
         raise UserError(f"{name} takes no attention function from outside, so '{kind}' is not possible; set train.attention=dense")
+    if kind == "flex" and any(_drops_out(module) for module in inner.modules()):
+        raise UserError("its attention has dropout, which FlexAttention does not know; set train.attention=tree")
     before = inner.config._attn_implementation
     inner.set_attn_implementation({"tree": TREE, "flex": FLEX}[kind])
+    with ExitStack() as stack:
+        stack.callback(inner.set_attn_implementation, before)
+        if kind == "flex":
+            stack.enter_context(torch._dynamo.config.patch(**COMPILED))
+        yield
+
+
+@contextmanager
+def compiled_layers(model: Any) -> Iterator[None]:
+    """While the context is open each layer of `model` is compiled by itself, anew for each length of a row.
+
+    Raises `UserError` for a model whose layers are not found.
+    """
+    layers = getattr(decoder(_plain(model)), "layers", None)
+    if not layers:
+        raise UserError(f"{type(_plain(model)).__name__} has no list of layers to compile; set train.compile=none")
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=False)
     try:
         yield
     finally:
-        inner.set_attn_implementation(before)
+        for layer in layers:
+            del layer.forward
+
+
+def _drops_out(module: Any) -> bool:
+    rate = getattr(module, "attention_dropout", 0.0)
+    return isinstance(rate, float) and rate > 0
 
 
 def attention_inputs(model: Any, end: Tensor, depth: Tensor, plan: Sequence[Block]) -> dict[str, Any]:
@@ -92,7 +125,7 @@ def attention_inputs(model: Any, end: Tensor, depth: Tensor, plan: Sequence[Bloc
     """
     inner = _plain(model)
     implementation = decoder(inner).config._attn_implementation
-    _check(inner, longest=int(depth.max()) + 1, windows=implementation != FLEX)
+    _check(inner, depth, windows=implementation != FLEX)
     if implementation == TREE:
         return {"tree": plan}
     return {"attention_mask": _flex_mask(end) if implementation == FLEX else _masks(inner, end, depth)}
@@ -116,7 +149,7 @@ def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _check(model: Any, longest: int, *, windows: bool) -> None:
+def _check(model: Any, depth: Tensor, *, windows: bool) -> None:
     name, config = type(model).__name__, model.config.get_text_config()
     if "position_ids" not in inspect.signature(model.get_decoder().forward).parameters:
         raise UserError(f"{name} takes no position ids, which packed trees need; choose a decoder with rotary positions")
@@ -126,7 +159,8 @@ def _check(model: Any, longest: int, *, windows: bool) -> None:
     for kind, field in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
         window = getattr(config, field, None)
         known = windows and kind == "sliding_attention"
-        if kind in kinds and not known and window and longest > window:
+        # The depths lie on the device, and asking for them waits for it, so it is done for such models only.
+        if kind in kinds and not known and window and (longest := int(depth.max()) + 1) > window:
             raise UserError(
                 f"{name} sees {window} tokens back, and the longest example has {longest}; choose a model with a longer window"
             )
@@ -138,12 +172,28 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _flex_mask(end: Tensor) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask  # pulls in the compiler
+    from torch.nn.attention.flex_attention import create_block_mask
 
     def ancestor(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < end[key])
 
-    return create_block_mask(ancestor, None, None, len(end), len(end), device=str(end.device))
+    make = _compiled_block_mask() if end.is_cuda else create_block_mask
+    return make(ancestor, None, None, len(end), len(end), device=str(end.device))
+
+
+@cache
+def _compiled_block_mask() -> Any:
+    """Uncompiled it makes a matrix of the whole row first, which takes longer than the pass itself."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return torch.compile(create_block_mask)
+
+
+def _attend_flex(module: Any, query: Tensor, key: Tensor, *inputs: Any, **extras: Any) -> tuple[Tensor, Any]:
+    """FlexAttention. Under autocast rotary positions give float32 queries and keys beside bfloat16 values."""
+    value, *mask = inputs
+    found: tuple[Tensor, Any] = flex_attention_forward(module, query.to(value.dtype), key.to(value.dtype), value, *mask, **extras)
+    return found
 
 
 def _attend(module: Any, *inputs: Any, tree: Sequence[Block] | None = None, **extras: Any) -> tuple[Tensor, None]:
@@ -170,4 +220,6 @@ def _attend(module: Any, *inputs: Any, tree: Sequence[Block] | None = None, **ex
 
 
 AttentionInterface.register(TREE, _attend)
-AttentionMaskInterface.register(TREE, lambda **_: None)
+AttentionInterface.register(FLEX, _attend_flex)
+for name in (TREE, FLEX):
+    AttentionMaskInterface.register(name, lambda **_: None)

@@ -13,6 +13,8 @@ from leafe.forest.faults import Faults, alarms, check_command, faults_of, on_ref
 from leafe.records import BROKEN, Tree
 from leafe.settings import RunConfig
 
+NOTHING = "there is no example to train on"
+
 
 def why_no_example(trees: Sequence[Tree], config: RunConfig) -> str:
     """One sentence. What is loud beside the cause follows it."""

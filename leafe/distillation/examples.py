@@ -20,7 +20,7 @@ from typing import Literal
 
 from leafe.chat import Prompts, Scene, bare_messages
 from leafe.digest import digest, seed_for
-from leafe.records import BROKEN, Attempt, Example, Tree, Turn
+from leafe.records import BROKEN, Attempt, Example, Target, Tree, Turn
 
 Kind = Literal["counterfactual", "rehearsal"]
 
@@ -31,7 +31,8 @@ class Choice:
 
     A branch qualifies when it succeeded (`success`), when it did better than the attempt it left or led on to a success
     (`improved`), or always (`any`). `branches_per_task` branches are drawn a task, and `success_share` of all successful attempts.
-    `beta` is the weight of a rehearsal example; a counterfactual one weighs 1.
+    `beta` is the weight of a rehearsal example; a counterfactual one weighs 1. `logprobs` keeps the log-probability that each target had
+    when it was sampled, where the forest holds it: at the temperature of sampling, and of a revised action with the advice in the prompt.
     """
 
     qualify: Literal["success", "improved", "any"] = "improved"
@@ -39,6 +40,7 @@ class Choice:
     success_share: float = 0.2
     beta: float = 1.0
     seed: int = 0
+    logprobs: bool = False
 
 
 def distill(trees: Sequence[Tree], prompts: Prompts, choice: Choice) -> list[Example]:
@@ -60,7 +62,7 @@ def counterfactual(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> I
         draw = random.Random(seed_for(choice.seed, "counterfactual", tree.task.id))
         chosen = draw.sample(events, min(choice.branches_per_task, len(events)))
         for revised in sorted(chosen, key=lambda turns: turns[0].attempt):
-            yield from (_example("counterfactual", 1.0, prompts, tree, turn=turn) for turn in revised)
+            yield from (_example("counterfactual", choice, prompts, tree, turn=turn) for turn in revised)
 
 
 def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterator[Example]:
@@ -76,7 +78,7 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterat
     for tree in {tree.task.id: tree for tree, _ in successes}.values():
         usable = _usable(tree)
         turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.walk(attempt.leaf) if turn.id in usable}
-        yield from (_example("rehearsal", choice.beta, prompts, tree, turn=turn) for turn in turns.values())
+        yield from (_example("rehearsal", choice, prompts, tree, turn=turn) for turn in turns.values())
 
 
 def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
@@ -104,7 +106,9 @@ def _usable(tree: Tree) -> set[str]:
     return {turn.id for turn in tree.turns if turn.parsed and turn.id not in quoting}
 
 
-def _example(kind: Kind, weight: float, prompts: Prompts, tree: Tree, *, turn: Turn) -> Example:
+def _example(kind: Kind, choice: Choice, prompts: Prompts, tree: Tree, *, turn: Turn) -> Example:
+    ids, logprobs = turn.completion.token_ids, turn.completion.logprobs
+    kept = choice.logprobs and len(ids) == len(logprobs)
     return Example(
         id=digest(kind, turn.id),
         kind=kind,
@@ -113,6 +117,7 @@ def _example(kind: Kind, weight: float, prompts: Prompts, tree: Tree, *, turn: T
         origin=turn.id,
         messages=bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.walk(turn.parent), turn.shortening),
         target=turn.completion.text,
-        target_ids=turn.completion.token_ids,
-        weight=weight,
+        target_ids=ids,
+        weight=choice.beta if kind == "rehearsal" else 1.0,
+        targets=tuple(Target(token, logprob=value) for token, value in zip(ids, logprobs, strict=True)) if kept else (),
     )

@@ -4,6 +4,9 @@ A `Trie` grows token by token; `row` lays it out in depth-first order. Query `i`
 `k <= i < end[k]`, where `end[k]` is where the subtree of `k` ends. The loss is a list of terms, each the position of a
 predecessor, a target id and a weight, so several children of one node all get their loss from the same hidden state. Positions
 are depths, so a packed row computes what the unpacked samples would, to rounding.
+
+Terms at one node are added up where they agree in target, kind and `Detail`, which is right for a loss that is linear in the weight. The
+samples for any other loss have details that name their source, and share no term with another.
 """
 
 from __future__ import annotations
@@ -19,18 +22,49 @@ from torch import Tensor
 from leafe.distillation.attention import Block, attention_inputs, blocks
 
 
+class Source(NamedTuple):
+    """Which example, sequence and group a term belongs to, as numbers that are unique over all that is packed together.
+
+    A sequence is what one attempt of a group sampled, over all its examples; an example without a group is a sequence and a group by
+    itself. `length` is how many targets the sequence has, `size` how many sequences the group has.
+    """
+
+    example: int
+    sequence: int
+    group: int
+    length: int
+    size: int
+
+
+class Detail(NamedTuple):
+    """What a loss may read of a term beside target, weight and kind: see `records.Target`."""
+
+    logprob: float | None = None
+    reference: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    source: Source | None = None
+
+
+PLAIN = Detail()
+
+
 class Sample(NamedTuple):
-    """What one turn teaches: after the ids of `prompt` the ids of `target` were wanted. `kind` names a group that losses are told for."""
+    """What one turn teaches: after the ids of `prompt` the ids of `target` were wanted. `kind` names a group that losses are told for.
+
+    `weights` and `details` have one entry a target, or none where all are 1 and plain; `weight` multiplies every one.
+    """
 
     prompt: Sequence[int]
     target: Sequence[int]
     weight: float = 1.0
     kind: str = ""
+    weights: Sequence[float] = ()
+    details: Sequence[Detail] = ()
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One trie in depth-first order. `ids`, `depth`, `end` have one entry a token; the four term lists one entry a loss term."""
+    """One trie in depth-first order. `ids`, `depth`, `end` have one entry a token; the five term lists one entry a loss term."""
 
     ids: list[int]
     depth: list[int]
@@ -39,13 +73,14 @@ class PackedRow:
     term_target: list[int]
     term_weight: list[float]
     term_kind: list[str]
+    term_detail: list[Detail]
 
 
 class Trie:
     """A prefix tree over token ids with weighted targets at its nodes. Node 0 is the empty prefix and carries no token."""
 
     def __init__(self) -> None:
-        self._token, self._children, self._targets = [-1], [dict[int, int]()], [dict[tuple[int, str], float]()]
+        self._token, self._children, self._targets = [-1], [dict[int, int]()], [dict[tuple[int, str, Detail], float]()]
 
     def extend(self, node: int, ids: Iterable[int]) -> int:
         """The node reached from `node` along `ids`, made where it is not there yet."""
@@ -60,18 +95,20 @@ class Trie:
             node = child
         return node
 
-    def target(self, node: int, token: int, weight: float, *, kind: str = "") -> None:
-        """Adds a loss term: after the prefix of `node`, `token` was wanted. Equal terms of a kind add their weights."""
+    def target(self, node: int, token: int, weight: float, *, kind: str = "", detail: Detail = PLAIN) -> None:
+        """Adds a loss term: after the prefix of `node`, `token` was wanted. Equal terms of a kind and detail add their weights."""
         if node == 0:
             raise ValueError("a target wants at least one token before it")
-        term = (token, kind)
+        term = (token, kind, detail)
         self._targets[node][term] = self._targets[node].get(term, 0.0) + weight
 
     def sample(self, sample: Sample) -> None:
         """Adds one sample: a loss term for each target token. The last of them is never read, so it takes no place."""
         node = self.extend(0, sample.prompt)
-        for position, token in enumerate(sample.target):
-            self.target(node, token, sample.weight, kind=sample.kind)
+        weights = [sample.weight * weight for weight in sample.weights] or [sample.weight] * len(sample.target)
+        details = sample.details or [PLAIN] * len(sample.target)
+        for position, (token, weight, detail) in enumerate(zip(sample.target, weights, details, strict=True)):
+            self.target(node, token, weight, kind=sample.kind, detail=detail)
             if position + 1 < len(sample.target):
                 node = self.extend(node, [token])
 
@@ -80,7 +117,7 @@ class Trie:
 
     def row(self) -> PackedRow:
         """The trie in depth-first pre-order."""
-        row = PackedRow([], [], [], [], [], [], [])
+        row = PackedRow([], [], [], [], [], [], [], [])
         ids, depth, end = row.ids, row.depth, row.end
         stack = [(child, 0) for child in reversed(self._children[0].values())]
         closing: list[tuple[int, int]] = []  # (position, depth) of nodes whose subtree is open
@@ -93,11 +130,12 @@ class Trie:
             depth.append(level)
             end.append(0)
             closing.append((here, level))
-            for (token, kind), weight in self._targets[node].items():
+            for (token, kind, detail), weight in self._targets[node].items():
                 row.term_at.append(here)
                 row.term_target.append(token)
                 row.term_weight.append(weight)
                 row.term_kind.append(kind)
+                row.term_detail.append(detail)
             stack.extend((child, level + 1) for child in reversed(self._children[node].values()))
         for position, _ in closing:
             end[position] = len(ids)
@@ -116,7 +154,7 @@ def pack(samples: Iterable[Sample | tuple[Sequence[int], Sequence[int], float]])
 class PackedBatch:
     """Rows one after the other in a single flat row of `T` tokens, without padding: `ids`, `depth` and `end` are `(T,)`.
 
-    The four about terms have one entry each; `term_kind` stays where it is.
+    The five about terms have one entry each; `term_kind` and `term_detail` stay where they are.
     """
 
     ids: Tensor
@@ -126,6 +164,7 @@ class PackedBatch:
     term_target: Tensor
     term_weight: Tensor
     term_kind: tuple[str, ...]
+    term_detail: tuple[Detail, ...]
     blocks: tuple[Block, ...]
 
     def to(self, device: torch.device | str) -> PackedBatch:
@@ -135,8 +174,11 @@ class PackedBatch:
         return replace(self, **moved, blocks=tuple(block.to(device) for block in self.blocks))
 
 
-def collate(rows: Sequence[PackedRow]) -> PackedBatch:
-    """Rows of any lengths as one: no token sees another row, since every subtree ends within its own."""
+def collate(rows: Sequence[PackedRow], *, blocked: bool = True) -> PackedBatch:
+    """Rows of any lengths as one: no token sees another row, since every subtree ends within its own.
+
+    Only attention in blocks wants it `blocked`.
+    """
     starts = list(accumulate((len(row.ids) for row in rows), initial=0))[:-1]
     end = torch.tensor([start + stop for start, row in zip(starts, rows, strict=True) for stop in row.end])
     return PackedBatch(
@@ -147,7 +189,8 @@ def collate(rows: Sequence[PackedRow]) -> PackedBatch:
         term_target=torch.tensor([token for row in rows for token in row.term_target]),
         term_weight=torch.tensor([weight for row in rows for weight in row.term_weight]),
         term_kind=tuple(kind for row in rows for kind in row.term_kind),
-        blocks=blocks(end),
+        term_detail=tuple(detail for row in rows for detail in row.term_detail),
+        blocks=blocks(end) if blocked else (),
     )
 
 

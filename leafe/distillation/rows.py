@@ -1,80 +1,166 @@
 """Examples to packed rows: prompts tokenised exactly as they were sampled from, the examples of one task sharing one trie.
 
-What one optimiser step holds is decided here in bundles, which do not depend on how long a row may be.
+What one optimiser step holds is decided here in bundles, which do not depend on how long a row may be. The examples of a group are never in
+two of them.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 
-from leafe.distillation.pack import PackedRow, Sample, pack
+from leafe.distillation.pack import Detail, PackedRow, Sample, Source, pack
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
 from leafe.records import Example
 
+Unit = list[tuple[Source, Sample]]  # what is not cut
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """Examples of one task that go into one optimiser step together. `target_tokens` counts equal terms as often as they occur."""
+    """Examples of one task that go into one optimiser step together. `target_tokens` counts equal terms as often as they occur.
+
+    `sequences` and `groups` are as `pack.Source` has them; none of them is in another bundle too.
+    """
 
     rows: tuple[PackedRow, ...]
     examples: int
     target_tokens: int
+    sequences: int
+    groups: int
 
 
-def pack_examples(examples: Iterable[Example], tokenizer: ChatTokenizer, *, row_tokens: int, most: int = 128) -> list[Bundle]:
+def pack_examples(
+    examples: Iterable[Example],
+    tokenizer: ChatTokenizer,
+    *,
+    row_tokens: int,
+    most: int = 128,
+    merges: bool = True,
+    whole_groups: bool = False,
+) -> list[Bundle]:
     """Bundles of at most `most` examples, in rows of at most `row_tokens` tokens; an example longer than that gets a row of its own.
 
+    A group of more than `most` examples is a bundle by itself. With `merges` terms that a loss linear in the weight cannot tell apart are
+    one; without, each stays apart with all that its target says. With `whole_groups` a group is in one row, however long.
     Raises `UserError` for an example without sampled ids.
     """
-    by_task: defaultdict[str, list[Sample]] = defaultdict(list)
-    for example in examples:
+    every = list(examples)
+    by_task: defaultdict[str, Unit] = defaultdict(list)
+    for example, source in zip(every, sources(every), strict=True):
         if not example.target_ids:
             raise UserError(
                 f"the example {example.id} of task {example.task} holds no sampled ids; explore with a server that returns them"
             )
-        prompt = tokenizer.prompt_ids(example.messages)
-        by_task[example.task].append(Sample(prompt, example.target_ids, example.weight, example.kind))
-    # Sorted as texts, so that what shares a prefix stands together.
-    ordered = (sorted(by_task[task], key=_text) for task in sorted(by_task))
-    return [_bundle(part, row_tokens) for one in ordered for part in _parts(one, most)]
+        by_task[example.task].append((source, _sample(example, tokenizer.prompt_ids(example.messages), None if merges else source)))
+    bundles = []
+    for task in sorted(by_task):
+        for part in _parts(_grouped(sorted(by_task[task], key=_text)), most):
+            inner = part if whole_groups else [[one] for one in sorted((one for unit in part for one in unit), key=_text)]
+            bundles.append(_bundle(inner, row_tokens))
+    return bundles
 
 
-def _parts(samples: Sequence[Sample], most: int) -> Iterator[Sequence[Sample]]:
-    yield from (samples[start : start + most] for start in range(0, len(samples), most))
+def sources(examples: Sequence[Example]) -> list[Source]:
+    """Which sequence and group each example belongs to; a group is the examples of one task that name it."""
+    sequences: list[Hashable] = []
+    groups: list[Hashable] = []
+    for number, example in enumerate(examples):
+        groups.append((example.task, example.group) if example.group else number)
+        sequences.append((example.task, example.group, example.attempt) if example.group else number)
+    lengths: Counter[Hashable] = Counter()
+    for sequence, example in zip(sequences, examples, strict=True):
+        lengths[sequence] += len(example.target_ids)
+    group_of = dict(zip(sequences, groups, strict=True))
+    sizes = Counter(group_of.values())
+    sequence_number = {sequence: number for number, sequence in enumerate(group_of)}
+    group_number = {group: number for number, group in enumerate(sizes)}
+    return [
+        Source(number, sequence_number[sequence], group_number[group], lengths[sequence], sizes[group])
+        for number, (sequence, group) in enumerate(zip(sequences, groups, strict=True))
+    ]
 
 
-def _bundle(samples: Sequence[Sample], row_tokens: int) -> Bundle:
-    return Bundle(tuple(split(samples, row_tokens)), len(samples), sum(len(sample.target) for sample in samples))
+def _sample(example: Example, prompt: Sequence[int], source: Source | None) -> Sample:
+    """An example as a sample, its terms apart from all others where their source is told."""
+    weights = [target.weight for target in example.targets]
+    if source is None:
+        details = [Detail(top=target.top) for target in example.targets]
+    else:
+        details = [Detail(target.logprob, target.reference, target.top, source) for target in example.targets]
+        details = details or [Detail(source=source)] * len(example.target_ids)
+    return Sample(prompt, example.target_ids, example.weight, example.kind, weights, details)
+
+
+def _grouped(sorted_samples: Unit) -> list[Unit]:
+    """Samples by their groups, in the order of the first of each."""
+    groups: defaultdict[int, Unit] = defaultdict(list)
+    for source, sample in sorted_samples:
+        groups[source.group].append((source, sample))
+    return list(groups.values())
+
+
+def _parts(units: Sequence[Unit], most: int) -> Iterator[list[Unit]]:
+    """Units in parts of at most `most` samples, or of a single unit."""
+    part: list[Unit] = []
+    size = 0
+    for unit in units:
+        if part and size + len(unit) > most:
+            yield part
+            part, size = [], 0
+        part.append(unit)
+        size += len(unit)
+    if part:
+        yield part
+
+
+def _bundle(units: Sequence[Unit], row_tokens: int) -> Bundle:
+    """Units, none of which is cut, as rows; sorted as texts, so that what shares a prefix stands together."""
+    found = [source for unit in units for source, _ in unit]
+    samples = [[sample for _, sample in unit] for unit in units]
+    return Bundle(
+        rows=tuple(split_units(samples, row_tokens)),
+        examples=len(found),
+        target_tokens=sum(len(sample.target) for unit in samples for sample in unit),
+        sequences=len({source.sequence for source in found}),
+        groups=len({source.group for source in found}),
+    )
 
 
 def split(samples: Sequence[Sample], row_tokens: int) -> Iterator[PackedRow]:
-    """Sorted samples as rows of at most `row_tokens` tokens, cut where the least is computed twice; a longer sample is a row by itself.
+    """Sorted samples as rows of at most `row_tokens` tokens, cut where the least is computed twice; a longer sample is a row by itself."""
+    return split_units([[sample] for sample in samples], row_tokens)
+
+
+def split_units(units: Sequence[Sequence[Sample]], row_tokens: int) -> Iterator[PackedRow]:
+    """The same for samples of which those of a unit stay in one row.
 
     A cut between two neighbours costs the prefix that they share. The cheapest cuts follow from the cheapest cuts of every beginning.
     """
-    read = [[*sample.prompt, *sample.target[:-1]] for sample in samples]
-    shared = [0, *(_common(one, other) for one, other in pairwise(read))]  # with the sample before
-    cost, cut = [0], [0]  # of the cheapest rows for the first n samples, and where the last of these rows begins
-    for stop in range(1, len(samples) + 1):
-        best, tokens = (cost[stop - 1] + shared[stop - 1], stop - 1), len(read[stop - 1])
+    read = [[[*sample.prompt, *sample.target[:-1]] for sample in unit] for unit in units]
+    sizes = [sum(map(len, unit)) - sum(_common(one, other) for one, other in pairwise(unit)) for unit in read]
+    shared = [0, *(_common(one[-1], other[0]) for one, other in pairwise(read))]  # with the unit before
+    cost, cut = [0], [0]  # of the cheapest rows for the first n units, and where the last of these rows begins
+    for stop in range(1, len(units) + 1):
+        best, tokens = (cost[stop - 1] + shared[stop - 1], stop - 1), sizes[stop - 1]
         for start in range(stop - 2, -1, -1):
-            tokens += len(read[start]) - shared[start + 1]
+            tokens += sizes[start] - shared[start + 1]
             if tokens > row_tokens:
                 break
             best = min(best, (cost[start] + shared[start], start))
         cost.append(best[0])
         cut.append(best[1])
-    ends = [len(samples)]
+    ends = [len(units)]
     while ends[-1]:
         ends.append(cut[ends[-1]])
-    yield from (pack(samples[start:stop]) for stop, start in pairwise(ends))
+    yield from (pack(sample for unit in units[start:stop] for sample in unit) for stop, start in pairwise(ends))
 
 
-def _text(sample: Sample) -> tuple[list[int], float, str]:
+def _text(one: tuple[Source, Sample]) -> tuple[list[int], float, str]:
+    _, sample = one
     return [*sample.prompt, *sample.target], sample.weight, sample.kind
 
 

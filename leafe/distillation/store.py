@@ -2,7 +2,8 @@
 
 `write_examples` and `read_examples` are our own lines, whole; `export` writes conversations for TRL, verl or LLaMA-Factory. The loss must
 fall on an example's target alone: the replies before it are what the policy did, mistakes and all. How each trainer is brought to that
-is in `HINTS`. The ids that were sampled travel along where the format has room for them; weights are read by none of the three.
+is in `HINTS`. The ids that were sampled travel along where the format has room for them; weights are read by none of the three, so
+examples that mean nothing without what their targets say are not exported.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ HINTS = {
 def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     """Writes examples for another trainer (`trl`, `verl`, `llama-factory`); returns how many.
 
-    Control tokens that texts spell out have a space put into them.
+    Control tokens that texts spell out have a space put into them. Raises `UserError` for examples of another loss than cross-entropy.
     A name that ends in `.parquet` gives a parquet file, which is all that verl reads, another one a JSON line for each example.
     """
     if kind not in FORMATS:
@@ -109,10 +110,26 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
         raise UserError(f"verl reads parquet files only; give a name that ends in .parquet instead of {path.name}")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: No such file or directory; give a file in a folder that is there")
-    rows = [FORMATS[kind](with_texts(example, parted)) for example in examples]
+    rows = [FORMATS[kind](with_texts(_plain(example), parted)) for example in examples]
     content = _parquet(rows) if is_parquet else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     write_bytes_atomically(path, content)
     return len(rows)
+
+
+def _plain(example: Example) -> Example:
+    """The example, where training on its target is what it is for."""
+    said = {
+        "a negative weight": example.weight < 0 or any(target.weight < 0 for target in example.targets),
+        "a group": bool(example.group),
+        "targets with a teacher": any(target.top for target in example.targets),
+    }
+    for found, is_so in said.items():
+        if is_so:
+            raise UserError(
+                f"the example {example.id} of task {example.task} has {found}, which other trainers do not read and would train on its"
+                " target all the same; train it here, as leafe.train(model, examples, out, loss=...)"
+            )
+    return example
 
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:

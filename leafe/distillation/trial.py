@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from leafe.distillation.attention import tree_attention
-from leafe.distillation.pack import PackedRow, Sample, collate, pack, term_logits
+from leafe.distillation.pack import PackedRow, Sample, pack, term_logits
+from leafe.distillation.passes import ready
 from leafe.engines.twin import limits, random_ids, spread, twin
 from leafe.errors import UserError
 
@@ -87,10 +88,16 @@ def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] 
 
 
 def try_packing(model: Any, kind: Kind) -> Packing:
-    """Tries one way of attending. Raises `UserError` that says what differs."""
-    named = limits(model.config)
+    """Tries one way of attending. Raises `UserError` that says what differs.
+
+    A model in bfloat16 rounds too much to be tried, so its twin in float32 stands in for it.
+    """
+    named, rounds = limits(model.config), model.dtype != torch.float32
     large = sum(weight.numel() for weight in model.parameters()) > LARGE
-    small = twin(model) if large else None
+    small = twin(model) if large or rounds else None
+    if rounds and small is None:
+        raise UserError(f"no small {type(model).__name__} can be made to try; set train.dtype=float32")
+    model = small if rounds else model
     difference = 0.0
     if named or small is not None:  # before anything that costs more
         difference = _refused(_difference(model, kind, inside(model, min([SHORT, *(value - 1 for value in named.values())]))))
@@ -201,7 +208,7 @@ def _packed(model: Any, kind: Kind, rows: Rows) -> list[Tensor]:
     packed: list[PackedRow] = []
     for row in rows:  # the two targets follow the two last tokens; what they are plays no part
         packed.append(pack(Sample(ids[:-1], [ids[-1], 0], kind=str(next(numbers))) for ids in row))
-    batch = collate(packed).to(model.device)
+    batch = ready(packed, kind, model.device)
     with tree_attention(model, kind):
         logits = term_logits(model, batch).float()
     kinds = list(batch.term_kind)

@@ -13,17 +13,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 from leafe.engines.base import EngineStats
 from leafe.engines.prefixes import Lease, Match, PrefixTree
-from leafe.engines.sampling import draw, uniform
+from leafe.engines.sampling import Score, draw, score, uniform
 from leafe.engines.slots import BlockCache, Piece, forward, plan
 from leafe.records import Ask
 
 BLOCK = 64
 # Requests whose next tokens are alike for this long are computed one after the other.
 SHARED = 16
+SCORED = 256  # tokens of one request that are scored in one pass
 
 
 def blocks_for(tokens: int) -> int:
@@ -33,7 +35,11 @@ def blocks_for(tokens: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One ask on its way: `ids` are the prompt and what was drawn so far, of which the first `computed` are in the cache."""
+    """One ask on its way: `ids` are the prompt and what was drawn so far, of which the first `computed` are in the cache.
+
+    A request that is to be scored draws nothing: all of `ids` are its prompt, and `scored` are the ids whose probabilities are wanted, the
+    last one of which need not be computed. `pending` tokens were drawn on the device and are not among `ids` yet.
+    """
 
     ask: Ask
     ids: list[int]
@@ -42,11 +48,26 @@ class Request:
     lease: Lease | None = None
     computed: int = 0
     logprobs: list[float] = field(default_factory=list)
+    scored: tuple[int, ...] = ()
+    top: int = 0
+    scores: list[Score] = field(default_factory=list)
+    pending: int = 0
+    seat: int = 0
 
     @property
     def left(self) -> int:
         """Tokens to compute before the next one can be drawn."""
         return len(self.ids) - self.computed
+
+    @property
+    def drawn(self) -> int:
+        """Tokens drawn so far."""
+        return len(self.logprobs) + self.pending
+
+    @property
+    def known(self) -> int:
+        """How many tokens may be reused: those up to the first one after which logits are wanted."""
+        return self.prompt - max(1, len(self.scored))
 
     @property
     def blocks(self) -> int:
@@ -56,7 +77,7 @@ class Request:
     @property
     def sampling(self) -> bool:
         """Whether the prompt is done."""
-        return bool(self.logprobs)
+        return self.drawn > 0
 
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
@@ -72,7 +93,7 @@ class Batcher(Generic[AnyRequest]):
         self.stats = EngineStats()
         self.waiting: deque[AnyRequest] = deque()
         self.active: list[AnyRequest] = []
-        self._model, self._stop_ids = model, frozenset(stop_ids)
+        self._model, self.stop_ids = model, frozenset(stop_ids)
         self._slots, self._tokens_per_pass = slots, tokens_per_pass
         self._unreserved = blocks - 1  # the first is the block of nobody
         self._tree, self._cache = PrefixTree(blocks, BLOCK), BlockCache(blocks, BLOCK)
@@ -90,23 +111,60 @@ class Batcher(Generic[AnyRequest]):
         self._unreserved = self._tree.blocks - 1
         return left
 
+    def close(self) -> None:
+        """Lets go of the cache's memory; nothing can be computed any more."""
+        self._cache.layers.clear()
+
     def step(self) -> list[AnyRequest]:
         """One forward pass; returns the requests that it finished."""
+        pieces = self._pieces(self._turn())
+        if not pieces:
+            return []
+        self._copy_blocks()
+        logits = self._compute(pieces)
+        scored = [request for request, _ in pieces if request.scored]
+        if not scored:
+            return self._draw(*self._ready(pieces, logits))
+        return [*self._score(pieces, logits), *self._draw(*self._ready(pieces, logits))]
+
+    def _turn(self) -> int:
+        """Lets go of who has given up and takes in who waits; returns how many tokens of prompts the pass has room for."""
         for request in [request for request in self.active if request.cancelled]:
             self._leave(request)
         room = self._tokens_per_pass - sum(request.sampling for request in self.active)
         self._admit(room - sum(request.left for request in self.active if not request.sampling))
-        pieces = self._pieces(room)
-        if not pieces:
-            return []
-        self._copy_blocks()
+        return room
+
+    def _compute(self, pieces: Sequence[tuple[AnyRequest, Piece]]) -> Any:
+        """Logits (tokens kept of all pieces, vocabulary)."""
         logits = forward(self._model, plan([piece for _, piece in pieces], self._cache, self._model.device))
         for request, piece in pieces:
             request.computed += len(piece.ids)
             if not request.sampling:
                 self._register(request)
-        ready = [index for index, (request, _) in enumerate(pieces) if request.left == 0]
-        return self._draw([pieces[index][0] for index in ready], logits[ready])
+        return logits
+
+    def _ready(self, pieces: Sequence[tuple[AnyRequest, Piece]], logits: Any) -> tuple[list[AnyRequest], Any]:
+        """The requests that can draw, and the logits that they draw from."""
+        rows = accumulate(piece.kept for _, piece in pieces)
+        ready = [
+            (request, row - 1) for (request, _), row in zip(pieces, rows, strict=True) if request.left == 0 and not request.scored
+        ]
+        return [request for request, _ in ready], logits[[row for _, row in ready]]
+
+    def _score(self, pieces: Sequence[tuple[AnyRequest, Piece]], logits: Any) -> list[AnyRequest]:
+        """Takes down what was wanted of the requests to be scored; returns those that are done."""
+        done: list[AnyRequest] = []
+        for (request, piece), row in zip(pieces, accumulate(piece.kept for _, piece in pieces), strict=True):
+            if not request.scored:
+                continue
+            first = max(0, request.computed - request.known - piece.kept)
+            wanted = request.scored[first : max(0, request.computed - request.known)]
+            request.scores += score(logits[row - len(wanted) : row], wanted, request.top)
+            if request.left == 0:
+                done.append(request)
+                self._leave(request)
+        return done
 
     def _admit(self, room: int) -> None:
         """Gives slots to waiting requests while there is room to compute their prompts."""
@@ -120,7 +178,7 @@ class Batcher(Generic[AnyRequest]):
                 self.waiting.appendleft(request)
                 break
             ids = tuple(request.ids)
-            match = self._tree.match(ids, len(ids) - 1)
+            match = self._tree.match(ids, request.known)
             known = match.length(BLOCK)
             upcoming = (id(match.node), ids[match.depth * BLOCK : known + SHARED])
             if len(ids) - known > SHARED and upcoming in computing:
@@ -150,9 +208,17 @@ class Batcher(Generic[AnyRequest]):
             count = request.left if request.sampling else min(request.left, room)
             if count > 0 and request.lease is not None:
                 room -= 0 if request.sampling else count
-                ids = request.ids[request.computed : request.computed + count]
-                pieces.append((request, Piece(ids, request.computed, request.lease.blocks)))
+                pieces.append((request, self._piece(request, count)))
         return pieces
+
+    def _piece(self, request: AnyRequest, count: int) -> Piece:
+        """The next `count` tokens of a request, or fewer of one to be scored: the logits of a whole text would be too many."""
+        assert request.lease is not None
+        start, kept = request.computed, 1
+        if request.scored:
+            count = min(count, max(0, request.known - start) + SCORED)
+            kept = min(count, max(1, start + count - request.known))
+        return Piece(request.ids[start : start + count], start, request.lease.blocks, kept)
 
     def _copy_blocks(self) -> None:
         leases = [request.lease for request in self.active if request.lease is not None]
@@ -170,7 +236,7 @@ class Batcher(Generic[AnyRequest]):
         for request, token, logprob in zip(requests, chosen, logprobs, strict=True):
             request.ids.append(token)
             request.logprobs.append(logprob)
-            if token in self._stop_ids or len(request.logprobs) >= request.ask.sampling.max_tokens:
+            if token in self.stop_ids or len(request.logprobs) >= request.ask.sampling.max_tokens:
                 done.append(request)
                 self._register(request)
                 self._leave(request)
@@ -184,4 +250,5 @@ class Batcher(Generic[AnyRequest]):
         assert request.lease is not None
         self.active.remove(request)
         self._tree.release(request.lease)
+        request.lease = None
         self._unreserved += request.blocks

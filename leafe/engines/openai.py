@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-from leafe.engines.base import EngineStats
+from leafe.engines.base import EngineStats, Scores
 from leafe.engines.control import ControlTokens
 from leafe.engines.openai_answers import Malformed, Reply, read_reply
 from leafe.engines.openai_fields import Dialect
 from leafe.engines.openai_http import Client, Waiting
-from leafe.errors import EngineError
+from leafe.engines.openai_scores import TEXTS, read_scores, requests
+from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion, Message
 
 COMPLETIONS = "/chat/completions"
@@ -40,7 +42,8 @@ class OpenAIEngine:
     `tokenizer` makes the ids of replies that come without, by `encode` where its chat template has tokens of its own.
     `max_context` is what the server says of its context, None where it says
     nothing; a `cap` below that is kept by `count`, the tokens of a conversation. `arrange` makes of a conversation what the server's chat
-    template takes. `told` hears that the server is away and that it is back.
+    template takes, `prompt_ids` the ids of its prompt, which only `score` wants. `told` hears that the server is away and that it is back;
+    `lost` says why it will not come back, if it will not.
     """
 
     def __init__(
@@ -56,9 +59,11 @@ class OpenAIEngine:
         cap: int = 0,
         count: Callable[[Sequence[Message]], int] = lambda messages: 0,
         arrange: Arrange = tuple,
+        prompt_ids: Callable[[Sequence[Message]], Sequence[int]] | None = None,
         concurrency: int = 64,
         waiting: Waiting = Waiting(),
         told: Callable[[str], None] = lambda text: None,
+        lost: Callable[[], str] = lambda: "",
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.stats = EngineStats()
@@ -68,9 +73,10 @@ class OpenAIEngine:
         self._encode = encode or (ControlTokens(tokenizer, tokenizer.all_special_tokens).ids if tokenizer is not None else None)
         self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
         self._cap, self._count = cap if self.max_context == cap else 0, count
-        self._dialect, self._arrange = dialect, arrange
-        self._client = Client(base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, transport=transport)
-        self._url = self._client.address(COMPLETIONS)
+        self._dialect, self._arrange, self._prompt_ids = dialect, arrange, prompt_ids
+        self._client = Client(
+            base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, lost=lost, transport=transport
+        )
 
     async def generate(self, ask: Ask) -> Completion:
         """One completion by the server. Raises `EngineError` when it cannot be reached, refuses, or answers something else."""
@@ -84,12 +90,50 @@ class OpenAIEngine:
         if answer.is_overflow:
             return Completion("", finish="context")
         if answer.status != 200:
-            raise EngineError(f"{self._url} answered {answer.status}: {self._client.hidden(answer.said)}")
+            raise EngineError(f"{self._client.address(COMPLETIONS)} answered {answer.status}: {self._client.hidden(answer.said)}")
         try:
             reply = read_reply(answer.body, most=most)
         except Malformed as error:
-            raise EngineError(f"{self._url} answered with {self._client.hidden(str(error))}") from None
+            raise EngineError(f"{self._client.address(COMPLETIONS)} answered with {self._client.hidden(str(error))}") from None
         return self._completion(reply, most)
+
+    async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
+        """What the served model makes of `ids` after `messages`: see `Engine.score`.
+
+        Raises `UserError` without `prompt_ids` and where the server gives no log-probabilities of prompts.
+        """
+        if self._prompt_ids is None:
+            raise UserError("scoring wants the ids of prompts, and no local tokenizer makes them; name one by engine.tokenizer")
+        prompt = self._prompt_ids(messages)
+        for payload in requests(self.model, [*prompt, *ids], top):
+            answer = await self._client.post(TEXTS, payload, longest=longest_answer(len(payload["prompt"])))
+            self.stats.requests += 1
+            if answer.is_overflow:
+                raise UserError(
+                    f"the text to score has {len(payload['prompt'])} tokens, more than the server takes; score a shorter one"
+                )
+            if answer.status != 200:
+                continue
+            try:
+                found = read_scores(answer.body, len(prompt), ids, top)
+            except Malformed as error:
+                raise EngineError(f"{self._client.address(TEXTS)} answered with {self._client.hidden(str(error))}") from None
+            if found is not None:
+                return found
+        raise UserError(
+            f"{self._client.address(TEXTS)} gives no log-probabilities of prompts, by which ids are scored; take vLLM, or type"
+            " engine.kind=transformers"
+        )
+
+    async def load(self, folder: str | Path) -> None:
+        """Raises `UserError`: a server has its own weights."""
+        raise UserError(
+            f"a server takes no weights from here, found {str(folder)!r}; serve that folder, or type engine.kind=transformers"
+        )
+
+    def move(self, base_url: str) -> None:
+        """The server is at this address from here on, also for requests that wait for it."""
+        self._client.move(base_url)
 
     async def close(self) -> None:
         """Closes the connections; requests in flight fail."""

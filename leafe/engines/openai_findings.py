@@ -39,7 +39,7 @@ class Findings:
     `ids` are `sampled` (returned by the server), `encoded` (made from the text by a local tokenizer) or `none`. `seeds_differ` is None
     where the temperature is zero. `prompt` compares the server's chat template with the local one: `equal` (id for id), `counted` (as many
     ids), `differs` or `unknown`. `decoded` is whether the local tokenizer makes the reply's text of the server's ids, None for unknown.
-    `controls` is what the server makes of control tokens that a text spells out.
+    `controls` is what the server makes of control tokens that a text spells out. `server` is the program and its version, where it tells.
     """
 
     model: str
@@ -54,6 +54,7 @@ class Findings:
     prompt_tokens: tuple[int, int]
     decoded: bool | None
     controls: Controls = "unknown"
+    server: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The same for a file, with the sentences about it."""
@@ -66,7 +67,8 @@ class Findings:
         """What was found, in sentences."""
         context = f"a context of {self.max_context} tokens" if self.max_context else "a context that it does not tell"
         logprobs = "with log-probabilities" if self.logprobs else "without log-probabilities"
-        said = [f"the server serves {self.model} with {context}; replies come {IDS[self.ids]}, {logprobs}"]
+        program = f" ({self.server})" if self.server else ""
+        said = [f"the server{program} serves {self.model} with {context}; replies come {IDS[self.ids]}, {logprobs}"]
         if self.listed and self.model not in self.listed:
             said.append(f"it lists {', '.join(self.listed[:4])} and answers to {self.model} all the same")
         if self.seeds_differ is not None:

@@ -84,6 +84,8 @@ class _Gate:
 class Client:
     """One server at `base_url`, asked at most `connections` things at a time. `told` hears, once each time, that it is away and back.
 
+    `lost` says why a server that is away will not come back, and nothing while it may.
+
     Raises `UserError` for an address or a key that cannot be used. Belongs to one event loop.
     """
 
@@ -93,12 +95,10 @@ class Client:
     connections: int = 64
     transport: httpx.AsyncBaseTransport | None = None
     told: Callable[[str], None] = lambda text: None
+    lost: Callable[[], str] = lambda: ""
 
     def __post_init__(self) -> None:
-        try:
-            self._url = httpx.URL(server_address(self.base_url))
-        except (ValueError, httpx.InvalidURL) as error:
-            raise UserError(str(error)) from None
+        self.move(self.base_url)
         self._client = httpx.AsyncClient(
             transport=self.transport,
             timeout=httpx.Timeout(self.waiting.timeout, pool=None),
@@ -108,6 +108,13 @@ class Client:
         self._gate = _Gate(self.connections)
         self._is_away = self._is_slow = False
         self._answered = 0
+
+    def move(self, base_url: str) -> None:
+        """The server is at this address from here on, also for requests that wait for it."""
+        try:
+            self._url = httpx.URL(server_address(base_url))
+        except (ValueError, httpx.InvalidURL) as error:
+            raise UserError(str(error)) from None
 
     def address(self, path: str) -> str:
         """The address of a part of the server, as messages name it."""
@@ -161,6 +168,8 @@ class Client:
 
     def _count(self, trouble: _Trouble, away: bool, reason: str) -> None:
         """Takes note of what went wrong. Raises `EngineError` once that is enough."""
+        if why := self.lost():
+            raise EngineError(why)
         if not away:
             trouble.away_since = None
             trouble.failures += 1

@@ -1,7 +1,8 @@
 """One engine in several processes, each with a model of its own: what makes a second core, or a second accelerator, worth having.
 
-All requests about one task go to the same process, where the prefixes that they share were computed. Since a completion is a function
-of the ask alone, how many processes there are changes nothing that is drawn. A process that dies fails the requests that it had.
+All requests about one task go to the same process, where the prefixes that they share were computed. On processors a completion is a
+function of the ask alone, so how many processes there are changes nothing that is drawn; on GPUs that is so but for rounding. A process
+that dies fails the requests that it had.
 """
 
 from __future__ import annotations
@@ -16,26 +17,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
 from leafe import lifeline
-from leafe.engines.base import Engine, EngineStats
-from leafe.errors import EngineError
-from leafe.records import Ask, Completion
+from leafe.engines.base import Engine, EngineStats, Scores
+from leafe.errors import EngineError, LeafeError
+from leafe.records import Ask, Completion, Message
 
 PATIENCE = 10.0  # seconds that a process has to end by itself once it was told to
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a process sends back: to request `number` a completion or why there is none, and what its engine has done so far."""
+    """What a process sends back: what request `number` gave or why it gave nothing, and what its engine has done so far."""
 
     number: int
-    completion: Completion | None
-    refusal: EngineError | None
+    result: Any
+    refusal: LeafeError | None
     stats: EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A call of an engine's method by its name."""
+
+    method: str
+    arguments: tuple[Any, ...]
 
 
 class ReplicatedEngine:
@@ -60,11 +70,25 @@ class ReplicatedEngine:
 
     async def generate(self, ask: Ask) -> Completion:
         """One completion, a function of the ask alone. Raises `EngineError` when its process failed or died."""
-        root = next((message.content for message in ask.messages if message.role == "user"), "")
+        completion: Completion = await self._home(ask.messages).call("generate", ask)
+        return completion
+
+    async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
+        """What the model makes of `ids` after `messages`. Raises what the engine raises, and `EngineError` when its process died."""
+        scores: Scores = await self._home(messages).call("score", tuple(messages), tuple(ids), top)
+        return scores
+
+    async def load(self, folder: str | Path) -> None:
+        """The weights in `folder` for each of the processes; one after another, so that a folder that the first refuses changes none."""
+        for replica in self._replicas:
+            await replica.call("load", folder)
+
+    def _home(self, messages: Sequence[Message]) -> _Replica:
+        root = next((message.content for message in messages if message.role == "user"), "")
         if root not in self._homes:
             self._homes[root] = min(self._replicas, key=lambda replica: (replica.busy, self._assigned[replica.number]))
             self._assigned[self._homes[root].number] += 1
-        return await self._homes[root].generate(ask)
+        return self._homes[root]
 
     async def close(self) -> None:
         """Ends the processes; requests in flight are cancelled."""
@@ -83,7 +107,7 @@ class _Replica:
 
     def __init__(self, make: Callable[[], Engine], number: int, counted: Callable[[], None]) -> None:
         self.number, self.stats, self._counted = number, EngineStats(), counted
-        self._waiting: dict[int, asyncio.Future[Completion]] = {}
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._lock = threading.Lock()
         self._asked = 0
         self._gone = ""
@@ -113,17 +137,17 @@ class _Replica:
         self._listener.start()
         return int(first)
 
-    async def generate(self, ask: Ask) -> Completion:
+    async def call(self, method: str, *arguments: Any) -> Any:
         """Sends a request and waits for its answer."""
         number = self._asked
-        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked += 1
         with self._lock:
             if self._gone:
                 raise EngineError(self._gone)
             self._waiting[number] = future
         try:
-            self._send((number, ask))
+            self._send((number, _Request(method, arguments)))
             return await future
         except asyncio.CancelledError:
             self._send((number, None))
@@ -147,7 +171,7 @@ class _Replica:
             self._listener.join()
         self._pipe.close()
 
-    def _send(self, message: tuple[int, Ask | None] | None) -> None:
+    def _send(self, message: tuple[int, _Request | None] | None) -> None:
         try:
             self._pipe.send(message)
         except OSError:  # it is gone: the listener tells those who wait
@@ -161,21 +185,21 @@ class _Replica:
                 break
             self.stats = answer.stats
             self._counted()
-            self._tell(self._waiting.get(answer.number), answer.completion, answer.refusal)
+            self._tell(self._waiting.get(answer.number), answer.result, answer.refusal)
         with self._lock:
             self._gone = f"an engine process ended ({self._how_it_ended()}); the same command goes on from here"
             left = list(self._waiting.values())
         for future in left:
             self._tell(future, None, EngineError(self._gone))
 
-    def _tell(self, future: asyncio.Future[Completion] | None, completion: Completion | None, refusal: EngineError | None) -> None:
+    def _tell(self, future: asyncio.Future[Any] | None, result: Any, refusal: LeafeError | None) -> None:
         def settle() -> None:
             if future is None or future.done():
                 return
-            if completion is not None:
-                future.set_result(completion)
+            if refusal is None:
+                future.set_result(result)
             else:
-                future.set_exception(refusal or EngineError("the engine gave no answer"))
+                future.set_exception(refusal)
 
         if future is not None:
             try:
@@ -215,18 +239,18 @@ async def _answer_all(engine: Engine, pipe: Connection) -> None:
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     running: dict[int, asyncio.Task[None]] = {}
 
-    async def answer(number: int, ask: Ask) -> None:
+    async def answer(number: int, request: _Request) -> None:
         try:
-            reply = _Answer(number, await engine.generate(ask), None, engine.stats)
-        except EngineError as error:
+            reply = _Answer(number, await getattr(engine, request.method)(*request.arguments), None, engine.stats)
+        except LeafeError as error:
             reply = _Answer(number, None, error, engine.stats)
         finally:
             running.pop(number, None)
         pipe.send(reply)
 
-    def take(number: int, ask: Ask | None) -> None:
-        if ask is not None:
-            running[number] = loop.create_task(answer(number, ask))
+    def take(number: int, request: _Request | None) -> None:
+        if request is not None:
+            running[number] = loop.create_task(answer(number, request))
         elif number in running:
             running[number].cancel()
 

@@ -2,6 +2,9 @@
 
 The invariant: no global random state. The number for token `index` of a request is `uniform(seed, index)`, and the token is found by
 inverting the cumulative distribution in the order of the ids, so a row's draw never depends on the other rows.
+
+`draw` is for a processor. `draw_there` computes the same by tensors alone, for a GPU: it neither sorts nor heaps up a whole vocabulary, and
+takes chances in float32, so one draw in some millions may fall on a neighbour.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from leafe.errors import EngineError
 from leafe.records import Sampling
@@ -16,6 +20,10 @@ from leafe.records import Sampling
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 LOGPROB_DIGITS = 5
+CHUNK = 1024  # ids whose chances are added up before they are heaped
+BROKEN_LOGITS = "the model's logits are not numbers; the checkpoint is broken or its dtype overflows"
+Score = tuple[float, tuple[tuple[int, float], ...]]  # a log-probability, and the ids of most probability with theirs
+INFINITE = 0x7F800000  # the bits of infinity in float32
 
 
 def uniform(seed: int, index: int) -> float:
@@ -40,7 +48,7 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence[
     warmth = torch.tensor([sampling.temperature or 1.0 for sampling in samplings], device=logits.device)
     logprobs = torch.log_softmax(logits.float() / warmth[:, None], dim=-1)
     if not bool(torch.isfinite(logprobs.amax(dim=-1)).all()):
-        raise EngineError("the model's logits are not numbers; the checkpoint is broken or its dtype overflows")
+        raise EngineError(BROKEN_LOGITS)
     greedy = torch.tensor([sampling.temperature == 0 for sampling in samplings], device=logits.device)
     best = logprobs.argmax(dim=-1)
     chosen = best if bool(greedy.all()) else torch.where(greedy, best, _invert(logprobs, samplings, numbers))
@@ -68,3 +76,64 @@ def _nucleus(chances: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tens
     kept = (before < mass[:, None]) | (mass[:, None] >= 1)
     kept[:, 0] = True
     return torch.zeros_like(chances).scatter_(1, order, ordered * kept)
+
+
+def score(logits: torch.Tensor, ids: Sequence[int], top: int) -> list[Score]:
+    """For each row of `logits` (rows, vocabulary) the log-probability of its id at temperature 1 and the `top` ids of most probability."""
+    if not ids:
+        return []
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    if not bool(torch.isfinite(logprobs.amax(dim=-1)).all()):
+        raise EngineError(BROKEN_LOGITS)
+    taken = logprobs.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
+    best, places = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
+    tops = [tuple(zip(row, chances, strict=True)) for row, chances in zip(places.tolist(), best.exp().tolist(), strict=True)]
+    return [(round(value, LOGPROB_DIGITS), row) for value, row in zip(taken, tops, strict=True)]
+
+
+def draw_there(logits: torch.Tensor, temperatures: torch.Tensor, masses: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """(2, rows) in float64: ids and log-probabilities, one for each row of `logits` (rows, vocabulary), as `draw` gives them unrounded.
+
+    `temperatures`, `masses` (top-p; none at all where it is 1 in each row) and `numbers` are (rows,) in float64. Nothing waits for the
+    device, so that a CUDA graph can hold it; logits that are not numbers give a log-probability that is none.
+    """
+    greedy = temperatures == 0
+    warmth = torch.where(greedy, 1.0, temperatures).float()
+    logprobs = torch.log_softmax(logits.float() / warmth[:, None], dim=-1)
+    best, place = logprobs.max(dim=-1)
+    chances = F.pad(logprobs.exp(), (0, -logprobs.shape[1] % CHUNK))
+    chosen = torch.where(greedy, place, _invert_there(_nucleus_there(chances, masses) if len(masses) else chances, numbers))
+    taken = logprobs.gather(1, chosen[:, None])[:, 0]
+    return torch.stack((chosen.double(), torch.where(torch.isfinite(best), taken, torch.nan).double()))
+
+
+def _invert_there(chances: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """As `_invert` finds ids: the chunk in which the target lies first, then the id in it."""
+    chunks = chances.view(len(chances), -1, CHUNK)
+    heaped = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = numbers * heaped[:, -1]
+    chunk = _first_above(heaped, target)
+    below = F.pad(heaped, (1, 0)).gather(1, chunk[:, None])[:, 0]
+    inside = chunks.gather(1, chunk[:, None, None].expand(-1, 1, CHUNK))[:, 0].cumsum(-1, dtype=torch.float64)
+    return chunk * CHUNK + _first_above(inside, target - below)
+
+
+def _first_above(heaped: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first place of each row whose heap is above the target; one that adds something, whatever rounding does."""
+    last = (heaped < heaped[:, -1:]).sum(-1)
+    return torch.minimum((heaped <= target[:, None]).sum(-1), last)
+
+
+def _nucleus_there(chances: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
+    """As `_nucleus` keeps ids: the least chance that is kept is searched for by halving, among the bits of its float32."""
+    bits = chances.view(torch.int32)
+    low, high = torch.zeros_like(bits[:, :1]), torch.full_like(bits[:, :1], INFINITE)
+    for _ in range(31):  # `low` always keeps the mass, `high` never does
+        middle = low + (high - low) // 2
+        enough = torch.where(bits >= middle, chances, 0.0).sum(-1, keepdim=True, dtype=torch.float64) >= masses[:, None]
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    above = torch.where(bits > low, chances, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
+    least = bits == low
+    before = above + (least.cumsum(-1) - 1) * chances  # of the ids of that chance, the only ones that it is asked of
+    kept = (bits > low) | (least & (before < masses[:, None])) | (masses[:, None] >= 1)
+    return torch.where(kept, chances, 0.0)

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
-from leafe.engines.base import EngineStats
-from leafe.errors import EngineError
+from leafe.engines.base import EngineStats, Scores
+from leafe.errors import EngineError, UserError
 from leafe.growing import Growing
-from leafe.records import Ask, Completion
+from leafe.records import Ask, Completion, Message
 
 
 class ScriptedEngine:
@@ -41,6 +42,7 @@ class ScriptedEngine:
         self.stats = EngineStats()
         self.concurrency = concurrency
         self.asks: list[Ask] = []
+        self.loaded: list[Path] = []
         self._answer = answer
         self._fail_after = fail_after
         self._closed = False
@@ -67,6 +69,26 @@ class ScriptedEngine:
         self.stats.prompt_tokens += prompt
         self.stats.sampled_tokens += len(ids)
         return Completion(self._decoded(ids), ids, (0.0,) * len(ids), finish, prompt)
+
+    async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
+        """Log-probability zero for each id, which with `top` is the only one in its place."""
+        if self._closed:
+            raise EngineError("the engine is closed")
+        prompt = self._lengths.of(tuple(messages))
+        self.stats.requests += 1
+        self.stats.prompt_tokens += prompt
+        if self.max_context and prompt + len(ids) > self.max_context:
+            found = f"{prompt} tokens with {len(ids)} to score"
+            raise UserError(f"wanted a text that fits into {self.max_context} tokens, found {found}; set a larger max_context")
+        return Scores((0.0,) * len(ids), tuple(((one, 1.0),) for one in ids) if top else ())
+
+    async def load(self, folder: str | Path) -> None:
+        """Keeps the folder in `loaded`; the script goes on."""
+        if self._closed:
+            raise EngineError("the engine is closed")
+        if not Path(folder).is_dir():
+            raise UserError(f"no checkpoint in {str(folder)!r}: wanted a folder")
+        self.loaded.append(Path(folder))
 
     async def close(self) -> None:
         """Refuses every later request."""

@@ -10,9 +10,9 @@ The attention is registered with transformers under `ATTENTION` and is plain sca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,15 +29,20 @@ QUERY_MULTIPLE = 4
 TOKEN_MULTIPLE = 16
 # A tile's keys and values should stay in the processor's cache between being gathered and being read.
 TILE_BYTES = 3 << 20
+TILE_BYTES_THERE = 256 << 20  # on a GPU, where it is launches that cost
 
 
 @dataclass(slots=True)
 class Piece:
-    """Tokens of one request to compute: `ids` stand at positions `start ..`, and `blocks` is the request's block table."""
+    """Tokens of one request to compute: `ids` stand at positions `start ..`, and `blocks` is the request's block table.
+
+    Logits are wanted after the last `kept` of them.
+    """
 
     ids: Sequence[int]
     start: int
     blocks: Sequence[int]
+    kept: int = 1
 
 
 @dataclass(slots=True)
@@ -105,10 +110,22 @@ class BlockCache:
         counts = torch.tensor([copy.count for copy in copies])
         starts = torch.tensor([[copy.source, copy.target] for copy in copies]) * self.size
         offsets = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        source, target = (starts.repeat_interleave(counts, 0) + offsets[:, None]).to(some.device).unbind(1)
+        source, target = sent(starts.repeat_interleave(counts, 0) + offsets[:, None], some.device).unbind(1)
         for data in self.layers.values():
             rows = data.view(-1, *data.shape[2:])
             rows.index_copy_(0, target, rows.index_select(0, source))
+
+
+class Layout(Protocol):
+    """How the tokens of a forward pass lie, one flat row of them, and the attention that goes with it."""
+
+    ids: torch.Tensor  # (1, tokens)
+    positions: torch.Tensor  # (1, tokens)
+    last: torch.Tensor  # the tokens after which logits are wanted
+
+    def attend(self, layer: int, states: Sequence[torch.Tensor], options: Mapping[str, Any]) -> torch.Tensor:
+        """Attention of query, key and value (1, heads, tokens, width); the result is (1, tokens, heads, width)."""
+        ...
 
 
 @dataclass(slots=True)
@@ -119,10 +136,30 @@ class Batch:
     ids: torch.Tensor  # (1, tokens)
     positions: torch.Tensor  # (1, tokens)
     places: torch.Tensor  # (tokens)
-    last: torch.Tensor  # (pieces) the place of each piece's last token
+    last: torch.Tensor  # the tokens after which logits are wanted: the last ones of each piece
     tiles: list[Tile]
     take: torch.Tensor  # (queries of all tiles) the token of each, padding included
     back: torch.Tensor  # (tokens) the query of each; padding tokens have some query
+
+    def attend(self, layer: int, states: Sequence[torch.Tensor], options: Mapping[str, Any]) -> torch.Tensor:
+        """Attention of query, key and value (1, heads, tokens, width), tile by tile; the result is (1, tokens, heads, width)."""
+        query, key, value = states
+        heads, tokens, width = query.shape[1:]
+        self.cache.store(layer, key, value, self.places)
+        queries = query[0].transpose(0, 1).reshape(tokens, heads * width).index_select(0, self.take)
+        parts = []
+        for tile in self.tiles:
+            keys, values = self.cache.read(layer, tile, width)
+            count = tile.rows * tile.queries
+            shaped = queries[tile.start : tile.start + count].view(tile.rows, tile.queries, heads, width).transpose(1, 2)
+            mask = tile.mask(options.get("sliding_window"), query.dtype)
+            if query.is_cuda and keys.shape[1] < heads and not any(options.get(name) is not None for name in scores.KNOWN):
+                part = _grouped(shaped, keys, values, mask, **options)
+            else:
+                part = scores.attend(shaped, keys, values, mask, **options)
+            parts.append(part.transpose(1, 2).reshape(count, -1))
+        output = torch.cat(parts).index_select(0, self.back)
+        return output.view(1, tokens, heads, -1)
 
 
 @dataclass(slots=True)
@@ -147,7 +184,7 @@ def plan(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Ba
         first, stop = len(ids), piece.start + len(piece.ids)
         ids += piece.ids
         positions += range(piece.start, stop)
-        last.append(len(ids) - 1)
+        last += range(len(ids) - piece.kept, len(ids))
         for depth in range(piece.start // size, (stop - 1) // size + 1):
             start, end = max(piece.start, depth * size), min(stop, (depth + 1) * size)
             here = piece.blocks[depth] * size - depth * size
@@ -163,7 +200,7 @@ def plan(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Ba
     tiles: list[Tile] = []
     take: list[int] = []
     for depth, few in sorted(spans):
-        rows = max(1, TILE_BYTES // ((depth + 1) * size * row_bytes))
+        rows = max(1, (TILE_BYTES if device.type == "cpu" else TILE_BYTES_THERE) // ((depth + 1) * size * row_bytes))
         group = spans[depth, few]
         for index in range(0, len(group), rows):
             tiles.append(_tile(group[index : index + rows], take, nowhere, size=size, device=device))
@@ -171,8 +208,8 @@ def plan(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Ba
     for query, token in enumerate(take):
         back[token] = query
     last += last[-1:] * max(0, QUERY_MULTIPLE - len(last))
-    flat = torch.tensor([ids, positions, places, back], device=device)
-    chosen, taken = torch.tensor(last, device=device), torch.tensor(take, device=device)
+    flat = sent(torch.tensor([ids, positions, places, back]), device)
+    chosen, taken = sent(torch.tensor(last), device), sent(torch.tensor(take), device)
     return Batch(cache, flat[0:1], flat[1:2], flat[2], chosen, tiles, taken, flat[3])
 
 
@@ -186,17 +223,17 @@ def _tile(spans: Sequence[_Span], take: list[int], nowhere: int, *, size: int, d
         padding = queries - span.count
         take += [*range(span.first, span.first + span.count), *([nowhere] * padding)]
         positions += [*range(span.start, span.start + span.count), *([span.start] * padding)]
-    blocks = torch.tensor([block for span in spans for block in span.blocks], device=device)
+    blocks = sent(torch.tensor([block for span in spans for block in span.blocks]), device)
     keys = len(spans[0].blocks) * size
-    return Tile(len(spans), queries, keys, start, torch.tensor(positions, device=device), blocks)
+    return Tile(len(spans), queries, keys, start, sent(torch.tensor(positions), device), blocks)
 
 
 def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, None]:
-    """Attention over the blocks of `options["batch"]`, a `Batch`; without one, transformers' own scaled-dot-product attention.
+    """Attention over the blocks of `options["batch"]`, a `Layout`; without one, transformers' own scaled-dot-product attention.
 
     `states` are query, key and value, (1, heads, tokens, width) each, and a mask; the result is (1, tokens, heads, width).
     """
-    batch: Batch | None = options.pop("batch", None)
+    batch: Layout | None = options.pop("batch", None)
     if batch is None:
         mask = states[3] if len(states) > 3 else options.get("attention_mask")
         if mask is not None and mask.numel() == 1 < states[0].shape[2]:  # that of `forward`, so somebody has dropped the batch
@@ -206,24 +243,21 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
     unknown = [name for name in scores.UNKNOWN if options.get(name) is not None]
     if unknown:
         raise EngineError(f"its attention needs {unknown[0]}")
-    query, key, value = states[:3]  # a mask may follow, or be named, and is not needed
-    heads, tokens, width = query.shape[1:]
-    layer: int = module.layer_idx
-    batch.cache.store(layer, key, value, batch.places)
-    queries = query[0].transpose(0, 1).reshape(tokens, heads * width).index_select(0, batch.take)
-    parts = []
-    for tile in batch.tiles:
-        keys, values = batch.cache.read(layer, tile, width)
-        count = tile.rows * tile.queries
-        shaped = queries[tile.start : tile.start + count].view(tile.rows, tile.queries, heads, width).transpose(1, 2)
-        part = scores.attend(shaped, keys, values, tile.mask(options.get("sliding_window"), query.dtype), **options)
-        parts.append(part.transpose(1, 2).reshape(count, -1))
-    output = torch.cat(parts).index_select(0, batch.back)
-    return output.view(1, tokens, heads, -1), None
+    # A mask may follow, or be named, and is not needed.
+    return batch.attend(module.layer_idx, states[:3], options), None
 
 
-def forward(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits (at least as many rows as pieces, vocabulary) after the last token of each piece, by a model set to `ATTENTION`."""
+def _grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+    """As `scores.attend`; queries that share a head of keys become rows of one, as the fused kernels of a GPU want it beside a mask."""
+    rows, heads, queries, width = query.shape
+    group = heads // key.shape[1]
+    together = query.reshape(rows, key.shape[1], group * queries, width)
+    output = scores.attend(together, key, value, mask.repeat(1, 1, group, 1), **options)
+    return output.reshape(rows, heads, queries, -1)
+
+
+def forward(model: Any, batch: Layout) -> torch.Tensor:
+    """Logits (at least as many rows as are wanted, vocabulary) after the tokens `batch.last`, by a model set to `ATTENTION`."""
     output = model(
         input_ids=batch.ids,
         position_ids=batch.positions,
@@ -234,6 +268,11 @@ def forward(model: Any, batch: Batch) -> torch.Tensor:
     )
     logits: torch.Tensor = output.logits[0]
     return logits
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the processor's on a device, which is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _lazy_zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:

@@ -4,14 +4,19 @@ Requests from the event loop queue up for one worker thread, which batches them 
 the ask and on the weights, not on its neighbours in the batch nor on what was reused. On the CPUs where it was measured that is exact,
 bit by bit, in float32 and bfloat16, with one thread or two (`benchmarks/engine.py` counts).
 
-It does not train and does not follow changes of the weights: load another engine after a training step.
+On a GPU it is a property of the distribution and not of the bits: seeds give the same random numbers there, but kernels round otherwise in
+other company, so that a request may now and then draw another token than it drew alone. What was drawn is kept with its log-probability,
+and a run that is resumed replays its journal, so it goes on from exactly what there was.
+
+It does not train; new weights come by `load`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,17 +24,20 @@ from typing import Any, Literal
 
 import torch
 
-from leafe.engines.base import EngineStats
+from leafe.engines.base import EngineStats, Scores
 from leafe.engines.batching import BLOCK, Batcher, Request, blocks_for
+from leafe.engines.exchange import weights_for
 from leafe.engines.loading import context_of, end_tokens, load_checkpoint
 from leafe.engines.memory import free_bytes
+from leafe.engines.pipeline import PipelinedBatcher
 from leafe.engines.slots import BlockCache, Piece, forward, plan
 from leafe.engines.tokens import ChatTokenizer
-from leafe.engines.trial import give_back, take_over
+from leafe.engines.trial import give_back, steps_obstacle, take_over
 from leafe.errors import EngineError, UserError
-from leafe.records import Ask, Completion
+from leafe.records import Ask, Completion, Message, Sampling
 
 GIB = 1 << 30
+TOKENS_HERE, TOKENS_THERE = 2048, 8192  # of prompts, in a pass on a processor and on a GPU
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -40,12 +48,24 @@ class _Call(Request):
     loop: asyncio.AbstractEventLoop
 
 
+@dataclass(slots=True, eq=False)
+class _Exchange:
+    """Weights that take the place of the model's, the ids that end a message with them, and the coroutine that waits."""
+
+    weights: Mapping[str, torch.Tensor]
+    stop_ids: frozenset[int]
+    future: asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop
+
+
 class TransformersEngine:
     """Samples from `model` with the chat template of `tokenizer`. The model belongs to the engine until `close`.
 
     At most `slots` requests are sampled at once. `max_context` tokens, prompt and completion together, is the longest conversation; 0 is
     what the model's configuration says. The cache takes at most `cache_bytes`; 0 is half of what is free, which `sharers` engines share.
-    `threads` is for torch; None leaves the process's setting. Raises `UserError` when the cache cannot hold one conversation.
+    `threads` is for torch; None leaves the process's setting. `tokens_per_pass` is for prompts, 0 what suits the device. `steps` says
+    whether tokens are drawn by `steps.py`, None where the model is on a GPU; `obstacle` says why they are not, where they were to be.
+    Raises `UserError` when the cache cannot hold one conversation.
     """
 
     def __init__(
@@ -55,31 +75,39 @@ class TransformersEngine:
         *,
         slots: int = 256,
         max_context: int = 1024,
-        tokens_per_pass: int = 2048,
+        tokens_per_pass: int = 0,
         threads: int | None = 1,
         dtype: torch.dtype | None = None,
         cache_bytes: int = 0,
         sharers: int = 1,
+        steps: bool | None = None,
     ) -> None:
         self.concurrency = slots
         self.tokens = ChatTokenizer(tokenizer)
         self.max_context = context_of(model.config, max_context)
         self.stop_ids = self.tokens.stop_ids | end_tokens(getattr(model.generation_config, "eos_token_id", None))
+        there = model.device.type == "cuda"
+        tokens_per_pass = tokens_per_pass or (TOKENS_THERE if there else TOKENS_HERE)
         if not self.stop_ids:
             raise UserError(
                 "the tokenizer has no end-of-sequence token and its chat template ends messages with none; set eos_token."
             )
         self._model = model.eval() if dtype is None else model.eval().to(dtype)
+        steps = there if steps is None else steps
+        self.obstacle = steps_obstacle(self._model) if steps else ""
         taken = take_over(self._model)
+        if steps and taken.most is not None:  # a pass would have to be told how many tokens it may have
+            self.obstacle = self.obstacle or "what it computes depends on the number of tokens of a pass"
         self._usual_attention = taken.attention
         self.max_context = min(self.max_context, taken.longest or self.max_context)
         slots, tokens_per_pass = (min(count, taken.most or count) for count in (slots, tokens_per_pass))
         self._threads = threads
-        # `_arrived` and `_flushing` belong to the event loop, `_queue` to who holds `_changed`, `_batcher` to the worker.
-        self._arrived: list[_Call] = []
+        # `_arrived` and `_flushing` belong to the event loop, `_queue` to who holds `_changed`, `_batcher` and `_exchange` to the worker.
+        self._arrived: list[_Call | _Exchange] = []
         self._flushing: asyncio.AbstractEventLoop | None = None
         self._changed = threading.Condition()
-        self._queue: list[_Call] = []
+        self._queue: deque[_Call | _Exchange] = deque()
+        self._exchange: _Exchange | None = None
         self._closed = False
         self._worker: threading.Thread | None = None
         try:
@@ -87,39 +115,81 @@ class TransformersEngine:
         except BaseException:
             give_back(self._model, self._usual_attention)
             raise
-        self._batcher: Batcher[_Call] = Batcher(model, self.stop_ids, slots=slots, blocks=blocks, tokens_per_pass=tokens_per_pass)
+        make = partial(PipelinedBatcher, longest=self.max_context) if steps and not self.obstacle else Batcher
+        self._batcher: Batcher[_Call] = make(model, self.stop_ids, slots=slots, blocks=blocks, tokens_per_pass=tokens_per_pass)
         self.stats: EngineStats = self._batcher.stats
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any
+    def from_folder(
+        cls, path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu", **options: Any
     ) -> TransformersEngine:
         """An engine for the checkpoint in the directory `path`: `save_pretrained` files, safetensors only, no remote code.
 
-        Raises `UserError` when there is none and `CorruptFile` when it cannot be read.
+        Without a `dtype` it is bfloat16 on a GPU and float32 elsewhere. Raises `UserError` when there is no such folder and `CorruptFile`
+        when it cannot be read.
         """
-        model, tokenizer = load_checkpoint(path, dtype=dtype)
+        model, tokenizer = load_checkpoint(path, dtype=dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32))
         return cls(model.to(device), tokenizer, **options)
 
     async def generate(self, ask: Ask) -> Completion:
         """One completion, a function of the ask and the weights alone. Raises `EngineError` when the forward pass fails."""
-        if self._closed:
-            raise EngineError("the engine is closed")
-        ids = self.tokens.prompt_ids(ask.messages)
-        self.stats.requests += 1
+        ids = self._prompt(ask.messages)
         if len(ids) + ask.sampling.max_tokens > self.max_context:
             return Completion("", finish="context", prompt_tokens=len(ids))
+        return self._completion(await self._answered(ask, ids))
+
+    async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
+        """What the model makes of `ids` after `messages`: see `Engine.score`. Prefixes are reused as those of requests that are sampled."""
+        prompt = self._prompt(messages)
+        if len(prompt) + len(ids) > self.max_context:
+            found = f"{len(prompt):,} tokens with {len(ids):,} to score"
+            raise UserError(
+                f"wanted a text that fits into {self.max_context:,} tokens, found {found}; type a larger engine.max_context"
+            )
+        rows = int(self._model.get_input_embeddings().weight.shape[0])
+        wrong = next((one for one in ids if not 0 <= one < rows), None)
+        if wrong is not None:
+            raise UserError(f"wanted ids of tokens below {rows}, found {wrong}; score the ids that this model's tokenizer makes")
+        if not ids:
+            return Scores(())
+        ask = Ask(tuple(messages), Sampling(max_tokens=1), 0)
+        call = await self._answered(ask, [*prompt, *ids[:-1]], scored=tuple(ids), top=top)
+        return Scores(tuple(logprob for logprob, _ in call.scores), tuple(tops for _, tops in call.scores) if top else ())
+
+    async def load(self, folder: str | Path) -> None:
+        """Takes the weights in `folder` in place of its own: see `Engine.load`. Reading them takes as much memory as the model again."""
+        if self._closed:
+            raise EngineError("the engine is closed")
+        weights, ends = await asyncio.to_thread(weights_for, self._model, self.tokens.tokenizer, folder)
+        if self._closed:
+            raise EngineError("the engine was closed while the new weights were read")
         loop = asyncio.get_running_loop()
-        call = _Call(ask, ids, len(ids), future=loop.create_future(), loop=loop)
-        self._arrived.append(call)
-        if self._flushing is not loop:  # episodes that are ready in the same turn of the loop enter the queue together
-            self._flushing = loop
-            loop.call_soon(self._flush)
+        exchange = _Exchange(weights, self.tokens.stop_ids | ends, loop.create_future(), loop)
+        self._arrive(exchange, loop)
+        await exchange.future
+        self.stop_ids = exchange.stop_ids
+
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        if self._closed:
+            raise EngineError("the engine is closed")
+        self.stats.requests += 1
+        return self.tokens.prompt_ids(messages)
+
+    async def _answered(self, ask: Ask, ids: list[int], **more: Any) -> _Call:
+        loop = asyncio.get_running_loop()
+        call = _Call(ask, ids, len(ids), future=loop.create_future(), loop=loop, **more)
+        self._arrive(call, loop)
         try:
             await call.future
         finally:
             call.cancelled = True  # of no effect on a call that was answered
-        return self._completion(call)
+        return call
+
+    def _arrive(self, item: _Call | _Exchange, loop: asyncio.AbstractEventLoop) -> None:
+        self._arrived.append(item)
+        if self._flushing is not loop:  # episodes that are ready in the same turn of the loop enter the queue together
+            self._flushing = loop
+            loop.call_soon(self._flush)
 
     async def close(self) -> None:
         """Stops the worker and gives the model back; requests in flight are cancelled."""
@@ -128,7 +198,8 @@ class TransformersEngine:
             await asyncio.to_thread(self._worker.join)
         for call in self._queue:
             _notify(call.loop, call.future.cancel)
-        self._queue = []
+        self._queue.clear()
+        self._batcher.close()
         give_back(self._model, self._usual_attention)
 
     def _completion(self, call: _Call) -> Completion:
@@ -150,8 +221,13 @@ class TransformersEngine:
         """The worker thread: passes until the engine is closed. A pass that fails fails every request that it knows of."""
         if self._threads is not None:
             torch.set_num_threads(self._threads)
+        if self._model.device.type == "cuda":
+            torch.cuda.set_device(self._model.device)
         while self._receive():
             try:
+                if self._exchange is not None:
+                    self._take_weights(self._exchange)
+                    continue
                 with torch.inference_mode():
                     done = self._batcher.step()
             except Exception as error:  # whatever went wrong, nobody may wait for ever
@@ -166,14 +242,35 @@ class TransformersEngine:
             _notify(call.loop, call.future.cancel)
 
     def _receive(self) -> bool:
-        """Takes in what has arrived, and waits for it when there is nothing else to do. False when the engine is closed."""
+        """Takes in what has arrived, and waits for it when there is nothing else to do. False when the engine is closed.
+
+        What comes after new weights waits for them, and they wait until nothing is being computed.
+        """
         with self._changed:
             while not self._closed and not self._queue and self._batcher.idle:
                 self._changed.wait()
-            if not self._closed:
-                self._batcher.waiting += self._queue
-                self._queue = []
+            while not self._closed and self._queue:
+                item = self._queue[0]
+                if isinstance(item, _Exchange):
+                    if self._batcher.idle:
+                        self._exchange = item
+                        self._queue.popleft()
+                    break
+                self._batcher.waiting.append(item)
+                self._queue.popleft()
             return not self._closed
+
+    def _take_weights(self, exchange: _Exchange) -> None:
+        self._exchange = None
+        try:
+            self._model.load_state_dict(exchange.weights)
+        except Exception as error:
+            reason = EngineError(f"the new weights could not be taken: {type(error).__name__}: {error}")
+            _notify(exchange.loop, partial(_refuse, exchange.future, reason))
+            raise
+        self._batcher.clear()
+        self._batcher.stop_ids = exchange.stop_ids
+        _notify(exchange.loop, partial(_resolve, [exchange.future]))
 
     def _fail(self, error: Exception) -> None:
         # A pass that stopped half-way leaves blocks that nobody can vouch for: the cache goes as well.

@@ -12,7 +12,7 @@ fall otherwise, so there the median over places counts, at a tolerance that only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf, isfinite
@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from leafe.engines.prefixes import Copy
-from leafe.engines.slots import ATTENTION, BlockCache, Piece, forward, plan
+from leafe.engines.slots import ATTENTION, BlockCache, Layout, Piece, forward, plan
+from leafe.engines.steps import step_of
 from leafe.engines.twin import decoder, limits, quiet, random_ids, spread, twin
 from leafe.errors import UserError
 
@@ -33,8 +34,9 @@ TWIN_TOLERANCE = 1e-4  # a twin is small and of ordinary weights, so its roundin
 ROUGH = 0.5  # in sixteen bits
 SHORT = 16  # tokens of a limit in a twin
 LONG = 40  # tokens of the longest request where no limit is
-BLOCK = 8
+BLOCK, STEP_BLOCK = 8, 16  # the second is the least that the kernels of a GPU take
 LARGE = 20_000_000  # weights of a model that is tried on few tokens, and its twin on more
+Layouts = Callable[[Sequence[Piece], BlockCache, torch.device], Layout]
 _known: dict[tuple[Any, ...], tuple[int | None, int | None]] = {}
 
 
@@ -88,6 +90,27 @@ def _trials(model: Any) -> tuple[float, int | None, int | None]:
     return difference, longest, most
 
 
+@torch.inference_mode()
+def steps_obstacle(model: Any) -> str:
+    """Why the steps of a GPU cannot be used with a model, empty where they compute what the plain forward pass does.
+
+    That is tried on the model itself and, for each limit that its configuration names, on a twin in which it is short.
+    """
+    try:
+        difference = _tried(model, LONG if not limits(model.config) else SHORT, crowded=True, layout=step_of)
+        for name, value in limits(model.config).items():
+            small = twin(model, name, min(value, SHORT))
+            if small is None:
+                return f"beyond its {name} it cannot be tried"
+            _tried(small, 3 * min(value, SHORT), crowded=True, strict=True, layout=step_of)
+        small = twin(model) if model.dtype != torch.float32 else None
+        if small is not None:
+            _tried(small, LONG, crowded=True, strict=True, layout=step_of)
+    except Exception as error:  # whatever a foreign forward pass raises
+        return (str(error).strip() or type(error).__name__).split("\n")[0]
+    return "" if isfinite(difference) else "its logits are not numbers"
+
+
 def give_back(model: Any, attention: str) -> None:
     """Undoes `take_over`; `attention` is what that returned."""
     decoder(model).set_attn_implementation(attention)
@@ -137,7 +160,7 @@ def _passes(model: Any, longest: int, *, crowded: bool) -> bool:
         return False
 
 
-def _tried(model: Any, longest: int, *, crowded: bool = False, strict: bool = False) -> float:
+def _tried(model: Any, longest: int, *, crowded: bool = False, strict: bool = False, layout: Layouts = plan) -> float:
     """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens, one at a time or all in one pass.
 
     Raises `ValueError` at too far.
@@ -147,7 +170,7 @@ def _tried(model: Any, longest: int, *, crowded: bool = False, strict: bool = Fa
     wanted = [model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float() for ids in requests]
     try:
         _replace(model)
-        found = _engine(model, requests, crowded=crowded)
+        found = _engine(_Passes(model, requests, crowded=crowded, layout=layout), requests)
     finally:
         give_back(model, usual)
     effect = spread([logits[-1] for logits in wanted])
@@ -173,11 +196,12 @@ def _requests(model: Any, longest: int, *, crowded: bool) -> list[list[int]]:
 class _Passes:
     """Passes of the engine over parts of requests. `found` has request, place and logits after each part."""
 
-    def __init__(self, model: Any, requests: Sequence[Sequence[int]], *, crowded: bool) -> None:
+    def __init__(self, model: Any, requests: Sequence[Sequence[int]], *, crowded: bool, layout: Layouts) -> None:
         self.found: list[tuple[int, int, torch.Tensor]] = []
-        self._model, self._requests, self._crowded = model, requests, crowded
-        each = -(-max(map(len, requests)) // BLOCK)
-        self._cache = BlockCache(1 + each * len(requests), BLOCK)
+        self._model, self._requests, self._crowded, self._layout = model, requests, crowded, layout
+        self._size = BLOCK if layout is plan else STEP_BLOCK
+        each = -(-max(map(len, requests)) // self._size)
+        self._cache = BlockCache(1 + each * len(requests), self._size)
         self._tables = [list(range(1 + each * number, 1 + each * (number + 1))) for number in range(len(requests))]
 
     def compute(self, *parts: tuple[int, int, int]) -> None:
@@ -188,23 +212,22 @@ class _Passes:
 
     def _pass(self, parts: Sequence[tuple[int, int, int]]) -> None:
         pieces = [Piece(self._requests[number][start:stop], start, self._tables[number]) for number, start, stop in parts]
-        logits = forward(self._model, plan(pieces, self._cache, self._model.device)).float()
+        logits = forward(self._model, self._layout(pieces, self._cache, self._model.device)).float()
         self.found += [(number, stop - 1, row) for (number, _, stop), row in zip(parts, logits, strict=False)]
 
     def reuse(self, source: int, target: int, count: int) -> None:
         """Gives one request the first `count` tokens that another has computed: whole blocks, then a copy of the rest."""
-        whole = count // BLOCK
+        whole, rest = divmod(count, self._size)
         self._tables[target][:whole] = self._tables[source][:whole]
-        if count % BLOCK:
-            self._cache.copy([Copy(self._tables[source][whole], self._tables[target][whole], count % BLOCK)])
+        if rest:
+            self._cache.copy([Copy(self._tables[source][whole], self._tables[target][whole], rest)])
 
 
-def _engine(model: Any, requests: Sequence[Sequence[int]], *, crowded: bool) -> list[tuple[int, int, torch.Tensor]]:
+def _engine(passes: _Passes, requests: Sequence[Sequence[int]]) -> list[tuple[int, int, torch.Tensor]]:
     """(request, place, logits) after parts of requests side by side, then a token at a time; the second stands on the first's blocks."""
     lengths = [len(ids) for ids in requests]
     others = range(2, len(requests))
     shared = next(place for place in range(lengths[1]) if place + 1 == lengths[1] or requests[0][place] != requests[1][place])
-    passes = _Passes(model, requests, crowded=crowded)
     passes.compute((0, 0, 1))  # alone, for what depends on the longest position of a pass
     passes.compute((0, 1, max(1, shared)), *((number, 0, lengths[number] // 2) for number in others))
     passes.reuse(0, 1, shared)

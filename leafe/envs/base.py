@@ -52,6 +52,7 @@ class Environment(ABC):
     """
 
     name: ClassVar[str]
+    about: ClassVar[str] = ""  # one line for lists of environments
     # Of the class, as a rule; an instance that wraps somebody else's world may set its own.
     fidelity: Fidelity
     placement: Placement = Placement.INLINE

@@ -16,10 +16,10 @@ from typing import Any
 
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.gymnasium_texts import described, in_words, uncoloured
-from leafe.envs.imports import import_here
 from leafe.envs.seeds import seeded_tasks, split_seed
 from leafe.envs.settled import one_of
 from leafe.errors import MissingDependency, UserError
+from leafe.imports import import_here
 from leafe.records import Observation, Task
 
 INSTALL = "pip install -c constraints.txt -e '.[gymnasium]'"
@@ -47,6 +47,7 @@ class Gymnasium(Environment):
     """
 
     name = "gymnasium"
+    about = "any Gymnasium environment of text or discrete actions by id=NAME (extra gymnasium); replay as declared"
     fidelity = Fidelity.REPLAY
 
     def __init__(

@@ -11,7 +11,6 @@ or has played as many episodes as it may, is replaced. What a world answers does
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from leafe.envs.lanes import PATIENCE, Lane
 from leafe.envs.world import World
 from leafe.envs.world_process import LIMIT, WorldProcess
 from leafe.errors import EnvironmentFailure
+from leafe.hardware import own_cores
 
 PROCESSES_A_CORE = 4  # most of them wait for the engine most of the time
 
@@ -70,7 +70,7 @@ class Hosting(Protocol):
 
 def hosting(make: Callable[[], Environment], terms: Terms = Terms()) -> Hosting:
     """A way of hosting. Worlds that are called in line under a limit are on threads where no timer can interrupt them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = own_cores()
     if terms.placement is Placement.PROCESS:
         most = min(terms.workers or PROCESSES_A_CORE * cores, terms.instances or 2**30)
         return _Lanes(lambda: WorldProcess(make, limit=terms.timeout), terms, room=most, calls=0)

@@ -39,6 +39,7 @@ class OpenEnv(Environment):
     """
 
     name = "openenv"
+    about = "any OpenEnv server by url=ADDRESS (extra openenv); no rollback unless replay is declared"
     fidelity = Fidelity.NONE
     placement = Placement.THREAD
 

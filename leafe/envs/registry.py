@@ -1,7 +1,7 @@
 """Environments by name: those that ship, those that other packages offer, and any class as `module:Class`.
 
-Another package offers its classes through the entry point group `leafe.environments`; a shipped name always means the shipped
-class. Nothing is imported from another package before it is asked for by name.
+What ships in `worlds` and what another package has comes in by the same door, the entry point group `leafe.environments`; a shipped name
+always means the shipped class. Nothing is imported from another package before it is asked for by name.
 """
 
 from __future__ import annotations
@@ -12,55 +12,28 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from leafe.envs.alfworld import ALFWorld
-from leafe.envs.alfworld_original import OriginalALFWorld
 from leafe.envs.base import Environment
-from leafe.envs.codecontests import CodeContests
-from leafe.envs.fakes import Lookup, SlipperySokoban
-from leafe.envs.gymnasium import Gymnasium
-from leafe.envs.household.environment import Household
-from leafe.envs.imports import import_here
-from leafe.envs.mbpp import Mbpp
-from leafe.envs.openenv import OpenEnv
-from leafe.envs.scienceworld.environment import ScienceWorld
-from leafe.envs.settled import settled, told
-from leafe.envs.single_turn import SingleTurn
-from leafe.envs.sokoban.environment import Sokoban
-from leafe.envs.webshop.environment import WebShop
+from leafe.envs.settled import settled
 from leafe.errors import LeafeError, UnknownName, UserError
+from leafe.imports import import_here, told
 from leafe.records import decode
 
 GROUP = "leafe.environments"
-SHIPPED: dict[str, tuple[type[Environment], str]] = {
-    "sokoban": (Sokoban, "push boxes onto targets; generated levels or Boxoban files; exact snapshots"),
-    "webshop": (
-        WebShop,
-        "buy what an instruction asks for in a shop; a small catalogue ships, official files by path; exact snapshots",
-    ),
-    "codecontests": (CodeContests, "competitive programming in the published schema, or problems of our own; exact snapshots"),
-    "mbpp": (Mbpp, "short functions in the published schema, or problems of our own; exact snapshots"),
-    "alfworld": (ALFWorld, "household tasks from the official game files (data=PATH), in our own engine; exact snapshots"),
-    "alfworld-original": (OriginalALFWorld, "the same tasks in the original engine (extra alfworld-reference), slow; exact replay"),
-    "household": (Household, "find things in generated houses and bring them where they belong; exact snapshots"),
-    "gymnasium": (
-        Gymnasium,
-        "any Gymnasium environment of text or discrete actions by id=NAME (extra gymnasium); replay as declared",
-    ),
-    "openenv": (OpenEnv, "any OpenEnv server by url=ADDRESS (extra openenv); no rollback unless replay is declared"),
-    "single-turn": (SingleTurn, "questions from JSON lines (data=PATH), graded by a function of yours (reward=module:function)"),
-    "scienceworld": (ScienceWorld, "elementary science in the original simulator (extra scienceworld, and Java); exact replay"),
-    "lookup": (Lookup, "find a hidden key in one of a few places; for tests and as a pattern"),
-    "slippery-sokoban": (SlipperySokoban, "Sokoban whose moves slip at random although it declares exact replay; for tests"),
-}
+HOME = "leafe"  # the distribution whose names nobody else can take
+
+
+def _ours(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == HOME
 
 
 def _offered() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+    """Every entry point by its name; ours come last, so that no other package takes one of their names."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: (_ours(point), point.name))}
 
 
 def known() -> dict[str, str]:
     """Every name that `make` answers to, with a line about it."""
-    return {name: f"from {point.value}" for name, point in _offered().items()} | {name: line for name, (_, line) in SHIPPED.items()}
+    return {name: _load(name, point).about if _ours(point) else f"from {point.value}" for name, point in _offered().items()}
 
 
 def make(spec: str, args: Mapping[str, Any] | None = None) -> Environment:
@@ -89,17 +62,21 @@ def make(spec: str, args: Mapping[str, Any] | None = None) -> Environment:
 
 
 def _find(spec: str) -> type[Environment]:
-    if spec in SHIPPED:
-        return SHIPPED[spec][0]
     if ":" in spec:
         return _checked(spec, _import(spec))
     offered = _offered()
+    if not any(map(_ours, offered.values())):
+        raise UserError("leafe runs here without being installed, so its environments have no names; type pip install -e FOLDER")
     if spec not in offered:
-        raise UnknownName("environment", spec, known())
+        raise UnknownName("environment", spec, offered)
+    return _load(spec, offered[spec])
+
+
+def _load(name: str, point: EntryPoint) -> type[Environment]:
     try:
-        return _checked(spec, offered[spec].load())
+        return _checked(name, point.load())
     except (ImportError, AttributeError) as error:
-        raise UserError(f"environment {spec!r} is offered by {offered[spec].value} and cannot be loaded: {error}") from error
+        raise UserError(f"environment {name!r} is offered by {point.value} and cannot be loaded: {error}") from error
 
 
 def _import(spec: str) -> Any:

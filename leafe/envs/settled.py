@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import threading
-import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.errors import EnvironmentFailure, LeafeError, UnknownName, UserError
+from leafe.imports import told
 from leafe.records import Task
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -46,13 +45,6 @@ def drawn(environment: Environment, split: str, count: int, seed: int) -> Sequen
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f"tasks({split!r}, {count}, {seed}) of {environment.name} raised {told(error)}") from error
-
-
-def told(error: BaseException) -> str:
-    """An error of somebody else's code, with the last place that it went through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)} line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
 
 
 def one_of(kind: type[Kind], value: Any, *, of: str = "") -> Kind:

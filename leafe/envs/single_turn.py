@@ -19,10 +19,10 @@ from typing import Any
 
 from leafe.digest import canonical, digest, seed_for
 from leafe.envs.base import Environment, Fidelity, Placement
-from leafe.envs.imports import import_here
 from leafe.envs.rows import blank, read_row
 from leafe.envs.seeds import SPLITS, split_named
 from leafe.errors import CorruptFile, UnknownName, UserError
+from leafe.imports import import_here
 from leafe.records import Observation, Task
 
 GIVEN = ("prompt", "completion", "answer", "info", "task", "state", "reply", "row")
@@ -36,6 +36,7 @@ class SingleTurn(Environment):
     """
 
     name = "single-turn"
+    about = "questions from JSON lines (data=PATH), graded by a function of yours (reward=module:function)"
     fidelity = Fidelity.SNAPSHOT
     placement = Placement.THREAD  # graders take as long as they like
     free_text = True

@@ -9,6 +9,7 @@ experience as feedback to a fresh attempt instead.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from leafe.forest.effects import Play
@@ -81,4 +82,5 @@ def refine(growth: Growth) -> Play[Tree]:
     return growth.tree("refine")
 
 
-EXPLORERS = {"tree": explore, "independent": independent, "refine": refine}
+Explorer = Callable[[Growth], Play[Tree]]
+EXPLORERS: dict[str, Explorer] = {"tree": explore, "independent": independent, "refine": refine}

@@ -22,7 +22,8 @@ class Rules:
     `turns` and `tokens` are budgets a task (0 tokens: no such budget); `reflect_every` is K of the paper (0: only at the end);
     `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is how much of itself an attempt
     reads. Where nothing `can_roll_back`, a reset may show something else each time, and experiences become feedback to fresh attempts.
-    With `new_luck` a branch draws the world's randomness anew from its first step on.
+    With `new_luck` a branch draws the world's randomness anew from its first step on. `notes` are told in the first prompt of every
+    attempt, ahead of what earlier ones taught.
     """
 
     prompts: Prompts
@@ -39,6 +40,7 @@ class Rules:
     can_roll_back: bool = True
     history: History = History()
     new_luck: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass

@@ -135,7 +135,7 @@ def _reply(growth: Growth, start: Start, walk: list[Turn], advice: str | None) -
     """The policy's reply, over a history that is shortened until it leaves room where the rules want that."""
     rules, shortening = growth.rules, first_shortening(growth.rules.history, walk)
     while True:
-        messages = act_messages(growth.scene, walk, Notes(advice, start.feedback), shortening)
+        messages = act_messages(growth.scene, walk, Notes(advice, (*rules.notes, *start.feedback)), shortening)
         completion: Completion = yield growth.ask_to_act(len(growth.attempts), messages)
         further = shorter(rules.prompts, walk, shortening) if rules.history.keep == "fit" else None
         if completion.finish != "context" or further is None:

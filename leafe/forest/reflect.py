@@ -26,15 +26,16 @@ def reflect(
 ) -> Play[Experience | None]:
     """The experience that the policy draws from a walk, or None when it names none or cannot be read.
 
-    `feedback` is what the attempt was told beside its history.
+    `feedback` is what the attempt was told beside its history and the rules' notes.
     """
     prompts, shortening = growth.rules.prompts, walk[-1].shortening
+    told = (*growth.rules.notes, *feedback)
     replies: list[Completion] = []
     experience, error = None, None
     unread: Unreadable | None = None
 
     def question(short: Shortening) -> tuple[Message, ...]:
-        return reflect_messages(growth.scene, walk, ended=ended, feedback=feedback, shortening=short, unread=unread)
+        return reflect_messages(growth.scene, walk, ended=ended, feedback=told, shortening=short, unread=unread)
 
     for _ in range(TRIES):
         reply, shortening = yield from _answer(growth, attempt, walk, question=question, shortening=shortening)

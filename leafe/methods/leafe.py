@@ -15,108 +15,143 @@ Where this differs from the paper:
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
 
-from leafe.bench import Bench, Plot, forest_of, grow_stage, made, measure_stage, train_stage
-from leafe.distillation.causes import why_no_example
+from pydantic import Field, model_validator
+
+from leafe.distillation.causes import NOTHING, why_no_example
 from leafe.distillation.examples import distill, rehearsal
-from leafe.distillation.store import read_examples, write_examples
+from leafe.distillation.store import write_examples
 from leafe.errors import UserError
+from leafe.methods.base import Made, Method, Policy, Settings, Stage
+from leafe.records import Example
 from leafe.run import RunDirectory
+from leafe.settings import RunConfig
 
-NOTHING = "there is no example to train on"
-
-
-def run_recipe(bench: Bench, run: RunDirectory) -> None:
-    """Everything that the recipe names, up to the last measurement."""
-    measure(bench, run, "base")
-    explore(bench, run)
-    if not bench.config.arms:
-        return
-    distil_round(bench, run, 1)
-    train(bench, run)
-    for arm in bench.config.arms:
-        measure(bench, run, arm)
+if TYPE_CHECKING:
+    from leafe.lab import Lab
 
 
-def explore(bench: Bench, run: RunDirectory) -> None:
-    """Stage 1 of the first round, and the controls."""
-    explore_round(bench, run, 1)
-    for method in bench.config.controls:
-        plot = Plot(method, bench.explore_seed(1), bench.base, run.control(method), run.control_journal(method))
-        grow_stage(bench, run, f"explore {method}", plot)
+class LeafeSettings(Settings):
+    """`controls` explore at the same budget, for comparison; `arms` are trained and measured beside the base.
 
-
-def train(bench: Bench, run: RunDirectory) -> None:
-    """Trains `leafe` through all its rounds, then the other arms."""
-    for number in range(1, bench.config.rounds + 1):
-        explore_round(bench, run, number)
-        distil_round(bench, run, number)
-        examples = list(read_examples(made(run.examples(number), "leafe distill", run)))
-        if not examples and number == 1:
-            # The end of the run; a later round that gives nothing leaves what the rounds before it have learned.
-            raise UserError(run.stages["distil round 1"].get("note", NOTHING))
-        train_stage(bench, run, _round_arm(bench, number), _round_start(bench, run, number), examples=examples)
-    for arm in bench.config.arms:
-        if arm != "leafe":
-            train_control_arm(bench, run, arm)
-
-
-def measure(bench: Bench, run: RunDirectory, arm: str) -> None:
-    """Measures `base` or a trained arm on the held-out tasks."""
-    measure_stage(bench, run, arm, bench.base if arm == "base" else checkpoint_of(run, arm))
-
-
-def explore_round(bench: Bench, run: RunDirectory, number: int) -> None:
-    """Stage 1: grows the forest of a round with the model that the round before gave."""
-    model = _round_start(bench, run, number)
-    plot = Plot("tree", bench.explore_seed(number), model, run.forest(number), run.journal(number))
-    grow_stage(bench, run, f"explore round {number}", plot)
-
-
-def distil_round(bench: Bench, run: RunDirectory, number: int) -> None:
-    """Stage 2, first half: a round's forest to its examples."""
-    stage = f"distil round {number}"
-    if stage in run.stages:
-        return
-    trees = list(forest_of(run.forest(number), run, f"explore round {number}"))
-    examples = distill(trees, bench.prompts, bench.choice())
-    write_examples(run.examples(number), examples)
-    kinds = {kind: sum(example.kind == kind for example in examples) for kind in ("counterfactual", "rehearsal")}
-    why = {} if examples else {"note": f"{NOTHING}: {why_no_example(trees, bench.config)}"}
-    run.finish_stage(stage, kinds | why, files=[run.examples(number)])
-    bench.progress.say(f"distilled {kinds['counterfactual']} counterfactual and {kinds['rehearsal']} rehearsal examples")
-
-
-def train_control_arm(bench: Bench, run: RunDirectory, arm: str) -> None:
-    """`rehearsal`: the first round's examples without the counterfactual ones. `independent`: the successes of independent samples.
-
-    A control that finds nothing to learn from stays the base.
+    `rounds` explore and distil so many times, each from the model that the round before gave.
     """
-    if f"train {arm}" in run.stages:
-        return
-    files = []
-    if arm == "rehearsal":
-        examples = [
-            example for example in read_examples(made(run.examples(1), "leafe distill", run)) if example.kind == "rehearsal"
-        ]
-    else:
-        forest = forest_of(run.control("independent"), run, "explore independent")
-        trees = sorted(forest, key=lambda tree: tree.task.id)
-        examples = list(rehearsal(trees, bench.prompts, bench.choice()))
-        files.append(run.control_examples("independent"))
-        write_examples(files[0], examples)
-    train_stage(bench, run, arm, bench.base, examples=examples, files=files)
+
+    rounds: int = Field(1, ge=1)
+    controls: tuple[Literal["independent", "refine"], ...] = Field((), strict=False)
+    arms: tuple[Literal["leafe", "rehearsal", "independent"], ...] = Field(("leafe",), strict=False)
+
+    @model_validator(mode="after")
+    def _lists_agree(self) -> Self:
+        for key, names in {"controls": self.controls, "arms": self.arms}.items():
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key} wants each name once, found {list(names)}")
+        if "independent" in self.arms and "independent" not in self.controls:
+            raise ValueError("arms with 'independent' wants controls with 'independent', whose successes it is trained on")
+        return self
 
 
-def checkpoint_of(run: RunDirectory, arm: str) -> Path:
-    """The folder of a trained arm. Raises `UserError` when it is not there."""
-    return made(run.checkpoint(arm) / "config.json", "leafe train", run).parent
+class Leafe(Method):
+    """The method of the paper, with its controls."""
+
+    name = "leafe"
+    summary = "explore with reflection and verified rollback, learn the revised actions and rehearse successes (the paper's method)"
+    Settings = LeafeSettings
+
+    def stages(self, lab: Lab, run: RunDirectory, settings: LeafeSettings) -> Iterator[Stage]:
+        """As in the drawing above. Without arms nothing is distilled or trained unless its command asks for it."""
+        here = _Here(lab, run, settings)
+        yield lab.measure(run, "base", Policy(lab.base))
+        yield lab.explore(run, 1, Policy(lab.base))
+        for control in settings.controls:
+            yield lab.explore(run, control, Policy(lab.base), explorer=control)
+        for number in range(1, settings.rounds + 1):
+            if number > 1:
+                yield lab.explore(run, number, here.start(number), needs=(f"train {here.arm(number - 1)}",))
+            yield here.distil(number)
+            yield here.train(number)
+        for arm in settings.arms:
+            if arm != "leafe":
+                yield here.train_control(arm)
+        for arm in settings.arms:
+            yield lab.measure(run, arm, lab.trained(run, arm))
+
+    def trains(self, settings: LeafeSettings) -> bool:
+        """Whether there are arms."""
+        return bool(settings.arms)
+
+    def check(self, config: RunConfig, settings: LeafeSettings) -> None:
+        """Raises `UserError` where a later round would explore through a server, which does not serve what is trained."""
+        if config.engine.kind == "openai" and settings.rounds > 1:
+            raise UserError(
+                f"rounds: wanted 1 where engine.kind is openai, whose server serves the base only, found {settings.rounds}"
+            )
 
 
-def _round_start(bench: Bench, run: RunDirectory, number: int) -> Path:
-    return bench.base if number == 1 else checkpoint_of(run, _round_arm(bench, number - 1))
+@dataclass(frozen=True)
+class _Here:
+    """What the stages of one run share."""
 
+    lab: Lab
+    run: RunDirectory
+    settings: LeafeSettings
 
-def _round_arm(bench: Bench, number: int) -> str:
-    return "leafe" if number == bench.config.rounds else f"leafe-round-{number}"
+    def arm(self, number: int) -> str:
+        """The arm that a round trains."""
+        return "leafe" if number == self.settings.rounds else f"leafe-round-{number}"
+
+    def start(self, number: int) -> Policy:
+        """What a round explores with and trains from: the model that the round before gave."""
+        return Policy(self.lab.base) if number == 1 else self.lab.trained(self.run, self.arm(number - 1))
+
+    def distil(self, number: int) -> Stage:
+        """Stage 2, first half: a round's forest to its examples."""
+
+        def work() -> Made:
+            trees = self.lab.trees(self.run, number)
+            examples = distill(trees, self.lab.prompts, self.lab.choice())
+            write_examples(self.run.examples(number), examples)
+            kinds = {kind: sum(example.kind == kind for example in examples) for kind in ("counterfactual", "rehearsal")}
+            why = {} if examples else {"note": f"{NOTHING}: {why_no_example(trees, self.lab.config)}"}
+            said = f"distilled {kinds['counterfactual']} counterfactual and {kinds['rehearsal']} rehearsal examples"
+            self.lab.progress.say(said)
+            return Made(kinds | why, [self.run.examples(number)])
+
+        return Stage(f"distil round {number}", work, (f"explore round {number}",), "distill", asked_only=not self.settings.arms)
+
+    def train(self, number: int) -> Stage:
+        """Stage 2, second half: a round's arm, from the model that it explored with."""
+
+        def examples() -> Sequence[Example]:
+            found = self.lab.examples(self.run, number)
+            if not found and number == 1:
+                # The end of the run; a later round that gives nothing leaves what the rounds before it have learned.
+                raise UserError(self.run.stages["distil round 1"].get("note", NOTHING))
+            return found
+
+        stage = self.lab.train(self.run, self.arm(number), examples, start=self.start(number), needs=(f"distil round {number}",))
+        return replace(stage, asked_only=not self.settings.arms)
+
+    def train_control(self, arm: str) -> Stage:
+        """`rehearsal`: the first round's examples without the counterfactual ones. `independent`: the successes of independent samples.
+
+        A control that finds nothing to learn from stays the base.
+        """
+        if arm == "rehearsal":
+
+            def rehearsed() -> Sequence[Example]:
+                return [example for example in self.lab.examples(self.run, 1) if example.kind == "rehearsal"]
+
+            return self.lab.train(self.run, arm, rehearsed, needs=("distil round 1",))
+        file = self.run.examples("independent")
+
+        def independent() -> Sequence[Example]:
+            trees = self.lab.trees(self.run, "independent")
+            examples = list(rehearsal(trees, self.lab.prompts, self.lab.choice()))
+            write_examples(file, examples)
+            return examples
+
+        return self.lab.train(self.run, arm, independent, needs=("explore independent",), files=[file])

@@ -29,7 +29,7 @@ from leafe import lifeline
 from leafe.digest import seed_for
 from leafe.distillation.attention import tree_attention
 from leafe.distillation.pack import PackedRow, collate, term_losses
-from leafe.doctor import multiplies_bfloat16
+from leafe.hardware import multiplies_bfloat16
 from leafe.nano.curriculum import Curriculum, Weights, Writer, batches
 from leafe.nano.tokenizer import build_tokenizer
 from leafe.prompts import load_prompts

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from leafe.envs.household.house import LIDDED, kind_of
 from leafe.nano.world_teacher import Past
 from leafe.records import Experience
+from leafe.worlds.household.house import LIDDED, kind_of
 
 TRIED = 2  # places that advice names to try
 BLAME = " was no use."  # between the command that was wrong and what is known

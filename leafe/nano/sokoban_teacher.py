@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from leafe.digest import seed_for
-from leafe.envs.sokoban.board import ACTIONS, Level, Outcome, State
-from leafe.envs.sokoban.generator import Recipe, levels
-from leafe.envs.sokoban.solver import FAR, Distances, distances
 from leafe.nano.curriculum import Lesson, Lookback, Move
 from leafe.records import Experience, Task
+from leafe.worlds.sokoban.board import ACTIONS, Level, Outcome, State
+from leafe.worlds.sokoban.generator import Recipe, levels
+from leafe.worlds.sokoban.solver import FAR, Distances, distances
 
 INSTRUCTION = "Push every box X onto a target O."
 PLAN = 4

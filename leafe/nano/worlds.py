@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from leafe.envs.base import Environment, Fidelity
-from leafe.envs.household.environment import Household
 from leafe.envs.registry import make
 from leafe.errors import UserError
 from leafe.nano.curriculum import Curriculum, Stage, Teacher
@@ -17,6 +16,7 @@ from leafe.nano.sokoban_teacher import SokobanTeacher
 from leafe.nano.world_teacher import OracleTutor, WorldTeacher
 from leafe.prompts import load_prompts
 from leafe.records import Task
+from leafe.worlds.household.environment import Household
 
 
 @dataclass(frozen=True)

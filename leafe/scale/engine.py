@@ -6,16 +6,20 @@ what it had been asked is asked again: a completion is a function of the ask alo
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from leafe.engines.base import Engine, EngineStats
-from leafe.errors import EngineError
-from leafe.records import Ask, Completion
+from leafe.engines.base import Engine, EngineStats, Scores
+from leafe.errors import EngineError, UserError
+from leafe.records import Ask, Completion, Message
 from leafe.scale.line import Crew, Line, Starter, WorkerLost
 
+Request = tuple[str, tuple[Any, ...]]  # a method of the engine and its arguments
 TRIES = 3  # replicas that a request may lose
 
 
@@ -26,15 +30,16 @@ class EngineService:
         self._engine = make()
         self._told = EngineStats()
 
-    async def serve(self, request: Ask | None) -> tuple[Completion, EngineStats] | None:
-        """A completion, and what was counted since the last one. None asks whether anybody is there."""
+    async def serve(self, request: Request | None) -> tuple[Any, EngineStats] | None:
+        """What a method of the engine gives, and what was counted since the last call. None asks whether anybody is there."""
         if request is None:
             return None
-        completion = await self._engine.generate(request)
+        method, arguments = request
+        found = await (self._engine.score if method == "score" else self._engine.generate)(*arguments)
         now = EngineStats(*astuple(self._engine.stats))
         since = EngineStats(*(new - old for new, old in zip(astuple(now), astuple(self._told), strict=True)))
         self._told = now
-        return completion, since
+        return found, since
 
     async def close(self) -> None:
         """Lets go of the model."""
@@ -44,35 +49,74 @@ class EngineService:
 class SpreadEngine:
     """`replicas` workers, each with the engine that `make` makes. `concurrency` is theirs together.
 
-    The workers start with the first request; what keeps the engine from being made is raised by it.
+    The workers start with the first request; what keeps the engine from being made is raised by it. `made_on` gives what makes an engine on
+    another folder, for `load`.
     """
 
-    def __init__(self, start: Starter, make: Callable[[], Engine], *, replicas: int, concurrency: int) -> None:
+    def __init__(
+        self,
+        start: Starter,
+        make: Callable[[], Engine],
+        *,
+        replicas: int,
+        concurrency: int,
+        made_on: Callable[[Path], Callable[[], Engine]] | None = None,
+    ) -> None:
         self.stats = EngineStats()
         self.concurrency = concurrency
-        self._start, self._make, self._size = start, make, replicas
+        self._start, self._make, self._made_on, self._size = start, make, made_on, replicas
         self._crew: Crew | None = None
+        self._under_way: set[asyncio.Future[None]] = set()
         self._homes: dict[str, int] = {}
         self._tasks: Counter[int] = Counter()
 
     async def generate(self, ask: Ask) -> Completion:
         """One completion. Raises `EngineError`, also when a request has lost three replicas."""
+        found: Completion = await self._asked("generate", ask.messages, (ask,))
+        return found
+
+    async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
+        """What the model makes of `ids` after `messages`: see `Engine.score`."""
+        found: Scores = await self._asked("score", messages, (tuple(messages), tuple(ids), top))
+        return found
+
+    async def load(self, folder: str | Path) -> None:
+        """Ends the workers once they have answered; those that the next request starts have the weights in `folder`.
+
+        It has to lie on every machine.
+        """
+        if self._made_on is None:
+            raise UserError("these workers cannot be made on another folder; make a new engine there")
+        before, self._crew, self._make = self._crew, None, self._made_on(Path(folder))
+        await asyncio.gather(*self._under_way)
+        if before is not None:
+            await before.close()
+
+    async def _asked(self, method: str, messages: Sequence[Message], arguments: tuple[Any, ...]) -> Any:
         if self._crew is None:
             self._crew = Crew(self._start, partial(EngineService, self._make), self._size)
-        root = next((message.content for message in ask.messages if message.role == "user"), "")
+        crew, root = self._crew, next((message.content for message in messages if message.role == "user"), "")
+        over = asyncio.get_running_loop().create_future()
+        self._under_way.add(over)
+        try:
+            return await self._answer(crew, self._home(root), (method, arguments))
+        finally:
+            self._under_way.discard(over)
+            over.set_result(None)
+
+    async def _answer(self, crew: Crew, home: int, request: Request) -> Any:
         lost, why = 0, ""
         while lost < TRIES:
-            line = await self._crew.line(self._home(root))
+            line = await crew.line(home)
             # Of the replicas on a machine that is gone some are not known to be: one that has not answered was not lost by this request.
             if lost and not await _answers(line):
                 continue
             try:
-                completion, since = await line.ask(ask)
+                found, since = await line.ask(request)
             except WorkerLost as how:
                 lost, why = lost + 1, str(how)
                 continue
             self._count(since)
-            found: Completion = completion
             return found
         raise EngineError(
             f"a request lost {TRIES} replicas of the engine, the last one so: {why}; the same command goes on from here"

@@ -1,1 +1,1 @@
-"""Supervised training on weighted examples, through `transformers.Trainer`."""
+"""Training on examples: losses, fine-tuning through `transformers.Trainer`, and a learner for methods that sample and learn in turn."""

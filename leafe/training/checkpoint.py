@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from leafe.doctor import PROCESSOR, multiplies_bfloat16
 from leafe.engines.loading import what_it_is
 from leafe.errors import UserError
+from leafe.hardware import PROCESSOR, multiplies_bfloat16
 
 SMALL_MODEL = 100_000_000  # bytes
 

@@ -29,14 +29,14 @@ def with_adapter(model: Any, settings: LoraSettings) -> Any:
     """
     targets = list(settings.targets) or "all-linear"
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, task_type="CAUSAL_LM")
-    _untie(model, settings.targets)
+    untie(model, settings.targets)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"train.lora.targets: wanted names of linear layers of the model, found {targets}: {error}") from None
 
 
-def _untie(model: Any, targets: tuple[str, ...]) -> None:
+def untie(model: Any, targets: tuple[str, ...]) -> None:
     """Makes two weights of tied embeddings where the targets name one of them."""
     inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
     if outer is None or inner is None or outer.weight is not inner.weight:

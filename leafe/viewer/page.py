@@ -7,13 +7,14 @@ are those of the comparison and of the trees, formatted and not computed. Nothin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, fields
 from importlib.resources import files
 
 from leafe.evaluation.compare import ArmResult, Comparison, percent, points
 from leafe.evaluation.passk import Interval
-from leafe.forest.faults import HEADING, Faults, fault_cells, faults_of
+from leafe.forest.faults import HEADING, Faults, fault_cells
 from leafe.records import Tree
+from leafe.results import ExplorationRow
 from leafe.viewer.attempts import task_section
 from leafe.viewer.charts import pass_at_k_chart
 from leafe.viewer.markup import Markup, join, plural, tag
@@ -21,24 +22,6 @@ from leafe.viewer.markup import Markup, join, plural, tag
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 NOT_MEASURED = Comparison(())
-
-
-@dataclass(frozen=True, slots=True)
-class ExplorationRow:
-    """What one explorer brought and what it cost. `successes` are attempts; `unparsed` reflections were answered and cannot be read."""
-
-    name: str
-    tasks: int = 0
-    solved: int = 0
-    attempts: int = 0
-    successes: int = 0
-    turns: int = 0
-    tokens: int = 0
-    replayed_steps: int = 0
-    reflections: int = 0
-    unparsed: int = 0
-    broken: Mapping[str, int] = field(default_factory=dict)
-    faults: Faults = Faults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +46,6 @@ class PageContent:
 def broken_text(errors: Mapping[str, int]) -> str:
     """Broken attempts by class, as `3 StepTimeout, 1 ReplayDiverged`."""
     return ", ".join(f"{count:,} {name}" for name, count in errors.items()) or "0"
-
-
-def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
-    """Counts over one explorer's trees; tokens are all that were read or written, those of reflections included."""
-    attempts = [attempt for tree in trees for attempt in tree.attempts]
-    reflections = [reflection for tree in trees for reflection in tree.reflections]
-    spends = [tree.spend for tree in trees]
-    return ExplorationRow(
-        name=name,
-        tasks=len(trees),
-        solved=sum(any(attempt.success for attempt in tree.attempts) for tree in trees),
-        attempts=len(attempts),
-        successes=sum(attempt.success for attempt in attempts),
-        turns=sum(spend.turns for spend in spends),
-        tokens=sum(spend.prompt_tokens + spend.sampled_tokens + spend.reflection_tokens for spend in spends),
-        replayed_steps=sum(spend.replayed_steps for spend in spends),
-        reflections=len(reflections),
-        unparsed=sum(reflection.unread for reflection in reflections),
-        broken=faults_of(trees).errors,
-        faults=faults_of(trees),
-    )
 
 
 def render_page(content: PageContent) -> str:

@@ -5,92 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from leafe.evaluation.compare import Comparison, compare
-from leafe.evaluation.outcomes import ArmOutcomes, read_outcomes
-from leafe.evaluation.passk import Resampling
-from leafe.forest.faults import Faults, alarms
-from leafe.forest.store import read_forest
+from leafe.evaluation.compare import Comparison
 from leafe.jsonl import write_text_atomically
 from leafe.records import Tree
+from leafe.results import (
+    alarms_of,
+    arms_of,
+    comparison_of,
+    ends_of,
+    exploration_of,
+    faults_named,
+    flags_of,
+    notice_of,
+    rows_of,
+)
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
-from leafe.viewer.page import ExplorationRow, PageContent, exploration_row, render_page
+from leafe.viewer.page import PageContent, render_page
 
 SHOWN_TREES = 6
-
-
-def arms_of(run: RunDirectory) -> list[ArmOutcomes]:
-    """The arms that a run has measured completely, base first."""
-    config, found = run.config, []
-    for arm in ("base", *config.arms):
-        path = run.evaluation(arm)
-        if (path.exists() or run.check(path).exists()) and f"evaluate {arm}" in run.stages:
-            outcomes = read_outcomes(path)
-            run.check(path)
-            found.append(ArmOutcomes(arm, outcomes, str(run.path), tasks=config.tasks.test, samples=config.evaluate.samples))
-    return found
-
-
-def comparison_of(run: RunDirectory) -> Comparison:
-    """The arms of a run side by side, each beside its base."""
-    settings = run.config.evaluate
-    return compare(arms_of(run), how=Resampling(settings.resamples, settings.confidence))
-
-
-def exploration_of(run: RunDirectory) -> list[tuple[str, Sequence[Tree]]]:
-    """The forests of a run, by name: the rounds of the tree explorer, then the controls."""
-    named = [(f"tree, round {number}", run.forest(number)) for number in range(1, run.config.rounds + 1)]
-    named += [(method, run.control(method)) for method in run.config.controls]
-    return [(name, _trees(run, path)) for name, path in named if path.exists() or run.check(path).exists()]
-
-
-def _trees(run: RunDirectory, path: Path) -> list[Tree]:
-    """The trees of a forest that is as it was left. A line that cannot be read is named, which says more than that something changed."""
-    trees = list(read_forest(path))
-    run.check(path)
-    return trees
-
-
-def rows_of(forests: Sequence[tuple[str, Sequence[Tree]]]) -> list[ExplorationRow]:
-    """One row of counts an explorer."""
-    return [exploration_row(name, trees) for name, trees in forests]
-
-
-def notice_of(run: RunDirectory) -> str:
-    """What the exploration of a run noted, empty where there is nothing."""
-    return next((note for _, note in _notes_of(run, "explore ")), "")
-
-
-def _notes_of(run: RunDirectory, kind: str) -> Iterator[tuple[str, str]]:
-    """The stages of a kind that left a note, with it."""
-    for stage, result in run.stages.items():
-        if stage.startswith(kind) and isinstance(result, dict) and "note" in result:
-            yield stage, str(result["note"])
-
-
-def faults_named(rows: Sequence[ExplorationRow], arms: Sequence[ArmOutcomes]) -> list[tuple[str, Faults]]:
-    """What came to nothing, for every explorer and every arm."""
-    return [*((row.name, row.faults) for row in rows), *((arm.name, arm.faults) for arm in arms)]
-
-
-def alarms_of(named: Sequence[tuple[str, Faults]], config: RunConfig) -> tuple[str, ...]:
-    """What is so frequent in explorers and arms that their figures mean little, each sentence once behind the names that it is about."""
-    names: dict[str, list[str]] = {}
-    for name, faults in named:
-        for sentence in alarms(faults, config):
-            names.setdefault(sentence, []).append(name)
-    return tuple(f"{'; '.join(owners)}: {sentence}" for sentence, owners in names.items())
-
-
-def ends_of(run: RunDirectory) -> tuple[str, ...]:
-    """Why a run found nothing to train on, where it did not."""
-    return tuple(f"{stage}: {note}" for stage, note in _notes_of(run, "distil "))
-
-
-def flags_of(run: RunDirectory) -> tuple[str, ...]:
-    """What has to stand beside figures that came from a server, a sentence each."""
-    found = run.stages.get("probe")
-    return tuple(map(str, found["flags"])) if isinstance(found, dict) and "flags" in found else ()
 
 
 def write_report(run: RunDirectory) -> Path:

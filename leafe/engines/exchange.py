@@ -1,0 +1,52 @@
+"""Weights for an engine that runs: those of another checkpoint of the same model, proved to fit before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leafe.engines.loading import end_tokens, load_checkpoint
+from leafe.errors import UserError
+
+ANOTHER = "load it with an engine of its own"
+# Fields of a configuration that do not change what is computed.
+IDLE = frozenset(
+    ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "initializer_range")
+)
+IDLE |= {"eos_token_id", "bos_token_id", "pad_token_id", "attention_dropout"}
+
+
+def weights_for(model: Any, tokenizer: Any, folder: str | Path) -> tuple[Mapping[str, torch.Tensor], frozenset[int]]:
+    """The weights in a folder, by name and on the processor, and the end tokens that its generation config names.
+
+    Raises as `load_checkpoint` does, and `UserError` when model or tokenizer are of another kind than those given.
+    """
+    fresh, fresh_tokenizer = load_checkpoint(folder, dtype=model.dtype)
+    _check_config(model.config.to_dict(), fresh.config.to_dict(), folder)
+    weights, own = fresh.state_dict(), model.state_dict()
+    for name in sorted(set(weights) ^ set(own)):
+        have, want = ("has", "not") if name in weights else ("lacks", "which")
+        raise UserError(f"the checkpoint in {str(folder)!r} {have} the weights {name}, {want} the engine's model has; {ANOTHER}")
+    for name, weight in weights.items():
+        if weight.shape != own[name].shape:
+            found, wanted = list(weight.shape), list(own[name].shape)
+            raise UserError(f"the checkpoint in {str(folder)!r} has {name} of shape {found}, wanted {wanted}; {ANOTHER}")
+    ids, fresh_ids = (
+        one.get_vocab().items() for one in (tokenizer, fresh_tokenizer)
+    )  # a loaded one may have gained a special token
+    if not (ids <= fresh_ids or fresh_ids <= ids) or fresh_tokenizer.chat_template != tokenizer.chat_template:
+        raise UserError(
+            f"the checkpoint in {str(folder)!r} has another tokenizer or chat template than the engine's model; {ANOTHER}"
+        )
+    return weights, end_tokens(getattr(fresh.generation_config, "eos_token_id", None))
+
+
+def _check_config(own: Mapping[str, Any], fresh: Mapping[str, Any], folder: str | Path) -> None:
+    for name in sorted((set(own) | set(fresh)) - IDLE):
+        found, wanted = fresh.get(name), own.get(name)
+        if found != wanted:
+            where = f"the checkpoint in {str(folder)!r} is of another shape or kind"
+            raise UserError(f"{where}: config.json has {name} {found!r:.60}, the engine's model {wanted!r:.60}; {ANOTHER}")

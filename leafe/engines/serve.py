@@ -1,0 +1,215 @@
+"""A server of this run's own: started on a model, waited for, ended, and started again when it dies.
+
+One model is served at a time: the weights of another end the server and start one for them. The server listens on this machine alone, at a
+port that was free, and answers to a key that is made for it and handed over in an environment variable. One line is told when it starts,
+one every half minute while it loads, one when it is ready, one for each restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import tempfile
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import httpx
+
+from leafe.engines.openai_http import BROUGHT_BACK
+from leafe.engines.serve_command import ServeCommand
+from leafe.engines.serve_process import ServerProcess
+from leafe.errors import EngineError
+
+KEY_NAME = "VLLM_API_KEY"
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+WITHIN = 3600.0  # seconds in which so many restarts are tried
+PORTS = 3  # that are tried at a start
+LOOK_EVERY = 0.2  # seconds
+TELL_EVERY = 30.0  # seconds
+TAKEN = "ddress already in use"
+
+
+class OwnServer:
+    """At most one server. `patience` is in seconds, for loading; `restarts` is how often within `WITHIN` seconds it is started again."""
+
+    def __init__(
+        self,
+        command: ServeCommand,
+        *,
+        patience: float = 600.0,
+        restarts: int = 3,
+        told: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.key = secrets.token_urlsafe(24)
+        self.model: Path | None = None
+        self.name = self.base_url = self.version = ""
+        self._command, self._patience, self._restarts, self._told = command, patience, restarts, told
+        self._begun: deque[float] = deque()  # when it was started again
+        self._processes: list[ServerProcess] = []
+        self._folder: Path | None = None
+        weakref.finalize(
+            self, _stop_all, self._processes, os.getpid()
+        )  # also when this process ends in order; else the keeper does
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no server that runs."""
+        return all(process.ended for process in self._processes)
+
+    @property
+    def last_words(self) -> str:
+        """How the server ended and what it said."""
+        return "; ".join(process.last_words for process in self._processes) or "it is gone"
+
+    def require(self) -> None:
+        """Raises `UserError` where there is no program to start."""
+        self._command.program()
+
+    async def start(self, model: Path, name: str) -> None:
+        """A server on a folder, under a name: the one that runs, or a new one, waited for until it is ready.
+
+        Raises `UserError` where there is no program to start, `EngineError` where it dies or is not ready in time.
+        """
+        if model == self.model and not self.ended:
+            return
+        await asyncio.to_thread(self.free)
+        self.model, self.name = model, name
+        try:
+            await self._launch()
+        except BaseException:
+            self.model = None
+            raise
+
+    async def restart(self) -> None:
+        """A server in place of one that died, perhaps at another address. Raises `EngineError` once it has died too often."""
+        while True:
+            died, now = self.last_words, monotonic()
+            while self._begun and now - self._begun[0] > WITHIN:
+                self._begun.popleft()
+            if len(self._begun) >= self._restarts:
+                times = f"{len(self._begun) + 1} times within {WITHIN / 60:g} minutes (engine.restarts={self._restarts})"
+                raise EngineError(f"the server of this run died {times}, at last with {died}; {BROUGHT_BACK}")
+            self._begun.append(now)
+            self._told(f"the server died ({died}); starting it again, {len(self._begun)} of at most {self._restarts} times")
+            try:
+                await self._launch()
+            except EngineError:
+                continue
+            return
+
+    def free(self) -> None:
+        """Ends the server and with it what it holds of the memory; it starts again when it is needed."""
+        self.model = None
+        _stop_all(self._processes, os.getpid())
+
+    def keep_logs_in(self, folder: Path) -> None:
+        """Where logs go, one file a start: `server-001.log` and so on. What the server that runs has said so far is written there too."""
+        if self._folder is None and self._processes:
+            self._processes[-1].log.keep_in(_next_log(folder))
+        self._folder = folder
+
+    async def _launch(self) -> None:
+        for last in (False,) * (PORTS - 1) + (True,):
+            with self._starting() as (process, port):
+                if await self._is_ready(process, port):
+                    return
+                words = process.last_words
+                if last or TAKEN not in "".join(process.log.lines):
+                    raise EngineError(f"{self._words} died before it was ready, {words}{self._saved(process)}")
+                self._told(f"port {port} was taken meanwhile; trying another")
+
+    @contextmanager
+    def _starting(self) -> Iterator[tuple[ServerProcess, int]]:
+        """A process that was just started, and its port. It does not outlive an error."""
+        assert self.model is not None
+        port = _free_port()
+        line = self._command.line(self.model, self.name, port)
+        self._told(f"starting a server for {self.name} at 127.0.0.1:{port} ({self._words}); loading may take minutes")
+        process = ServerProcess(line, {**QUIET, **os.environ, KEY_NAME: self.key}, secret=self.key)
+        self._processes[:] = [process]
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        if self._folder:
+            process.log.keep_in(_next_log(self._folder))
+        try:
+            yield process, port
+        except BaseException:
+            process.stop()
+            raise
+
+    async def _is_ready(self, process: ServerProcess, port: int) -> bool:
+        """Waits until the process answers; whether it does, or has died. Raises `EngineError` when it takes too long."""
+        begun = told = monotonic()
+        headers = {"Authorization": f"Bearer {self.key}"}
+        async with httpx.AsyncClient(headers=headers, timeout=10.0, transport=httpx.AsyncHTTPTransport()) as client:
+            while not process.ended:
+                if await self._lists(client):
+                    self.version = await _version(client, port)
+                    of = f" (vLLM {self.version})" if self.version else ""
+                    self._told(f"the server is ready after {monotonic() - begun:.0f} s{of}")
+                    return True
+                now = monotonic()
+                if now - begun > self._patience:
+                    waited = f"{self._patience:g} seconds (engine.patience)"
+                    said = f"its last line: {(process.log.lines or ['none'])[-1]:.200}"
+                    raise EngineError(f"{self._words} was not ready within {waited}; {said}{self._saved(process)}")
+                if now - told > TELL_EVERY:
+                    told = now
+                    self._told(f"loading for {now - begun:.0f} s: {(process.log.lines or ['nothing was said yet'])[-1]:.160}")
+                await asyncio.sleep(LOOK_EVERY)
+        return False
+
+    async def _lists(self, client: httpx.AsyncClient) -> bool:
+        """Whether the server lists the model: one that took the port meanwhile does not."""
+        try:
+            answer = await client.get(f"{self.base_url}/models")
+            entries = answer.json()["data"] if answer.status_code == 200 else []
+            return any(entry["id"] == self.name for entry in entries)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return False
+
+    @property
+    def _words(self) -> str:
+        program, *more = self._command.program()
+        return " ".join([Path(program).name, *more])
+
+    def _saved(self, process: ServerProcess) -> str:
+        """Where all that it said can be read, a new file where there is no run directory yet."""
+        if process.log.where:
+            return ""
+        descriptor, path = tempfile.mkstemp(prefix="leafe-server-", suffix=".log")
+        os.close(descriptor)
+        process.log.keep_in(Path(path))
+        return process.log.where
+
+
+def _stop_all(processes: list[ServerProcess], owner: int) -> None:
+    while processes and os.getpid() == owner:  # one that was forked off and ends has nothing to say here
+        processes[-1].stop()
+        processes.pop()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _next_log(folder: Path) -> Path:
+    taken = [path.stem.removeprefix("server-") for path in folder.glob("server-*.log")]
+    number = max((int(suffix) for suffix in taken if suffix.isdecimal()), default=0) + 1
+    return folder / f"server-{number:03d}.log"
+
+
+async def _version(client: httpx.AsyncClient, port: int) -> str:
+    try:
+        found: Any = (await client.get(f"http://127.0.0.1:{port}/version")).json()["version"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return ""
+    return str(found)[:40]

@@ -1,0 +1,227 @@
+"""What a method works with: the stages that methods share, ready to be put in order, and a way through a recipe's own.
+
+A stage made here goes on where it was killed. Its policy may read notes or other prompts than the run's; both are part of what it computes
+and stay the same when it is called again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from leafe.bench import Bench, Plot, grow_stage, measure_stage, train_stage
+from leafe.chat import Prompts
+from leafe.digest import seed_for
+from leafe.distillation.causes import NOTHING
+from leafe.distillation.examples import Choice
+from leafe.distillation.store import read_examples, write_examples
+from leafe.errors import UnknownName, UserError
+from leafe.forest.explore import EXPLORERS, Explorer
+from leafe.forest.store import read_forest
+from leafe.known_methods import asked, find
+from leafe.progress import Progress
+from leafe.records import Example, Tree
+from leafe.run import RunDirectory
+from leafe.settings import RunConfig
+from leafe.shown import check_name
+from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb
+from leafe.training.learner import Learner
+from leafe.training.loss import ClippedRatio
+from leafe.training.terms import Normalise
+
+Examples = Callable[[], Iterable[Example]]
+Given = Policy | Callable[[], Policy]  # a policy, or what gives it once the stages before are finished
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Makes stages out of a bench. A forest's place is a round's number or a name of its own."""
+
+    bench: Bench
+
+    @property
+    def config(self) -> RunConfig:
+        """Every setting of the run."""
+        return self.bench.config
+
+    @property
+    def base(self) -> Path:
+        """The folder of the model that the run starts from."""
+        return self.bench.base
+
+    @property
+    def prompts(self) -> Prompts:
+        """The run's prompts for its environment; examples are rendered with them."""
+        return self.bench.prompts
+
+    @property
+    def progress(self) -> Progress:
+        """Displays what is said."""
+        return self.bench.progress
+
+    def choice(self) -> Choice:
+        """Which turns are learned from, as the recipe's section `distill` says."""
+        return self.bench.choice()
+
+    def seed(self, *parts: str | int) -> int:
+        """A seed of the run's own for whatever `parts` name."""
+        return seed_for(self.config.seed, *parts)
+
+    def explore(
+        self,
+        run: RunDirectory,
+        place: int | str,
+        policy: Given,
+        *,
+        explorer: str | Explorer = "tree",
+        needs: tuple[str, ...] = (),
+    ) -> Stage:
+        """Explores every training task with the budget of the section `explore`: the stage `explore round N` or `explore NAME`.
+
+        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts), `refine` (retries that are told what went wrong) or
+        a generator function of your own. Forests with a name of their own begin with the same attempts as round 1.
+        """
+        stage, kind = f"explore {_called(place)}", explorer if isinstance(explorer, str) else getattr(explorer, "__name__", "own")
+        if isinstance(explorer, str) and explorer not in EXPLORERS:
+            raise UnknownName("explorer", explorer, EXPLORERS)
+
+        def work() -> Made:
+            chosen = _there(run, policy)
+            seed = self.bench.explore_seed(place if isinstance(place, int) else 1)
+            plot = Plot(explorer, seed, chosen.model, run.forest(place), run.journal(place), chosen.notes, chosen.prompts)
+            made = grow_stage(self.bench, run, stage, plot)
+            shown = f"{kind}, {_called(place)}" if isinstance(place, int) else place
+            return replace(made, figures={**made.figures, **chosen.told()}, forest=shown)
+
+        return Stage(stage, work, needs, "explore")
+
+    def trees(self, run: RunDirectory, place: int | str) -> list[Tree]:
+        """The trees at a place, in the order of their tasks' ids. Raises `UserError` where it was not explored to its end."""
+        return sorted(forest_of(run.forest(place), run, f"explore {_called(place)}"), key=lambda tree: tree.task.id)
+
+    def distill(self, run: RunDirectory, place: int | str, examples: Examples, *, needs: tuple[str, ...] = ()) -> Stage:
+        """Writes what `examples` gives to `run.examples(place)` and counts its kinds: the stage `distil round N` or `distil NAME`."""
+        stage = f"distil {_called(place)}"
+
+        def work() -> Made:
+            found = list(examples())
+            write_examples(run.examples(place), found)
+            counts: dict[str, int] = {
+                kind: sum(one.kind == kind for one in found) for kind in dict.fromkeys(one.kind for one in found)
+            }
+            self.progress.say(f"{stage}: {', '.join(f'{count} {kind}' for kind, count in counts.items()) or 'no'} examples")
+            return Made(counts or {"note": NOTHING}, [run.examples(place)])
+
+        return Stage(stage, work, needs, "distill")
+
+    def examples(self, run: RunDirectory, place: int | str) -> list[Example]:
+        """The examples at a place, as they were written. Raises `UserError` where there are none yet."""
+        return list(read_examples(made(run.examples(place), "leafe distill", run)))
+
+    def train(
+        self,
+        run: RunDirectory,
+        arm: str,
+        examples: Examples,
+        *,
+        start: Given | None = None,
+        needs: tuple[str, ...] = (),
+        files: Sequence[Path] = (),
+    ) -> Stage:
+        """Fine-tunes the model of `start`, or the base, on examples into the checkpoint of an arm, as the section `train` says.
+
+        Without an example the arm is a copy, and the stage says so. `files` are what was made for this training alone.
+        """
+        check_name("arm", arm)
+
+        def work() -> Made:
+            chosen = list(examples())
+            model = _there(run, start).model if start else self.base
+            return train_stage(self.bench, run, arm, model, examples=chosen, files=files)
+
+        return Stage(f"train {arm}", work, needs, "train")
+
+    def clipping_learner(
+        self, folder: Path, arm: str, *, steps: int, low: float, high: float, kl: float, normalise: Normalise
+    ) -> Learner:
+        """A learner of an arm, new or from the state in a folder, with PPO's clipped loss at the temperature of sampling."""
+        draw = self.config.sampling.act
+        loss = ClippedRatio(low, high, kl, normalise=normalise, temperature=draw.temperature)
+        seed = self.seed("train", arm) % 2**32
+        return Learner.open(folder, self.base, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.bench.threads)
+
+    def trained(self, run: RunDirectory, arm: str) -> Policy:
+        """The policy that an arm's training gives."""
+        return Policy(run.checkpoint(arm))
+
+    def measure(self, run: RunDirectory, arm: str, policy: Given, *, needs: tuple[str, ...] = ()) -> Stage:
+        """Measures a policy on the held-out tasks as an arm, as the section `evaluate` says."""
+        check_name("arm", arm)
+
+        def work() -> Made:
+            return measure_stage(self.bench, run, arm, _there(run, policy))
+
+        return Stage(f"evaluate {arm}", work, needs, "evaluate")
+
+
+def forest_of(path: Path, run: RunDirectory, stage: str) -> Iterator[Tree]:
+    """The trees of a forest that an earlier stage should have grown to its end."""
+    finished(run, stage, "leafe explore")
+    return read_forest(made(path, "leafe explore", run))
+
+
+def _called(place: int | str) -> str:
+    if isinstance(place, int):
+        return f"round {place}"
+    check_name("forest", place)
+    return place
+
+
+def _there(run: RunDirectory, given: Given) -> Policy:
+    """A policy. Raises `UserError` where it is one that the run has not trained yet."""
+    policy = given() if callable(given) else given
+    if policy.model.is_relative_to(run.path):
+        made(policy.model / "config.json", "leafe train", run)
+    return policy
+
+
+def stages_of(bench: Bench, run: RunDirectory) -> tuple[Stage, ...]:
+    """The stages of a recipe's method. Raises `UserError` where it cannot name them."""
+    method, settings = find(bench.config.method), bench.config.own
+    named = asked(method, "stages()", lambda: list(method.stages(Lab(bench), run, settings)))
+    return check_stages(named, method.name)
+
+
+def run_recipe(bench: Bench, run: RunDirectory) -> None:
+    """Everything that the recipe names, in the order of its method."""
+    stages = stages_of(bench, run)
+    carry_out(stages, run, all_of(stages))
+
+
+def run_verb(bench: Bench, run: RunDirectory, verb: str) -> None:
+    """The stages that a command means (`explore`, `distill`, `train`, `evaluate`). Raises `UserError` where the method has none."""
+    stages = stages_of(bench, run)
+    chosen = of_verb(stages, verb)
+    if not chosen:
+        whole = f"leafe run {run.path / 'config.yaml'} --out {run.path}"
+        raise UserError(f"the method {bench.config.method!r} has no stage for `leafe {verb}`; type: {whole}")
+    carry_out(stages, run, chosen)
+
+
+def run_stage(bench: Bench, run: RunDirectory, name: str) -> None:
+    """One stage by its name, with what it needs. Raises `UserError` for a stage that the method does not have."""
+    stages = stages_of(bench, run)
+    for stage in stages:
+        if stage.name == name:
+            carry_out(stages, run, [*needed(stages, stage), stage])
+            return
+    raise UserError(
+        f"the method {bench.config.method!r} has no stage {name!r}; its stages: {', '.join(one.name for one in stages)}"
+    )
+
+
+def measure_base(bench: Bench, run: RunDirectory) -> None:
+    """Measures the model that the run starts from, and nothing else."""
+    stage = Lab(bench).measure(run, "base", Policy(bench.base))
+    carry_out([stage], run, [stage])

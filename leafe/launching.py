@@ -1,0 +1,93 @@
+"""From a configuration to a server of its own: which command, the probe of what it serves, engines on base and on trained arms.
+
+One server at a time serves one folder, so a checkpoint is measured by ending the server of the base and starting one for it: base and arms
+are sampled through the same program with the same options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+
+from leafe.engines.base import Engine
+from leafe.engines.openai import OpenAIEngine
+from leafe.engines.openai_findings import Findings
+from leafe.engines.serve import OwnServer
+from leafe.engines.serve_command import ServeCommand
+from leafe.engines.serve_engine import ServedEngine
+from leafe.errors import EngineError, UserError
+from leafe.loops import wait_for
+from leafe.progress import Progress
+from leafe.serving import Door, probe_door, served_engine, tell
+from leafe.settings import EngineSettings, RunConfig
+from leafe.training.checkpoint import device_of, dtype_of
+from leafe.training.memory import give_back
+
+
+def serve_command(settings: EngineSettings) -> ServeCommand:
+    """What the settings say about the server. Raises `UserError` for arguments that cannot be passed on."""
+    on_gpu = settings.dtype == "auto" and device_of("auto").startswith("cuda")
+    return ServeCommand(
+        command=settings.command,
+        arguments=settings.arguments,
+        # Said outright: by itself vLLM would serve a base of bfloat16 and what was trained from it, in float32, with different precisions.
+        dtype="bfloat16" if on_gpu else str(dtype_of(settings.dtype)).removeprefix("torch."),
+        max_context=settings.max_context,
+        tensor_parallel=settings.tensor_parallel,
+        memory_share=settings.memory_share,
+    )
+
+
+class Launched:
+    """The server of a configuration, started when it is first needed. Raises `UserError` for settings that cannot be used."""
+
+    def __init__(self, config: RunConfig, base: Path, progress: Progress) -> None:
+        self._config, self._base, self._progress = config, base, progress
+        settings = config.engine
+        self.server = OwnServer(serve_command(settings), patience=settings.patience, restarts=settings.restarts, told=progress.say)
+        self._found: Findings | None = None
+
+    def probe(self) -> Findings:
+        """What the server of the base is, asked once and told in lines. Raises `UserError` where it cannot be started or used."""
+        if self._found is None:
+            try:
+                self._found = wait_for(self._probed(self._base))
+            except EngineError as error:
+                self.server.free()
+                raise UserError(str(error)) from None
+            tell(self._found, self._config.engine, self._progress)
+        return self._found
+
+    def engine(self, folder: Path) -> Engine:
+        """An engine on the base or on a checkpoint, whose server starts with the first request."""
+
+        async def connect(lost: Callable[[], str]) -> OpenAIEngine:
+            known = self._found if folder == self._base else None
+            if known:
+                await self._start(folder)
+            found = known or await self._probed(folder)
+            return served_engine(self._config, folder, self._progress, found, door=self._door(lost))
+
+        return ServedEngine(self.server, connect, concurrency=self._config.engine.concurrency)
+
+    async def _probed(self, folder: Path) -> Findings:
+        await self._start(folder)
+        found = await probe_door(self._config, folder, self._progress, self._door(self._died))
+        return replace(found, server=f"vLLM {self.server.version}" if self.server.version else "")
+
+    async def _start(self, folder: Path) -> None:
+        give_back()
+        await self.server.start(folder, self._config.model if folder == self._base else folder.name)
+
+    def _died(self) -> str:
+        """Nobody starts it again during the first questions, so that what it dies of is told at once."""
+        return f"the server died, {self.server.last_words}" if self.server.ended else ""
+
+    def _door(self, lost: Callable[[], str]) -> Door:
+        # A transport of its own keeps requests to this machine from a proxy that the surroundings name.
+        most = self._config.engine.concurrency
+        transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=most, max_keepalive_connections=most))
+        return Door(self.server.base_url, self.server.key, self.server.name, transport, lost)

@@ -1,0 +1,51 @@
+"""The contract of a method: one class that names the stages from a recipe to trained and measured models.
+
+    class Mine(Method):
+        name, summary = "mine", "fine-tuning on successes"
+
+        def stages(self, lab, run, settings):
+            yield lab.measure(run, "base", Policy(lab.base))
+            ...
+
+Another package offers its class through the entry point group `leafe.methods`; docs/methods.md has one that runs. What a method imports is
+loaded by every command that reads its runs, so a method takes what needs a model from its `lab`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel
+
+from leafe.run import RunDirectory
+from leafe.settings import RunConfig, Settings
+from leafe.stages import Made, Policy, Stage
+
+if TYPE_CHECKING:
+    from leafe.lab import Lab
+
+__all__ = ["Made", "Method", "Policy", "Settings", "Stage"]
+
+
+class Method(ABC):
+    """A method. `name` chooses it in a recipe (`method: NAME`) and is the section of its `Settings`; `summary` is a line about it."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Settings: ClassVar[type[BaseModel]] = Settings
+
+    @abstractmethod
+    def stages(self, lab: Lab, run: RunDirectory, settings: Any) -> Iterable[Stage]:
+        """The stages in the order in which `leafe run` does them. Says what is to be done and does none of it.
+
+        The model that training starts from is measured as the arm `base`, which the others are compared with.
+        """
+
+    def trains(self, settings: Any) -> bool:
+        """Whether anything is trained: a step of training is then tried first, and all arms are measured in this process."""
+        return True
+
+    def check(self, config: RunConfig, settings: Any) -> None:  # noqa: B027  # there is nothing that it has to do
+        """Raises `UserError` for settings that cannot go together; called whenever a configuration is read."""

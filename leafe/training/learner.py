@@ -1,0 +1,293 @@
+"""A model that learns step by step: optimiser and rate stay between steps, for methods that sample and learn in turn.
+
+    learner = Learner.open(folder, checkpoint, settings, steps=100, loss=ClippedRatio())
+    while learner.done < learner.steps:
+        report = learner.step(sample_with(learner.model))
+        learner.state(folder)
+    learner.save(out)
+
+A step is a function of the weights, the optimiser, the examples and the seed alone: what the process draws in between plays no part. So a
+learner that was killed and goes on from its state ends with the same weights, bit for bit on one kind of processor. Of the
+settings of `train`, `epochs` and `batch_size` mean nothing here, and `processes` has to be 1. Weights and optimiser are float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import cos, isfinite, pi
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from leafe.digest import digest, seed_for
+from leafe.distillation.passes import ready, sent
+from leafe.distillation.rows import Bundle, pack_examples, shares
+from leafe.distillation.trial import choose_packing
+from leafe.engines.loading import load_checkpoint
+from leafe.engines.tokens import ChatTokenizer
+from leafe.errors import RunConflict, UserError
+from leafe.jsonl import told_if_unwritable
+from leafe.records import Example
+from leafe.run import whole_folder
+from leafe.settings import TrainSettings
+from leafe.training.launch import launched
+from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
+from leafe.training.machine import attending, check_machine, pass_tokens, placed
+from leafe.training.sft import check_lengths
+from leafe.training.state import has_state, read_state, take_state, write_state
+from leafe.training.terms import Step
+from leafe.training.weights import save, with_adapter
+
+SAMPLED = 16  # numbers of each untrained weight that tell it from another
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step was, counted from 1. `by_kind` is the part of the loss that came from examples of each kind; the parts add up to it.
+
+    `gradient_norm` is that before clipping, `tokens` what was computed after packing, `targets` what was learned from. `figures` are the
+    means of what the loss tells besides, as `clipped` and `kl` of `ClippedRatio`.
+    """
+
+    step: int
+    loss: float
+    by_kind: Mapping[str, float]
+    gradient_norm: float
+    learning_rate: float
+    examples: int
+    tokens: int
+    targets: int
+    figures: Mapping[str, float]
+
+
+class Learner:
+    """Weights, optimiser and schedule of a training whose examples come step by step.
+
+    `model` may be sampled from between steps. `steps` is how many there will be: the rate warms up over a share of them and falls to 0 by
+    half a cosine, as `fine_tune` has it. `threads` is torch's, 0 leaves it as it is. Raises `UserError` for a model that cannot be trained.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        settings: TrainSettings = TrainSettings(),
+        *,
+        steps: int,
+        loss: Loss = CrossEntropy(),
+        seed: int = 0,
+        threads: int = 0,
+    ) -> None:
+        if steps < 1:
+            raise UserError(f"steps: wanted at least 1, found {steps}")
+        if settings.processes > 1 or launched():
+            raise UserError(
+                "a learner trains in one process; set train.processes=1, and start it without a launcher such as torchrun"
+            )
+        if settings.dtype == "bfloat16":
+            raise UserError("a learner keeps its weights in float32; set train.dtype=mixed")
+        check_machine(settings)
+        check_examples(loss, ())
+        if threads:
+            torch.set_num_threads(threads)
+        self.checkpoint, self.settings, self.steps, self.loss = Path(checkpoint), settings, steps, loss
+        self.seed, self.threads, self.done = seed, threads, 0
+        model, self.tokenizer = load_checkpoint(self.checkpoint, dtype=torch.float32)
+        self._use_cache = getattr(model.config, "use_cache", None)
+        # Weights stay float32, which its state and its samplers read.
+        usual = "mixed" if torch.cuda.is_available() else "float32"
+        dtype = usual if settings.dtype == "auto" else settings.dtype
+        self._plan, _ = placed(model, settings.model_copy(update={"dtype": dtype}))
+        self._packing = choose_packing(model, settings.attention)
+        self._pass_tokens = pass_tokens(self._plan, self._packing)
+        with self._own_randomness(seed % 2**32):  # an adapter starts from random weights, the same as in `fine_tune`
+            self.model: Any = model if settings.lora is None else with_adapter(model, settings.lora)
+        if self._plan.checkpointing:
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        self._weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        self._optimizer = torch.optim.AdamW(_by_decay(self._weights, settings.weight_decay), lr=settings.learning_rate)
+
+    def step(self, examples: Sequence[Example]) -> StepReport:
+        """One optimiser step on all of the examples together, as many as there are.
+
+        Raises `UserError`, and leaves the weights as they were, where the examples lack what the loss needs, where the loss is no number,
+        and after the last step.
+        """
+        if self.done >= self.steps:
+            raise UserError(
+                f"all {self.steps} steps of this learner are taken, and its rate has come to 0; make one with more steps"
+            )
+        if not examples:
+            raise UserError(f"step {self.done + 1} has no example to train on; leave the step out")
+        check_examples(self.loss, examples)
+        packed_as = packing_of(self.loss)
+        tokenizer = ChatTokenizer(self.tokenizer)
+        bundles = pack_examples(examples, tokenizer, row_tokens=self._pass_tokens, most=len(examples), **packed_as)
+        check_lengths(bundles, self._packing)
+        by_kind, figures = self._gradients(bundles)
+        norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), self.settings.max_grad_norm)
+        loss, rate = sum(by_kind.values()), self.rate(self.done)
+        if not (isfinite(loss) and isfinite(float(norm))):
+            self._optimizer.zero_grad()
+            raise UserError(
+                f"step {self.done + 1} has a loss of {loss} and gradients of norm {float(norm)}, and the weights are as they were before"
+                " it; lower train.learning_rate, or look at the weights and log-probabilities of the examples"
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.done += 1
+        tokens = sum(len(row.ids) for bundle in bundles for row in bundle.rows)
+        targets = sum(bundle.target_tokens for bundle in bundles)
+        return StepReport(self.done, loss, by_kind, float(norm), rate, len(examples), tokens, targets, figures)
+
+    def rate(self, done: int) -> float:
+        """The learning rate of the step that follows `done` steps."""
+        warm = int(self.settings.warmup_share * self.steps)
+        if done < warm:
+            return self.settings.learning_rate * done / warm
+        return self.settings.learning_rate * 0.5 * (1 + cos(pi * (done - warm) / max(1, self.steps - warm)))
+
+    def _gradients(self, bundles: Sequence[Bundle]) -> tuple[dict[str, float], dict[str, float]]:
+        """Adds up the gradients of all passes; the loss by kind, and the means of what the loss tells."""
+        rows = [row for bundle in bundles for row in bundle.rows]
+        kinds = sorted({kind for row in rows for kind in row.term_kind})
+        told: dict[str, list[Tensor]] = {}
+        step, device = Step.of(bundles), self.model.device
+        sums = torch.zeros(len(kinds), device=device)
+        (passes,) = shares(rows, 1, self._pass_tokens)
+        self._optimizer.zero_grad()  # of a step that failed half-way
+        with self._own_randomness(seed_for(self.seed, "learner", self.done)), self._training():
+            for one in passes:
+                batch = ready(one, self._packing.kind, device)
+                losses, figures = pass_loss(self.model, batch, self.loss, step)
+                losses.sum().backward()
+                places = sent(torch.tensor([kinds.index(kind) for kind in batch.term_kind]), device)
+                sums.index_add_(0, places, losses.detach().to(sums.dtype))
+                for name, values in figures.items():
+                    told.setdefault(name, []).append(values.detach().flatten())
+        by_kind = dict(zip(kinds, sums.tolist(), strict=True))
+        return by_kind, {name: float(torch.cat(values).mean()) for name, values in sorted(told.items())}
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """The model as it is for training, and afterwards for sampling."""
+        self.model.train()
+        try:
+            with attending(self.model, self.settings, self._plan, self._packing.kind):
+                yield
+        finally:
+            self.model.eval()
+
+    @contextmanager
+    def _own_randomness(self, seed: int) -> Iterator[None]:
+        """Draws that follow from the seed, and leave those of the rest of the process alone."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Writes an ordinary checkpoint with its tokenizer, whole or not at all; an adapter is merged into a copy of the model.
+
+        Raises `UserError` when the folder is there already.
+        """
+        if folder.exists():
+            raise UserError(f"{folder} is there already; give another folder for the trained model")
+        with told_if_unwritable(folder), whole_folder(folder) as unfinished:
+            model = self.model if self.settings.lora is None else copy.deepcopy(self.model)
+            save(model, unfinished, use_cache=self._use_cache)
+            self.tokenizer.save_pretrained(unfinished)
+
+    def state(self, folder: Path) -> None:
+        """Writes what the learner goes on from, in place of what an earlier step left in the folder: one of both is whole at each moment.
+
+        A folder that holds anything else is refused with `UserError`.
+        """
+        write_state(folder, {**self._made_with(), "done": self.done}, self._weights, self._optimizer)
+
+    def _made_with(self) -> dict[str, Any]:
+        """What decides on a step, beside weights, optimiser and examples. `base` are the weights that are not trained."""
+        base = {name: weight for name, weight in self.model.named_parameters() if name not in self._weights}
+        return {
+            "checkpoint": str(self.checkpoint.resolve()),
+            "settings": self.settings.model_dump(mode="json"),
+            "steps": self.steps,
+            "seed": self.seed,
+            "threads": self.threads,
+            "loss": _described(self.loss),
+            "base": digest([[name, weight.detach().flatten()[:SAMPLED].tolist()] for name, weight in base.items()]),
+        }
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        checkpoint: Path,
+        settings: TrainSettings = TrainSettings(),
+        *,
+        steps: int,
+        loss: Loss = CrossEntropy(),
+        seed: int = 0,
+        threads: int = 0,
+    ) -> Self:
+        """The learner whose state is in the folder, or else a new one.
+
+        Raises as `resume` does, and `RunConflict` where the state's learner was made with something else.
+        """
+        if not has_state(folder):
+            return cls(checkpoint, settings, steps=steps, loss=loss, seed=seed, threads=threads)
+        told = read_state(folder)
+        kept = {name: told[name] for name in ("checkpoint", "steps", "seed")} | _flat(_settings_of(told, folder))
+        wanted = {"checkpoint": str(Path(checkpoint).resolve()), "steps": steps, "seed": seed} | _flat(settings)
+        if differing := [f"{name}: {kept[name]} -> {value}" for name, value in wanted.items() if kept[name] != value]:
+            raise RunConflict(f"{folder} was kept with other settings ({'; '.join(differing)}); give another folder")
+        return cls.resume(folder, loss=loss)
+
+    @classmethod
+    def resume(cls, folder: Path, *, loss: Loss = CrossEntropy()) -> Self:
+        """The learner whose state is in the folder, with the loss that it had.
+
+        Raises `UserError` where there is no state, `CorruptFile` where it is not as it was written, `RunConflict` where the loss or the
+        model is another one.
+        """
+        told = read_state(folder)
+        if told["loss"] != _described(loss):
+            raise RunConflict(f"{folder} was kept with the loss {told['loss']}, found {_described(loss)}; resume it with that one")
+        settings, checkpoint = _settings_of(told, folder), Path(told["checkpoint"])
+        learner = cls(checkpoint, settings, steps=told["steps"], loss=loss, seed=told["seed"], threads=told["threads"])
+        if told["base"] != learner._made_with()["base"]:
+            raise RunConflict(f"{folder} was kept with another model than is in {checkpoint}; put that one back, or start anew")
+        take_state(folder, learner._weights, learner._optimizer)
+        learner.done = told["done"]
+        return learner
+
+
+def _settings_of(told: Mapping[str, Any], folder: Path) -> TrainSettings:
+    try:
+        return TrainSettings.model_validate(told["settings"])
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise RunConflict(f"{folder} was kept by a version with other settings ({reason:.160}); give another folder") from None
+
+
+def _flat(settings: TrainSettings) -> dict[str, Any]:
+    return {f"train.{name}": value for name, value in settings.model_dump(mode="json").items()}
+
+
+def _by_decay(weights: Mapping[str, Tensor], decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms and biases, which have one dimension, do not."""
+    matrices = [weight for weight in weights.values() if weight.ndim > 1]
+    vectors = [weight for weight in weights.values() if weight.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _described(loss: Loss) -> str:
+    """A loss by its kind, and by its settings where it shows them."""
+    kind, shown = type(loss), repr(loss)
+    return f"{kind.__module__}.{kind.__qualname__}" if " at 0x" in shown else shown

@@ -1,0 +1,209 @@
+"""What a training takes from the machine that it finds: precision, how many tokens a pass holds, whether activations are kept.
+
+On a processor it is always the same. On a GPU it follows from the free memory by an estimate of bytes that errs on the side of too many;
+where even that is too little, passes are halved while training (`leafe.training.sft`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import inf
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from leafe.distillation.attention import compiled_layers, tree_attention
+from leafe.distillation.trial import Kind, Packing
+from leafe.engines.twin import text_config
+from leafe.errors import UserError
+from leafe.settings import TrainSettings
+from leafe.training.checkpoint import device_of
+from leafe.training.precision import PIECE, split_model
+from leafe.training.weights import untie
+
+Precision = Literal["float32", "mixed", "bfloat16"]
+ON_A_PROCESSOR = 8192  # tokens of a pass
+MOST = 32_768  # more are no faster
+FEWEST = 256
+ROUND = 1024
+FREE = 0.85  # of the memory found; the rest is for what is compiled, for fragments and for what is not counted
+DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
+LARGE = 1_000_000_000  # weights from which on activations are computed twice
+LIBRARIES = {  # what an optimiser needs, and the bytes that its state takes of a GPU for each weight
+    "auto": ("", 8),
+    "adamw_torch": ("", 8),
+    "adamw_torch_fused": ("", 8),
+    "adamw_torch_8bit": ("torchao", 2),
+    "adamw_torch_4bit": ("torchao", 1),
+    "adamw_bnb_8bit": ("bitsandbytes", 2),
+    "paged_adamw_32bit": ("bitsandbytes", 0),
+    "paged_adamw_8bit": ("bitsandbytes", 0),
+    "adafactor": ("", 1),
+}
+NO_ROOM = (
+    "this training does not fit into the memory of the GPU; type train.checkpointing=true train.dtype=bfloat16,"
+    " then train.optimizer=paged_adamw_8bit or train.lora.rank=16"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a model is trained here. `micro_tokens` is what a pass may hold."""
+
+    precision: Precision
+    checkpointing: bool
+    micro_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What bytes depend on: how many weights there are, are trained and make the largest matrix, and the widths of the model."""
+
+    weights: int
+    trained: int
+    largest: int
+    hidden: int
+    inner: int
+    layers: int
+    vocabulary: int
+
+
+def check_machine(settings: TrainSettings) -> None:
+    """Raises `UserError` for settings that want a GPU or a library that is not here."""
+    gpu, (library, _) = torch.cuda.is_available(), LIBRARIES[settings.optimizer]
+    if settings.attention == "flex" and not gpu:
+        raise UserError("train.attention=flex wants a GPU, since FlexAttention cannot train on a CPU; set train.attention=auto")
+    if settings.compile == "layers" and not gpu:
+        raise UserError("train.compile=layers wants a GPU, since it goes with FlexAttention; set train.compile=none")
+    if library and find_spec(library) is None:
+        raise UserError(
+            f"train.optimizer={settings.optimizer} wants {library}; type pip install {library}, or train.optimizer=auto"
+        )
+    if library and not gpu:
+        raise UserError(f"train.optimizer={settings.optimizer} wants a GPU; set train.optimizer=auto")
+
+
+def sizes_of(model: Any, *, lora: bool) -> Sizes:
+    """The sizes of a model, from its configuration where that names them."""
+    config, counts = text_config(model.config), [weight.numel() for weight in model.parameters()]
+    hidden = int(getattr(config, "hidden_size", 0) or model.get_input_embeddings().weight.shape[1])
+    return Sizes(
+        weights=sum(counts),
+        trained=sum(counts) // 100 if lora else sum(counts),
+        largest=max(counts),
+        hidden=hidden,
+        inner=int(getattr(config, "intermediate_size", 0) or 4 * hidden),
+        layers=int(getattr(config, "num_hidden_layers", 0) or 32),
+        vocabulary=int(model.get_input_embeddings().weight.shape[0]),
+    )
+
+
+def memory_found(device: str) -> int | None:
+    """The bytes of a GPU that are free, None on a processor.
+
+    Of several processes each has to find the same, so there it is the whole memory of the smallest GPU.
+    """
+    if not device.startswith("cuda"):
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return min(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by this process, for what comes next
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def plan_for(settings: TrainSettings, sizes: Sizes, memory: int | None, *, bfloat16: bool = True) -> Plan:
+    """How a model of these sizes is trained with so many free bytes; without `bfloat16` the device does not compute in it."""
+    checkpointing = settings.checkpointing
+    if checkpointing == "auto":
+        checkpointing = memory is not None and sizes.weights > LARGE
+    precision = settings.dtype
+    if precision == "auto":
+        precision = "float32"
+        if memory is not None and bfloat16:
+            # An adapter has weights of its own in float32, so nothing is gained by more than bfloat16 below it.
+            precision = "mixed" if settings.lora is None and _is_room(settings, sizes, memory, checkpointing) else "bfloat16"
+    tokens = settings.micro_tokens
+    if tokens == "auto":
+        found = ON_A_PROCESSOR if memory is None else _tokens(settings, sizes, memory, Plan(precision, checkpointing, 0))
+        return Plan(precision, checkpointing, found)
+    return Plan(precision, checkpointing, tokens)
+
+
+def _is_room(settings: TrainSettings, sizes: Sizes, memory: int, checkpointing: bool) -> bool:
+    """Whether mixed precision leaves room for passes of some length."""
+    return _tokens(settings, sizes, memory, Plan("mixed", checkpointing, 0)) >= 4 * ROUND
+
+
+def _tokens(settings: TrainSettings, sizes: Sizes, memory: int, plan: Plan) -> int:
+    room = FREE * memory - state_bytes(settings, sizes, plan.precision)
+    tokens = max(FEWEST, min(MOST, int(room // token_bytes(sizes, plan.precision, checkpointing=plan.checkpointing))))
+    return tokens - (tokens % ROUND if tokens > ROUND else 0)
+
+
+def state_bytes(settings: TrainSettings, sizes: Sizes, precision: Precision) -> int:
+    """What weights, gradients and the optimiser hold, and what a step of the optimiser takes beside them."""
+    optimizer = LIBRARIES[settings.optimizer][1]
+    frozen = sizes.weights - sizes.trained
+    if precision == "bfloat16" and settings.lora is None:
+        return (2 + 2 + 2 + optimizer) * sizes.trained + 12 * max(sizes.largest, PIECE)
+    return (4 + 4 + optimizer) * sizes.trained + (2 if precision == "bfloat16" else 4) * frozen
+
+
+def token_bytes(sizes: Sizes, precision: Precision, *, checkpointing: bool) -> int:
+    """What a pass holds for each of its tokens.
+
+    A layer of a present decoder keeps about 18 times its hidden and 4 times its inner width, and its backward pass as much again for a
+    moment. Each token is counted as a target, of which several copies of logits are held in float32.
+    """
+    number = {"float32": 4, "mixed": 3, "bfloat16": 2}[precision]
+    layer = number * (18 * sizes.hidden + 4 * sizes.inner)
+    kept = sizes.layers * (number * sizes.hidden if checkpointing else layer)
+    return kept + 2 * layer + 16 * sizes.vocabulary
+
+
+def placed(model: Any, settings: TrainSettings) -> tuple[Plan, dict[Tensor, Tensor]]:
+    """Moves a float32 model to where it is tried and trained, in the precision of its plan.
+
+    Returns the lower halves of its weights, none unless they are in bfloat16.
+    """
+    device, lora = device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))), settings.lora
+    memory = memory_found(device)
+    able = memory is None or torch.cuda.is_bf16_supported(including_emulation=False)
+    plan = plan_for(settings, sizes_of(model, lora=lora is not None), memory, bfloat16=able)
+    if plan.precision != "bfloat16":
+        model.to(device)
+        return plan, {}
+    if lora is not None:
+        untie(model, lora.targets)  # a weight that came later would have no lower half
+    return plan, split_model(model, device, frozen=lora is not None)
+
+
+def pass_tokens(plan: Plan, packing: Packing) -> int:
+    """How many tokens a pass may hold, by its plan and by the trial."""
+    return int(min(plan.micro_tokens // (DENSE_SHARE if packing.kind == "dense" else 1), packing.cap.tokens or inf))
+
+
+@contextmanager
+def attending(model: Any, settings: TrainSettings, plan: Plan, kind: Kind) -> Iterator[None]:
+    """While the context is open `model` attends to packed trees, compiled and in mixed precision where that was asked for.
+
+    Raises `UserError` where layers are to be compiled and the model does not go with FlexAttention.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(tree_attention(model, kind))
+        if settings.compile == "layers":
+            if kind != "flex":
+                raise UserError(
+                    f"train.compile=layers goes with FlexAttention, and this model is trained with train.attention={kind};"
+                    " set train.compile=none"
+                )
+            stack.enter_context(compiled_layers(model))
+        if plan.precision == "mixed":
+            model.forward = torch.autocast(model.device.type, torch.bfloat16)(model.forward)
+            stack.callback(delattr, model, "forward")
+        yield

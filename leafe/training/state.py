@@ -1,0 +1,90 @@
+"""The folder that a learner goes on from: what it is, the weights that it trains, and its optimiser's moments.
+
+It is replaced whole, so a kill at any moment leaves the old one or the new one, and proved before it is used. Tensors are safetensors, all
+else is JSON; the random state is a function of the seed and of the number of the step, so there is none to keep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from leafe.digest import canonical, digest
+from leafe.errors import CorruptFile, RunConflict, UserError
+from leafe.jsonl import told_if_unwritable, write_text_atomically
+from leafe.manifest import change, manifest_of
+from leafe.run import settle_folder, whole_folder
+
+SCHEMA = "leafe.learner/1"
+STATE, WEIGHTS, OPTIMIZER = "learner.json", "weights.safetensors", "optimizer.safetensors"
+SEAL = "digest"
+
+Weights = Mapping[str, Tensor]  # what is trained, by name
+
+
+def write_state(folder: Path, told: Mapping[str, Any], weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a state into the folder in place of the one that is there. Raises `UserError` for a folder that holds anything else."""
+    settle_folder(folder)
+    strange = sorted({path.name for path in folder.iterdir()} - {STATE, WEIGHTS, OPTIMIZER}) if folder.is_dir() else []
+    if strange:
+        raise UserError(f"{folder} holds {strange[0]}, which is no part of a learner's state; give a folder for the state alone")
+    moments = {f"{name}.{key}": value for name, weight in weights.items() for key, value in optimizer.state.get(weight, {}).items()}
+    with told_if_unwritable(folder), whole_folder(folder) as unfinished:
+        _write(unfinished / WEIGHTS, weights)
+        _write(unfinished / OPTIMIZER, moments)
+        files = manifest_of(unfinished, [unfinished / WEIGHTS, unfinished / OPTIMIZER])
+        whole = {"schema": SCHEMA, **told, "files": files}
+        write_text_atomically(unfinished / STATE, canonical({**whole, SEAL: digest(whole, length=32)}) + "\n")
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a state in the folder, or a kill left one beside it, which is then put there."""
+    settle_folder(folder)
+    return (folder / STATE).is_file()
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a state says of itself. Raises `UserError` where there is none, `CorruptFile` where a file is not as it was written."""
+    if not has_state(folder):
+        raise UserError(f"{folder} holds no state of a learner; make a Learner(checkpoint, ...) and write its state there first")
+    try:
+        told = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        whole = {name: value for name, value in told.items() if name != SEAL}
+        is_whole = told["schema"] == SCHEMA and told[SEAL] == digest(whole, length=32)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise CorruptFile(f"{folder / STATE} is no {SCHEMA} as a learner writes it; restore it, or start the learner anew")
+    for name, before in whole["files"].items():
+        if found := change(folder / name, before):
+            raise CorruptFile(f"{folder / name} is not as the learner left it: {found}; restore it, or start the learner anew")
+    return whole
+
+
+def take_state(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
+    """Puts the weights and moments of a state where they belong. Raises `RunConflict` where they are another model's."""
+    kept, moments = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
+    if {name: value.shape for name, value in kept.items()} != {name: value.shape for name, value in weights.items()}:
+        raise RunConflict(
+            f"the weights in {folder} are those of another model; put back the one that it was kept with, or start anew"
+        )
+    order = [weight for group in optimizer.param_groups for weight in group["params"]]  # the optimiser knows weights by number
+    numbers = {weight: number for number, weight in enumerate(order)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        owner, _, key = name.rpartition(".")
+        state.setdefault(numbers[weights[owner]], {})[key] = value
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(kept[name])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _write(path: Path, tensors: Weights) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)

@@ -1,0 +1,140 @@
+"""GRPO as a method: a run on the bundled model, what its budget counts, and the same weights after a failure in the middle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leafe.bench import Bench
+from leafe.compose import bench_of
+from leafe.config import parse
+from leafe.engines.base import Engine, Scores
+from leafe.errors import EngineError, UserError
+from leafe.jsonl import read_lines
+from leafe.lab import run_recipe
+from leafe.methods.grpo import STEPS_SCHEMA
+from leafe.progress import Silent
+from leafe.records import Ask, Completion, Message
+from leafe.run import RunDirectory
+
+RECIPE = """
+name: grpo
+model: nano
+method: grpo
+environment: {name: sokoban, args: {rows: 5, columns: 5, min_length: 1, max_length: 3, horizon: 4}}
+tasks: {train: 6, test: 2}
+explore: {turns: 24}
+sampling: {act: {max_tokens: 4}}
+train: {learning_rate: 1.0e-4, warmup_share: 0.0}
+engine: {slots: 16, cache_gib: 0.2, threads: 1}
+evaluate: {samples: 1, resamples: 20}
+grpo: {groups: 2, size: 4}
+"""
+BUDGET = 6 * 24
+
+
+@dataclass
+class Failing:
+    """An engine that breaks after some requests, as a machine does that is taken away."""
+
+    engine: Engine
+    patience: int
+
+    def __post_init__(self) -> None:
+        self.stats, self.concurrency = self.engine.stats, self.engine.concurrency
+
+    async def generate(self, ask: Ask) -> Completion:
+        self.patience -= 1
+        if self.patience < 0:
+            raise EngineError("the machine was taken away")
+        return await self.engine.generate(ask)
+
+    async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
+        return await self.engine.score(messages, ids, top)
+
+    async def load(self, folder: str | Path) -> None:
+        await self.engine.load(folder)
+
+    async def close(self) -> None:
+        await self.engine.close()
+
+
+def bench(*overrides: str) -> Bench:
+    return bench_of(parse(RECIPE, "grpo.yaml", list(overrides)), Silent())
+
+
+def run(path: Path, made: Bench) -> RunDirectory:
+    with RunDirectory.open(path, made.config) as directory:
+        run_recipe(made, directory)
+        return directory
+
+
+def weights(path: Path) -> str:
+    return hashlib.sha256((path / "checkpoints" / "grpo" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def steps(path: Path) -> list[dict[str, Any]]:
+    return list(read_lines(path / "grpo-steps.jsonl", STEPS_SCHEMA))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("grpo") / "run"
+    run(path, bench())
+    return path
+
+
+def test_groups_are_sampled_and_learned_from_within_the_budget(whole: Path) -> None:
+    taken = steps(whole)
+    assert 1 <= len(taken) <= BUDGET // (2 * 4 * 4)
+    assert sum(line["turns"] for line in taken) <= BUDGET
+    for line in taken:
+        assert 1 <= line["groups"] <= 2 and line["attempts"] == 4 * (line["groups"] + line["empty"])
+        assert 0 < line["successes"] < line["attempts"]
+        # The policy that learns is the one that sampled, and advantages of a group add up to nothing.
+        assert line["ratio"] == pytest.approx(1.0, abs=1e-3) and abs(line["loss"]) < 1e-3 and line["gradient_norm"] > 0
+
+
+def test_the_trained_model_is_an_arm_beside_the_base(whole: Path) -> None:
+    with RunDirectory.existing(whole, read_only=True) as directory:
+        assert list(directory.arms()) == ["base", "grpo"]
+        kept = directory.stages["train grpo"]
+    assert kept["steps"] == len(steps(whole)) and kept["turns"] == sum(line["turns"] for line in steps(whole))
+    assert not (whole / "grpo").exists()
+
+
+@pytest.mark.parametrize("patience", [3, 70])
+def test_a_run_that_breaks_in_the_middle_ends_with_the_same_weights(whole: Path, tmp_path: Path, patience: int) -> None:
+    path, made = tmp_path / "run", bench()
+    broken = replace(made, load_engine=lambda folder: Failing(made.load_engine(folder), patience))
+    with pytest.raises(EngineError, match="taken away"):
+        run(path, broken)
+    assert "train grpo" not in RunDirectory.existing(path, read_only=True).stages
+    run(path, made)
+    assert weights(path) == weights(whole) and steps(path) == steps(whole)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("sampling.act.temperature=0", "at temperature 0 they are all the same"),
+        ("engine.kind=openai engine.base_url=http://localhost:1/v1", "engine.kind=openai does not take"),
+        ("grpo.advantage=pkpo grpo.k=4", "k: wanted less than the 4 attempts"),
+        ("grpo.kl=0.1 sampling.act.temperature=0.7", "grpo.kl wants sampling.act.temperature=1"),
+        ("grpo.size=1", "size"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused_when_they_are_read(override: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        bench(*override.split())
+
+
+def test_a_budget_that_holds_no_step_is_refused_with_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not hold one step .*type explore\.turns=6"):
+        run(tmp_path / "run", bench("explore.turns=5"))
+    assert not (tmp_path / "run" / "eval").exists()

@@ -386,7 +386,7 @@ def test_one_request_that_is_cancelled_leaves_the_start_to_the_others(plan: Plan
 # This process's end
 
 SCRIPT = """
-import asyncio, sys, time
+import asyncio, signal, sys
 from pathlib import Path
 from leafe.engines.serve import OwnServer
 from leafe.engines.serve_command import ServeCommand
@@ -394,6 +394,7 @@ async def work():
     await own.start(Path(sys.argv[2]), "policy")
     print("ready", flush=True)
     await asyncio.sleep(600)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes away from what it starts in the background
 own = OwnServer(ServeCommand((sys.executable, sys.argv[1]), dtype="float32"))
 asyncio.run(work())
 """
@@ -408,10 +409,13 @@ def test_no_server_outlives_the_process_that_started_it(number: int, how: dict[s
     plan(how)
     surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([sys.executable, "-c", SCRIPT, FAKE, str(model)], stdout=subprocess.PIPE, env=surroundings) as parent:
-        plan.wait(1)
-        if "silent" not in how:
-            assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
-        parent.send_signal(number)
-        parent.wait(30)
+        try:
+            plan.wait(1)
+            if "silent" not in how:
+                assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
+            parent.send_signal(number)
+            parent.wait(30)
+        finally:
+            parent.kill()
     assert plan.starts and not plan.left
     assert how or (plan.folder / "bye").exists()  # one that hears is asked first

@@ -31,6 +31,7 @@ from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Placement
 from leafe.envs.calls import Answer, Call
 from leafe.envs.hosting import Hosting, Seat, Terms
+from leafe.errors import LeafeError
 from leafe.forest.driver import Job, Means, drive
 from leafe.forest.explore import explore
 from leafe.forest.growth import Growth, Rules
@@ -360,7 +361,10 @@ def main() -> None:
     add("--cpus", type=float, default=0.1, help="cores that an actor takes")
     options = parser.parse_args()
     options.step = options.step or (Spread(0.1, 0.8) if options.simulate else Spread(0.1))
-    (simulate if options.simulate else measure)(options)
+    try:
+        (simulate if options.simulate else measure)(options)
+    except LeafeError as error:
+        raise SystemExit(f"{parser.prog}: {error}") from None
 
 
 def slow(text: str) -> tuple[float, float]:

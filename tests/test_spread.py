@@ -353,10 +353,12 @@ class Killing:
         return erratic(PLACES)(ask)
 
 
-def test_a_worker_process_that_is_killed_costs_no_result(started: tuple[Starter, list[ProcessLink]]) -> None:
+@pytest.mark.parametrize("placement", [Placement.INLINE, Placement.PROCESS])
+def test_a_worker_process_that_is_killed_costs_no_result(placement: Placement, started: tuple[Starter, list[ProcessLink]]) -> None:
     start, links = started
     engine = ScriptedEngine(Killing(links))
-    found = driven(lookup, lookup().tasks("train", 6), PLACES, host=partial(spread, start, 2), engine=engine)
+    host = partial(spread, start, 2)
+    found = driven(lookup, lookup().tasks("train", 6), PLACES, host=host, engine=engine, placement=placement)
     assert found == whole(lookup)
     assert len(links) >= 2 and all(gone(link.pid) for link in links)
 

@@ -35,15 +35,15 @@ def first_shortening(history: History, walk: Sequence[Turn]) -> Shortening:
 
 def shorter(prompts: Prompts, walk: Sequence[Turn], now: Shortening) -> Shortening | None:
     """The next shorter prompt for the turn after `walk`, None when only what always stays is left."""
-    steps = [(step, gain) for step, gain in _steps(prompts, walk, now) if gain > 0]
-    if not steps:
+    gone, reached = 0, []
+    for step, gain in _steps(prompts, walk, now):
+        gone += gain  # below 0 where an observation is shorter than what stands for it
+        reached.append((step, gone))
+    most = max((gone for _, gone in reached), default=0)
+    if most <= 0:
         return None
-    wanted, gone = PART * (sum(gain for _, gain in steps) + _staying(prompts, walk)), 0
-    for step, gain in steps:
-        gone += gain
-        if gone >= wanted:
-            return step
-    return steps[-1][0]
+    wanted = min(most, PART * (most + _staying(prompts, walk)))
+    return next(step for step, gone in reached if gone >= wanted)
 
 
 def _steps(prompts: Prompts, walk: Sequence[Turn], now: Shortening) -> Iterator[tuple[Shortening, int]]:

@@ -79,6 +79,14 @@ def test_each_shortening_is_shorter_than_the_one_before_and_there_are_few(said: 
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes) <= 6
 
 
+def test_an_observation_that_is_shorter_than_what_stands_for_it_does_not_make_the_prompt_longer() -> None:
+    stands = len(FULL.left_out)
+    walk = walk_of(("", "look", ""), ("", "look", "x" * (stands + 5)), ("", "look", ""))
+    assert [one.observations for one in every_shortening(FULL, walk)] == [0, 0]
+    walk = walk_of(("", "look", ""), ("", "look", "x" * (3 * stands)), ("", "look", ""))
+    assert every_shortening(FULL, walk)[-1] == Shortening(3, 2)
+
+
 def test_the_last_turns_are_kept_and_older_ones_shortened_to_their_actions() -> None:
     assert first_shortening(History("last", 2), WALK) == Shortening(3, 3)
     assert first_shortening(History("last", 9), WALK) == first_shortening(History("all"), WALK) == WHOLE
@@ -184,7 +192,7 @@ def test_a_rollback_past_a_reply_without_an_action_replays_what_the_world_was_gi
 
 
 def test_the_second_question_says_what_was_wrong_with_the_first_answer() -> None:
-    hand = Hand(Lookup(places=5), steady("<action>open place1</action>", "<turn>9</turn><experience>Look.</experience>"))
+    hand = Hand(Lookup(places=5), steady("<action>open place1</action>", "<turn>9</turn>"))
     grown(explore, hand, key_in(5, horizon=2), prompts=FULL, max_attempts=2)
     first, second = [ask.messages for ask in hand.asks if ask.purpose == "reflect"][:2]
     assert second[:-1] == first[:-1] and second[-1].content.startswith(first[-1].content)

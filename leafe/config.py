@@ -79,7 +79,8 @@ def _sentence(error: ValidationError) -> str:
     context = first.get("ctx", {})
     if first["type"] == "value_error":
         return str(context["error"])
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    # Of a setting that may be of several types pydantic names the type as well.
+    key = ".".join(str(part) for part in first["loc"] if part not in ("[key]", "int", "float", "str") and "[" not in str(part))
     wanted = WANTED[first["type"]].format(**context) if first["type"] in WANTED else first["msg"]
     found = "nothing" if first["type"] == "missing" else f"{first['input']!r:.80}"
     return f"{key}: wanted {wanted}, found {found}"

@@ -227,6 +227,17 @@ def test_any_model_is_measured_in_any_environment_and_compared_with_runs(
     assert "alone:base" in [arm["name"] for arm in beside["arms"]]
 
 
+def test_runs_in_other_environments_are_told_apart_and_give_no_difference(
+    first: tuple[Path, Said], model: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    leafe("evaluate", model, "--env", "lookup", "places=3", "horizon=1", *QUICK, "--tasks", "2", "--samples", "1", "--out", other)
+    said = leafe("compare", first[0], other, "--k", "1")
+    assert said.status == 0 and "their figures do not compare" in " ".join(said.out.split())
+    refused = leafe("compare", first[0], other, "--k", "1", "--base", f"{first[0].resolve().name}:base")
+    assert refused.status == 2 and "a difference wants one environment" in " ".join(refused.err.split())
+
+
 def test_a_model_is_diagnosed_without_a_recipe(model: Path) -> None:
     said = leafe("diagnose", model, "--env", "lookup", "places=3", "horizon=2", *QUICK, "--tasks", "3", "--turns", "4", "--json")
     assert said.status == 0 and json.loads(said.out)["tasks"] == 3

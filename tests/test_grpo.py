@@ -127,6 +127,7 @@ def test_a_run_that_breaks_in_the_middle_ends_with_the_same_weights(whole: Path,
         ("grpo.advantage=pkpo grpo.k=4", "k: wanted less than the 4 attempts"),
         ("grpo.kl=0.1 sampling.act.temperature=0.7", "grpo.kl wants sampling.act.temperature=1"),
         ("grpo.size=1", "size"),
+        ("grpo.normalise=seq", "^grpo.normalise: wanted"),
     ],
 )
 def test_settings_that_cannot_go_together_are_refused_when_they_are_read(override: str, sentence: str) -> None:

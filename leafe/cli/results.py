@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -30,7 +30,7 @@ from leafe.results import (
     as_json as figures_of,
 )
 from leafe.run import RunDirectory
-from leafe.settings import EvaluateSettings
+from leafe.settings import EnvironmentSettings, EvaluateSettings
 from leafe.terminal import alarm, exploration_table, faults_table, pass_table
 from leafe.viewer.report import write_report
 
@@ -51,15 +51,18 @@ def compare(paths: Sequence[Path], *, k: int | None, base: str | None, as_json: 
     arms: list[ArmOutcomes] = []
     settings: list[EvaluateSettings] = []
     sentences: list[str] = []
+    worlds: dict[str, EnvironmentSettings] = {}
     for path in paths:
         with RunDirectory.existing(path, read_only=True) as directory:
             settings.append(directory.config.evaluate)
+            worlds[path.resolve().name] = directory.config.environment
             found = arms_of(directory)
             if not found:
                 raise UserError(f"{path} has measured nothing yet; type: leafe evaluate {path}")
             named = found if len(paths) == 1 else of_run(path.resolve().name, found)
             arms += named
             sentences += alarms_of(faults_named([], named), directory.config)
+    sentences = [*_in_other_worlds(worlds, base), *sentences]
     shared = min(settings, key=lambda one: one.samples).ks
     ks = () if k is None else tuple(sorted({*shared, k}))
     if base is None and any(arm.name.rpartition(":")[2] == BASE for arm in arms):
@@ -70,6 +73,24 @@ def compare(paths: Sequence[Path], *, k: int | None, base: str | None, as_json: 
         return
     console.print(pass_table(comparison))
     show_faults([(arm.name, arm.faults) for arm in comparison.arms], sentences)
+
+
+def _in_other_worlds(worlds: Mapping[str, EnvironmentSettings], base: str | None) -> Iterator[str]:
+    """A sentence for each run that was measured in another environment than the first; or than the base, which is refused.
+
+    Tasks may have the same names there, so that they would be paired.
+    """
+    named = base.rpartition(":")[0] if base else ""
+    first = named if named in worlds else next(iter(worlds))
+    for name, world in worlds.items():
+        if (world.name, world.args) == (worlds[first].name, worlds[first].args):
+            continue
+        told = " and ".join(
+            f"{run} in {one.name} with {one.args or 'no arguments'}" for run, one in ((first, worlds[first]), (name, world))
+        )
+        if first == named:
+            raise UserError(f"a difference wants one environment, and {told} were measured; leave --base out, or one of the runs")
+        yield f"{told} were measured: their tasks are not the same, and their figures do not compare"
 
 
 def export(path: Path, kind: str, out: Path) -> None:

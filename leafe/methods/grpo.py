@@ -131,9 +131,11 @@ class _Training:
         self.longest_group = settings.size * longest
         self.steps = self.budget // (settings.groups * self.longest_group)
         if not self.steps:
+            needed = settings.groups * self.longest_group
             raise UserError(
-                f"the budget of {self.budget} turns does not hold one step of {settings.groups} groups of {settings.size} attempts of up to"
-                f" {longest} turns; type explore.turns={-(-settings.groups * self.longest_group // len(self.tasks))}, or fewer grpo.groups"
+                f"the budget of {len(self.tasks)} tasks x {self.budget // len(self.tasks)} turns = {self.budget} does not hold one step of"
+                f" {settings.groups} groups x {settings.size} attempts x {longest} turns = {needed}; type"
+                f" explore.turns={-(-needed // len(self.tasks))}, or smaller grpo.groups and grpo.size"
             )
 
     def work(self) -> Made:

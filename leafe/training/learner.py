@@ -68,13 +68,14 @@ class StepReport:
 class Learner:
     """Weights, optimiser and schedule of a training whose examples come step by step.
 
-    `model` may be sampled from between steps. `steps` is how many there will be: the rate warms up over a share of them and falls to 0 by
-    half a cosine, as `fine_tune` has it. `threads` is torch's, 0 leaves it as it is. Raises `UserError` for a model that cannot be trained.
+    `checkpoint` is a model's folder. `model` may be sampled from between steps. `steps` is how many there will be: the rate warms up over a
+    share of them and falls to 0 by half a cosine, as `fine_tune` has it. `threads` is torch's, 0 leaves it as it is. Raises `UserError` for
+    a model that cannot be trained.
     """
 
     def __init__(
         self,
-        checkpoint: Path,
+        checkpoint: str | Path,
         settings: TrainSettings = TrainSettings(),
         *,
         steps: int,
@@ -191,11 +192,12 @@ class Learner:
             torch.manual_seed(seed)
             yield
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Writes an ordinary checkpoint with its tokenizer, whole or not at all; an adapter is merged into a copy of the model.
 
         Raises `UserError` when the folder is there already.
         """
+        folder = Path(folder)
         if folder.exists():
             raise UserError(f"{folder} is there already; give another folder for the trained model")
         with told_if_unwritable(folder), whole_folder(folder) as unfinished:
@@ -203,12 +205,12 @@ class Learner:
             save(model, unfinished, use_cache=self._use_cache)
             self.tokenizer.save_pretrained(unfinished)
 
-    def state(self, folder: Path) -> None:
+    def state(self, folder: str | Path) -> None:
         """Writes what the learner goes on from, in place of what an earlier step left in the folder: one of both is whole at each moment.
 
         A folder that holds anything else is refused with `UserError`.
         """
-        write_state(folder, {**self._made_with(), "done": self.done}, self._weights, self._optimizer)
+        write_state(Path(folder), {**self._made_with(), "done": self.done}, self._weights, self._optimizer)
 
     def _made_with(self) -> dict[str, Any]:
         """What decides on a step, beside weights, optimiser and examples. `base` are the weights that are not trained."""
@@ -226,8 +228,8 @@ class Learner:
     @classmethod
     def open(
         cls,
-        folder: Path,
-        checkpoint: Path,
+        folder: str | Path,
+        checkpoint: str | Path,
         settings: TrainSettings = TrainSettings(),
         *,
         steps: int,
@@ -239,6 +241,7 @@ class Learner:
 
         Raises as `resume` does, and `RunConflict` where the state's learner was made with something else.
         """
+        folder = Path(folder)
         if not has_state(folder):
             return cls(checkpoint, settings, steps=steps, loss=loss, seed=seed, threads=threads)
         told = read_state(folder)
@@ -249,12 +252,13 @@ class Learner:
         return cls.resume(folder, loss=loss)
 
     @classmethod
-    def resume(cls, folder: Path, *, loss: Loss = CrossEntropy()) -> Self:
+    def resume(cls, folder: str | Path, *, loss: Loss = CrossEntropy()) -> Self:
         """The learner whose state is in the folder, with the loss that it had.
 
         Raises `UserError` where there is no state, `CorruptFile` where it is not as it was written, `RunConflict` where the loss or the
         model is another one.
         """
+        folder = Path(folder)
         told = read_state(folder)
         if told["loss"] != _described(loss):
             raise RunConflict(f"{folder} was kept with the loss {told['loss']}, found {_described(loss)}; resume it with that one")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,9 +93,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_groups_are_sampled_and_learned_from_within_the_budget(whole: Path) -> None:
     taken = steps(whole)
-    assert 1 <= len(taken) <= BUDGET // (2 * 4 * 4)
     assert sum(line["turns"] for line in taken) <= BUDGET
-    for line in taken:
+    learned = [line for line in taken if "loss" in line]
+    assert 1 <= len(learned) <= BUDGET // (2 * 4 * 4) and taken[: len(learned)] == learned
+    for line in learned:
         assert 1 <= line["groups"] <= 2 and line["attempts"] == 4 * (line["groups"] + line["empty"])
         assert 0 < line["successes"] < line["attempts"]
         # The policy that learns is the one that sampled, and advantages of a group add up to nothing.
@@ -104,7 +107,9 @@ def test_the_trained_model_is_an_arm_beside_the_base(whole: Path) -> None:
     with RunDirectory.existing(whole, read_only=True) as directory:
         assert list(directory.arms()) == ["base", "grpo"]
         kept = directory.stages["train grpo"]
-    assert kept["steps"] == len(steps(whole)) and kept["turns"] == sum(line["turns"] for line in steps(whole))
+    assert kept["steps"] == sum("loss" in line for line in steps(whole)) and kept["turns"] == sum(
+        line["turns"] for line in steps(whole)
+    )
     assert not (whole / "grpo").exists()
 
 
@@ -117,6 +122,31 @@ def test_a_run_that_breaks_in_the_middle_ends_with_the_same_weights(whole: Path,
     assert "train grpo" not in RunDirectory.existing(path, read_only=True).stages
     run(path, made)
     assert weights(path) == weights(whole) and steps(path) == steps(whole)
+
+
+def test_a_run_that_was_killed_when_training_was_over_does_not_train_again(whole: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(whole, tmp_path / "run"))
+    (path / "grpo.over").mkdir()
+    stages = json.loads((path / "stages.json").read_text())
+    for name in ("train grpo", "evaluate grpo"):
+        del stages[name]
+    (path / "stages.json").write_text(json.dumps(stages))
+    made = bench()
+
+    def loaded(folder: Path) -> Engine:
+        assert folder.name == "grpo"  # nothing is sampled from the base any more
+        return made.load_engine(folder)
+
+    again = run(path, replace(made, load_engine=loaded, load_measured=loaded))
+    with RunDirectory.existing(whole, read_only=True) as before:
+        assert again.stages["train grpo"] == before.stages["train grpo"]
+    assert not (path / "grpo.over").exists()
+
+
+def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_path: Path) -> None:
+    hard = "environment.args={rows: 6, columns: 6, min_length: 12, max_length: 16, horizon: 2}"
+    found = run(tmp_path / "run", bench(hard, "tasks.train=2", "tasks.test=1", "explore.turns=20")).stages["train grpo"]
+    assert found["steps"] == 0 and "nothing to learn from" in found["note"] and 0 < found["turns"] <= 40
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from leafe.errors import UserError
 from leafe.evaluation.evaluate import attempt
 from leafe.forest.driver import Job, drive
 from leafe.forest.journal import Journal
-from leafe.jsonl import Appender, read_lines
+from leafe.jsonl import Appender, read_lines, write_bytes_atomically
 from leafe.methods.base import Made, Method, Policy, Settings, Stage
 from leafe.records import BROKEN, Example, Target, Task, Tree
 from leafe.run import RunDirectory
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from leafe.training.learner import Learner, StepReport
 
 ARM = "grpo"
-STEPS_SCHEMA = "leafe.grpo-steps/1"
+STEPS, STEPS_SCHEMA = "steps.jsonl", "leafe.grpo-steps/1"
+NOTHING = "no group had attempts that succeeded and attempts that failed, so there was nothing to learn from; it is the base"
 
 
 class GrpoSettings(Settings):
@@ -141,7 +142,27 @@ class _Training:
     def work(self) -> Made:
         """Trains to the end of the budget, from where a killed run was."""
         self.run.check(self.bench.base)
-        self.folder.mkdir(exist_ok=True)
+        out, kept = self.run.checkpoint(ARM), self.run.path / f"{ARM}-steps.jsonl"
+        over = self.folder.with_name(f"{ARM}.over")
+        shutil.rmtree(over, ignore_errors=True)
+        if self.folder.exists() or not (out.exists() and kept.exists()):
+            self.folder.mkdir(exist_ok=True)
+            learner = self._trained()
+            shutil.rmtree(out, ignore_errors=True)  # of a run that was killed before its folder was over
+            learner.save(out)
+            write_bytes_atomically(kept, (self.folder / STEPS).read_bytes())
+            self.folder.rename(over)  # at once, so that a run that is killed while it is emptied does not train again
+            shutil.rmtree(over)
+        lines = _last_words(kept)
+        totals = {name: sum(line[name] for line in lines) for name in ("turns", "attempts", "successes", "groups", "empty")}
+        losses = [line["loss"] for line in lines if "loss" in line]
+        told: dict[str, Any] = {"loss": round(losses[-1], 4)} if losses else {"note": NOTHING}
+        if not losses:
+            self.bench.progress.say(f"train {ARM}: {NOTHING}")
+        return Made({"steps": len(losses) * self.settings.passes, **totals, **told}, [out, kept])
+
+    def _trained(self) -> Learner:
+        """The learner at the end of its steps."""
         self.bench.free()
         wanted = self.settings
         learner = self.lab.clipping_learner(
@@ -153,17 +174,10 @@ class _Training:
             kl=wanted.kl,
             normalise=wanted.normalise,
         )
+        with Appender(self.folder / STEPS, STEPS_SCHEMA):
+            pass  # the file is there even if nothing is learned
         self.bench.with_engine(self.bench.base, lambda engine: self._with_reference(engine, learner))
-        out = self.run.checkpoint(ARM)
-        shutil.rmtree(out, ignore_errors=True)  # of a run that was killed before the stage was finished
-        learner.save(out)
-        lines = self._lines()
-        totals = {name: sum(line[name] for line in lines) for name in ("turns", "attempts", "successes", "groups", "empty")}
-        figures = {"steps": learner.done, **totals, "loss": round(lines[-1]["loss"], 4) if lines else None}
-        kept = self.run.path / f"{ARM}-steps.jsonl"
-        (self.folder / "steps.jsonl").replace(kept)
-        shutil.rmtree(self.folder)
-        return Made({name: value for name, value in figures.items() if value is not None}, [out, kept])
+        return learner
 
     async def _with_reference(self, engine: Engine, learner: Learner) -> None:
         """Trains, with a second engine on the base where the divergence from it counts."""
@@ -204,6 +218,7 @@ class _Training:
                 batch = await self._sample(engine, step, position, self.budget - spent)
                 gauge.advance(batch.turns)
                 if not batch.examples:
+                    self._note(step, batch)
                     break  # the budget is spent, or no group of a whole round over the tasks teaches anything
                 examples = await self._referenced(batch.examples)
                 for number in range(behind, self.settings.passes):
@@ -311,20 +326,22 @@ class _Training:
         return self.folder / f"step-{step + 1}.journal.jsonl"
 
     def _lines(self) -> list[dict[str, Any]]:
-        """What each step was, the last word on each."""
-        path = self.folder / "steps.jsonl"
-        found = {line["step"]: line for line in read_lines(path, STEPS_SCHEMA)} if path.exists() else {}
-        return [found[number] for number in sorted(found)]
+        return _last_words(self.folder / STEPS)
 
-    def _note(self, step: int, batch: _Batch, report: StepReport) -> None:
-        """Keeps what a step was, before the learner's state says that it is taken."""
+    def _note(self, step: int, batch: _Batch, report: StepReport | None = None) -> None:
+        """Keeps what a step was, before the learner's state says that it is taken; without a report nothing could be learned."""
         line = {
             "step": step + 1,
             **{name: getattr(batch, name) for name in ("groups", "empty", "turns", "attempts", "successes", "position")},
-            "loss": report.loss,
-            "gradient_norm": report.gradient_norm,
-            "learning_rate": report.learning_rate,
-            **report.figures,
         }
-        with Appender(self.folder / "steps.jsonl", STEPS_SCHEMA) as lines:
+        if report is not None:
+            line |= {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
+            line |= report.figures
+        with Appender(self.folder / STEPS, STEPS_SCHEMA) as lines:
             lines.append(line)
+
+
+def _last_words(path: Path) -> list[dict[str, Any]]:
+    """What each step was. A step whose learner was killed before it said so stands there twice, and the last word counts."""
+    found = {line["step"]: line for line in read_lines(path, STEPS_SCHEMA)} if path.exists() else {}
+    return [found[number] for number in sorted(found)]

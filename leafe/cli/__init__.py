@@ -90,8 +90,8 @@ def evaluate(
 ) -> None:
     """Measures base and trained arms on the held-out tasks. With a recipe, a run is started in --out and the base alone is measured.
 
-    With --env it measures any model there: leafe evaluate MODEL --env sokoban levels=FILE --samples 64. `leafe compare` puts such runs
-    beside others.
+    With --env it measures any model there: leafe evaluate MODEL --env sokoban levels=FILE --samples 64. An instruction-tuned one
+    wants prompts=full. `leafe compare` puts such runs beside others.
     """
     from leafe.cli import stages
 

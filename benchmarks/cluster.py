@@ -286,9 +286,9 @@ class Processor:
 
     def add(self, seconds: float) -> None:
         """Counts time that the job under way waits for in any case."""
-        job = asyncio.current_task()
-        assert job is not None, "effects are carried out in tasks"
-        self.alone[job.get_name()] = self.alone.get(job.get_name(), 0.0) + seconds
+        rollout = asyncio.current_task()
+        assert rollout is not None, "effects are carried out in tasks"
+        self.alone[rollout.get_name()] = self.alone.get(rollout.get_name(), 0.0) + seconds
 
     async def spend(self) -> None:
         """Waits for its turn and has it."""
@@ -374,13 +374,13 @@ class SimulatedWorlds:
         self.make, self.pace, self.seed, self.processor = make, pace, seed, processor
         self.room = asyncio.Semaphore(room)
         self.workers = asyncio.Semaphore(pace.workers) if pace.workers else None
-        self.seats, self.queue, self.working = Level(), Level(), Level()
+        self.sessions, self.queue, self.working = Level(), Level(), Level()
         self.seconds, self.steps = 0.0, 0
 
-    async def seat(self) -> _SimulatedSeat:
+    async def session(self) -> _SimulatedSeat:
         """A world, as soon as there is room."""
         await self.room.acquire()
-        self.seats.add(1)
+        self.sessions.add(1)
         return _SimulatedSeat(self)
 
     async def close(self) -> None:
@@ -418,7 +418,7 @@ class _SimulatedSeat:
         return answer
 
     async def leave(self) -> None:
-        self._worlds.seats.add(-1)
+        self._worlds.sessions.add(-1)
         self._worlds.room.release()
 
 

@@ -26,9 +26,9 @@ from pathlib import Path
 
 from leafe.digest import digest
 from leafe.envs.registry import make
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import Rules, TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Sampling, encode
@@ -88,15 +88,15 @@ def measured(options: argparse.Namespace, explorers: int) -> dict[str, float | s
     gc.set_threshold(100_000, 20, 20)  # as the command line has it
     tasks = make(options.world, arguments).tasks("train", explorers)
     prompts, room = load_prompts("terse", options.world), Sampling()
-    rules = Rules(prompts, 1, turns=options.turns, act=room, look_back=room, max_attempts=8, reflect_every=0)
+    rules = Rules(prompts, 1, turns=options.turns, act=room, reflect=room, max_attempts=8, reflect_every=0)
     engine = Script(actions, explorers)
     trees = {}
 
     async def work(journal: Journal) -> None:
-        jobs = (Job(task.id, task, explore(Growth(task, rules))) for task in tasks)
-        means = Means(engine, partial(make, options.world, arguments), journal)
-        async for job, tree in drive(jobs, means, concurrency=explorers):
-            trees[job.key] = tree
+        rollouts = (Rollout(task.id, task, explore(TreeBuilder(task, rules))) for task in tasks)
+        runtime = Runtime(engine, partial(make, options.world, arguments), journal)
+        async for rollout, tree in drive(rollouts, runtime, concurrency=explorers):
+            trees[rollout.key] = tree
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     profile = cProfile.Profile() if options.profile else None

@@ -86,14 +86,14 @@ def episodes(tasks: int, samples: int, repeat: int) -> tuple[list[Episode], list
         intro = [Message("system", "You play a game. " * 3), Message("user", words(random.Random(f"{repeat} {task}"), 50))]
         for sample in range(samples):
             source = random.Random(f"{repeat} {task} {sample}")
-            first.append(grow(intro, TURNS, source))
+            first.append(explore_tasks(intro, TURNS, source))
             if sample % 2 == 0:
                 turn = source.randint(2, TURNS - 2)
-                branches.append(grow(list(first[-1][turn].messages), TURNS - turn, source))
+                branches.append(explore_tasks(list(first[-1][turn].messages), TURNS - turn, source))
     return first, branches
 
 
-def grow(history: Sequence[Message], turns: int, source: random.Random) -> Episode:
+def explore_tasks(history: Sequence[Message], turns: int, source: random.Random) -> Episode:
     asks: Episode = []
     for _ in range(turns):
         asks.append(Ask(tuple(history), Sampling(1.0, 1.0, NEW_TOKENS), source.getrandbits(62)))

@@ -38,15 +38,15 @@ from leafe.distillation.store import parted  # noqa: E402
 from leafe.engines.scripted import ScriptedEngine  # noqa: E402
 from leafe.engines.tokens import ChatTokenizer  # noqa: E402
 from leafe.errors import UserError  # noqa: E402
-from leafe.forest.driver import Job, Means, drive  # noqa: E402
-from leafe.forest.growth import Growth, Rules  # noqa: E402
+from leafe.forest.builder import Rules, TreeBuilder  # noqa: E402
+from leafe.forest.driver import Rollout, Runtime, drive  # noqa: E402
 from leafe.forest.journal import Journal  # noqa: E402
 from leafe.forest.play import once  # noqa: E402
 from leafe.forest.store import ForestWriter, read_forest  # noqa: E402
 from leafe.manifest import described  # noqa: E402
 from leafe.prompts import load_prompts  # noqa: E402
 from leafe.records import Message, Observation, Tree  # noqa: E402
-from leafe.replies import FORMS, Unreadable, parse_action, parse_reflection, program_in  # noqa: E402
+from leafe.replies import FORMS, ParseFailure, parse_action, parse_reflection, program_in  # noqa: E402
 from leafe.viewer.markup import preformatted  # noqa: E402
 from leafe.worlds.fakes import Lookup  # noqa: E402
 from leafe.yaml_text import read_values  # noqa: E402
@@ -207,7 +207,7 @@ def flipped(count: int, seed: int) -> None:
 def timed(work: Callable[[], object]) -> float:
     """Seconds of work that may end in one of the refusals that are meant for people or policies."""
     begun = process_time()
-    with suppress(Unreadable, UserError):
+    with suppress(ParseFailure, UserError):
         work()
     return process_time() - begun
 
@@ -309,8 +309,8 @@ def played(turns: int, journal: Path | None) -> Tree:
     reply = "<think>I go on, since there is nothing else that I could do here.</think>\n<action>go on</action>"
 
     async def work() -> Tree:
-        means = Means(ScriptedEngine(lambda ask: reply), Endless, journal=Journal(journal) if journal else None)
-        async for _, tree in drive([Job("a", task, once(Growth(task, rules)))], means, concurrency=1):
+        runtime = Runtime(ScriptedEngine(lambda ask: reply), Endless, journal=Journal(journal) if journal else None)
+        async for _, tree in drive([Rollout("a", task, once(TreeBuilder(task, rules)))], runtime, concurrency=1):
             return tree
         raise AssertionError("unreachable: one job gives one tree")
 

@@ -176,7 +176,7 @@ class Point:
             rows.positions.append(at)
             rows.places.append(self.blocks[one][at // BLOCK] * BLOCK + at % BLOCK)
             rows.last.append(one)
-            rows.seats.append(one)
+            rows.sessions.append(one)
             rows.temperatures.append(1.0)
             rows.masses.append(1.0)
             rows.numbers.append(uniform(one, 1))

@@ -61,7 +61,7 @@ class Load(NamedTuple):
 SMALL = Load(2, 6, 40, 12, 4, 1024)
 
 
-class Bench:
+class Experiment:
     """What all measurements share."""
 
     def __init__(self, say: Say, device: str, deadline: float, ceiling: float, load: Load) -> None:
@@ -141,7 +141,7 @@ def chains(load: Load) -> packing.Step:
     return tasks
 
 
-def waits(bench: Bench, name: str, work: Callable[[], Any]) -> None:
+def waits(experiment: Experiment, name: str, work: Callable[[], Any]) -> None:
     """How often a step waits for the device, which nothing but its end should."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -152,7 +152,7 @@ def waits(bench: Bench, name: str, work: Callable[[], Any]) -> None:
             torch.cuda.set_sync_debug_mode("default")
     said = [one for one in found if "synchroniz" in str(one.message) and "prototype" not in str(one.message)]
     places = [f"{Path(one.filename).name}:{one.lineno}" for one in said]
-    bench.say(f"{name}: waits for the device", count=len(places), places=sorted(set(places)))
+    experiment.say(f"{name}: waits for the device", count=len(places), places=sorted(set(places)))
 
 
 def one_step(model: Any, step: packing.Step, passes: Callable[[], Iterator[packing.Pass]]) -> tuple[Tensor, int]:
@@ -167,97 +167,100 @@ def one_step(model: Any, step: packing.Step, passes: Callable[[], Iterator[packi
     return total, tokens
 
 
-def ways(bench: Bench, shape: str, *, checkpointing: bool = False, only_flex: bool = False) -> Any:
+def ways(experiment: Experiment, shape: str, *, checkpointing: bool = False, only_flex: bool = False) -> Any:
     """Every way of feeding the same step to one model, which is returned."""
-    model, step, load = bench.model(shape, checkpointing=checkpointing), chains(bench.load), bench.load
+    model, step, load = experiment.model(shape, checkpointing=checkpointing), chains(experiment.load), experiment.load
     weights, whole = sum(weight.numel() for weight in model.parameters()), 2 * load.tokens
-    gpu = bench.device == "cuda"
-    bench.say(f"{shape} model", weights=weights, checkpointing=checkpointing)
-    bench.padded = None
+    gpu = experiment.device == "cuda"
+    experiment.say(f"{shape} model", weights=weights, checkpointing=checkpointing)
+    experiment.padded = None
 
     def padded() -> tuple[Tensor, int]:
-        return one_step(model, step, lambda: packing.padded(step, load.tokens, bench.device))
+        return one_step(model, step, lambda: packing.padded(step, load.tokens, experiment.device))
 
     def packed(kind: str, tokens: int = whole) -> Callable[[], tuple[Tensor, int]]:
         passes = packing.packed_rows(step, tokens)
-        return lambda: one_step(model, step, lambda: packing.ready_passes(passes, bench.device, kind))
+        return lambda: one_step(model, step, lambda: packing.ready_passes(passes, experiment.device, kind))
 
     if not only_flex and guarded(
-        bench, f"{shape} padded", lambda: setattr(bench, "padded", bench.timed(f"{shape} padded", padded, weights))
+        experiment, f"{shape} padded", lambda: setattr(experiment, "padded", experiment.timed(f"{shape} padded", padded, weights))
     ):
         with tree_attention(model, "tree"):
             in_blocks = packed("tree", whole // load.chains)  # all of it at once would not fit
-            guarded(bench, f"{shape} tree", lambda: bench.timed(f"{shape} tree", in_blocks, weights))
+            guarded(experiment, f"{shape} tree", lambda: experiment.timed(f"{shape} tree", in_blocks, weights))
     kind: Any = "flex" if gpu else "dense"  # FlexAttention cannot train on a processor
     with tree_attention(model, kind):
-        guarded(bench, f"{shape} {kind}", lambda: bench.timed(f"{shape} {kind}", packed(kind), weights))
+        guarded(experiment, f"{shape} {kind}", lambda: experiment.timed(f"{shape} {kind}", packed(kind), weights))
         if gpu:
-            guarded(bench, f"{shape} waits", lambda: waits(bench, f"{shape} {kind}", packed(kind)))
-        if gpu and bench.left() > (120 if only_flex else 40):  # compiling takes its time
+            guarded(experiment, f"{shape} waits", lambda: waits(experiment, f"{shape} {kind}", packed(kind)))
+        if gpu and experiment.left() > (120 if only_flex else 40):  # compiling takes its time
             with compiled_layers(model):
                 name = f"{shape} {kind}, compiled layers"
-                guarded(bench, name, lambda: bench.timed(name, packed(kind), weights))
+                guarded(experiment, name, lambda: experiment.timed(name, packed(kind), weights))
     return model
 
 
-def split_step(bench: Bench, model: Any, shape: str) -> None:
+def split_step(experiment: Experiment, model: Any, shape: str) -> None:
     """One whole optimiser step with weights in bfloat16 and their lower halves beside them, where the memory is there."""
     count = sum(weight.numel() for weight in model.parameters())
-    if bench.device == "cuda" and torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() < 15 * count + (20 << 30):
-        bench.say(f"{shape} split optimiser", skipped="wants 14 bytes a weight")
+    if experiment.device == "cuda" and torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() < 15 * count + (20 << 30):
+        experiment.say(f"{shape} split optimiser", skipped="wants 14 bytes a weight")
         return
     low = {weight: torch.zeros_like(weight, dtype=torch.int16) for weight in model.parameters() if weight.dtype == torch.bfloat16}
     optimizer = SplitOptimizer(torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True), low)
-    whole_step(bench, model, optimizer, f"{shape} whole step, split optimiser")
+    whole_step(experiment, model, optimizer, f"{shape} whole step, split optimiser")
 
 
-def lora_step(bench: Bench, model: Any, shape: str) -> None:
+def lora_step(experiment: Experiment, model: Any, shape: str) -> None:
     """One whole optimiser step of a float32 adapter on a frozen model in bfloat16."""
     model = with_adapter(model, LoraSettings())
     adapter = [weight for weight in model.parameters() if weight.requires_grad]
-    whole_step(bench, model, torch.optim.AdamW(adapter, lr=1e-4, fused=True), f"{shape} whole step, adapter")
+    whole_step(experiment, model, torch.optim.AdamW(adapter, lr=1e-4, fused=True), f"{shape} whole step, adapter")
 
 
-def whole_step(bench: Bench, model: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
+def whole_step(experiment: Experiment, model: Any, optimizer: torch.optim.Optimizer, name: str) -> None:
     """Forward, backward, clipping and a step of the optimiser."""
-    step, kind = chains(bench.load), "flex" if bench.device == "cuda" else "dense"
+    step, kind = chains(experiment.load), "flex" if experiment.device == "cuda" else "dense"
     counts, stepping = [(weight.numel(), weight.requires_grad) for weight in model.parameters()], [0.0]
     weights = round(sum(count if trained else count * 2 / 3 for count, trained in counts))  # a frozen one has no gradient
-    targets, passes = sum(len(sample.target) for sample in packing.flat(step)), packing.packed_rows(step, 2 * bench.load.tokens)
+    targets, passes = (
+        sum(len(sample.target) for sample in packing.flat(step)),
+        packing.packed_rows(step, 2 * experiment.load.tokens),
+    )
 
     def work() -> tuple[Tensor, int]:
-        total, tokens = torch.zeros((), device=bench.device), 0
-        for one in packing.ready_passes(passes, bench.device, kind):
+        total, tokens = torch.zeros((), device=experiment.device), 0
+        for one in packing.ready_passes(passes, experiment.device, kind):
             loss = one.loss(model) / targets
             loss.backward()
             total, tokens = total + loss.detach(), tokens + one.tokens
-        start = bench.now()
+        start = experiment.now()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        stepping[0] = bench.now() - start
+        stepping[0] = experiment.now() - start
         model.zero_grad(set_to_none=True)
         return total, tokens
 
-    bench.padded = None
+    experiment.padded = None
     with tree_attention(model, kind):  # type: ignore[arg-type]
-        bench.timed(name, work, weights, most=3)
-    bench.say(f"{name}: the optimiser alone", seconds=stepping[0])
+        experiment.timed(name, work, weights, most=3)
+    experiment.say(f"{name}: the optimiser alone", seconds=stepping[0])
 
 
-def tuned(bench: Bench, shape: str, settings: dict[str, Any]) -> None:
+def tuned(experiment: Experiment, shape: str, settings: dict[str, Any]) -> None:
     """Whole optimiser steps by the public function, from a checkpoint on the disk to one."""
     with TemporaryDirectory() as folder:
         base, out, tokenizer = Path(folder, "base"), Path(folder, "out"), tiny_tokenizer(vocabulary=400, corpus=WORDS)
-        bench.model(shape).eval().save_pretrained(base)
+        experiment.model(shape).eval().save_pretrained(base)
         tokenizer.save_pretrained(base)
-        examples, times = lessons(bench.load, tokenizer), [bench.now()]
-        if bench.device == "cuda":
+        examples, times = lessons(experiment.load, tokenizer), [experiment.now()]
+        if experiment.device == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         plan = TrainSettings(epochs=5, batch_size=len(examples), **settings)
-        report = fine_tune(base, examples, out, plan, seed=1, told=lambda done, total: times.append(bench.now()))
-        end = bench.now()
+        report = fine_tune(base, examples, out, plan, seed=1, told=lambda done, total: times.append(experiment.now()))
+        end = experiment.now()
     steps = [after - before for before, after in pairwise(times)]  # the first with loading and the trial
     tokens = report.tokens
     figures = {
@@ -273,9 +276,9 @@ def tuned(bench: Bench, shape: str, settings: dict[str, Any]) -> None:
         "loss": report.loss,
     }
     figures |= {"dtype": report.dtype, "micro_tokens": report.micro_tokens, "halved": report.halved, "rows": report.rows}
-    if bench.device == "cuda":
+    if experiment.device == "cuda":
         figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    bench.say(f"{shape} fine_tune", **figures)
+    experiment.say(f"{shape} fine_tune", **figures)
 
 
 def lessons(load: Load, tokenizer: Any) -> list[Example]:
@@ -338,38 +341,38 @@ def gradients(model: Any, kind: Any, rows: list[list[Sample]], device: str) -> t
     return total, [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
 
 
-def guarded(bench: Bench, name: str, work: Callable[[], Any]) -> bool:
+def guarded(experiment: Experiment, name: str, work: Callable[[], Any]) -> bool:
     """Does something, or says with a traceback that it failed; whether it was done."""
-    if bench.left() < 5:
-        bench.say(name, skipped="no time is left")
+    if experiment.left() < 5:
+        experiment.say(name, skipped="no time is left")
         return False
     try:
         work()
         return True
     except Exception:
-        bench.say(name, failed=traceback.format_exc())
+        experiment.say(name, failed=traceback.format_exc())
         return False
     finally:
         gc.collect()
-        if bench.device == "cuda":
+        if experiment.device == "cuda":
             torch.cuda.empty_cache()
 
 
 def measure(say: Say, device: str, deadline: float, ceiling: float, shapes: tuple[str, ...] = ("0.5b", "7b")) -> None:
     """Everything, the small shape first. `deadline` is of `time.monotonic`, `ceiling` in floating-point operations a second."""
-    bench = Bench(say, device, deadline, ceiling, Load() if device == "cuda" else SMALL)
+    experiment = Experiment(say, device, deadline, ceiling, Load() if device == "cuda" else SMALL)
     small, *large = shapes
-    guarded(bench, small, lambda: ways(bench, small))
+    guarded(experiment, small, lambda: ways(experiment, small))
 
     def seven(shape: str) -> None:
-        model = ways(bench, shape, checkpointing=True, only_flex=True)
-        guarded(bench, f"{shape} split optimiser", lambda: split_step(bench, model, shape))
-        guarded(bench, f"{shape} adapter", lambda: lora_step(bench, model, shape))
+        model = ways(experiment, shape, checkpointing=True, only_flex=True)
+        guarded(experiment, f"{shape} split optimiser", lambda: split_step(experiment, model, shape))
+        guarded(experiment, f"{shape} adapter", lambda: lora_step(experiment, model, shape))
 
     for shape in large:
-        guarded(bench, shape, lambda shape=shape: seven(shape))
+        guarded(experiment, shape, lambda shape=shape: seven(shape))
     for settings in ({}, {"dtype": "bfloat16", "compile": "layers" if device == "cuda" else "none"}):
-        if bench.left() > (30 if device == "cuda" else 0):
-            guarded(bench, f"{small} fine_tune {settings}", lambda settings=settings: tuned(bench, small, settings))
+        if experiment.left() > (30 if device == "cuda" else 0):
+            guarded(experiment, f"{small} fine_tune {settings}", lambda settings=settings: tuned(experiment, small, settings))
     if not math.isfinite(ceiling):
         say("training", note="no ceiling was measured, so shares are 0")

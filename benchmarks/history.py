@@ -18,9 +18,9 @@ from leafe.chat import Scene, bare_messages
 from leafe.distillation.pack import Trie
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.registry import make
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import Rules, TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth, Rules
 from leafe.history import History
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Message, Sampling, StopReason, Tree
@@ -66,10 +66,10 @@ async def forest(world: str, history: History, options: argparse.Namespace) -> l
         return f"{ask.seed % 997} {thought}<action>{draw.choice(actions)}</action>"
 
     tasks = make(world, arguments).tasks("train", options.tasks)
-    rules = Rules(prompts, 1, turns=options.turns, act=room, look_back=room, max_attempts=8, history=history)
-    jobs = [Job(task.id, task, explore(Growth(task, rules))) for task in tasks]
-    means = Means(ScriptedEngine(answer, token_bytes=4, max_context=options.context), lambda: make(world, arguments))
-    return [tree async for _, tree in drive(jobs, means, concurrency=8)]
+    rules = Rules(prompts, 1, turns=options.turns, act=room, reflect=room, max_attempts=8, history=history)
+    rollouts = [Rollout(task.id, task, explore(TreeBuilder(task, rules))) for task in tasks]
+    runtime = Runtime(ScriptedEngine(answer, token_bytes=4, max_context=options.context), lambda: make(world, arguments))
+    return [tree async for _, tree in drive(rollouts, runtime, concurrency=8)]
 
 
 def figures(trees: Sequence[Tree], world: str) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def figures(trees: Sequence[Tree], world: str) -> tuple[float, float]:
     for tree in trees:
         trie = Trie()
         for turn in tree.turns:
-            messages = bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.walk(turn.parent), turn.shortening)
+            messages = bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.trajectory(turn.parent), turn.shortening)
             ids = [numbers.setdefault(one, len(numbers)) for one in tokens(messages)]
             reply = [numbers.setdefault(one, len(numbers)) for one in tokens([Message("assistant", turn.completion.text)])]
             before = len(trie)

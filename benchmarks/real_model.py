@@ -31,17 +31,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leafe.bench import Bench, Plot, grow
 from leafe.compose import bench_of
 from leafe.config import parse
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
 from leafe.evaluation.evaluate import attempt
-from leafe.forest.driver import Job, drive
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
+from leafe.forest.driver import Rollout, drive
 from leafe.progress import Silent
 from leafe.prompts import PROFILES
 from leafe.records import Ask, Completion, Message, Task, Tree
-from leafe.replies import Unreadable, parse_action
+from leafe.replies import ParseFailure, parse_action
 
 FULL = Path(sys.modules["leafe.prompts"].__file__ or "").parent / "full"
 INGREDIENTS = ("example", "unread", "again", "form")
@@ -75,16 +75,16 @@ def without(ingredients: Iterable[str], folder: Path) -> Path:
     return copy
 
 
-def bench_for(args: argparse.Namespace, world: str, prompts: Path | str) -> Bench:
+def bench_for(args: argparse.Namespace, world: str, prompts: Path | str) -> Experiment:
     """A bench for a world with the settings of the prompts and those that were given."""
     own = (
         f"name: real-model\nmodel: {json.dumps(args.model)}\nprompts: {json.dumps(str(prompts))}\nenvironment: {{name: {world}}}\n"
     )
     counts = [f"tasks.train={args.tasks}", f"tasks.test={args.tasks}", f"explore.turns={args.turns}"]
-    bench = bench_of(parse(own, "real_model", [*counts, *args.settings]), Silent())
+    experiment = bench_of(parse(own, "real_model", [*counts, *args.settings]), Silent())
     if args.replies is None:
-        return bench
-    return replace(bench, load_engine=lambda folder: Listening(bench.load_engine(folder), world, args.replies))
+        return experiment
+    return replace(experiment, load_engine=lambda folder: Listening(experiment.load_engine(folder), world, args.replies))
 
 
 @dataclass
@@ -150,45 +150,47 @@ def _share(counts: Mapping[str, float], name: str) -> str:
     return f"{100 * counts[name] / whole:.0f} %" if whole else "-"
 
 
-async def asked_plainly(bench: Bench, engine: Engine, tasks: Sequence[Task]) -> list[tuple[Completion, bool]]:
+async def asked_plainly(experiment: Experiment, engine: Engine, tasks: Sequence[Task]) -> list[tuple[Completion, bool]]:
     """The reply to each task when it is asked without any of our prompts, and whether the hidden tests pass it."""
-    sampling = bench.config.sampling.act.sampling()
+    sampling = experiment.config.sampling.act.sampling()
 
     def ask(task: Task) -> Ask:
         content = PLAINLY.format(instruction=task.instruction)
-        return Ask((Message("user", content),), sampling, seed_for(bench.config.seed, "plainly", task.id))
+        return Ask((Message("user", content),), sampling, seed_for(experiment.config.seed, "plainly", task.id))
 
     replies = await asyncio.gather(*(engine.generate(ask(task)) for task in tasks))
-    environment, judged = bench.make_environment(), []
+    environment, judged = experiment.make_environment(), []
     for task, reply in zip(tasks, replies, strict=True):
         environment.reset(task)
         try:
             judged.append((reply, environment.step(parse_action("program", reply.text)).success))
-        except Unreadable:
+        except ParseFailure:
             judged.append((reply, False))
     environment.close()
     return judged
 
 
-async def asked_by_us(bench: Bench, engine: Engine, tasks: Sequence[Task]) -> list[Tree]:
+async def asked_by_us(experiment: Experiment, engine: Engine, tasks: Sequence[Task]) -> list[Tree]:
     """One attempt of one turn at each task."""
-    rules = bench.rules(seed_for(bench.config.seed, "evaluate"))
-    jobs = [Job(task.id, task, attempt(task, 0, rules)) for task in tasks]
-    trees = {job.key: tree async for job, tree in drive(jobs, bench.means(engine), concurrency=engine.concurrency)}
+    rules = experiment.rules(seed_for(experiment.config.seed, "evaluate"))
+    rollouts = [Rollout(task.id, task, attempt(task, 0, rules)) for task in tasks]
+    trees = {
+        rollout.key: tree async for rollout, tree in drive(rollouts, experiment.runtime(engine), concurrency=engine.concurrency)
+    }
     return [trees[task.id] for task in tasks]
 
 
 def side_by_side(args: argparse.Namespace, prompts: Path | str) -> dict[str, Any]:
     """Pass@1 by our prompts and asked plainly, with the paired difference."""
     args.settings = ["environment.args.horizon=1", *args.settings]
-    bench = bench_for(args, args.worlds[0], prompts)
-    tasks = bench.tasks("test")
+    experiment = bench_for(args, args.worlds[0], prompts)
+    tasks = experiment.tasks("test")
 
     async def work(engine: Engine) -> tuple[list[Tree], list[tuple[Completion, bool]]]:
-        ours = await asked_by_us(bench, engine, tasks)
-        return ours, await asked_plainly(bench, engine, tasks)
+        ours = await asked_by_us(experiment, engine, tasks)
+        return ours, await asked_plainly(experiment, engine, tasks)
 
-    ours, plainly = bench.with_engine(bench.base, work)
+    ours, plainly = experiment.with_engine(experiment.base, work)
     pairs = [(tree.attempts[0].success, success) for tree, (_, success) in zip(ours, plainly, strict=True)]
     return {
         "tasks": len(tasks),
@@ -197,7 +199,7 @@ def side_by_side(args: argparse.Namespace, prompts: Path | str) -> dict[str, Any
         "both": sum(our and their for our, their in pairs),
         "ours_alone": sum(our and not their for our, their in pairs),
         "plainly_alone": sum(their and not our for our, their in pairs),
-        "sampling": bench.config.sampling.act.model_dump(),
+        "sampling": experiment.config.sampling.act.model_dump(),
         **{f"ours_{name}": value for name, value in counts_of(ours).items() if name in ("read", "cut")},
         "plainly_cut": sum(reply.finish == "length" for reply, _ in plainly),
     }
@@ -226,8 +228,8 @@ def main() -> None:
             print(json.dumps(rows["side by side"], indent=1))
         else:
             for world in args.worlds:
-                bench = bench_for(args, world, prompts)
-                trees = grow(bench, "explore", Plot("tree", bench.explore_seed(1), bench.base))
+                experiment = bench_for(args, world, prompts)
+                trees = explore_tasks(experiment, "explore", ForestSpec("tree", experiment.explore_seed(1), experiment.base))
                 rows[world] = counts_of(trees)
             print(table(rows))
     print(f"{time.monotonic() - started:.0f} s")

@@ -27,7 +27,7 @@ PLACE = re.compile(r"\w+ \d+")
 
 def walk_of(tree: Tree, reflection: Reflection) -> tuple[Turn, ...]:
     """The turns that the reflection read."""
-    return tree.walk(tree.attempts[reflection.attempt].leaf)[: reflection.after_turn]
+    return tree.trajectory(tree.attempts[reflection.attempt].leaf)[: reflection.after_turn]
 
 
 def item_places(tree: Tree) -> set[tuple[str, str]]:
@@ -54,14 +54,14 @@ def judge(tree: Tree, reflection: Reflection, counts: Counter[str]) -> None:
     if reflection.experience is None:
         return
     counts["named a turn"] += 1
-    walk, said = walk_of(tree, reflection), reflection.experience.text
+    trajectory, said = walk_of(tree, reflection), reflection.experience.text
     turn = reflection.experience.turn
-    before = tree.root.text if turn == 1 else walk[turn - 2].observation.text
+    before = tree.root.text if turn == 1 else trajectory[turn - 2].observation.text
     counts["copied it exactly"] += f"{turn}: {before}\n" in reflection.replies[-1].text
     blamed, _, told = said.partition(BLAME)
-    counts["blamed what was done then"] += blamed == walk[turn - 1].action
-    texts = [one.observation.text for one in walk]
-    heard = {fact for one in walk if one.experience for fact in FACT.findall(one.experience.partition(BLAME)[2])}
+    counts["blamed what was done then"] += blamed == trajectory[turn - 1].action
+    texts = [one.observation.text for one in trajectory]
+    heard = {fact for one in trajectory if one.experience for fact in FACT.findall(one.experience.partition(BLAME)[2])}
     for item, place in FACT.findall(told):
         counts["facts"] += 1
         counts["facts shown"] += any(shows(text, item, place) for text in texts) or (item, place) in heard

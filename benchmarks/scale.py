@@ -30,11 +30,11 @@ from leafe.digest import digest
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Placement
 from leafe.envs.calls import Answer, Call
-from leafe.envs.hosting import Hosting, Seat, Terms
+from leafe.envs.worker_pool import Session, Terms, WorkerPool
 from leafe.errors import LeafeError
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import Rules, TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth, Rules
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Sampling, encode
 from leafe.scale.cluster import RayWorkers, connect
@@ -64,13 +64,13 @@ class Plan:
     snapshots: bool = True
     seed: int = 1
 
-    def jobs(self) -> list[Job[Any]]:
+    def rollouts(self) -> list[Rollout[Any]]:
         """The explorers."""
         rules = Rules(
-            load_prompts("terse", "errand"), self.seed, turns=self.turns, act=Sampling(), look_back=Sampling(), max_attempts=8
+            load_prompts("terse", "errand"), self.seed, turns=self.turns, act=Sampling(), reflect=Sampling(), max_attempts=8
         )
         tasks = Errand(horizon=self.horizon).tasks("train", self.tasks, self.seed)
-        return [Job(task.id, task, explore(Growth(task, rules))) for task in tasks]
+        return [Rollout(task.id, task, explore(TreeBuilder(task, rules))) for task in tasks]
 
     @property
     def make(self) -> partial[Errand]:
@@ -78,9 +78,9 @@ class Plan:
         return partial(Errand, horizon=self.horizon, snapshots=self.snapshots)
 
 
-def hosted(engine: Any, make: Callable[[], Errand], worlds: Hosting) -> Means:
+def hosted(engine: Any, make: Callable[[], Errand], worlds: WorkerPool) -> Runtime:
     """Means whose worlds live where they are told to."""
-    return Means(engine, make, host=lambda make, terms: worlds)
+    return Runtime(engine, make, host=lambda make, terms: worlds)
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def simulated(plan: Plan, card: Card, replicas: int, pace: Pace, *, lengths: Len
         engine = SimulatedEngine(card, replicas, script, lengths, processor)
         worlds = SimulatedWorlds(plan.make, plan.worlds, pace, seed=plan.seed, processor=processor)
         trees = {}
-        async for job, tree in drive(plan.jobs(), hosted(engine, plan.make, worlds), concurrency=plan.worlds):
-            trees[job.key] = tree
+        async for rollout, tree in drive(plan.rollouts(), hosted(engine, plan.make, worlds), concurrency=plan.worlds):
+            trees[rollout.key] = tree
         seconds, most = loop.time(), min(pace.workers or plan.worlds, plan.worlds)
         levels = [replica.queue for replica in engine.replicas]
         queue = max((level.mean, level.share(0.95), level.most) for level in levels)
@@ -225,9 +225,9 @@ def predicted(plan: Plan, step: float, latency: float, overhead: float) -> Predi
     async def work() -> Predicted:
         processor, trees = Processor(overhead), {}
         worlds = SimulatedWorlds(plan.make, plan.worlds, Pace(Spread(step)), seed=plan.seed, processor=processor)
-        means = hosted(Late(latency, plan.worlds, processor), plan.make, worlds)
-        async for job, tree in drive(plan.jobs(), means, concurrency=plan.worlds):
-            trees[job.key] = tree
+        runtime = hosted(Late(latency, plan.worlds, processor), plan.make, worlds)
+        async for rollout, tree in drive(plan.rollouts(), runtime, concurrency=plan.worlds):
+            trees[rollout.key] = tree
         return Predicted(asyncio.get_running_loop().time(), max(processor.alone.values()), mark(trees))
 
     return run_virtually(work())
@@ -257,22 +257,22 @@ class Measured:
     digest: str
 
 
-def measured(plan: Plan, step: float, latency: float, host: Callable[..., Hosting]) -> Measured:
+def measured(plan: Plan, step: float, latency: float, host: Callable[..., WorkerPool]) -> Measured:
     """Plays a plan with worlds that sleep. The clock starts when the workers are there and have played."""
     make = partial(Errand, horizon=plan.horizon, seconds=step, snapshots=plan.snapshots)
 
     async def work() -> Measured:
         places = host(make, Terms(Placement.THREAD))
         warm, free = replace(plan, tasks=plan.worlds, turns=1), Processor(0.0)
-        async for _ in drive(warm.jobs(), hosted(Late(0.0, plan.worlds, free), make, Kept(places)), concurrency=plan.worlds):
+        async for _ in drive(warm.rollouts(), hosted(Late(0.0, plan.worlds, free), make, Kept(places)), concurrency=plan.worlds):
             pass
-        engine, seats = Late(latency, plan.worlds, free), Kept(places)
+        engine, sessions = Late(latency, plan.worlds, free), Kept(places)
         start, used, trees = time.perf_counter(), time.process_time(), {}
-        async for job, tree in drive(plan.jobs(), hosted(engine, make, seats), concurrency=plan.worlds):
-            trees[job.key] = tree
+        async for rollout, tree in drive(plan.rollouts(), hosted(engine, make, sessions), concurrency=plan.worlds):
+            trees[rollout.key] = tree
         seconds, processor = time.perf_counter() - start, time.process_time() - used
         await places.close()
-        return Measured(seconds, processor, seats.calls + len(engine.asks), mark(trees))
+        return Measured(seconds, processor, sessions.calls + len(engine.asks), mark(trees))
 
     return asyncio.run(work())
 
@@ -280,20 +280,20 @@ def measured(plan: Plan, step: float, latency: float, host: Callable[..., Hostin
 class Kept:
     """Worlds that outlive a drive; counts calls."""
 
-    def __init__(self, places: Hosting) -> None:
+    def __init__(self, places: WorkerPool) -> None:
         self._places, self.calls = places, 0
 
-    async def seat(self) -> Seat:
+    async def session(self) -> Session:
         """A seat in them."""
-        return _CountedSeat(self, await self._places.seat())
+        return _CountedSeat(self, await self._places.session())
 
     async def close(self) -> None:
         """Leaves them."""
 
 
 class _CountedSeat:
-    def __init__(self, kept: Kept, seat: Seat) -> None:
-        self._kept, self._seat = kept, seat
+    def __init__(self, kept: Kept, session: Session) -> None:
+        self._kept, self._seat = kept, session
 
     async def take(self, call: Call) -> Answer:
         self._kept.calls += 1

@@ -167,7 +167,7 @@ def make_up(catalogue: Catalogue, path: Path, count: int, tail: int = 600_000) -
     vocabulary = np.array([*known, *(f"x{number:x}" for number in range(tail))], object)
     common = np.array(list(known.values()), float)
     rare = 1 / np.arange(1, tail + 1)
-    chances = np.cumsum(np.concatenate([0.9 * common / common.sum(), 0.1 * rare / rare.sum()]))
+    probs = np.cumsum(np.concatenate([0.9 * common / common.sum(), 0.1 * rare / rare.sum()]))
     sizes = draw.choice(lengths, count)
     with path.open("w", encoding="utf-8") as file, path.with_name("items_ins_v2.json").open("w", encoding="utf-8") as attributes:
         file.write("[")
@@ -175,7 +175,7 @@ def make_up(catalogue: Catalogue, path: Path, count: int, tail: int = 600_000) -
         for number in range(count):
             if number % 1000 == 0:
                 wanted = int(sizes[number : number + 1000].sum()) + 1000
-                words, at = vocabulary[np.minimum(np.searchsorted(chances, draw.random(wanted)), len(vocabulary) - 1)].tolist(), 0
+                words, at = vocabulary[np.minimum(np.searchsorted(probs, draw.random(wanted)), len(vocabulary) - 1)].tolist(), 0
             own = words[at : at + max(16, int(sizes[number]))]
             at += int(sizes[number])
             asin = f"B{number:09d}"

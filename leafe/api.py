@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from leafe.bench import Bench, Plot, agrow
 from leafe.compose import bench_of, load_local_engine
 from leafe.config import configured, dump, parse
 from leafe.digest import seed_for
-from leafe.distillation.examples import Choice
+from leafe.distillation.examples import Selection
 from leafe.distillation.examples import distill as distill_trees
 from leafe.engines.base import Engine
 from leafe.envs import registry
@@ -37,6 +36,7 @@ from leafe.evaluation.diagnose import Diagnosis
 from leafe.evaluation.evaluate import evaluate as measure
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.evaluation.passk import Resampling
+from leafe.experiment import Experiment, ForestSpec, aexplore_tasks
 from leafe.forest import store
 from leafe.jsonl import write_text_atomically
 from leafe.loops import wait_for
@@ -47,7 +47,7 @@ from leafe.records import Example, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import DEFAULT_METHOD, EngineSettings, RunConfig, TrainSettings, differing_fields
 from leafe.training.checkpoint import locate
-from leafe.training.launch import Told
+from leafe.training.launch import ProgressCallback
 from leafe.training.loss import CrossEntropy, Loss, check_examples
 from leafe.training.sft import TrainReport, fine_tune
 
@@ -105,17 +105,19 @@ async def aexplore(
     `UserError` for what cannot be used and when every attempt at the first tasks broke, `EngineError` when the engine fails.
     """
     given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
-    bench = _bench(environment, {**given, **(settings or {})}, progress)
-    bench.check()
+    experiment = _bench(environment, {**given, **(settings or {})}, progress)
+    experiment.check()
     if method not in ("tree", "independent", "refine"):
         raise UserError(f"method: wanted tree, independent or refine, found {method!r}")
-    kept_as = configured({**bench.config.model_dump(mode="json"), **_no_method([] if method == "tree" else [method])}, "settings")
-    plot = Plot(method, bench.explore_seed(1), bench.base, _kept_in(out, kept_as))
+    kept_as = configured(
+        {**experiment.config.model_dump(mode="json"), **_no_method([] if method == "tree" else [method])}, "settings"
+    )
+    spec = ForestSpec(method, experiment.explore_seed(1), experiment.base, _kept_in(out, kept_as))
     try:
-        trees = await agrow(bench, "explore", plot)
+        trees = await aexplore_tasks(experiment, "explore", spec)
     finally:
-        bench.free()
-    return Forest(tuple(trees), bench.config, bench.make_environment)
+        experiment.free()
+    return Forest(tuple(trees), experiment.config, experiment.make_environment)
 
 
 def read_forest(run: str | Path, *, number: int = 1) -> Forest:
@@ -128,16 +130,16 @@ def read_forest(run: str | Path, *, number: int = 1) -> Forest:
         return Forest(tuple(store.read_forest(directory.check(path))), config, _maker(config))
 
 
-def distill(forest: Forest, *, seed: int = 0, **choice: Any) -> list[Example]:
+def distill(forest: Forest, *, seed: int = 0, **selection: Any) -> list[Example]:
     """Training examples out of a forest: revised actions without their experience, and a rehearsal of successes.
 
     `choice` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`, `logprobs`.
     """
-    wanted = forest.config.distill.model_dump() | choice
+    wanted = forest.config.distill.model_dump() | selection
     config = configured(forest.config.model_dump(mode="json") | {"distill": wanted}, "distill").distill
-    bench = replace(bench_of(forest.config, Silent()), make_environment=forest.make_environment)
-    own = Choice(config.qualify, config.branches_per_task, config.success_share, config.beta, seed, config.logprobs)
-    return distill_trees(forest, bench.prompts, own)
+    experiment = replace(bench_of(forest.config, Silent()), make_environment=forest.make_environment)
+    own = Selection(config.qualify, config.branches_per_task, config.success_share, config.beta, seed, config.logprobs)
+    return distill_trees(forest, experiment.prompts, own)
 
 
 def train(
@@ -147,7 +149,7 @@ def train(
     *,
     seed: int = 1,
     threads: int = 1,
-    told: Told = lambda done, total: None,
+    told: ProgressCallback = lambda done, total: None,
     loss: Loss = CrossEntropy(),
     **settings: Any,
 ) -> TrainReport:
@@ -185,21 +187,21 @@ def evaluate(
     `out` is a file for the graded attempts, with its settings beside it in `OUT.yaml`; those that it holds already are not repeated.
     """
     given = {"model": str(model), "seed": seed, "tasks.train": 1, "tasks.test": tasks, "tasks.test_split": split}
-    bench = _bench(environment, {**given, "evaluate.samples": samples, **(settings or {})}, progress)
-    bench.check()
-    chosen, rules = bench.tasks("test"), bench.rules(seed_for(bench.config.seed, "evaluate"))
+    experiment = _bench(environment, {**given, "evaluate.samples": samples, **(settings or {})}, progress)
+    experiment.check()
+    chosen, rules = experiment.tasks("test"), experiment.rules(seed_for(experiment.config.seed, "evaluate"))
 
     async def work(engine: Engine, path: Path) -> list[Outcome]:
-        with bench.progress.stage("evaluate", len(chosen) * samples, "attempts") as gauge:
-            means = bench.means(engine)
-            return await measure(chosen, rules, means, path, samples=samples, told=lambda one: gauge.advance())
+        with experiment.progress.stage("evaluate", len(chosen) * samples, "attempts") as gauge:
+            runtime = experiment.runtime(engine)
+            return await measure(chosen, rules, runtime, path, samples=samples, told=lambda one: gauge.advance())
 
     with tempfile.TemporaryDirectory() as folder:
-        path = _kept_in(out, bench.config) or Path(folder) / "outcomes.jsonl"
+        path = _kept_in(out, experiment.config) or Path(folder) / "outcomes.jsonl"
         try:
-            outcomes = bench.with_engine(bench.base, lambda engine: work(engine, path))
+            outcomes = experiment.with_engine(experiment.base, lambda engine: work(engine, path))
         finally:
-            bench.free()
+            experiment.free()
     return ArmOutcomes(str(model), tuple(outcomes), tasks=len(chosen), samples=samples)
 
 
@@ -230,12 +232,12 @@ def diagnose(
 ) -> Diagnosis:
     """Whether LEAFE can help: readable reflections, branches against fresh attempts, and the gap at `points` branching turns."""
     given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
-    bench = _bench(environment, {**given, **(settings or {})}, progress)
-    bench.check()
+    experiment = _bench(environment, {**given, **(settings or {})}, progress)
+    experiment.check()
     try:
-        return diagnose_bench(bench, points=points)
+        return diagnose_bench(experiment, points=points)
     finally:
-        bench.free()
+        experiment.free()
 
 
 def check_environment(
@@ -278,16 +280,16 @@ def load_engine(model: str | Path = "nano", **settings: Any) -> Engine:
     return load_local_engine(config.engine, locate(str(model), CHECKPOINTS))
 
 
-def _bench(environment: World, settings: SettingValues, progress: Progress | None) -> Bench:
+def _bench(environment: World, settings: SettingValues, progress: Progress | None) -> Experiment:
     """The bench of a world under the settings of a recipe that trains nothing."""
     values: dict[str, Any] = {"name": "api", **_no_method([]), "environment": {"name": _name_of(environment)}}
     for name, value in settings.items():
         _put(values, name, value)
     config = configured(values, "settings")
-    bench = bench_of(config, progress or Silent())
+    experiment = bench_of(config, progress or Silent())
     if isinstance(environment, str):
-        return bench
-    return replace(bench, make_environment=_made_by(environment, config.environment.args))
+        return experiment
+    return replace(experiment, make_environment=_made_by(environment, config.environment.args))
 
 
 def _no_method(controls: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, field, replace
 
 from leafe.errors import UserError
 from leafe.records import Message, Observation, Shortening, Task, Turn
-from leafe.replies import NO_HALF, Form, Half, Unreadable, render_action
+from leafe.replies import NO_HALF, Form, Half, ParseFailure, render_action
 
 # What each template may name, and what it has to; anything else in braces is a mistake that is reported when the prompts are loaded.
 PLACES: dict[str, set[str]] = {
@@ -135,22 +135,22 @@ WHOLE = Shortening()
 class Memory:
     """The messages of the turns of the last history that was rendered, so that a longer one costs what it has more."""
 
-    walk: list[Turn] = field(default_factory=list)
+    trajectory: list[Turn] = field(default_factory=list)
     feedback: tuple[str, ...] = ()
     shortening: Shortening = WHOLE
     messages: list[Message] = field(default_factory=list)
 
-    def kept(self, walk: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening) -> int:
-        """How many turns of `walk` look as they did."""
+    def kept(self, trajectory: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening) -> int:
+        """How many turns of `trajectory` look as they did."""
         if feedback != self.feedback:
             return 0
-        most = min(len(walk), len(self.walk))
+        most = min(len(trajectory), len(self.trajectory))
         if shortening != self.shortening:  # turns that both leave out look the same
             both = (*astuple(shortening), *astuple(self.shortening))
             most = min(most, *both)
-        if self.walk[:most] == list(walk[:most]):
+        if self.trajectory[:most] == list(trajectory[:most]):
             return most
-        return next(number for number in range(most) if self.walk[number] is not walk[number])
+        return next(number for number in range(most) if self.trajectory[number] is not trajectory[number])
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +163,11 @@ class Scene:
     memory: Memory = field(default_factory=Memory, compare=False, repr=False)
 
 
-def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING, shortening: Shortening = WHOLE) -> tuple[Message, ...]:
-    """The prompt for the turn after `walk`, every experience of the walk in its place."""
-    messages = _history(scene, walk, notes.feedback, shortening)
+def act_messages(
+    scene: Scene, trajectory: Sequence[Turn], notes: Notes = NOTHING, shortening: Shortening = WHOLE
+) -> tuple[Message, ...]:
+    """The prompt for the turn after `trajectory`, every experience of the trajectory in its place."""
+    messages = _history(scene, trajectory, notes.feedback, shortening)
     if notes.advice is not None:
         messages[-1] = _extended(messages[-1], fill(scene.prompts.experience, experience=notes.advice))
     return tuple(messages)
@@ -173,30 +175,30 @@ def act_messages(scene: Scene, walk: Sequence[Turn], notes: Notes = NOTHING, sho
 
 def reflect_messages(
     scene: Scene,
-    walk: Sequence[Turn],
+    trajectory: Sequence[Turn],
     *,
     ended: bool,
     feedback: tuple[str, ...] = (),
     shortening: Shortening = WHOLE,
-    unread: Unreadable | None = None,
+    unread: ParseFailure | None = None,
 ) -> tuple[Message, ...]:
-    """The prompt that asks where the walk went wrong, below the history and `feedback` that the policy acted on.
+    """The prompt that asks where the trajectory went wrong, below the history and `feedback` that the policy acted on.
 
     `ended` says whether the attempt is over. `unread` is what was wrong with a first reply, which makes this the second question.
     """
-    messages = _history(scene, walk, feedback, shortening, ended=ended)
-    messages[-1] = _extended(messages[-1], _question(scene.prompts, len(walk), ended=ended, unread=unread))
+    messages = _history(scene, trajectory, feedback, shortening, ended=ended)
+    messages[-1] = _extended(messages[-1], _question(scene.prompts, len(trajectory), ended=ended, unread=unread))
     return tuple(messages)
 
 
-def half_kept(prompts: Prompts, unread: Unreadable) -> Half:
+def half_kept(prompts: Prompts, unread: ParseFailure) -> Half:
     """What is kept of a reply, because the second question asks for the rest alone."""
     half = unread.half
     asked = prompts.reflect_turn if half.experience else prompts.reflect_advice
     return half if asked and half != NO_HALF else NO_HALF
 
 
-def _question(prompts: Prompts, turns: int, *, ended: bool, unread: Unreadable | None) -> str:
+def _question(prompts: Prompts, turns: int, *, ended: bool, unread: ParseFailure | None) -> str:
     """The question for a reflection, or for the half that a first reply lacked.
 
     A reply that could not be read is not quoted: small models repeat what they see of their own.
@@ -220,39 +222,39 @@ def _numbers(turns: int) -> str:
     return f"{', '.join(before)} or {last}" if before else last
 
 
-def bare_messages(scene: Scene, walk: Sequence[Turn], shortening: Shortening = WHOLE) -> tuple[Message, ...]:
-    """The experience-free prompt for the turn after `walk`: what a model without any advice would have read there.
+def bare_messages(scene: Scene, trajectory: Sequence[Turn], shortening: Shortening = WHOLE) -> tuple[Message, ...]:
+    """The experience-free prompt for the turn after `trajectory`: what a model without any advice would have read there.
 
     `shortening` is that of the prompt that the turn was sampled from.
     """
-    return tuple(_history(scene, [replace(turn, experience=None) for turn in walk], (), shortening))
+    return tuple(_history(scene, [replace(turn, experience=None) for turn in trajectory], (), shortening))
 
 
 def _history(
-    scene: Scene, walk: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening, *, ended: bool = False
+    scene: Scene, trajectory: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening, *, ended: bool = False
 ) -> list[Message]:
     """The history and what the policy stands before, from what an earlier prompt of the scene has of it already."""
     prompts, memory = scene.prompts, scene.memory
-    kept, opening = memory.kept(walk, feedback, shortening), _opening(prompts)
+    kept, opening = memory.kept(trajectory, feedback, shortening), _opening(prompts)
     messages = memory.messages[: len(opening) + 2 * kept] if kept else opening
-    for number in range(kept + 1, len(walk) + 1):
-        turn = walk[number - 1]
-        content = _seen(scene, walk, number, feedback=feedback, shortening=shortening)
+    for number in range(kept + 1, len(trajectory) + 1):
+        turn = trajectory[number - 1]
+        content = _seen(scene, trajectory, number, feedback=feedback, shortening=shortening)
         if turn.experience is not None:
             content += fill(prompts.experience, experience=turn.experience)
         reply = reply_text(prompts, turn, thoughts=number > shortening.thoughts)
         messages += [Message("user", content), Message("assistant", reply, sampled=True)]
-    memory.walk, memory.feedback, memory.shortening, memory.messages = list(walk), feedback, shortening, list(messages)
-    if ended and prompts.end and walk:
-        return [*messages, Message("user", fill(prompts.end, turn=len(walk), observation=walk[-1].observation.text))]
-    return [*messages, Message("user", _seen(scene, walk, len(walk) + 1, feedback=feedback, shortening=shortening))]
+    memory.trajectory, memory.feedback, memory.shortening, memory.messages = list(trajectory), feedback, shortening, list(messages)
+    if ended and prompts.end and trajectory:
+        return [*messages, Message("user", fill(prompts.end, turn=len(trajectory), observation=trajectory[-1].observation.text))]
+    return [*messages, Message("user", _seen(scene, trajectory, len(trajectory) + 1, feedback=feedback, shortening=shortening))]
 
 
-def _seen(scene: Scene, walk: Sequence[Turn], number: int, *, feedback: tuple[str, ...], shortening: Shortening) -> str:
+def _seen(scene: Scene, trajectory: Sequence[Turn], number: int, *, feedback: tuple[str, ...], shortening: Shortening) -> str:
     """What the policy reads before it takes a turn, without the advice for it."""
-    before = scene.root if number == 1 else walk[number - 2].observation
+    before = scene.root if number == 1 else trajectory[number - 2].observation
     # What the last turn came to is what the policy stands before: that always stays.
-    left_out = 1 < number <= len(walk) and number - 1 <= shortening.observations
+    left_out = 1 < number <= len(trajectory) and number - 1 <= shortening.observations
     text = turn_text(scene.prompts, scene.task, number, scene.prompts.left_out if left_out else before.text)
     if number == 1 and feedback:
         text += fill(scene.prompts.feedback, experiences="\n".join(f"- {one}" for one in feedback))

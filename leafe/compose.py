@@ -1,6 +1,6 @@
-"""From a configuration to what it is carried out with: engine, environment, bench. Nothing is begun and nothing printed.
+"""From a configuration to what it is carried out with: engine, environment, experiment. Nothing is begun and nothing printed.
 
-A server is asked a few questions when it is first needed in a process, or by `Bench.check` before anything is begun.
+A server is asked a few questions when it is first needed in a process, or by `Experiment.check` before anything is begun.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-from leafe.bench import Bench
 from leafe.engines.base import Engine
 from leafe.engines.loading import context_of, load_config, load_tokenizer
 from leafe.engines.openai_findings import Findings
@@ -17,6 +16,7 @@ from leafe.engines.replicas import ReplicatedEngine
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
+from leafe.experiment import Experiment
 from leafe.hardware import own_cores
 from leafe.known_methods import trains
 from leafe.launching import Launched
@@ -57,7 +57,7 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
     return loads[0]() if len(loads) == 1 else ReplicatedEngine(loads)
 
 
-def bench_of(config: RunConfig, progress: Progress) -> Bench:
+def bench_of(config: RunConfig, progress: Progress) -> Experiment:
     """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
     if config.engine.kind == "vllm":
@@ -69,7 +69,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
         # A server serves the base and nothing else: what is trained from it is loaded here.
         return served_engine(config, base, progress, probed()) if probed and folder == base else load(folder)
 
-    return Bench(
+    return Experiment(
         config=config,
         base=base,
         load_engine=explores,
@@ -84,10 +84,10 @@ def bench_of(config: RunConfig, progress: Progress) -> Bench:
     )
 
 
-def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> Bench:
+def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> Experiment:
     """The same where a server is started for the run, which base and arms are explored and measured through."""
     launched = Launched(config, base, progress)
-    return Bench(
+    return Experiment(
         config=config,
         base=base,
         load_engine=launched.engine,

@@ -41,16 +41,16 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _refuse_unknown(root: type[BaseModel], values: Mapping[str, Any]) -> None:
-    def walk(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> None:
+    def trajectory(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> None:
         for key, value in values.items():
             if key not in model.model_fields:
                 elsewhere = [path for path in _all_keys(root) if path.rpartition(".")[2] == key]
                 raise UnknownName("setting", f"{prefix}{key}", [*(prefix + known for known in model.model_fields), *elsewhere])
             group = _group(model.model_fields[key].annotation)
             if group and isinstance(value, Mapping):
-                walk(group, value, f"{prefix}{key}.")
+                trajectory(group, value, f"{prefix}{key}.")
 
-    walk(root, values, "")
+    trajectory(root, values, "")
 
 
 # What each of pydantic's complaints wanted; braces are filled from the complaint's context.

@@ -25,38 +25,38 @@ class History:
     turns: int = 4
 
 
-def first_shortening(history: History, walk: Sequence[Turn]) -> Shortening:
-    """How the prompt for the turn after `walk` is tried first. What was left out once stays out."""
+def first_shortening(history: History, trajectory: Sequence[Turn]) -> Shortening:
+    """How the prompt for the turn after `trajectory` is tried first. What was left out once stays out."""
     if history.keep == "last":
-        older = max(0, len(walk) - history.turns)
+        older = max(0, len(trajectory) - history.turns)
         return Shortening(older, older)
-    return walk[-1].shortening if walk and history.keep == "fit" else WHOLE
+    return trajectory[-1].shortening if trajectory and history.keep == "fit" else WHOLE
 
 
-def shorter(prompts: Prompts, walk: Sequence[Turn], now: Shortening) -> Shortening | None:
-    """The next shorter prompt for the turn after `walk`, None when only what always stays is left."""
+def shorter(prompts: Prompts, trajectory: Sequence[Turn], now: Shortening) -> Shortening | None:
+    """The next shorter prompt for the turn after `trajectory`, None when only what always stays is left."""
     gone, reached = 0, []
-    for step, gain in _steps(prompts, walk, now):
+    for step, gain in _steps(prompts, trajectory, now):
         gone += gain  # below 0 where an observation is shorter than what stands for it
         reached.append((step, gone))
     most = max((gone for _, gone in reached), default=0)
     if most <= 0:
         return None
-    wanted = min(most, PART * (most + _staying(prompts, walk)))
+    wanted = min(most, PART * (most + _staying(prompts, trajectory)))
     return next(step for step, gone in reached if gone >= wanted)
 
 
-def _steps(prompts: Prompts, walk: Sequence[Turn], now: Shortening) -> Iterator[tuple[Shortening, int]]:
+def _steps(prompts: Prompts, trajectory: Sequence[Turn], now: Shortening) -> Iterator[tuple[Shortening, int]]:
     """Every further shortening, one piece at a time, with the characters that it saves over the one before."""
-    for number in range(now.thoughts, len(walk)):
-        turn = walk[number]
+    for number in range(now.thoughts, len(trajectory)):
+        turn = trajectory[number]
         saved = len(reply_text(prompts, turn)) - len(reply_text(prompts, turn, thoughts=False))
         yield Shortening(number + 1, now.observations), saved
-    for number in range(now.observations, len(walk) - 1):
-        yield Shortening(len(walk), number + 1), len(walk[number].observation.text) - len(prompts.left_out)
+    for number in range(now.observations, len(trajectory) - 1):
+        yield Shortening(len(trajectory), number + 1), len(trajectory[number].observation.text) - len(prompts.left_out)
 
 
-def _staying(prompts: Prompts, walk: Sequence[Turn]) -> int:
-    """Characters of the walk that are read however short the history is."""
-    last = len(walk[-1].observation.text) if walk else 0
-    return last + sum(len(reply_text(prompts, turn, thoughts=False)) + len(prompts.turn) for turn in walk)
+def _staying(prompts: Prompts, trajectory: Sequence[Turn]) -> int:
+    """Characters of the trajectory that are read however short the history is."""
+    last = len(trajectory[-1].observation.text) if trajectory else 0
+    return last + sum(len(reply_text(prompts, turn, thoughts=False)) + len(prompts.turn) for turn in trajectory)

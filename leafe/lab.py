@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leafe.bench import Bench, Plot, grow_stage, measure_stage, train_stage
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.causes import NOTHING
-from leafe.distillation.examples import Choice
+from leafe.distillation.examples import Selection
 from leafe.distillation.store import read_examples, write_examples
 from leafe.errors import UnknownName, UserError
+from leafe.experiment import Experiment, ForestSpec, explore_stage, measure_stage, train_stage
 from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.store import read_forest
 from leafe.known_methods import asked, find
@@ -36,33 +36,33 @@ Given = Policy | Callable[[], Policy]  # a policy, or what gives it once the sta
 
 @dataclass(frozen=True)
 class Lab:
-    """Makes stages out of a bench. A forest's place is a round's number or a name of its own."""
+    """Makes stages out of an experiment. A forest's place is a round's number or a name of its own."""
 
-    bench: Bench
+    experiment: Experiment
 
     @property
     def config(self) -> RunConfig:
         """Every setting of the run."""
-        return self.bench.config
+        return self.experiment.config
 
     @property
     def base(self) -> Path:
         """The folder of the model that the run starts from."""
-        return self.bench.base
+        return self.experiment.base
 
     @property
     def prompts(self) -> Prompts:
         """The run's prompts for its environment; examples are rendered with them."""
-        return self.bench.prompts
+        return self.experiment.prompts
 
     @property
     def progress(self) -> Progress:
         """Displays what is said."""
-        return self.bench.progress
+        return self.experiment.progress
 
-    def choice(self) -> Choice:
+    def selection(self) -> Selection:
         """Which turns are learned from, as the recipe's section `distill` says."""
-        return self.bench.choice()
+        return self.experiment.selection()
 
     def seed(self, *parts: str | int) -> int:
         """A seed of the run's own for whatever `parts` name."""
@@ -88,9 +88,9 @@ class Lab:
 
         def work() -> Made:
             chosen = _there(run, policy)
-            seed = self.bench.explore_seed(place if isinstance(place, int) else 1)
-            plot = Plot(explorer, seed, chosen.model, run.forest(place), run.journal(place), chosen.notes, chosen.prompts)
-            made = grow_stage(self.bench, run, stage, plot)
+            seed = self.experiment.explore_seed(place if isinstance(place, int) else 1)
+            spec = ForestSpec(explorer, seed, chosen.model, run.forest(place), run.journal(place), chosen.notes, chosen.prompts)
+            made = explore_stage(self.experiment, run, stage, spec)
             shown = f"{kind}, {_called(place)}" if isinstance(place, int) else place
             return replace(made, figures={**made.figures, **chosen.told()}, forest=shown)
 
@@ -138,7 +138,7 @@ class Lab:
         def work() -> Made:
             chosen = list(examples())
             model = _there(run, start).model if start else self.base
-            return train_stage(self.bench, run, arm, model, examples=chosen, files=files)
+            return train_stage(self.experiment, run, arm, model, examples=chosen, files=files)
 
         return Stage(f"train {arm}", work, needs, "train")
 
@@ -149,7 +149,9 @@ class Lab:
         draw = self.config.sampling.act
         loss = ClippedRatio(low, high, kl, normalise=normalise, temperature=draw.temperature)
         seed = self.seed("train", arm) % 2**32
-        return Learner.open(folder, self.base, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.bench.threads)
+        return Learner.open(
+            folder, self.base, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.experiment.threads
+        )
 
     def trained(self, run: RunDirectory, arm: str) -> Policy:
         """The policy that an arm's training gives."""
@@ -160,7 +162,7 @@ class Lab:
         check_name("arm", arm)
 
         def work() -> Made:
-            return measure_stage(self.bench, run, arm, _there(run, policy))
+            return measure_stage(self.experiment, run, arm, _there(run, policy))
 
         return Stage(f"evaluate {arm}", work, needs, "evaluate")
 
@@ -186,42 +188,42 @@ def _there(run: RunDirectory, given: Given) -> Policy:
     return policy
 
 
-def stages_of(bench: Bench, run: RunDirectory) -> tuple[Stage, ...]:
+def stages_of(experiment: Experiment, run: RunDirectory) -> tuple[Stage, ...]:
     """The stages of a recipe's method. Raises `UserError` where it cannot name them."""
-    method, settings = find(bench.config.method), bench.config.own
-    named = asked(method, "stages()", lambda: list(method.stages(Lab(bench), run, settings)))
+    method, settings = find(experiment.config.method), experiment.config.own
+    named = asked(method, "stages()", lambda: list(method.stages(Lab(experiment), run, settings)))
     return check_stages(named, method.name)
 
 
-def run_recipe(bench: Bench, run: RunDirectory) -> None:
+def run_recipe(experiment: Experiment, run: RunDirectory) -> None:
     """Everything that the recipe names, in the order of its method."""
-    stages = stages_of(bench, run)
+    stages = stages_of(experiment, run)
     carry_out(stages, run, all_of(stages))
 
 
-def run_verb(bench: Bench, run: RunDirectory, verb: str) -> None:
+def run_verb(experiment: Experiment, run: RunDirectory, verb: str) -> None:
     """The stages that a command means (`explore`, `distill`, `train`, `evaluate`). Raises `UserError` where the method has none."""
-    stages = stages_of(bench, run)
+    stages = stages_of(experiment, run)
     chosen = of_verb(stages, verb)
     if not chosen:
         whole = f"leafe run {run.path / 'config.yaml'} --out {run.path}"
-        raise UserError(f"the method {bench.config.method!r} has no stage for `leafe {verb}`; type: {whole}")
+        raise UserError(f"the method {experiment.config.method!r} has no stage for `leafe {verb}`; type: {whole}")
     carry_out(stages, run, chosen)
 
 
-def run_stage(bench: Bench, run: RunDirectory, name: str) -> None:
+def run_stage(experiment: Experiment, run: RunDirectory, name: str) -> None:
     """One stage by its name, with what it needs. Raises `UserError` for a stage that the method does not have."""
-    stages = stages_of(bench, run)
+    stages = stages_of(experiment, run)
     for stage in stages:
         if stage.name == name:
             carry_out(stages, run, [*needed(stages, stage), stage])
             return
     raise UserError(
-        f"the method {bench.config.method!r} has no stage {name!r}; its stages: {', '.join(one.name for one in stages)}"
+        f"the method {experiment.config.method!r} has no stage {name!r}; its stages: {', '.join(one.name for one in stages)}"
     )
 
 
-def measure_base(bench: Bench, run: RunDirectory) -> None:
+def measure_base(experiment: Experiment, run: RunDirectory) -> None:
     """Measures the model that the run starts from, and nothing else."""
-    stage = Lab(bench).measure(run, "base", Policy(bench.base))
+    stage = Lab(experiment).measure(run, "base", Policy(experiment.base))
     carry_out([stage], run, [stage])

@@ -37,10 +37,10 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """An episode that was played without a model: its walk, whose replies are bare actions, and actions that might be taken."""
+    """An episode that was played without a model: its trajectory, whose replies are bare actions, and actions that might be taken."""
 
     scene: Scene
-    walk: tuple[Turn, ...]
+    trajectory: tuple[Turn, ...]
     actions: tuple[str, ...]
     planned: int = 0  # turns that the expert takes
 
@@ -51,13 +51,15 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
     try:
         scene = Scene(prompts, task, world.reset(task))
         plan, known = list(world.expert()), list(world.example_actions())
-        walk: list[Turn] = []
-        while (plan or known) and len(walk) < task.horizon and not world.observation.done:
-            action = plan[len(walk)] if len(walk) < len(plan) else known[len(walk) % len(known)] if known else plan[-1]
+        trajectory: list[Turn] = []
+        while (plan or known) and len(trajectory) < task.horizon and not world.observation.done:
+            action = (
+                plan[len(trajectory)] if len(trajectory) < len(plan) else known[len(trajectory) % len(known)] if known else plan[-1]
+            )
             said = Completion(render_action(prompts.form, action))
-            parent = walk[-1].id if walk else None
-            walk.append(Turn(str(len(walk)), parent, len(walk) + 1, 0, action, True, said, world.step(action)))
-        return Rehearsed(scene, tuple(walk), (*plan, *known), len(plan))
+            parent = trajectory[-1].id if trajectory else None
+            trajectory.append(Turn(str(len(trajectory)), parent, len(trajectory) + 1, 0, action, True, said, world.step(action)))
+        return Rehearsed(scene, tuple(trajectory), (*plan, *known), len(plan))
     except EpisodeError:
         return None
 
@@ -107,16 +109,16 @@ def _reply_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iter
 
 
 def _context_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> Iterator[str]:
-    scene, walk, act = played.scene, played.walk, config.sampling.act.max_tokens
+    scene, trajectory, act = played.scene, played.trajectory, config.sampling.act.max_tokens
     first = meter.prompt(act_messages(scene, ()))
     _require_room(first + act, "the first prompt and a reply", "act", config, context=meter.context)
-    if not walk:
+    if not trajectory:
         return
-    shortest = reflect_messages(scene, walk[:1], ended=True, shortening=_shortest(scene.prompts, walk[:1]))
+    shortest = reflect_messages(scene, trajectory[:1], ended=True, shortening=_shortest(scene.prompts, trajectory[:1]))
     reflection = meter.prompt(shortest) + config.sampling.reflect.max_tokens
     _require_room(reflection, "looking back at one turn", "reflect", config, context=meter.context)
-    observed = (meter.prompt(act_messages(scene, walk)) - first) / len(walk)
-    replied = sum(meter.text(turn.completion.text) for turn in walk) / len(walk)
+    observed = (meter.prompt(act_messages(scene, trajectory)) - first) / len(trajectory)
+    replied = sum(meter.text(turn.completion.text) for turn in trajectory) / len(trajectory)
     turn, horizon = observed + max(0.0, act - replied), scene.task.horizon
     whole = first + round((horizon - 1) * turn) + act
     if whole <= meter.context:
@@ -145,9 +147,9 @@ def _require_room(needed: int, what: str, kind: str, config: RunConfig, *, conte
     )
 
 
-def _shortest(prompts: Prompts, walk: Sequence[Turn]) -> Shortening:
+def _shortest(prompts: Prompts, trajectory: Sequence[Turn]) -> Shortening:
     now = Shortening()
-    while (further := shorter(prompts, walk, now)) is not None:
+    while (further := shorter(prompts, trajectory, now)) is not None:
         now = further
     return now
 

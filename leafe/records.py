@@ -1,7 +1,7 @@
 """The domain: frozen records. `encode` and `decode`, which they become JSON with and come back, are to be had here too.
 
-A turn is stored once. A tree is turns with a parent; an attempt is a walk from its leaf to the root; an example is a walk plus a
-target. Every message says whether the policy sampled it, and loss masks come from that, never from roles. Turns count from 1:
+A turn is stored once. A tree is turns with a parent; an attempt is a trajectory from its leaf to the root; an example is a trajectory plus
+a target. Every message says whether the policy sampled it, and loss masks come from that, never from roles. Turns count from 1:
 turn `t` is the action taken in the state after `t - 1` actions.
 """
 
@@ -148,9 +148,9 @@ class Turn:
     shortening: Shortening = Shortening()
 
 
-def taken(walk: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns of a walk whose actions the world was given; they alone lead back to where it stands."""
-    return tuple(turn for turn in walk if turn.stepped)
+def taken(trajectory: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns of a trajectory whose actions the world was given; they alone lead back to where it stands."""
+    return tuple(turn for turn in trajectory if turn.stepped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +158,8 @@ class Attempt:
     """One try at the task, from the root or from a branching turn of an earlier attempt.
 
     `parent` and `turn` are the attempt that was reflected on and the turn it was rolled back to; both are None for a try from the
-    root. `leaf` is the last turn of the walk, which for an attempt that took no turn is the branching point's own history. `root` is what
-    its own reset showed where that is not the tree's root, which only happens where nothing can be rolled back.
+    root. `leaf` is the last turn of the trajectory, which for an attempt that took no turn is the branching point's own history. `root` is
+    what its own reset showed where that is not the tree's root, which only happens where nothing can be rolled back.
     """
 
     index: int
@@ -197,7 +197,7 @@ class Reflection:
 
 
 @dataclass(frozen=True, slots=True)
-class Spend:
+class Usage:
     """What a task's exploration cost. `turns` is what the budget counts; the rest is counted apart."""
 
     turns: int = 0
@@ -219,9 +219,9 @@ class Tree:
     turns: tuple[Turn, ...]
     attempts: tuple[Attempt, ...]
     reflections: tuple[Reflection, ...]
-    spend: Spend
+    spend: Usage
 
-    def walk(self, leaf: str | None) -> tuple[Turn, ...]:
+    def trajectory(self, leaf: str | None) -> tuple[Turn, ...]:
         """The turns from the root to `leaf`, both ends included."""
         by_id = {turn.id: turn for turn in self.turns}
         path: list[Turn] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment
-from leafe.envs.hosting import Hosting, Terms, hosting
+from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
 from leafe.scale.cluster import RayWorkers, connect, cores
 from leafe.scale.engine import SpreadEngine
 from leafe.scale.process import start_process
@@ -17,7 +17,7 @@ from leafe.scale.worlds import spread
 from leafe.settings import EngineSettings, RunConfig, ScaleSettings
 
 MOST = 64  # workers, unless a number of them is said
-Host = Callable[[Callable[[], Environment], Terms], Hosting]
+Host = Callable[[Callable[[], Environment], Terms], WorkerPool]
 Load = Callable[[EngineSettings, Path], Engine]
 
 
@@ -30,10 +30,10 @@ def host_of(settings: ScaleSettings) -> Host:
     """Where worlds live: here, in processes, or in actors of a cluster that is joined when the first stage wants worlds."""
     if settings.ray:
         return partial(_on_cluster, settings)
-    return partial(spread, start_process, settings.workers) if settings.workers else hosting
+    return partial(spread, start_process, settings.workers) if settings.workers else worker_pool
 
 
-def _on_cluster(settings: ScaleSettings, make: Callable[[], Environment], terms: Terms) -> Hosting:
+def _on_cluster(settings: ScaleSettings, make: Callable[[], Environment], terms: Terms) -> WorkerPool:
     connect(settings.ray)
     workers = settings.workers or max(1, min(MOST, int(cores() / (settings.cpus or 1))))
     return spread(RayWorkers(cpus=settings.cpus), workers, make, terms)

@@ -14,8 +14,8 @@ from players import Hand, key_in, rules, turns_in
 from tiny import tiny_model, tiny_tokenizer
 
 from leafe.cli import main
+from leafe.forest.builder import TreeBuilder
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth
 from leafe.records import Ask, Example
 from leafe.settings import TrainSettings
 from leafe.training.sft import fine_tune
@@ -69,7 +69,7 @@ def teach(folder: Path) -> None:
 
     for number in range(12):
         task = key_in(number % 3 + 1, horizon=2, number=number)
-        Hand(Lookup(places=3), policy).finish(explore(Growth(task, rules(seed=number, max_attempts=4))))
+        Hand(Lookup(places=3), policy).finish(explore(TreeBuilder(task, rules(seed=number, max_attempts=4))))
     words = [text for ask, reply in heard for text in (*(message.content for message in ask.messages), reply)]
     tokenizer = tiny_tokenizer(vocabulary=360, corpus=words)
     tiny_model("llama", vocabulary=len(tokenizer)).save_pretrained(folder)

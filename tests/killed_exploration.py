@@ -20,10 +20,10 @@ from pathlib import Path
 
 from players import PLACES, Breaking, erratic
 
-from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
 from leafe.progress import Silent
 from leafe.records import Ask, Tree
 from leafe.worlds.fakes import Lookup
@@ -43,15 +43,15 @@ WORLDS: dict[str, tuple[Callable[[], Environment], list[str]]] = {
 }
 
 
-def bench(world: str, engine: ScriptedEngine, tasks: int = 24) -> Bench:
+def experiment(world: str, engine: ScriptedEngine, tasks: int = 24) -> Experiment:
     """A bench whose model is a script."""
     config = parse(RECIPE % (world, tasks), "killed")
-    return Bench(config, Path("none"), lambda folder: engine, WORLDS[world][0], Silent())
+    return Experiment(config, Path("none"), lambda folder: engine, WORLDS[world][0], Silent())
 
 
-def plot(folder: Path, method: str = "tree") -> Plot:
+def spec(folder: Path, method: str = "tree") -> ForestSpec:
     """Where the exploration is kept."""
-    return Plot(method, 5, Path("none"), folder / "forest.jsonl", folder / "journal.jsonl")
+    return ForestSpec(method, 5, Path("none"), folder / "forest.jsonl", folder / "journal.jsonl")
 
 
 def explored(
@@ -65,7 +65,7 @@ def explored(
         return policy(ask)
 
     engine = ScriptedEngine(slow, concurrency=concurrency)
-    return grow(bench(world, engine, tasks), "explore", plot(folder)), engine
+    return explore_tasks(experiment(world, engine, tasks), "explore", spec(folder)), engine
 
 
 def _forked(folder: Path, world: str) -> int:

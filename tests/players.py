@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from leafe.chat import Prompts
 from leafe.envs.base import Environment, Placement
 from leafe.errors import EnvironmentFailure, EpisodeError
+from leafe.forest.builder import Rules, TreeBuilder
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
-from leafe.forest.growth import Growth, Rules
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Observation, Sampling, Task, Tree
 from leafe.worlds.fakes import Lookup
@@ -115,9 +115,9 @@ class Hand:
         if isinstance(effect, Reset):
             return observation
         assert isinstance(effect, Rollback)
-        for turn in effect.walk:
+        for turn in effect.trajectory:
             observation = self.environment.step(turn.action)
-        return Restored(observation, len(effect.walk))
+        return Restored(observation, len(effect.trajectory))
 
 
 def key_in(place: int, *, horizon: int = 3, number: int = 0) -> Task:
@@ -128,12 +128,12 @@ def key_in(place: int, *, horizon: int = 3, number: int = 0) -> Task:
 def rules(prompts: Prompts = TERSE, **settings: Any) -> Rules:
     """Rules with a large budget unless told otherwise."""
     room = Sampling(max_tokens=1 << 20)  # a script may say what it likes
-    return Rules(**{"prompts": prompts, "seed": 1, "turns": 100, "max_attempts": 3, "act": room, "look_back": room, **settings})
+    return Rules(**{"prompts": prompts, "seed": 1, "turns": 100, "max_attempts": 3, "act": room, "reflect": room, **settings})
 
 
-def grown(explorer: Callable[[Growth], Play[Tree]], hand: Hand, task: Task, **settings: Any) -> Tree:
+def grown(explorer: Callable[[TreeBuilder], Play[Tree]], hand: Hand, task: Task, **settings: Any) -> Tree:
     """The tree of a task, grown by hand."""
-    return hand.finish(explorer(Growth(task, rules(**settings))))
+    return hand.finish(explorer(TreeBuilder(task, rules(**settings))))
 
 
 class Breaking(Lookup):

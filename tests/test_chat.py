@@ -16,7 +16,7 @@ from leafe.chat import Notes, Prompts, Scene, act_messages, bare_messages, check
 from leafe.errors import UnknownName, UserError
 from leafe.prompts import PROFILES, load_prompts
 from leafe.records import Ask, Message, Observation, Sampling, Turn
-from leafe.replies import NO_HALF, Half, Unreadable
+from leafe.replies import NO_HALF, Half, ParseFailure
 
 BOTH = pytest.mark.parametrize("prompts", [TERSE, FULL], ids=["bare", "tags"])
 
@@ -35,9 +35,9 @@ def scene(prompts: Prompts = TERSE, shows: str = "Places.") -> Scene:
 def test_braces_in_what_is_told_are_never_read_as_templates(value: str) -> None:
     def told(text: str, prompts: Prompts) -> list[str]:
         told = Scene(prompts, replace(key_in(1), instruction=text), Observation(text))
-        walk = [turn(1, text, text, text)]
-        acting = act_messages(told, walk, Notes(text, (text, text)))
-        return [message.content for message in (*acting, *reflect_messages(told, walk, ended=True))]
+        trajectory = [turn(1, text, text, text)]
+        acting = act_messages(told, trajectory, Notes(text, (text, text)))
+        return [message.content for message in (*acting, *reflect_messages(told, trajectory, ended=True))]
 
     for prompts in (TERSE, FULL):
         assert told(value, prompts) == [text.replace("§", value) for text in told("§", prompts)]
@@ -69,10 +69,10 @@ def test_the_bare_prompt_is_the_acting_prompt_without_any_advice(prompts: Prompt
 
 @BOTH
 def test_feedback_stands_in_the_first_message_of_acting_and_of_reflecting(prompts: Prompts) -> None:
-    walk = [turn(1, "open place1")]
+    trajectory = [turn(1, "open place1")]
     for messages in (
-        act_messages(scene(prompts), walk, Notes(feedback=("not 1", "not 2"))),
-        reflect_messages(scene(prompts), walk, ended=True, feedback=("not 1", "not 2")),
+        act_messages(scene(prompts), trajectory, Notes(feedback=("not 1", "not 2"))),
+        reflect_messages(scene(prompts), trajectory, ended=True, feedback=("not 1", "not 2")),
     ):
         first = next(message for message in messages if message.role == "user" and message.content != prompts.example)
         assert first.content.endswith(fill(prompts.feedback, experiences="- not 1\n- not 2"))
@@ -80,8 +80,8 @@ def test_feedback_stands_in_the_first_message_of_acting_and_of_reflecting(prompt
 
 @BOTH
 def test_only_what_the_policy_wrote_is_marked_as_sampled_and_sides_take_turns(prompts: Prompts) -> None:
-    walk = [turn(1, "open place1"), turn(2, "open place2", advice="not 1")]
-    messages = reflect_messages(scene(prompts), walk, ended=False)
+    trajectory = [turn(1, "open place1"), turn(2, "open place2", advice="not 1")]
+    messages = reflect_messages(scene(prompts), trajectory, ended=False)
     written = [message.role == "assistant" and message.content != prompts.example_reply for message in messages]
     assert [message.sampled for message in messages] == written
     assert all(one.role != other.role for one, other in pairwise(messages))
@@ -156,16 +156,16 @@ def test_braces_that_name_no_value_are_plain_text() -> None:
 def test_a_worked_exchange_stands_ahead_of_the_task_and_is_no_target() -> None:
     shown = replace(FULL, example="Another task.\n\nYou see a door.", example_reply="<action>open door</action>")
     exchange = (Message("user", shown.example), Message("assistant", shown.example_reply))
-    walk = [turn(1, "open place1")]
+    trajectory = [turn(1, "open place1")]
     for messages in (
-        act_messages(scene(shown), walk),
-        bare_messages(scene(shown), walk),
-        reflect_messages(scene(shown), walk, ended=True),
+        act_messages(scene(shown), trajectory),
+        bare_messages(scene(shown), trajectory),
+        reflect_messages(scene(shown), trajectory, ended=True),
     ):
         assert messages[1:3] == exchange
         assert not any(message.sampled for message in exchange)
     plain = replace(FULL, example="", example_reply="")
-    assert act_messages(scene(shown), walk)[3:] == act_messages(scene(plain), walk)[1:]
+    assert act_messages(scene(shown), trajectory)[3:] == act_messages(scene(plain), trajectory)[1:]
 
 
 @pytest.mark.parametrize("half", ["example", "example_reply"])
@@ -177,16 +177,16 @@ def test_half_of_a_worked_exchange_is_refused(half: str) -> None:
 
 def test_what_the_last_turn_came_to_is_told_as_that_when_an_attempt_is_over() -> None:
     prompts = replace(FULL, end="Turn {turn} came to: {observation}")
-    walk = [turn(1, "open place1", shows="Empty 1."), turn(2, "open place2", shows="Empty 2.")]
-    (*before, over), (*same, on_the_way) = (reflect_messages(scene(prompts), walk, ended=ended) for ended in (True, False))
+    trajectory = [turn(1, "open place1", shows="Empty 1."), turn(2, "open place2", shows="Empty 2.")]
+    (*before, over), (*same, on_the_way) = (reflect_messages(scene(prompts), trajectory, ended=ended) for ended in (True, False))
     assert before == same
     assert over.content.startswith("Turn 2 came to: Empty 2.") and "Turn 3" not in over.content
     assert on_the_way.content.startswith("Turn 3.")
     older = replace(prompts, end="")
-    assert reflect_messages(scene(older), walk, ended=True)[-1].content.startswith("Turn 3.")
+    assert reflect_messages(scene(older), trajectory, ended=True)[-1].content.startswith("Turn 3.")
 
 
-def second(unread: Unreadable, prompts: Prompts = FULL) -> str:
+def second(unread: ParseFailure, prompts: Prompts = FULL) -> str:
     """The text of the question after a reply that could not be read."""
     *before, question = reflect_messages(scene(prompts), [turn(1, "open place1")], ended=True, unread=unread)
     assert before == list(reflect_messages(scene(prompts), [turn(1, "open place1")], ended=True)[:-1])
@@ -195,9 +195,9 @@ def second(unread: Unreadable, prompts: Prompts = FULL) -> str:
 
 def test_a_second_question_names_the_fault_and_does_not_quote_the_reply() -> None:
     first = reflect_messages(scene(FULL), [turn(1, "open place1")], ended=True)[-1].content
-    again = second(Unreadable("there was no turn"))
+    again = second(ParseFailure("there was no turn"))
     assert again.startswith(first) and "there was no turn" in again
-    assert second(Unreadable("there was no turn"), replace(FULL, reflect_again="")) == first
+    assert second(ParseFailure("there was no turn"), replace(FULL, reflect_again="")) == first
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_second_question_names_the_fault_and_does_not_quote_the_reply() -> Non
 def test_a_second_question_asks_for_the_other_half_alone_if_the_profile_has_words_for_it(
     half: Half, asks_for: str, shows: str
 ) -> None:
-    unread = Unreadable("half of it", half)
+    unread = ParseFailure("half of it", half)
     assert shows in second(unread) and "<turn>" not in second(unread) and half_kept(FULL, unread) == half
     without = replace(FULL, **{asks_for: ""})
-    assert second(unread, without) == second(Unreadable("half of it")) and half_kept(without, unread) == NO_HALF
+    assert second(unread, without) == second(ParseFailure("half of it")) and half_kept(without, unread) == NO_HALF

@@ -18,7 +18,6 @@ from test_stages import RECIPE
 from tiny import TEMPLATE, tiny_model, tiny_tokenizer
 from tokenizers import AddedToken, normalizers
 
-from leafe.bench import Bench, train_stage
 from leafe.chat import Notes, Scene, act_messages, bare_messages, reflect_messages
 from leafe.config import parse
 from leafe.distillation.rows import pack_examples
@@ -27,6 +26,7 @@ from leafe.engines.loading import load_tokenizer
 from leafe.engines.scripted import ScriptedEngine
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
+from leafe.experiment import Experiment, train_stage
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Silent
 from leafe.records import Ask, Completion, Example, Message, Observation, Sampling, Turn
@@ -83,12 +83,12 @@ def walk_of(observation: str, reply: str) -> list[Turn]:
 def prompts(text: str) -> list[tuple[Message, ...]]:
     """Every prompt that a text gets into: as instruction, observation, reply, advice and feedback; acting, reflecting, training."""
     task = replace(key_in(1), instruction=text)
-    scene, walk = Scene(FULL, task, Observation(f"You see: {text}")), walk_of(text, text)
-    advised = [replace(walk[0], experience=text), walk[1]]
+    scene, trajectory = Scene(FULL, task, Observation(f"You see: {text}")), walk_of(text, text)
+    advised = [replace(trajectory[0], experience=text), trajectory[1]]
     return [
-        act_messages(scene, walk, Notes(text, (text,))),
+        act_messages(scene, trajectory, Notes(text, (text,))),
         act_messages(scene, advised),
-        reflect_messages(scene, walk, ended=True, feedback=(text,)),
+        reflect_messages(scene, trajectory, ended=True, feedback=(text,)),
         bare_messages(scene, advised),
     ]
 
@@ -207,7 +207,7 @@ def test_what_a_server_was_sent_with_a_space_is_trained_on_with_it(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = parse(RECIPE, "trial", [f"model={base}"])
-    bench = Bench(config, base, lambda folder: ScriptedEngine([]), Lookup, Silent())
+    experiment = Experiment(config, base, lambda folder: ScriptedEngine([]), Lookup, Silent())
     hostile = Example("e", "rehearsal", "t", 0, "o", (Message("user", "see <|end|>"),), "up", (5, 4))
     seen: list[Any] = []
 
@@ -218,11 +218,11 @@ def test_what_a_server_was_sent_with_a_space_is_trained_on_with_it(
         seen.extend(examples)
         raise Stop
 
-    monkeypatch.setattr("leafe.bench.fine_tune", fake_training)
+    monkeypatch.setattr("leafe.experiment.fine_tune", fake_training)
     for number, controls_found in enumerate(["tokens", "text"]):
         with RunDirectory.open(tmp_path / f"{number}", config) as run:
             run.finish_stage("probe", {"controls": controls_found})
             with pytest.raises(Stop):
-                train_stage(bench, run, "leafe", base, examples=[hostile])
+                train_stage(experiment, run, "leafe", base, examples=[hostile])
     assert [one.messages[0].content for one in seen] == ["see < |end|>", "see <|end|>"]
     assert with_texts(hostile, str.upper).messages[0].content == "SEE <|END|>"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from players import Hand, breaks, grown, key_in, rules
 
-from leafe.bench import Bench
 from leafe.config import parse
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
 from leafe.errors import ReplayDiverged
 from leafe.evaluation.diagnose import BranchPoint, act_unadvised, best_actions, branch_points, diagnosis, shares
+from leafe.experiment import Experiment
 from leafe.forest.explore import explore
 from leafe.methods.diagnose import diagnose
 from leafe.progress import Silent
@@ -38,23 +38,23 @@ def stubborn(ask: Ask) -> str:
     return "open place2" if "Advice: open place2" in ask.messages[-1].content else "open place1"
 
 
-def bench() -> Bench:
+def experiment() -> Experiment:
     def engine(folder: Path) -> Engine:
         return ScriptedEngine(stubborn)
 
     def environment() -> Environment:
         return Lookup(places=3, horizon=2)
 
-    return Bench(parse(RECIPE, "trial"), Path("."), engine, environment, Silent())
+    return Experiment(parse(RECIPE, "trial"), Path("."), engine, environment, Silent())
 
 
 def test_every_figure_is_what_the_policy_deserves() -> None:
-    keys = [task.payload["key"] for task in bench().tasks("train")]
+    keys = [task.payload["key"] for task in experiment().tasks("train")]
     easy, mended, hopeless = (keys.count(f"place{number}") for number in (1, 2, 3))
     assert min(easy, mended, hopeless) > 3
     failed = mended + hopeless
 
-    found = diagnose(bench(), points=400)
+    found = diagnose(experiment(), points=400)
     assert (found.tasks, found.reflections, found.named_turns, found.branch_points) == (30, failed, {"1": failed}, failed)
     assert (found.tasks_solved_by_tree, found.tasks_solved_by_independent) == (easy + mended, easy)
     expected = {
@@ -73,7 +73,7 @@ def test_every_figure_is_what_the_policy_deserves() -> None:
 
 
 def test_the_same_diagnosis_is_found_again() -> None:
-    assert diagnose(bench(), points=5) == diagnose(bench(), points=5)
+    assert diagnose(experiment(), points=5) == diagnose(experiment(), points=5)
 
 
 def tree(place: int = 2, environment: Environment | None = None) -> Tree:
@@ -159,7 +159,7 @@ def test_best_actions_are_those_that_an_expert_could_take() -> None:
             lengths = {}
             for action in environment.example_actions():
                 environment.reset(task)
-                for one in grew.walk(turn.parent):
+                for one in grew.trajectory(turn.parent):
                     environment.step(one.action)
                 before = len(environment.expert())
                 done = environment.step(action).success

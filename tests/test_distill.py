@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from players import FULL, TERSE, Hand, Policy, breaks, completion, grown, key_in, rules, turns_in
 
 from leafe.chat import Prompts
-from leafe.distillation.examples import Choice, counterfactual, distill, rehearsal
+from leafe.distillation.examples import Selection, counterfactual, distill, rehearsal
 from leafe.envs.base import Environment
+from leafe.forest.builder import TreeBuilder
 from leafe.forest.explore import EXPLORERS
-from leafe.forest.growth import Growth
 from leafe.forest.play import once
 from leafe.records import BROKEN, Ask, Attempt, Example, Experience, Observation, StopReason, Task, Tree, Turn, encode
 from leafe.replies import render_action, render_reflection
@@ -27,7 +27,7 @@ from leafe.worlds.sokoban.environment import Sokoban
 
 PLACES = [f"open place{number}" for number in range(1, 4)]
 SECRET = "SECRET"  # stands in every piece of advice and nowhere else
-EVERYTHING = Choice(qualify="any", branches_per_task=1000, success_share=1.0)
+EVERYTHING = Selection(qualify="any", branches_per_task=1000, success_share=1.0)
 
 
 def adviser(prompts: Prompts, actions: list[str], *, parrot: bool = False) -> Policy:
@@ -65,7 +65,7 @@ def forest(seed: int, *, prompts: Prompts = TERSE, trees: int = 3, parrot: bool 
         growing = rules(prompts, seed=seed, max_attempts=8, turns=turns, reflect_every=every, can_roll_back=can)
         failures = {draw.randint(1, 60) for _ in range(draw.choice([0, 0, 4]))}
         hand = Hand(environment, adviser(prompts, actions, parrot=parrot), breaks(failures))
-        found.append(hand.finish(explorer(Growth(task, growing))))
+        found.append(hand.finish(explorer(TreeBuilder(task, growing))))
     return found
 
 
@@ -106,7 +106,7 @@ def without_logprobs(turn: Turn) -> Turn:
 def test_the_random_forests_hold_what_is_to_be_shown() -> None:
     trees = [tree for seed in range(12) for tree in forest(seed)]
     branches = [(tree, attempt) for tree in trees for attempt, _ in tree.branch_turns()]
-    assert any(len(tree.walk(attempt.leaf)) > (attempt.turn or 0) for tree, attempt in branches)
+    assert any(len(tree.trajectory(attempt.leaf)) > (attempt.turn or 0) for tree, attempt in branches)
     assert {attempt.stop for tree in trees for attempt in tree.attempts} >= {StopReason.ENVIRONMENT_ERROR, StopReason.SUCCESS}
     assert any(not turn.parsed for tree in trees for turn in tree.turns)
     assert any(attempt.depth > 1 for _, attempt in branches)
@@ -133,9 +133,9 @@ def test_a_prompt_is_what_the_engine_would_have_been_asked_without_advice(seed: 
         environment = worlds(0)[0] if tree.task.env == "sokoban" else Lookup(places=3)
         for example in distill([tree], prompts, EVERYTHING):
             _, turn = turn_of([tree], example)
-            replies = iter([one.completion.text for one in tree.walk(turn.id)])
+            replies = iter([one.completion.text for one in tree.trajectory(turn.id)])
             hand = Hand(environment, lambda ask, replies=replies: next(replies, "open place9"))
-            hand.finish(once(Growth(tree.task, rules(prompts, patience=99))))
+            hand.finish(once(TreeBuilder(tree.task, rules(prompts, patience=99))))
             assert hand.asks[turn.index - 1].messages == example.messages
 
 
@@ -148,7 +148,7 @@ def test_attempts_that_broke_give_nothing(trees: list[Tree]) -> None:
         if example.kind == "counterfactual":
             assert tree.attempts[example.attempt].stop not in BROKEN
         else:
-            assert any(turn in tree.walk(attempt.leaf) for attempt in tree.attempts if attempt.success)
+            assert any(turn in tree.trajectory(attempt.leaf) for attempt in tree.attempts if attempt.success)
 
 
 def test_a_diverged_branch_gives_nothing_even_where_any_branch_qualifies() -> None:
@@ -180,8 +180,8 @@ def branching(*, reward: float, before: float = 0.0, later: tuple[Attempt, ...] 
 
 def events(tree: Tree, qualify: str) -> set[str]:
     """The turns that become counterfactual examples."""
-    choice = replace(EVERYTHING, qualify=qualify)  # type: ignore[arg-type]
-    return {example.origin for example in counterfactual([tree], TERSE, choice)}
+    selection = replace(EVERYTHING, qualify=qualify)  # type: ignore[arg-type]
+    return {example.origin for example in counterfactual([tree], TERSE, selection)}
 
 
 def test_a_branch_that_brought_nothing_qualifies_as_any_only() -> None:
@@ -259,7 +259,7 @@ def solved(count: int) -> list[Tree]:
     ("count", "share", "expected"), [(10, 0.2, 2), (11, 0.2, 3), (35, 0.2, 7), (3, 0.0, 0), (4, 1.0, 4), (0, 0.5, 0)]
 )
 def test_the_share_of_successes_is_taken_and_rounded_up(count: int, share: float, expected: int) -> None:
-    assert len(list(rehearsal(solved(count), TERSE, Choice(success_share=share)))) == expected
+    assert len(list(rehearsal(solved(count), TERSE, Selection(success_share=share)))) == expected
 
 
 def test_a_turn_shared_by_two_successes_is_rehearsed_once() -> None:
@@ -277,10 +277,10 @@ def test_beta_is_the_weight_of_rehearsal_and_of_nothing_else() -> None:
 
 def test_the_draw_follows_the_seed_and_not_the_order_of_the_forest() -> None:
     trees = [tree for seed in range(6) for tree in forest(seed)]
-    choice = Choice(qualify="any", branches_per_task=1, success_share=0.3, seed=1)
-    first = distill(trees, TERSE, choice)
-    assert distill(trees[::-1], TERSE, choice) == first
-    assert distill(trees, TERSE, replace(choice, seed=2)) != first
+    selection = Selection(qualify="any", branches_per_task=1, success_share=0.3, seed=1)
+    first = distill(trees, TERSE, selection)
+    assert distill(trees[::-1], TERSE, selection) == first
+    assert distill(trees, TERSE, replace(selection, seed=2)) != first
 
 
 def test_two_processes_draw_the_same_examples() -> None:
@@ -300,5 +300,5 @@ def test_two_processes_draw_the_same_examples() -> None:
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
-    here = distill(forest(4) + forest(5), TERSE, Choice(qualify="any", branches_per_task=2, success_share=0.5, seed=3))
+    here = distill(forest(4) + forest(5), TERSE, Selection(qualify="any", branches_per_task=2, success_share=0.5, seed=3))
     assert json.loads(outputs.pop()) == [encode(one) for one in here] != []

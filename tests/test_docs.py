@@ -15,13 +15,13 @@ from command import leafe
 from tiny import tiny_model, tiny_tokenizer
 from transformers import TrainingArguments
 
-from leafe.bench import Bench
 from leafe.config import parse
 from leafe.distillation.store import read_examples
 from leafe.engines.scripted import ScriptedEngine
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs import registry
 from leafe.evaluation.outcomes import read_outcomes
+from leafe.experiment import Experiment
 from leafe.forest.store import read_forest
 from leafe.lab import measure_base, run_verb
 from leafe.progress import Silent
@@ -144,11 +144,11 @@ def test_the_environment_of_the_documentation_is_checked_explored_and_measured(
 
     config = parse(DRAWERS.replace("MODULE", module), "drawers")
     make = partial(registry.make, f"{module}:Drawers")
-    bench = Bench(config, tmp_path, lambda folder: ScriptedEngine(opens), make, Silent())
+    experiment = Experiment(config, tmp_path, lambda folder: ScriptedEngine(opens), make, Silent())
     with RunDirectory.open(tmp_path / "run", config) as run:
-        run_verb(bench, run, "explore")
-        run_verb(bench, run, "distill")
-        measure_base(bench, run)
+        run_verb(experiment, run, "explore")
+        run_verb(experiment, run, "distill")
+        measure_base(experiment, run)
         trees, outcomes = list(read_forest(run.forest())), read_outcomes(run.evaluation("base"))
         lessons = [example for example in read_examples(run.examples()) if example.kind == "counterfactual"]
     assert len(trees) == 6 and len(outcomes) == 10

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from players import MOVES, PLACES, TERSE, Breaking, Hand, Policy, erratic, key_in, rules, steady
 
-from leafe.distillation.examples import Choice, distill
+from leafe.distillation.examples import Selection, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
 from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import EXPLORERS, explore
-from leafe.forest.growth import Growth
 from leafe.forest.journal import Journal
 from leafe.records import Ask, Completion, Observation, StopReason, Task, Tree
 from leafe.worlds.fakes import Lookup, SlipperySokoban
@@ -51,12 +51,12 @@ class Watched:
         return environment
 
 
-def jobs(tasks: Sequence[Task], method: str = "tree", **changes: Any) -> Iterator[Job[Tree]]:
+def rollouts(tasks: Sequence[Task], method: str = "tree", **changes: Any) -> Iterator[Rollout[Tree]]:
     for task in tasks:
-        yield Job(task.id, task, EXPLORERS[method](Growth(task, replace(RULES, **changes))))
+        yield Rollout(task.id, task, EXPLORERS[method](TreeBuilder(task, replace(RULES, **changes))))
 
 
-def driven(work: Iterator[Job[Tree]], means: Means, *, concurrency: int = 64, into: Trees | None = None) -> Trees:
+def driven(work: Iterator[Rollout[Tree]], runtime: Runtime, *, concurrency: int = 64, into: Trees | None = None) -> Trees:
     """All trees; `into` holds those that came before an error. Nothing may be left to asyncio to complain about."""
     found: Trees = {} if into is None else into
     complaints: list[Any] = []
@@ -64,8 +64,8 @@ def driven(work: Iterator[Job[Tree]], means: Means, *, concurrency: int = 64, in
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
         try:
-            async for job, tree in drive(work, means, concurrency=concurrency):
-                found[job.key] = tree
+            async for rollout, tree in drive(work, runtime, concurrency=concurrency):
+                found[rollout.key] = tree
         finally:
             gc.collect()
             await asyncio.sleep(0)
@@ -86,8 +86,8 @@ def test_hundreds_of_tasks_give_the_same_trees_however_many_are_played_at_once(m
     tasks, found = lookups(count), []
     for concurrency in (1, 7, count):
         watch = Watched(Lookup)
-        means = Means(ScriptedEngine(erratic(PLACES)), watch)
-        found.append(driven(jobs(tasks, method), means, concurrency=concurrency))
+        runtime = Runtime(ScriptedEngine(erratic(PLACES)), watch)
+        found.append(driven(rollouts(tasks, method), runtime, concurrency=concurrency))
         assert (watch.made, watch.open) == (count, 0)
     assert found[0] == found[1] == found[2] and len(found[0]) == count
 
@@ -95,9 +95,9 @@ def test_hundreds_of_tasks_give_the_same_trees_however_many_are_played_at_once(m
 @pytest.mark.parametrize(("make", "actions"), [(Lookup, PLACES), (Sokoban, MOVES)])
 def test_the_driver_gives_the_tree_that_a_hand_gives(make: Callable[[], Environment], actions: list[str]) -> None:
     tasks = make().tasks("train", 20)
-    found = driven(jobs(tasks), Means(ScriptedEngine(erratic(actions)), make))
+    found = driven(rollouts(tasks), Runtime(ScriptedEngine(erratic(actions)), make))
     for task in tasks:
-        tree, expected = found[task.id], Hand(make(), erratic(actions)).finish(explore(Growth(task, RULES)))
+        tree, expected = found[task.id], Hand(make(), erratic(actions)).finish(explore(TreeBuilder(task, RULES)))
         # A hand always replays, and a world only counts the steps that its environment made it replay.
         assert replace(tree, spend=replace(tree.spend, replayed_steps=0)) == replace(
             expected, spend=replace(expected.spend, replayed_steps=0)
@@ -107,14 +107,14 @@ def test_the_driver_gives_the_tree_that_a_hand_gives(make: Callable[[], Environm
 def test_jobs_are_drawn_only_when_there_is_room_for_them() -> None:
     drawn, ended = Counter[str](), Counter[str]()
 
-    def counted() -> Iterator[Job[Tree]]:
-        for job in jobs(lookups(40)):
+    def counted() -> Iterator[Rollout[Tree]]:
+        for rollout in rollouts(lookups(40)):
             drawn["jobs"] += 1
-            yield job
+            yield rollout
 
     async def main() -> None:
-        means = Means(ScriptedEngine(erratic(PLACES)), Lookup)
-        async for _ in drive(counted(), means, concurrency=5):
+        runtime = Runtime(ScriptedEngine(erratic(PLACES)), Lookup)
+        async for _ in drive(counted(), runtime, concurrency=5):
             ended["jobs"] += 1
             assert drawn["jobs"] - ended["jobs"] <= 5
 
@@ -125,7 +125,7 @@ def test_jobs_are_drawn_only_when_there_is_room_for_them() -> None:
 def test_whoever_watches_is_told_of_every_completion() -> None:
     told: list[Ask] = []
     engine = ScriptedEngine(erratic(PLACES))
-    found = driven(jobs(lookups(10)), Means(engine, Lookup, noticed=lambda ask, completion: told.append(ask)))
+    found = driven(rollouts(lookups(10)), Runtime(engine, Lookup, noticed=lambda ask, completion: told.append(ask)))
     assert told == engine.asks
     assert sum(ask.purpose == "act" for ask in told) == sum(tree.spend.turns for tree in found.values())
 
@@ -135,18 +135,18 @@ def test_whoever_watches_is_told_of_every_completion() -> None:
 
 def test_a_dead_engine_stops_the_stage_yields_no_unfinished_tree_and_keeps_the_journal(tmp_path: Path) -> None:
     tasks, path = lookups(100), tmp_path / "journal.jsonl"
-    whole = driven(jobs(tasks), Means(ScriptedEngine(erratic(PLACES)), Lookup))
+    whole = driven(rollouts(tasks), Runtime(ScriptedEngine(erratic(PLACES)), Lookup))
     watch, journal, found = Watched(Lookup), Journal(path), Trees()
     engine = ScriptedEngine(erratic(PLACES), fail_after=1500)
     with pytest.raises(EngineError, match="fail after 1500"):
-        driven(jobs(tasks), Means(engine, watch, journal), concurrency=50, into=found)
+        driven(rollouts(tasks), Runtime(engine, watch, journal), concurrency=50, into=found)
     journal.close()
     assert watch.open == 0 and 0 < len(found) < 100
     assert found == {key: whole[key] for key in found}
     kept = Journal(path)
     assert sum(kept.length(task.id) for task in tasks) > 1500
     again = ScriptedEngine(erratic(PLACES))
-    assert driven(jobs(tasks), Means(again, Lookup, kept)) == whole
+    assert driven(rollouts(tasks), Runtime(again, Lookup, kept)) == whole
     requests = sum(ask.purpose == "act" for ask in [*engine.asks, *again.asks])
     # Nothing but the requests that were in flight is asked for again.
     assert 0 <= requests - sum(tree.spend.turns for tree in whole.values()) <= 50
@@ -177,7 +177,7 @@ def test_what_ended_well_in_the_moment_of_an_error_is_not_lost() -> None:
     found = Trees()
     tasks = [key_in(1, number=number) for number in range(8)]
     with pytest.raises(EngineError, match="gone"):
-        driven(jobs(tasks, max_attempts=1), Means(Late(), Lookup), into=found)
+        driven(rollouts(tasks, max_attempts=1), Runtime(Late(), Lookup), into=found)
     assert len(found) == 4
 
 
@@ -198,19 +198,19 @@ class Odd(Lookup):
 def test_bad_input_found_by_an_environment_stops_the_stage() -> None:
     watch = Watched(lambda: Odd(UserError("no such level")))
     with pytest.raises(UserError, match="no such level"):
-        driven(jobs(lookups(5)), Means(ScriptedEngine(erratic(PLACES)), watch))
+        driven(rollouts(lookups(5)), Runtime(ScriptedEngine(erratic(PLACES)), watch))
     assert watch.open == 0
 
 
 def test_a_bug_of_ours_stops_the_stage_under_its_own_name() -> None:
-    def buggy(growth: Growth) -> Iterator[Any]:
-        yield from explore(growth)
+    def buggy(builder: TreeBuilder) -> Iterator[Any]:
+        yield from explore(builder)
         raise KeyError("oops")
 
     with pytest.raises(KeyError, match="oops"):
         driven(
-            iter([Job("a", key_in(1), buggy(Growth(key_in(1), RULES)))]),  # type: ignore[arg-type]
-            Means(ScriptedEngine(erratic(PLACES)), Lookup),
+            iter([Rollout("a", key_in(1), buggy(TreeBuilder(key_in(1), RULES)))]),  # type: ignore[arg-type]
+            Runtime(ScriptedEngine(erratic(PLACES)), Lookup),
         )
 
 
@@ -218,7 +218,7 @@ def test_whoever_stops_listening_cancels_the_rest() -> None:
     watch, engine = Watched(Lookup), ScriptedEngine(erratic(PLACES))
 
     async def main() -> None:
-        trees = drive(jobs(lookups(50)), Means(engine, watch), concurrency=50)
+        trees = drive(rollouts(lookups(50)), Runtime(engine, watch), concurrency=50)
         await anext(trees)
         asked = len(engine.asks)
         await trees.aclose()
@@ -233,7 +233,7 @@ def test_whoever_stops_listening_cancels_the_rest() -> None:
 
 def test_an_environment_that_raises_now_and_then_costs_only_the_attempts_that_it_breaks() -> None:
     tasks = lookups(100)
-    found = driven(jobs(tasks), Means(ScriptedEngine(erratic(PLACES)), Breaking))
+    found = driven(rollouts(tasks), Runtime(ScriptedEngine(erratic(PLACES)), Breaking))
     attempts = [attempt for tree in found.values() for attempt in tree.attempts]
     broken = [attempt for attempt in attempts if attempt.stop is StopReason.ENVIRONMENT_ERROR]
     assert len(found) == 100 and 50 < len(broken) < len(attempts) / 2
@@ -241,11 +241,11 @@ def test_an_environment_that_raises_now_and_then_costs_only_the_attempts_that_it
     assert {attempt.error for attempt in attempts if attempt not in broken} == {None}
     for tree in found.values():
         assert len(tree.attempts) == RULES.max_attempts or tree.spend.turns == RULES.turns
-    examples = distill(list(found.values()), TERSE, Choice(qualify="any", branches_per_task=99))
+    examples = distill(list(found.values()), TERSE, Selection(qualify="any", branches_per_task=99))
     lost = {(tree.task.id, attempt.index) for tree in found.values() for attempt in tree.attempts if attempt.error}
     learned = {(example.task, example.attempt) for example in examples if example.kind == "counterfactual"}
     assert learned and not learned & lost
-    bare = driven(jobs(tasks), Means(ScriptedEngine(erratic(PLACES)), Lookup))
+    bare = driven(rollouts(tasks), Runtime(ScriptedEngine(erratic(PLACES)), Lookup))
     unhurt = [key for key, tree in found.items() if not any(attempt.error for attempt in tree.attempts)]
     assert unhurt and all(found[key] == bare[key] for key in unhurt)
 
@@ -257,8 +257,8 @@ class Refusal(EnvironmentFailure):
 def test_a_failure_of_an_environments_own_class_is_the_same_before_and_after_a_resume(tmp_path: Path) -> None:
     def once_more() -> Tree:
         journal = Journal(tmp_path / "journal.jsonl")
-        means = Means(ScriptedEngine(erratic(PLACES)), lambda: Odd(Refusal("not \ud800 today"), horizon=4), journal)
-        tree = driven(jobs(lookups(1)), means)
+        runtime = Runtime(ScriptedEngine(erratic(PLACES)), lambda: Odd(Refusal("not \ud800 today"), horizon=4), journal)
+        tree = driven(rollouts(lookups(1)), runtime)
         journal.close()
         return tree.popitem()[1]
 
@@ -276,7 +276,7 @@ def test_an_observation_is_kept_as_a_file_would_give_it_back(info: dict[Any, Any
         def step(self, action: str) -> Observation:
             return replace(super().step(action), reward=1, info=info)
 
-    tree = driven(jobs(lookups(1), max_attempts=1), Means(ScriptedEngine(lambda ask: PLACES[0]), Chatty)).popitem()[1]
+    tree = driven(rollouts(lookups(1), max_attempts=1), Runtime(ScriptedEngine(lambda ask: PLACES[0]), Chatty)).popitem()[1]
     if kept is None:
         assert tree.attempts[0].stop is StopReason.ENVIRONMENT_ERROR and "plain data" in str(tree.attempts[0].error)
     else:
@@ -288,7 +288,7 @@ def test_an_observation_that_is_none_breaks_its_attempt() -> None:
         def step(self, action: str) -> Observation:
             return None  # type: ignore[return-value]
 
-    tree = driven(jobs(lookups(1)), Means(ScriptedEngine(erratic(PLACES)), Silent)).popitem()[1]
+    tree = driven(rollouts(lookups(1)), Runtime(ScriptedEngine(erratic(PLACES)), Silent)).popitem()[1]
     assert {attempt.stop for attempt in tree.attempts} == {StopReason.ENVIRONMENT_ERROR}
 
 
@@ -309,8 +309,8 @@ def look_back_late() -> Policy:
 def test_branches_that_diverge_are_counted_named_and_yield_no_example() -> None:
     settings = {"min_length": 3, "max_length": 8, "horizon": 6}
     tasks = Sokoban(**settings).tasks("train", 60)
-    means = Means(ScriptedEngine(look_back_late()), lambda: SlipperySokoban(slip=0.3, **settings))
-    trees = list(driven(jobs(tasks, reflect_every=3), means).values())
+    runtime = Runtime(ScriptedEngine(look_back_late()), lambda: SlipperySokoban(slip=0.3, **settings))
+    trees = list(driven(rollouts(tasks, reflect_every=3), runtime).values())
     diverged = [(tree, attempt) for tree in trees for attempt in tree.attempts if attempt.stop is StopReason.REPLAY_DIVERGED]
     assert len(diverged) > 40
     for tree, attempt in diverged:
@@ -318,7 +318,7 @@ def test_branches_that_diverge_are_counted_named_and_yield_no_example() -> None:
         assert attempt.turn is not None and not attempt.success
         assert not any(turn.attempt == attempt.index for turn in tree.turns)
         assert attempt.index not in {reflection.attempt for reflection in tree.reflections}
-    examples = distill(trees, TERSE, Choice(qualify="any", branches_per_task=99, success_share=1.0))
+    examples = distill(trees, TERSE, Selection(qualify="any", branches_per_task=99, success_share=1.0))
     learned = {(example.task, example.attempt) for example in examples}
     assert learned and not learned & {(tree.task.id, attempt.index) for tree, attempt in diverged}
     branches = sum(
@@ -347,8 +347,8 @@ def test_equal_actions_that_showed_something_else_are_not_the_walk_to_go_back_to
         turns = sum(message.role == "assistant" for message in ask.messages)
         return "open place1" if ask.purpose == "act" else f"turn {turns}: hm"
 
-    work = jobs([key_in(5)], reflect_every=1, reflect_on_failure=False, max_depth=1, max_attempts=3)
-    tree = driven(work, Means(ScriptedEngine(policy), Forgetful)).popitem()[1]
+    work = rollouts([key_in(5)], reflect_every=1, reflect_on_failure=False, max_depth=1, max_attempts=3)
+    tree = driven(work, Runtime(ScriptedEngine(policy), Forgetful)).popitem()[1]
     assert [(attempt.parent, attempt.turn) for attempt in tree.attempts] == [(None, None), (0, 1), (0, 2)]
     assert [attempt.stop for attempt in tree.attempts] == [
         StopReason.TURN_LIMIT,
@@ -358,8 +358,8 @@ def test_equal_actions_that_showed_something_else_are_not_the_walk_to_go_back_to
 
 
 def test_after_a_divergence_the_world_is_used_again_from_a_reset() -> None:
-    work = jobs([key_in(5)], reflect_every=0, max_attempts=4)
-    tree = driven(work, Means(ScriptedEngine(steady("open place1", "turn 2: hm")), Forgetful)).popitem()[1]
+    work = rollouts([key_in(5)], reflect_every=0, max_attempts=4)
+    tree = driven(work, Runtime(ScriptedEngine(steady("open place1", "turn 2: hm")), Forgetful)).popitem()[1]
     assert [attempt.stop for attempt in tree.attempts] == [
         StopReason.TURN_LIMIT,
         StopReason.REPLAY_DIVERGED,
@@ -371,6 +371,6 @@ def test_after_a_divergence_the_world_is_used_again_from_a_reset() -> None:
 
 def test_a_walk_that_the_world_has_just_taken_costs_a_snapshot_no_step() -> None:
     task = Sokoban().tasks("train", 1)[0]
-    work = jobs([task], reflect_every=0, max_depth=9, max_attempts=5)
-    tree = driven(work, Means(ScriptedEngine(steady("up", "turn 10: hm")), Sokoban)).popitem()[1]
+    work = rollouts([task], reflect_every=0, max_depth=9, max_attempts=5)
+    tree = driven(work, Runtime(ScriptedEngine(steady("up", "turn 10: hm")), Sokoban)).popitem()[1]
     assert tree.spend.rollbacks > 1 and tree.spend.replayed_steps == 0

@@ -29,10 +29,10 @@ def test_draws_follow_the_distribution_at_any_temperature() -> None:
 
 
 def test_nucleus_keeps_the_smallest_set_that_holds_the_mass() -> None:
-    chances = torch.tensor([0.1, 0.5, 0.15, 0.25])
-    found = many(chances.log().tolist(), Sampling(top_p=0.7))
+    probs = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    found = many(probs.log().tolist(), Sampling(top_p=0.7))
     assert (found - torch.tensor([0, 2 / 3, 0, 1 / 3])).abs().max() < 0.03
-    assert many(chances.log().tolist(), Sampling(top_p=0.01)).tolist() == [0, 1, 0, 0]
+    assert many(probs.log().tolist(), Sampling(top_p=0.01)).tolist() == [0, 1, 0, 0]
 
 
 def test_log_probabilities_are_those_of_the_distribution_before_truncation() -> None:

@@ -280,11 +280,11 @@ def test_graphs_draw_greedily_what_tiles_draw(
     assert same(found, run(lambda served: together(served, plays), engine(model=model().cuda(), steps=False)))
 
 
-class Told(steps.Steps):
+class ProgressCallback(steps.Steps):
     """Steps that take down when a pass is started and when it is read."""
 
-    def __init__(self, model: Any, cache: Any, seats: int) -> None:
-        super().__init__(model, cache, seats)
+    def __init__(self, model: Any, cache: Any, sessions: int) -> None:
+        super().__init__(model, cache, sessions)
         self.events: list[str] = []
 
     def launch(self, rows: steps.Rows, tables: Any) -> steps.Landing:
@@ -303,7 +303,7 @@ class Told(steps.Steps):
 @torch.inference_mode()
 def test_the_next_pass_is_started_before_the_last_one_is_read() -> None:
     batcher: PipelinedBatcher[Request] = PipelinedBatcher(model(), [4], slots=2, blocks=20, tokens_per_pass=300, longest=320)
-    told = batcher.steps = Told(model(), batcher._cache, 2)
+    told = batcher.steps = ProgressCallback(model(), batcher._cache, 2)
     one = Request(Ask(ASKS[0].messages, Sampling(0.0, 1.0, 5), 0), list(prompts()[0]), len(prompts()[0]))
     batcher.waiting.append(one)
     while not batcher.idle:

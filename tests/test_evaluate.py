@@ -14,7 +14,7 @@ from leafe.envs.base import Environment
 from leafe.errors import EngineError, RunConflict, UserError
 from leafe.evaluation.evaluate import evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome, read_outcomes
-from leafe.forest.driver import Means
+from leafe.forest.driver import Runtime
 from leafe.records import StopReason, Task
 from leafe.worlds.fakes import Lookup
 
@@ -35,7 +35,7 @@ def measured(
     engine = ScriptedEngine(policy or erratic(PLACES), fail_after=fail_after, concurrency=8)
     tell = (told if told is not None else []).append
     chosen = list(TASKS) if tasks is None else tasks
-    return asyncio.run(evaluate(chosen, RULES, Means(engine, make), path, samples=samples, told=tell)), engine
+    return asyncio.run(evaluate(chosen, RULES, Runtime(engine, make), path, samples=samples, told=tell)), engine
 
 
 @pytest.fixture

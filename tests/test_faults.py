@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from players import PLACES, Breaking, erratic, steady
 
-from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
 from leafe.distillation.causes import why_no_example
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
 from leafe.errors import EngineError, UserError
 from leafe.evaluation.outcomes import read_outcomes
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
 from leafe.forest.faults import Faults, alarms, fault_cells, faults_of, loud
 from leafe.forest.first_wave import forget_failures
 from leafe.forest.store import read_forest
@@ -29,11 +29,11 @@ from leafe.records import (
     Observation,
     Reflection,
     Shortening,
-    Spend,
     StopReason,
     Task,
     Tree,
     Turn,
+    Usage,
 )
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
@@ -71,7 +71,7 @@ def tree(
     turns: tuple[Turn, ...] = (), attempts: tuple[Attempt, ...] = (ended(StopReason.TURN_LIMIT),), *reflections: Reflection
 ) -> Tree:
     task = Task("a", "lookup", "Find the key.", 4)
-    return Tree(task, "tree", Observation("Places."), turns, attempts, reflections, Spend(len(turns)))
+    return Tree(task, "tree", Observation("Places."), turns, attempts, reflections, Usage(len(turns)))
 
 
 CUT, STOPPED, FULL = Completion("<think>", finish="length"), Completion("hm"), Completion("", finish="context")
@@ -241,15 +241,15 @@ class Doorless(Lookup):
         return super().reset(task)
 
 
-def bench(make: Callable[[], Environment], *overrides: str, fail_after: int | None = None) -> Bench:
+def experiment(make: Callable[[], Environment], *overrides: str, fail_after: int | None = None) -> Experiment:
     def engine(folder: Path) -> ScriptedEngine:
         return ScriptedEngine(erratic(PLACES), fail_after=fail_after, concurrency=12)
 
-    return Bench(config("prompts=terse", *overrides), Path("none"), engine, make, Silent())
+    return Experiment(config("prompts=terse", *overrides), Path("none"), engine, make, Silent())
 
 
-def plot(folder: Path) -> Plot:
-    return Plot("tree", 5, Path("none"), folder / "forest.jsonl", folder / "journal.jsonl")
+def spec(folder: Path) -> ForestSpec:
+    return ForestSpec("tree", 5, Path("none"), folder / "forest.jsonl", folder / "journal.jsonl")
 
 
 BROKE = r"every attempt so far \(.*\) broke, most often by `lookup: LookupError: no such door`; none of them is kept: .*check-env lookup"
@@ -258,32 +258,32 @@ BROKE = r"every attempt so far \(.*\) broke, most often by `lookup: LookupError:
 def test_an_exploration_whose_world_breaks_at_once_stops_and_goes_on_when_the_world_is_mended(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(UserError, match=BROKE):
-            grow(bench(Doorless), "explore", plot(tmp_path))
+            explore_tasks(experiment(Doorless), "explore", spec(tmp_path))
     assert list(read_forest(tmp_path / "forest.jsonl")) == []
-    mended = grow(bench(Lookup), "explore", plot(tmp_path))
+    mended = explore_tasks(experiment(Lookup), "explore", spec(tmp_path))
     (tmp_path / "other").mkdir()
-    assert mended == grow(bench(Lookup), "explore", plot(tmp_path / "other"))
+    assert mended == explore_tasks(experiment(Lookup), "explore", spec(tmp_path / "other"))
     assert len(mended) == 12 and not any(attempt.error for one in mended for attempt in one.attempts)
 
 
 def test_a_few_bad_tasks_among_good_ones_stop_nothing_though_they_end_first(tmp_path: Path) -> None:
-    tasks = bench(Lookup).tasks("train")
+    tasks = experiment(Lookup).tasks("train")
     bad = {task.id for task in tasks[1:]}
-    trees = grow(bench(lambda: Doorless(lambda task: task.id in bad)), "explore", plot(tmp_path))
+    trees = explore_tasks(experiment(lambda: Doorless(lambda task: task.id in bad)), "explore", spec(tmp_path))
     broken = [one for one in trees if all(attempt.stop is StopReason.ENVIRONMENT_ERROR for attempt in one.attempts)]
     assert len(broken) == 11 and len(list(read_forest(tmp_path / "forest.jsonl"))) == 12
 
 
 def test_an_exploration_that_was_fine_before_is_not_stopped_by_a_bad_rest(tmp_path: Path) -> None:
     with pytest.raises(EngineError):
-        grow(bench(Lookup, fail_after=60), "explore", plot(tmp_path))
+        explore_tasks(experiment(Lookup, fail_after=60), "explore", spec(tmp_path))
     done = len(list(read_forest(tmp_path / "forest.jsonl")))
     assert 0 < done < 12
-    assert len(grow(bench(Doorless), "explore", plot(tmp_path))) == 12
+    assert len(explore_tasks(experiment(Doorless), "explore", spec(tmp_path))) == 12
 
 
 def test_only_tasks_that_the_world_failed_are_forgotten(tmp_path: Path) -> None:
-    grow(bench(lambda: Breaking(odds=0.05)), "explore", plot(tmp_path))
+    explore_tasks(experiment(lambda: Breaking(odds=0.05)), "explore", spec(tmp_path))
     before = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     failed = {line["key"] for line in before if "error" in line}
     forget_failures(tmp_path / "journal.jsonl")
@@ -292,12 +292,12 @@ def test_only_tasks_that_the_world_failed_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_measurement_whose_world_breaks_at_once_stops_and_keeps_no_failure(tmp_path: Path) -> None:
-    here = bench(Doorless)
+    here = experiment(Doorless)
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         with pytest.raises(UserError, match=BROKE):
             measure_base(here, run)
         assert read_outcomes(run.evaluation("base")) == () and not run.stages
-        measure_base(bench(Lookup), run)
+        measure_base(experiment(Lookup), run)
         assert len(read_outcomes(run.evaluation("base"))) == 24 and run.stages["evaluate base"]["attempts"] == 24
 
 
@@ -312,7 +312,7 @@ def test_a_stage_says_at_once_what_makes_its_figures_mean_little(tmp_path: Path)
             self.lines.append(text)
 
     heard = Heard()
-    here = replace(bench(Lookup), progress=heard, load_engine=lambda folder: ScriptedEngine(steady("no\nidea", "hm")))
+    here = replace(experiment(Lookup), progress=heard, load_engine=lambda folder: ScriptedEngine(steady("no\nidea", "hm")))
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         measure_base(here, run)
     assert heard.lines == ["evaluate base: no reply held an action: prompts=terse is for the bundled models; set prompts=full"]

@@ -15,9 +15,9 @@ from players import FULL, MOVES, PLACES, TERSE, Hand, Policy, breaks, erratic, g
 from leafe.chat import fill
 from leafe.envs.base import Environment
 from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
+from leafe.forest.builder import Rules, TreeBuilder
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.explore import EXPLORERS, explore, refine
-from leafe.forest.growth import Growth, Rules
 from leafe.forest.play import independent, once
 from leafe.records import Ask, Completion, Experience, Observation, StopReason, Task, Tree, decode, encode
 from leafe.worlds.fakes import Lookup
@@ -47,7 +47,7 @@ def test_a_failed_attempt_is_reflected_on_and_its_branch_succeeds() -> None:
     tree = grown(explore, hand, key_in(3), max_attempts=2)
     assert shape(tree) == [(None, None, 0), (0, 2, 1)]
     assert stops(tree) == [StopReason.TURN_LIMIT, StopReason.SUCCESS]
-    assert [turn.action for turn in tree.walk(tree.attempts[1].leaf)] == [WRONG, "open place3"]
+    assert [turn.action for turn in tree.trajectory(tree.attempts[1].leaf)] == [WRONG, "open place3"]
     assert tree.attempts[1].experience == "open place3" and tree.attempts[1].reward == 1.0
     assert [turn.experience for turn in tree.turns] == [None, None, None, "open place3"]
     assert len(tree.turns) == tree.spend.turns == 4
@@ -126,7 +126,7 @@ def test_the_budget_of_turns_is_used_to_the_last_and_never_overrun(name: str, bu
     hand = Hand(Lookup(), constant())
     tree = grown(EXPLORERS[name], hand, key_in(5), turns=budget, max_attempts=99, reflect_every=2)
     assert len(hand.steps) == len(tree.turns) == tree.spend.turns == budget
-    used_up = budget % 3 != 0 if name != "tree" else tree.walk(tree.attempts[-1].leaf)[-1].index < 3
+    used_up = budget % 3 != 0 if name != "tree" else tree.trajectory(tree.attempts[-1].leaf)[-1].index < 3
     assert (stops(tree)[-1] is StopReason.BUDGET) == used_up
 
 
@@ -326,7 +326,7 @@ def test_a_failure_ends_its_attempt_alone_and_is_not_reflected_on(kind: type[Epi
     tree = grown(explore, hand, key_in(5))
     assert stops(tree)[0] is stop and tree.attempts[0].error == f"{kind.__name__}: broken at 4"
     assert stops(tree)[1:] == [StopReason.TURN_LIMIT] * 2
-    assert tree.spend.turns == 1 + 3 + 3 and len(tree.walk(tree.attempts[0].leaf)) == 1
+    assert tree.spend.turns == 1 + 3 + 3 and len(tree.trajectory(tree.attempts[0].leaf)) == 1
     assert {one.attempt for one in tree.reflections} == {1}
 
 
@@ -374,7 +374,7 @@ def test_a_reset_that_shows_something_else_is_a_divergence() -> None:
 
 
 def test_a_bug_of_ours_is_not_taken_for_a_broken_environment() -> None:
-    play = explore(Growth(key_in(5), rules()))
+    play = explore(TreeBuilder(key_in(5), rules()))
     next(play)
     with pytest.raises(ZeroDivisionError):
         play.throw(ZeroDivisionError())
@@ -416,7 +416,7 @@ def test_a_branch_of_a_branch_keeps_the_advice_above_its_turn_and_drops_the_advi
     second, third = (" ".join(message.content for message in ask.messages) for ask in acting(hand)[-2:])
     assert "FIRST" in second and "SECOND" in second
     assert "THIRD" in third and "FIRST" not in third and "SECOND" not in third
-    assert [turn.action for turn in tree.walk(tree.attempts[3].leaf)] == [WRONG, "open place3"]
+    assert [turn.action for turn in tree.trajectory(tree.attempts[3].leaf)] == [WRONG, "open place3"]
 
 
 def test_an_environment_without_rollback_gets_the_experience_as_feedback_from_the_root() -> None:
@@ -481,11 +481,11 @@ def check_tree(tree: Tree, limits: Rules) -> None:
     assert tree.spend.rollbacks == sum(one.turn is not None for one in tree.attempts)
     assert tree.spend.reflections == len(tree.reflections)
     for attempt in tree.attempts:
-        walk = tree.walk(attempt.leaf)
+        trajectory = tree.trajectory(attempt.leaf)
         own = [turn for turn in tree.turns if turn.attempt == attempt.index]
         start = (attempt.turn or 1) - 1
-        assert [turn.index for turn in walk] == list(range(1, len(walk) + 1)) and len(walk) <= tree.task.horizon
-        assert list(walk[start:]) == own
+        assert [turn.index for turn in trajectory] == list(range(1, len(trajectory) + 1)) and len(trajectory) <= tree.task.horizon
+        assert list(trajectory[start:]) == own
         assert attempt.depth <= limits.max_depth or tree.method == "refine"
         assert attempt.success == (attempt.stop is StopReason.SUCCESS) == any(turn.observation.success for turn in own)
         assert [turn.experience for turn in own] == (
@@ -493,7 +493,7 @@ def check_tree(tree: Tree, limits: Rules) -> None:
         )
         if attempt.turn is not None and attempt.parent is not None:
             assert attempt.parent < attempt.index
-            assert walk[:start] == tree.walk(tree.attempts[attempt.parent].leaf)[:start]
+            assert trajectory[:start] == tree.trajectory(tree.attempts[attempt.parent].leaf)[:start]
     for reflection in tree.reflections:
         assert 1 <= len(reflection.replies) <= 2
         assert reflection.experience is None or 1 <= reflection.experience.turn <= reflection.after_turn
@@ -533,7 +533,7 @@ def test_whatever_the_policy_does_in_sokoban_the_tree_is_sound(
     sound(EXPLORERS[name], Hand(Sokoban(), erratic(MOVES), breaks(broken, ReplayDiverged)), board, limits)
 
 
-def sound(explorer: Callable[[Growth], Play[Tree]], hand: Hand, task: Task, limits: dict[str, int]) -> None:
+def sound(explorer: Callable[[TreeBuilder], Play[Tree]], hand: Hand, task: Task, limits: dict[str, int]) -> None:
     tree = grown(explorer, hand, task, **limits)
     check_tree(tree, rules(**limits))
     check_prompts_of(hand, TERSE)

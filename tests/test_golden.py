@@ -15,7 +15,6 @@ from players import TERSE
 from tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
-from leafe.bench import Bench
 from leafe.chat import fill
 from leafe.cli import app
 from leafe.config import parse
@@ -23,6 +22,7 @@ from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.errors import EngineError
+from leafe.experiment import Experiment
 from leafe.forest.store import read_forest
 from leafe.lab import run_recipe
 from leafe.progress import Silent
@@ -89,9 +89,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 def complete(config: RunConfig, path: Path, models: Models) -> None:
     """What `leafe run` does, with scripts for models."""
-    bench = Bench(config, Path(config.model), models.load, lambda: Lookup(**config.environment.args), Silent())
+    experiment = Experiment(config, Path(config.model), models.load, lambda: Lookup(**config.environment.args), Silent())
     with RunDirectory.open(path, config) as directory:
-        run_recipe(bench, directory)
+        run_recipe(experiment, directory)
         write_report(directory)
         assert not directory.done
         directory.finish()
@@ -126,7 +126,7 @@ def test_every_task_is_solved_by_as_many_rollbacks_as_its_key_is_far(golden: Gol
         assert [attempt.stop for attempt in tree.attempts[: success.index]] == [StopReason.TURN_LIMIT] * success.index
         if success.index:
             assert (success.parent, success.turn) == (success.index - 1, 2)
-            assert [turn.action for turn in tree.walk(success.leaf)] == ["open place1", f"open place{golden.key(tree)}"]
+            assert [turn.action for turn in tree.trajectory(success.leaf)] == ["open place1", f"open place{golden.key(tree)}"]
             assert success.experience == f"open place{golden.key(tree)} instead"
 
 
@@ -206,9 +206,9 @@ def test_compare_gives_pass_at_k_of_every_arm_and_its_gain_as_json(golden: Golde
 def test_a_finished_run_is_left_as_it_is(golden: Golden, config: RunConfig) -> None:
     before = {path: path.read_bytes() for path in golden.run.path.rglob("*.jsonl")}
     again = Models()
-    bench = Bench(config, Path(config.model), again.load, Lookup, Silent())
+    experiment = Experiment(config, Path(config.model), again.load, Lookup, Silent())
     with RunDirectory.open(golden.run.path, config) as directory:
-        run_recipe(bench, directory)
+        run_recipe(experiment, directory)
     assert again.loaded == [] and {path: path.read_bytes() for path in golden.run.path.rglob("*.jsonl")} == before
 
 

@@ -57,10 +57,10 @@ def test_a_sequence_that_grows_is_gone_through_once() -> None:
 def test_a_prompt_is_the_same_whatever_was_rendered_before_it(
     prompts: Prompts, asked: list[tuple[int, bool, str | None, list[str], int]], said: list[tuple[str, str, str]]
 ) -> None:
-    walk, other = walk_of(*said), walk_of(*said[:2], ("x", "elsewhere", "y"), *said)
+    trajectory, other = walk_of(*said), walk_of(*said[:2], ("x", "elsewhere", "y"), *said)
     scene = Scene(prompts, key_in(1), SHOWN)
     for end, away, advice, feedback, short in asked:
-        here: Sequence[Turn] = (other if away else walk)[:end]
+        here: Sequence[Turn] = (other if away else trajectory)[:end]
         shortenings = every_shortening(prompts, list(here)) if here else [WHOLE]
         shortening, fresh = shortenings[short % len(shortenings)], Scene(prompts, key_in(1), SHOWN)
         notes = Notes(advice, tuple(feedback))
@@ -95,10 +95,10 @@ def grown(steps: list[tuple[int, list[str]]]) -> list[tuple[Message, ...]]:
 
 
 @given(conversations, st.floats(0, 2), st.integers(0, 2**63 - 1))
-def test_a_mark_is_the_digest_of_the_whole_conversation(steps: list[tuple[int, list[str]]], warmth: float, seed: int) -> None:
+def test_a_mark_is_the_digest_of_the_whole_conversation(steps: list[tuple[int, list[str]]], temperature: float, seed: int) -> None:
     marks = Marks()
     for messages in grown(steps):
-        ask = Ask(messages, Sampling(warmth), seed)
+        ask = Ask(messages, Sampling(temperature), seed)
         assert marks.of(ask) == mark_of(ask)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from leafe.bench import Bench
 from leafe.compose import bench_of
 from leafe.config import parse
 from leafe.engines.base import Engine, Scores
 from leafe.errors import EngineError, UserError
+from leafe.experiment import Experiment
 from leafe.jsonl import read_lines
 from leafe.lab import run_recipe
 from leafe.methods.grpo import STEPS_SCHEMA
@@ -66,11 +66,11 @@ class Failing:
         await self.engine.close()
 
 
-def bench(*overrides: str) -> Bench:
+def experiment(*overrides: str) -> Experiment:
     return bench_of(parse(RECIPE, "grpo.yaml", list(overrides)), Silent())
 
 
-def run(path: Path, made: Bench) -> RunDirectory:
+def run(path: Path, made: Experiment) -> RunDirectory:
     with RunDirectory.open(path, made.config) as directory:
         run_recipe(made, directory)
         return directory
@@ -87,7 +87,7 @@ def steps(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("grpo") / "run"
-    run(path, bench())
+    run(path, experiment())
     return path
 
 
@@ -115,7 +115,7 @@ def test_the_trained_model_is_an_arm_beside_the_base(whole: Path) -> None:
 
 @pytest.mark.parametrize("patience", [3, 70])
 def test_a_run_that_breaks_in_the_middle_ends_with_the_same_weights(whole: Path, tmp_path: Path, patience: int) -> None:
-    path, made = tmp_path / "run", bench()
+    path, made = tmp_path / "run", experiment()
     broken = replace(made, load_engine=lambda folder: Failing(made.load_engine(folder), patience))
     with pytest.raises(EngineError, match="taken away"):
         run(path, broken)
@@ -131,7 +131,7 @@ def test_a_run_that_was_killed_when_training_was_over_does_not_train_again(whole
     for name in ("train grpo", "evaluate grpo"):
         del stages[name]
     (path / "stages.json").write_text(json.dumps(stages))
-    made = bench()
+    made = experiment()
 
     def loaded(folder: Path) -> Engine:
         assert folder.name == "grpo"  # nothing is sampled from the base any more
@@ -145,7 +145,7 @@ def test_a_run_that_was_killed_when_training_was_over_does_not_train_again(whole
 
 def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_path: Path) -> None:
     hard = "environment.args={rows: 6, columns: 6, min_length: 12, max_length: 16, horizon: 2}"
-    found = run(tmp_path / "run", bench(hard, "tasks.train=2", "tasks.test=1", "explore.turns=20")).stages["train grpo"]
+    found = run(tmp_path / "run", experiment(hard, "tasks.train=2", "tasks.test=1", "explore.turns=20")).stages["train grpo"]
     assert found["steps"] == 0 and "nothing to learn from" in found["note"] and 0 < found["turns"] <= 40
 
 
@@ -162,10 +162,10 @@ def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_pat
 )
 def test_settings_that_cannot_go_together_are_refused_when_they_are_read(override: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        bench(*override.split())
+        experiment(*override.split())
 
 
 def test_a_budget_that_holds_no_step_is_refused_with_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not hold one step .*type explore\.turns=6"):
-        run(tmp_path / "run", bench("explore.turns=5"))
+        run(tmp_path / "run", experiment("explore.turns=5"))
     assert not (tmp_path / "run" / "eval").exists()

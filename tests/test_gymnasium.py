@@ -93,13 +93,13 @@ def test_what_is_declared_holds_over_two_hundred_rollbacks(arguments: dict[str, 
 
 
 def test_ice_that_is_slippery_slips_the_same_way_for_the_same_seed_and_another_way_for_another() -> None:
-    walks = {
+    trajectories = {
         tuple(one.text for one in played(Gymnasium(id="FrozenLake-v1"), ["right", "down"] * 4, number)) for number in range(12)
     }
     again = {
         tuple(one.text for one in played(Gymnasium(id="FrozenLake-v1"), ["right", "down"] * 4, number)) for number in range(12)
     }
-    assert walks == again and len(walks) > 6
+    assert trajectories == again and len(trajectories) > 6
 
 
 def test_an_action_may_be_named_or_numbered_and_colours_are_words() -> None:

@@ -38,9 +38,9 @@ def shown(shortening: Shortening) -> str:
     return "\n".join(message.content for message in act_messages(SCENE, WALK, shortening=shortening))
 
 
-def every_shortening(prompts: Prompts, walk: list[Turn], start: Shortening = WHOLE) -> list[Shortening]:
+def every_shortening(prompts: Prompts, trajectory: list[Turn], start: Shortening = WHOLE) -> list[Shortening]:
     found = [start]
-    while (further := shorter(prompts, walk, found[-1])) is not None:
+    while (further := shorter(prompts, trajectory, found[-1])) is not None:
         found.append(further)
     return found
 
@@ -58,33 +58,33 @@ def test_thoughts_go_first_then_observations_the_oldest_of_each_before_the_young
 
 @given(st.lists(st.tuples(texts, texts.filter(str.strip), texts), max_size=8))
 def test_the_task_the_first_observation_the_last_one_and_every_action_always_stay(said: list[tuple[str, str, str]]) -> None:
-    walk = walk_of(*said)
+    trajectory = walk_of(*said)
     scene = Scene(FULL, key_in(1), Observation("what the reset shows"))
-    whole = act_messages(scene, walk)
-    for shortening in every_shortening(FULL, walk):
-        messages = act_messages(scene, walk, shortening=shortening)
+    whole = act_messages(scene, trajectory)
+    for shortening in every_shortening(FULL, trajectory):
+        messages = act_messages(scene, trajectory, shortening=shortening)
         assert [message.role for message in messages] == [message.role for message in whole]
         assert messages[:2] == whole[:2] and messages[-1] == whole[-1]
         replies = [message.content for message in messages if message.sampled]
-        assert all(render_action("tags", turn.action) in reply for turn, reply in zip(walk, replies, strict=True))
+        assert all(render_action("tags", turn.action) in reply for turn, reply in zip(trajectory, replies, strict=True))
 
 
 @given(st.lists(st.tuples(texts, texts.filter(str.strip), texts), max_size=8))
 def test_each_shortening_is_shorter_than_the_one_before_and_there_are_few(said: list[tuple[str, str, str]]) -> None:
-    walk = walk_of(*said)
+    trajectory = walk_of(*said)
     sizes = [
-        sum(len(message.content) for message in act_messages(replace(SCENE, task=key_in(1)), walk, shortening=one))
-        for one in every_shortening(FULL, walk)
+        sum(len(message.content) for message in act_messages(replace(SCENE, task=key_in(1)), trajectory, shortening=one))
+        for one in every_shortening(FULL, trajectory)
     ]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes) <= 6
 
 
 def test_an_observation_that_is_shorter_than_what_stands_for_it_does_not_make_the_prompt_longer() -> None:
     stands = len(FULL.left_out)
-    walk = walk_of(("", "look", ""), ("", "look", "x" * (stands + 5)), ("", "look", ""))
-    assert [one.observations for one in every_shortening(FULL, walk)] == [0, 0]
-    walk = walk_of(("", "look", ""), ("", "look", "x" * (3 * stands)), ("", "look", ""))
-    assert every_shortening(FULL, walk)[-1] == Shortening(3, 2)
+    trajectory = walk_of(("", "look", ""), ("", "look", "x" * (stands + 5)), ("", "look", ""))
+    assert [one.observations for one in every_shortening(FULL, trajectory)] == [0, 0]
+    trajectory = walk_of(("", "look", ""), ("", "look", "x" * (3 * stands)), ("", "look", ""))
+    assert every_shortening(FULL, trajectory)[-1] == Shortening(3, 2)
 
 
 def test_the_last_turns_are_kept_and_older_ones_shortened_to_their_actions() -> None:
@@ -140,7 +140,7 @@ def test_an_attempt_with_a_full_context_goes_on_over_a_shorter_history() -> None
         ask.messages for ask in hand.asks if ask.purpose == "act" and sum(len(m.content) for m in ask.messages) <= hand.limit
     ]
     rendered = [
-        act_messages(Scene(FULL, tree.task, tree.root), tree.walk(turn.parent), Notes(turn.experience), turn.shortening)
+        act_messages(Scene(FULL, tree.task, tree.root), tree.trajectory(turn.parent), Notes(turn.experience), turn.shortening)
         for turn in tree.turns
     ]
     assert sampled == rendered
@@ -187,7 +187,7 @@ def test_a_rollback_past_a_reply_without_an_action_replays_what_the_world_was_gi
     tree = grown(explore, hand, key_in(5, horizon=3), prompts=FULL, max_attempts=2)
     assert [attempt.success for attempt in tree.attempts] == [False, True] and tree.attempts[1].turn == 3
     (rollback,) = [effect for effect in hand.effects if isinstance(effect, Rollback)]
-    assert [turn.action for turn in rollback.walk] == ["open place1"]
+    assert [turn.action for turn in rollback.trajectory] == ["open place1"]
     assert [effect.action for effect in hand.effects if isinstance(effect, Step)] == ["open place1", "open place2", "open place5"]
 
 

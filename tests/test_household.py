@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
-from leafe.distillation.examples import Choice, distill
+from leafe.distillation.examples import Selection, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.check import check_environment
 from leafe.envs.world import World, observation_digest
 from leafe.errors import UnknownName, UserError
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
 from leafe.progress import Silent
 from leafe.prompts import load_prompts
 from leafe.records import Ask, StopReason, Task, Tree
@@ -277,10 +277,10 @@ def explored(world: Household, plans: dict[str, list[str]], prompts: str) -> lis
     recipe = f"name: house\nenvironment: {{name: household}}\nprompts: {prompts}\ntasks: {{train: {len(plans)}}}\n"
     config = parse(recipe + "explore: {turns: 60, max_attempts: 2, max_depth: 2}", "house")
     engine = ScriptedEngine(answer, token_bytes=8)
-    return grow(
-        Bench(config, Path("none"), lambda folder: engine, lambda: world_like(world), Silent()),
+    return explore_tasks(
+        Experiment(config, Path("none"), lambda folder: engine, lambda: world_like(world), Silent()),
         "explore",
-        Plot("tree", 5, Path("none")),
+        ForestSpec("tree", 5, Path("none")),
     )
 
 
@@ -300,8 +300,8 @@ def test_a_policy_that_goes_wrong_is_advised_rolled_back_and_succeeds() -> None:
         first, second = tree.attempts
         assert (first.stop, second.stop) == (StopReason.TURN_LIMIT, StopReason.SUCCESS)
         assert second.turn == 2 and tree.spend.rollbacks == 1
-        assert [turn.action for turn in tree.walk(second.leaf)] == commands
-    examples = distill(trees, load_prompts("terse", "household"), Choice(qualify="success"))
+        assert [turn.action for turn in tree.trajectory(second.leaf)] == commands
+    examples = distill(trees, load_prompts("terse", "household"), Selection(qualify="success"))
     wrong = [example for example in examples if example.kind == "counterfactual"]
     assert len(wrong) == len(trees)
     for example in wrong:

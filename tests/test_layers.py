@@ -49,7 +49,7 @@ FLOORS = {
     "lab": 6,
     "results": 6,
     "preflight": 6,
-    "bench": 6,
+    "experiment": 6,
     "methods": 7,
     "viewer": 7,
     "scale": 7,

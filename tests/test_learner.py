@@ -142,7 +142,7 @@ def test_saved_weights_are_an_ordinary_checkpoint_and_learning_goes_on(base: Pat
         saved.save(tmp_path / "2")
 
 
-def chances(one: Learner, asked: str) -> torch.Tensor:
+def probs(one: Learner, asked: str) -> torch.Tensor:
     """What the model would answer with first, `(vocabulary,)`, as log-probabilities."""
     prompt = ChatTokenizer(one.tokenizer).prompt_ids((Message("user", asked),))
     with torch.no_grad():
@@ -157,7 +157,7 @@ def said(step: int, number: int, target: Target, weight: float) -> Example:
 
 def grpo(one: Learner, draw: torch.Generator) -> list[Example]:
     """Eight answers of its own; even ids are what is wanted."""
-    now = chances(one, "what now?")
+    now = probs(one, "what now?")
     ids = torch.multinomial(now.exp(), 8, replacement=True, generator=draw).tolist()
     rewards = [float(token % 2 == 0) for token in ids]
     mean = sum(rewards) / len(rewards)
@@ -187,10 +187,10 @@ def preferred(one: Learner, draw: torch.Generator) -> list[Example]:
 )
 def test_each_loss_brings_about_what_it_is_for(base: Path, loss: Loss, sample: Any, grows: Any) -> None:
     one, draw = learner(base, steps=12, settings=PLAN.model_copy(update={"learning_rate": 3e-3}), loss=loss), torch.Generator()
-    before = grows(chances(one, "what now?"))
+    before = grows(probs(one, "what now?"))
     for _ in range(12):
         one.step(sample(one, draw.manual_seed(one.done)))
-    assert grows(chances(one, "what now?")) > before + 0.1
+    assert grows(probs(one, "what now?")) > before + 0.1
 
 
 def trained(base: Path, folder: Path, settings: TrainSettings, *, steps: int = 4) -> dict[str, torch.Tensor]:

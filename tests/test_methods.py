@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from players import steady
 from tiny import tiny_model, tiny_tokenizer
 
-from leafe.bench import Bench
 from leafe.config import dump, load_recipe, parse
 from leafe.digest import text_digest
 from leafe.distillation.store import read_examples
@@ -25,8 +24,9 @@ from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.evaluation.outcomes import read_outcomes
+from leafe.experiment import Experiment
+from leafe.forest.builder import Start, TreeBuilder
 from leafe.forest.effects import Play
-from leafe.forest.growth import Growth, Start
 from leafe.forest.play import play
 from leafe.known_methods import find
 from leafe.lab import Lab, run_recipe, run_stage, run_verb, stages_of
@@ -207,7 +207,7 @@ def test_stages_that_cannot_be_are_told_before_anything_is_done(
 ) -> None:
     source = GOOD.replace("import Method", "import Method, Policy, Stage").replace("return []", body)
     shelf.put("unstaged", source, "good = Good")
-    here = bench(base, steady("wait", "none"), "method=good")
+    here = experiment(base, steady("wait", "none"), "method=good")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         with pytest.raises(UserError, match=r"'good'|explorer|arm") as told:
             run_recipe(here, run)
@@ -395,7 +395,7 @@ train: {epochs: 1, batch_size: 8}
 """
 
 
-def bench(base: Path, policy: Callable[[Ask], str], *overrides: str, heard: list[Ask] | None = None) -> Bench:
+def experiment(base: Path, policy: Callable[[Ask], str], *overrides: str, heard: list[Ask] | None = None) -> Experiment:
     """A bench whose models all say what `policy` says; `heard` gets every request."""
 
     def engine(folder: Path) -> Engine:
@@ -404,7 +404,7 @@ def bench(base: Path, policy: Callable[[Ask], str], *overrides: str, heard: list
         return made
 
     config = parse(RECIPE, "trial", [f"model={base}", *overrides])
-    return Bench(config, base, engine, lambda: Lookup(places=2, horizon=2), Silent())
+    return Experiment(config, base, engine, lambda: Lookup(places=2, horizon=2), Silent())
 
 
 def opens(ask: Ask) -> str:
@@ -423,7 +423,7 @@ class Named(Method):
 
 
 def test_any_name_of_an_arm_and_a_forest_is_shown_as_it_was_written(base: Path, tmp_path: Path) -> None:
-    here = bench(base, opens, f"method={__name__}:Named")
+    here = experiment(base, opens, f"method={__name__}:Named")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         run_recipe(here, run)
         assert list(run.arms()) == ["<b>bold<|b> [red]& é"] and list(run.forests()) == ["<i>wood"]
@@ -457,7 +457,7 @@ def test_a_name_that_is_no_safe_file_is_refused(name: object) -> None:
 
 
 def test_a_forest_that_still_grows_is_shown_by_its_place(base: Path, tmp_path: Path) -> None:
-    here = bench(base, opens, "controls=[refine]")
+    here = experiment(base, opens, "controls=[refine]")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         run_verb(here, run, "explore")
         grown = list(run.forests())
@@ -482,7 +482,7 @@ def test_forests_of_rounds_come_first_in_the_order_of_their_numbers(tmp_path: Pa
 
 
 def test_arms_that_an_older_version_measured_are_found_by_their_stages(base: Path, tmp_path: Path) -> None:
-    here = bench(base, opens, "arms=[]")
+    here = experiment(base, opens, "arms=[]")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         run_recipe(here, run)
         assert [arm.name for arm in arms_of(run)] == ["base"] and "distil round 1" not in run.stages
@@ -511,7 +511,7 @@ class Noted(Method):
 
 def test_the_notes_and_prompts_of_a_policy_are_read_at_every_request_and_kept_out_of_training(base: Path, tmp_path: Path) -> None:
     heard: list[Ask] = []
-    here = bench(base, opens, f"method={__name__}:Noted", heard=heard)
+    here = experiment(base, opens, f"method={__name__}:Noted", heard=heard)
     found: dict[str, list[str]] = {}
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         for one in stages_of(here, run):
@@ -529,7 +529,7 @@ def test_the_notes_and_prompts_of_a_policy_are_read_at_every_request_and_kept_ou
         assert all("<action>" in text for text in found["evaluate full"]) and "<action>" not in found["evaluate base"][0]
         trees = Lab(here).trees(run, 1)
         assert len(read_outcomes(run.arms()["noted"])) == 4 and len(trees) == 6
-        lessons = Lab(bench(base, opens, "distill.qualify=any", "distill.success_share=1.0"))
+        lessons = Lab(experiment(base, opens, "distill.qualify=any", "distill.success_share=1.0"))
         from_them = find("leafe").stages(lessons, run, LeafeSettings())
         (distil,) = (one for one in from_them if one.name == "distil round 1")
         (file,) = distil.work().files
@@ -537,11 +537,11 @@ def test_the_notes_and_prompts_of_a_policy_are_read_at_every_request_and_kept_ou
         assert not any(note in message.content for one in read_examples(file) for message in one.messages for note in Noted.NOTES)
 
 
-def twice(growth: Growth) -> Play[Tree]:
+def twice(builder: TreeBuilder) -> Play[Tree]:
     """Two fresh attempts and no more."""
     for _ in range(2):
-        yield from play(growth, Start())
-    return growth.tree("twice")
+        yield from play(builder, Start())
+    return builder.tree("twice")
 
 
 class Playbook(Method):
@@ -554,7 +554,7 @@ class Playbook(Method):
 
         def curate() -> Made:
             won = {tree.attempts[0].leaf: tree for tree in lab.trees(run, 1) if tree.attempts[0].success}
-            actions = sorted({turn.action for leaf, tree in won.items() for turn in tree.walk(leaf)})
+            actions = sorted({turn.action for leaf, tree in won.items() for turn in tree.trajectory(leaf)})
             book.write_text("".join(f"It helped to {action}.\n" for action in actions))
             return Made({"notes": len(actions)}, [book])
 
@@ -571,7 +571,7 @@ class Playbook(Method):
 
 def test_a_method_explores_and_keeps_files_in_its_own_way_and_they_are_proved_like_any(base: Path, tmp_path: Path) -> None:
     heard: list[Ask] = []
-    here = bench(base, opens, f"method={__name__}:Playbook", heard=heard)
+    here = experiment(base, opens, f"method={__name__}:Playbook", heard=heard)
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         with pytest.raises(UserError, match=r"the stage 'curate' .* is not finished yet; type: leafe run .*config\.yaml --out"):
             run_verb(here, run, "evaluate")

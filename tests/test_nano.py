@@ -81,11 +81,11 @@ def followed(lesson: Lesson, lookback: Lookback) -> Iterator[tuple[tuple[Message
     """Each prompt that is read while advice is followed, as chat renders it, with the move that is taught there."""
     assert lookback.experience is not None
     told = lookback.experience
-    walk = walk_of(lesson.moves)[: told.turn - 1]
+    trajectory = walk_of(lesson.moves)[: told.turn - 1]
     for offset, move in enumerate(lookback.followed):
         notes = Notes(told.text if offset == 0 else None)
-        yield act_messages(scene_of(lesson), walk, notes), move
-        walk.append(turn_of(told.turn + offset, move, told.text if offset == 0 else None))
+        yield act_messages(scene_of(lesson), trajectory, notes), move
+        trajectory.append(turn_of(told.turn + offset, move, told.text if offset == 0 else None))
 
 
 def path(row: PackedRow, place: int) -> tuple[int, ...]:
@@ -114,11 +114,11 @@ def drills_of(lesson: Lesson) -> Iterator[tuple[Message, ...]]:
 
 def prompts_of(lesson: Lesson) -> Iterator[tuple[Message, ...]]:
     """Every prompt of use that a lesson teaches an answer to."""
-    walk = walk_of(lesson.moves)
-    for number in range(len(walk)):
-        yield act_messages(scene_of(lesson), walk[:number])
+    trajectory = walk_of(lesson.moves)
+    for number in range(len(trajectory)):
+        yield act_messages(scene_of(lesson), trajectory[:number])
     for lookback in lesson.lookbacks:
-        yield reflect_messages(scene_of(lesson), walk[: lookback.after_turn], ended=lookback.ended)
+        yield reflect_messages(scene_of(lesson), trajectory[: lookback.after_turn], ended=lookback.ended)
         if lookback.experience is not None:
             yield from (messages for messages, _ in followed(lesson, lookback))
 
@@ -148,14 +148,14 @@ def test_reflecting_is_taught_as_the_reply_that_the_parser_reads_back() -> None:
     for lesson in LESSONS:
         terms = taught(Writer(TOKENIZER, PROMPTS).row(lesson))
         for lookback in lesson.lookbacks:
-            walk = walk_of(lesson.moves)[: lookback.after_turn]
+            trajectory = walk_of(lesson.moves)[: lookback.after_turn]
             reply = render_reflection(PROMPTS.form, lookback.experience)
             if lookback.experience is not None:  # the situation is copied before it is judged
                 turn = lookback.experience.turn
                 seen = lesson.start if turn == 1 else lesson.moves[turn - 2].observation
                 reply = f"{turn}: {seen}\n{reply}"
             assert parse_reflection(PROMPTS.form, reply, lookback.after_turn) == lookback.experience
-            prefix = tuple(CHAT.prompt_ids(reflect_messages(scene_of(lesson), walk, ended=lookback.ended)))
+            prefix = tuple(CHAT.prompt_ids(reflect_messages(scene_of(lesson), trajectory, ended=lookback.ended)))
             for token in (*ids_of(reply), TOKENIZER.convert_tokens_to_ids(END)):
                 assert token in terms[prefix]
                 prefix += (token,)
@@ -208,8 +208,8 @@ def test_a_reflection_can_copy_any_turn_that_is_named_to_it() -> None:
     for lesson in LESSONS[:20]:
         terms = taught(Writer(TOKENIZER, PROMPTS).row(lesson))
         for lookback in lesson.lookbacks:
-            walk = walk_of(lesson.moves)[: lookback.after_turn]
-            asked = CHAT.prompt_ids(reflect_messages(scene_of(lesson), walk, ended=lookback.ended))
+            trajectory = walk_of(lesson.moves)[: lookback.after_turn]
+            asked = CHAT.prompt_ids(reflect_messages(scene_of(lesson), trajectory, ended=lookback.ended))
             for turn in range(1, lookback.after_turn + 1):
                 header, copy = ids_of(f"{turn}:"), ids_of(f"{turn}: {seen_at(lesson, turn)}\n")
                 for place in range(len(header) + 1, len(copy)):

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from players import Hand, rules, scripted, steady
 
-from leafe.bench import Bench
 from leafe.config import parse
 from leafe.digest import seed_for
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.check import check_environment
 from leafe.errors import UserError
-from leafe.forest.driver import Job, Means, drive
+from leafe.experiment import Experiment
+from leafe.forest.builder import TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth
 from leafe.forest.journal import Journal
 from leafe.progress import Silent
 from leafe.records import Observation, StopReason, Task, Tree
@@ -72,11 +72,11 @@ def explored(
     found = {}
 
     async def main() -> None:
-        jobs = [Job(task.id, task, explore(Growth(task, rule))) for task in kind().tasks("train", 6)]
-        async for job, tree in drive(
-            jobs, Means(ScriptedEngine(answers, fail_after=fail_after), kind, journal, **more), concurrency=3
+        rollouts = [Rollout(task.id, task, explore(TreeBuilder(task, rule))) for task in kind().tasks("train", 6)]
+        async for rollout, tree in drive(
+            rollouts, Runtime(ScriptedEngine(answers, fail_after=fail_after), kind, journal, **more), concurrency=3
         ):
-            found[job.key] = tree
+            found[rollout.key] = tree
 
     asyncio.run(main())
     return found
@@ -118,7 +118,7 @@ def test_new_luck_is_the_same_wherever_worlds_live_and_after_a_kill(tmp_path: Pa
 
 def test_a_branch_whose_first_reply_holds_no_action_draws_anew_at_its_first_step() -> None:
     hand = Hand(Dice(), steady("throw", "turn 2: throw"))
-    tree = hand.finish(explore(Growth(Dice().tasks("train", 1)[0], rules(turns=12, max_attempts=2, new_luck=True))))
+    tree = hand.finish(explore(TreeBuilder(Dice().tasks("train", 1)[0], rules(turns=12, max_attempts=2, new_luck=True))))
     assert len(tree.attempts) == 2
     seeds = [effect.seed for effect in hand.effects if hasattr(effect, "action")]
     assert [seed is not None for seed in seeds] == [False] * 5 + [True] + [False] * (len(seeds) - 6)
@@ -141,6 +141,6 @@ def test_check_env_tries_what_is_drawn_anew() -> None:
 
 def test_new_luck_is_refused_where_nothing_can_be_drawn_anew() -> None:
     config = parse("name: trial\nenvironment: {name: lookup}\nexplore: {new_luck: true}\ntasks: {train: 1, test: 1}", "trial")
-    bench = Bench(config, Path("none"), lambda folder: ScriptedEngine(scripted()), Lookup, Silent())
+    experiment = Experiment(config, Path("none"), lambda folder: ScriptedEngine(scripted()), Lookup, Silent())
     with pytest.raises(UserError, match=r"explore.new_luck wants an environment with reseed\(seed\), and lookup has none"):
-        bench.check()
+        experiment.check()

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from leafe.evaluation.compare import ArmResult, Comparison, percent, points
 from leafe.evaluation.passk import Interval
 from leafe.forest.faults import Faults, faults_of
-from leafe.records import Attempt, Completion, Experience, Observation, Reflection, Shortening, Spend, StopReason, Task, Tree, Turn
+from leafe.records import Attempt, Completion, Experience, Observation, Reflection, Shortening, StopReason, Task, Tree, Turn, Usage
 from leafe.results import ExplorationRow, exploration_row
 from leafe.viewer.markup import preformatted, tag
 from leafe.viewer.page import PageContent, render_page
-from leafe.viewer.trees import ENDINGS, lanes, replaced_turn
+from leafe.viewer.trees import ENDINGS, pool, replaced_turn
 
 BOARD = "You moved.\n#####\n#PXO#\n#####"
 HOSTILE = [
@@ -63,7 +63,7 @@ def small_tree(text: str = BOARD) -> Tree:
         Reflection(1, 2, (Completion("turn none"),)),
     )
     task = Task("task-a", "sokoban", "Push every box X onto a target O.", 3)
-    return Tree(task, "tree", Observation(text), tuple(turns), attempts, reflections, Spend(7, 700, 14, 2, 3, 3, 40))
+    return Tree(task, "tree", Observation(text), tuple(turns), attempts, reflections, Usage(7, 700, 14, 2, 3, 3, 40))
 
 
 def measured(name: str = "leafe", error: str = "EnvironmentFailure") -> Comparison:
@@ -350,21 +350,21 @@ def test_a_reflection_without_room_is_told_apart_from_one_that_cannot_be_read() 
 
 
 def test_each_branch_hangs_from_the_turn_that_it_was_rolled_back_to() -> None:
-    found = {lane.attempt.index: (lane.owner, lane.start, lane.end) for lane in lanes(small_tree())}
+    found = {worker.attempt.index: (worker.owner, worker.start, worker.end) for worker in pool(small_tree())}
     assert found == {0: (None, 0, 3), 1: (0, 1, 3), 2: (1, 2, 3), 3: (None, 0, 1), 4: (None, 0, 0)}
-    assert [lane.attempt.index for lane in lanes(small_tree())] == [0, 1, 2, 3, 4]
+    assert [worker.attempt.index for worker in pool(small_tree())] == [0, 1, 2, 3, 4]
 
 
 def test_no_lane_is_crossed_by_the_line_of_another() -> None:
     tree = small_tree()
     early = Attempt(5, 1, StopReason.TURN_LIMIT, False, 0.0, "5/3", 0, 3)
     tree = replace(tree, turns=(*tree.turns, turn(5, 3, "up", parent="0/2")), attempts=(*tree.attempts, early))
-    drawn = lanes(tree)
-    rows = {lane.attempt.index: row for row, lane in enumerate(drawn)}
-    assert [lane.attempt.index for lane in drawn] == [0, 5, 1, 2, 3, 4]
-    for lane in drawn:
-        between = drawn[rows.get(lane.owner, 0) + 1 : rows[lane.attempt.index]] if lane.owner is not None else ()
-        assert all(other.start >= lane.start for other in between)
+    drawn = pool(tree)
+    rows = {worker.attempt.index: row for row, worker in enumerate(drawn)}
+    assert [worker.attempt.index for worker in drawn] == [0, 5, 1, 2, 3, 4]
+    for worker in drawn:
+        between = drawn[rows.get(worker.owner, 0) + 1 : rows[worker.attempt.index]] if worker.owner is not None else ()
+        assert all(other.start >= worker.start for other in between)
 
 
 def test_a_branch_is_told_with_what_it_replaced_the_advice_and_what_it_did() -> None:
@@ -426,5 +426,5 @@ def test_the_same_content_gives_the_same_page() -> None:
 
 
 def test_a_tree_on_which_nothing_was_tried_is_drawn_as_its_start() -> None:
-    bare = replace(small_tree(), turns=(), attempts=(), reflections=(), spend=Spend())
+    bare = replace(small_tree(), turns=(), attempts=(), reflections=(), spend=Usage())
     assert "0 attempts, 0 solved" in render_page(content(bare))

@@ -25,13 +25,13 @@ from leafe.envs import registry
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.calls import Call, patience_for
 from leafe.envs.check import check_environment
-from leafe.envs.hosting import Terms, hosting
+from leafe.envs.worker_pool import Terms, worker_pool
 from leafe.envs.world import World, observation_digest
 from leafe.envs.world_process import WorldProcess
 from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter
 from leafe.records import Ask, Completion, Observation, StopReason, Task, Tree
@@ -49,16 +49,16 @@ def lookups(count: int) -> Sequence[Task]:
 
 
 def driven(
-    means: Means, tasks: Sequence[Task], path: Path | None = None, *, concurrency: int = 8, **changes: Any
+    runtime: Runtime, tasks: Sequence[Task], path: Path | None = None, *, concurrency: int = 8, **changes: Any
 ) -> dict[str, Tree]:
     """The trees of tasks, written to a forest as they come."""
     found: dict[str, Tree] = {}
     writer = ForestWriter(path) if path else None
-    jobs = [Job(task.id, task, explore(Growth(task, replace(RULES, **changes)))) for task in tasks]
+    rollouts = [Rollout(task.id, task, explore(TreeBuilder(task, replace(RULES, **changes)))) for task in tasks]
 
     async def main() -> None:
-        async for job, tree in drive(jobs, means, concurrency=concurrency):
-            found[job.key] = tree
+        async for rollout, tree in drive(rollouts, runtime, concurrency=concurrency):
+            found[rollout.key] = tree
             if writer:
                 writer.add(tree)
 
@@ -70,8 +70,8 @@ def driven(
     return found
 
 
-def means(make: Callable[[], Environment], placement: Placement, actions: Sequence[str] = PLACES, **more: Any) -> Means:
-    return Means(ScriptedEngine(erratic(actions)), make, placement=placement, workers=more.pop("workers", 2), **more)
+def runtime(make: Callable[[], Environment], placement: Placement, actions: Sequence[str] = PLACES, **more: Any) -> Runtime:
+    return Runtime(ScriptedEngine(erratic(actions)), make, placement=placement, workers=more.pop("workers", 2), **more)
 
 
 # The same everywhere
@@ -89,7 +89,7 @@ def test_a_forest_holds_the_same_bytes_wherever_its_worlds_live(
     tasks = make().tasks("train", 8)
     for concurrency in (1, 8):
         for where in (Placement.INLINE, placement):
-            driven(means(make, where, actions), tasks, tmp_path / f"{where}-{concurrency}", concurrency=concurrency)
+            driven(runtime(make, where, actions), tasks, tmp_path / f"{where}-{concurrency}", concurrency=concurrency)
     inline, elsewhere = ((tmp_path / f"{where}-1").read_bytes() for where in (Placement.INLINE, placement))
     assert inline == elsewhere and inline.count(b"\n") == 9
     # Which tree is finished first depends on time; what is in it does not.
@@ -99,14 +99,14 @@ def test_a_forest_holds_the_same_bytes_wherever_its_worlds_live(
 @pytest.mark.parametrize("placement", ELSEWHERE)
 def test_a_run_that_stopped_in_one_place_goes_on_in_another(placement: Placement, tmp_path: Path) -> None:
     tasks = lookups(12)
-    whole = driven(means(Lookup, Placement.INLINE), tasks)
+    whole = driven(runtime(Lookup, Placement.INLINE), tasks)
     journal = Journal(tmp_path / "journal.jsonl")
-    failing = Means(ScriptedEngine(erratic(PLACES), fail_after=90), Lookup, journal, placement=placement, workers=2)
+    failing = Runtime(ScriptedEngine(erratic(PLACES), fail_after=90), Lookup, journal, placement=placement, workers=2)
     with pytest.raises(EngineError):
         driven(failing, tasks)
     journal.close()
     kept = Journal(tmp_path / "journal.jsonl")
-    assert driven(means(Lookup, Placement.INLINE, journal=kept), tasks) == whole
+    assert driven(runtime(Lookup, Placement.INLINE, journal=kept), tasks) == whole
     kept.close()
 
 
@@ -146,7 +146,7 @@ class Watched(Lookup):
 
 def test_a_world_stays_on_its_thread_and_no_more_are_called_at_once_than_allowed() -> None:
     Watched.threads, Watched.most = [], 0
-    found = driven(means(Watched, Placement.THREAD, workers=3), lookups(30), concurrency=10)
+    found = driven(runtime(Watched, Placement.THREAD, workers=3), lookups(30), concurrency=10)
     assert len(found) == 30 and 1 <= Watched.most <= 3
     assert all(len(own) == 1 for own in Watched.threads)
     assert threading.get_ident() not in set.union(*Watched.threads)
@@ -171,13 +171,13 @@ def test_the_others_go_on_while_one_world_takes_its_time() -> None:
         if len(engine.asks) > 1:  # the first one's step is under way by then, and waits
             Patient.asked.set()
 
-    found = driven(Means(engine, Patient, None, noticed, Placement.THREAD, 1), lookups(2), max_attempts=1)
+    found = driven(Runtime(engine, Patient, None, noticed, Placement.THREAD, 1), lookups(2), max_attempts=1)
     assert len(found) == 2
 
 
 @pytest.mark.parametrize("placement", ELSEWHERE)
 def test_a_single_worker_serves_everybody(placement: Placement) -> None:
-    assert len(driven(means(Lookup, placement, workers=1), lookups(6), concurrency=6)) == 6
+    assert len(driven(runtime(Lookup, placement, workers=1), lookups(6), concurrency=6)) == 6
 
 
 # Processes
@@ -210,7 +210,7 @@ def processes_of(trees: dict[str, Tree]) -> set[int]:
 
 
 def test_a_process_that_dies_costs_the_attempt_that_was_in_it_and_leaves_nothing() -> None:
-    found = driven(means(Deadly, Placement.PROCESS), lookups(8))
+    found = driven(runtime(Deadly, Placement.PROCESS), lookups(8))
     attempts = [attempt for tree in found.values() for attempt in tree.attempts]
     lost = [attempt for attempt in attempts if attempt.stop is StopReason.ENVIRONMENT_ERROR]
     assert len(found) == 8 and 0 < len(lost) < len(attempts)
@@ -232,8 +232,8 @@ def test_whoever_stops_listening_leaves_no_process(tmp_path: Path) -> None:
     seen: list[Observation] = []
 
     async def main() -> None:
-        jobs = (Job(task.id, task, explore(Growth(task, RULES))) for task in lookups(9))
-        trees = drive(jobs, means(Telling, Placement.PROCESS), concurrency=9)
+        rollouts = (Rollout(task.id, task, explore(TreeBuilder(task, RULES))) for task in lookups(9))
+        trees = drive(rollouts, runtime(Telling, Placement.PROCESS), concurrency=9)
         _, tree = await anext(trees)
         seen.extend(turn.observation for turn in tree.turns)
         await trees.aclose()
@@ -243,7 +243,7 @@ def test_whoever_stops_listening_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_a_finished_job_hands_its_process_on() -> None:
-    found = driven(means(Telling, Placement.PROCESS), lookups(6), max_attempts=1)
+    found = driven(runtime(Telling, Placement.PROCESS), lookups(6), max_attempts=1)
     assert len(processes_of(found)) <= 2
 
 
@@ -300,26 +300,26 @@ class Spoilt(Lookup):
 @pytest.mark.parametrize("placement", ELSEWHERE)
 def test_bad_input_found_by_an_environment_stops_the_stage_from_anywhere(placement: Placement) -> None:
     with pytest.raises(UserError, match="no such level"):
-        driven(means(Spoilt, placement), [replace(TASK, instruction="UserError")])
+        driven(runtime(Spoilt, placement), [replace(TASK, instruction="UserError")])
 
 
 def test_an_environment_that_leaves_its_process_is_a_lost_attempt() -> None:
-    tree = driven(means(Spoilt, Placement.PROCESS), [replace(TASK, instruction="left")], max_attempts=1).popitem()[1]
+    tree = driven(runtime(Spoilt, Placement.PROCESS), [replace(TASK, instruction="left")], max_attempts=1).popitem()[1]
     assert tree.attempts[0].error == "EnvironmentFailure: the process that played the environment ended with exit status 3"
 
 
 def test_an_environment_that_calls_exit_costs_its_attempt_wherever_it_lives() -> None:
     for placement in Placement:
-        tree = driven(means(Spoilt, placement), [replace(TASK, instruction="SystemExit")], max_attempts=1).popitem()[1]
+        tree = driven(runtime(Spoilt, placement), [replace(TASK, instruction="SystemExit")], max_attempts=1).popitem()[1]
         assert tree.attempts[0].error == "EnvironmentFailure: lookup called sys.exit(3)"
 
 
 def test_an_environment_that_cannot_be_made_stops_the_stage_from_anywhere() -> None:
     for placement in Placement:
         with pytest.raises(UserError, match="lookup wants at least one place"):
-            driven(means(partial(Lookup, places=0), placement), [TASK])
+            driven(runtime(partial(Lookup, places=0), placement), [TASK])
         with pytest.raises((OSError, RuntimeError), match="no room for this"):
-            driven(means(partial(Unmade, "no room for this"), placement), [TASK])
+            driven(runtime(partial(Unmade, "no room for this"), placement), [TASK])
 
 
 class Unmade(Lookup):
@@ -331,7 +331,7 @@ class Unmade(Lookup):
 
 def test_what_cannot_be_made_in_another_process_is_said_at_once() -> None:
     with pytest.raises(UserError, match=r"wants to be made by a function that can be pickled"):
-        driven(means(lambda: Lookup(), Placement.PROCESS), [TASK])
+        driven(runtime(lambda: Lookup(), Placement.PROCESS), [TASK])
 
 
 def test_rollbacks_in_another_process_are_verified_as_here() -> None:
@@ -369,7 +369,7 @@ def _no_child_is_left() -> Iterator[None]:
 def test_a_stage_without_a_job_starts_nothing() -> None:
     async def main() -> None:
         for placement in Placement:
-            await hosting(Lookup, Terms(placement)).close()
+            await worker_pool(Lookup, Terms(placement)).close()
 
     asyncio.run(main())
 
@@ -392,7 +392,7 @@ class Single(Lookup):
 @pytest.mark.parametrize("placement", [Placement.INLINE, Placement.THREAD])
 def test_there_are_no_more_worlds_than_there_can_be(placement: Placement) -> None:
     Single.there = Single.most = 0
-    found = driven(means(Single, placement, instances=2), lookups(9), concurrency=9)
+    found = driven(runtime(Single, placement, instances=2), lookups(9), concurrency=9)
     assert len(found) == 9 and Single.most <= 2 and Single.there == 0
 
 
@@ -410,13 +410,13 @@ class Together(Lookup):
 
 
 def test_a_thread_serves_each_world_that_waits() -> None:
-    found = driven(means(Together, Placement.THREAD, workers=0), lookups(12), concurrency=12, max_attempts=1, turns=1)
+    found = driven(runtime(Together, Placement.THREAD, workers=0), lookups(12), concurrency=12, max_attempts=1, turns=1)
     assert all(tree.attempts[0].error is None for tree in found.values()) and len(found) == 12
 
 
 def test_what_computes_is_called_once_a_core_at_a_time() -> None:
     Watched.threads, Watched.most = [], 0
-    driven(means(Watched, Placement.THREAD, workers=0, computes=True), lookups(12), concurrency=12, max_attempts=1)
+    driven(runtime(Watched, Placement.THREAD, workers=0, computes=True), lookups(12), concurrency=12, max_attempts=1)
     assert Watched.most <= len(os.sched_getaffinity(0))
     assert CodeContests.computes and Mbpp.computes
 
@@ -453,7 +453,7 @@ def test_a_step_that_takes_too_long_ends_its_attempt_under_a_name_of_its_own(pla
     engine = ScriptedEngine(lambda ask: "open place1" if len(ask.messages) < 3 else f"open place{place}")
     task = key_in(5, horizon=4)
     found = driven(
-        Means(engine, Stuck, placement=placement, workers=2, timeout=2.0 if placement is Placement.PROCESS else 1.0),
+        Runtime(engine, Stuck, placement=placement, workers=2, timeout=2.0 if placement is Placement.PROCESS else 1.0),
         [task, key_in(1, number=1)],
         max_attempts=2,
     )
@@ -475,7 +475,7 @@ def test_a_replay_has_the_time_of_all_its_steps() -> None:
 def test_a_world_in_line_is_limited_where_no_timer_can_be_had() -> None:
     found: list[dict[str, Tree]] = []
     engine = ScriptedEngine(steady("open place2", "turn none"))
-    work = threading.Thread(target=lambda: found.append(driven(Means(engine, Stuck, timeout=0.5), [TASK], max_attempts=1)))
+    work = threading.Thread(target=lambda: found.append(driven(Runtime(engine, Stuck, timeout=0.5), [TASK], max_attempts=1)))
     work.start()
     work.join(60)
     assert found[0][TASK.id].attempts[0].stop is StopReason.STEP_TIMEOUT
@@ -507,8 +507,8 @@ class Aging(Lookup):
 @pytest.mark.parametrize("placement", [Placement.INLINE, Placement.THREAD])
 def test_a_world_is_replaced_after_as_many_episodes_as_it_may_play(placement: Placement) -> None:
     Aging.born = Aging.closed = 0
-    whole = driven(means(Lookup, Placement.INLINE), lookups(4), max_depth=0)
-    found = driven(means(Aging, placement, recycle=2), lookups(4), concurrency=1, max_depth=0)
+    whole = driven(runtime(Lookup, Placement.INLINE), lookups(4), max_depth=0)
+    found = driven(runtime(Aging, placement, recycle=2), lookups(4), concurrency=1, max_depth=0)
     assert found == whole and Aging.born == Aging.closed > 4
 
 
@@ -549,12 +549,12 @@ class Async(Lookup):
 
 
 def test_coroutines_are_awaited_wherever_they_are_played() -> None:
-    whole = driven(means(Lookup, Placement.INLINE), lookups(4))
+    whole = driven(runtime(Lookup, Placement.INLINE), lookups(4))
     made = registry.make("test_placement:Async")
     assert made.placement is Placement.THREAD
     made.close()
     for placement in Placement:
-        assert driven(means(Async, placement), lookups(4)) == whole
+        assert driven(runtime(Async, placement), lookups(4)) == whole
     report = check_environment(Async, name="async", rollbacks=10, count=2)
     assert report.passed
 

@@ -42,7 +42,9 @@ def meter(context: int) -> Meter:
 
 def test_an_experts_whole_episode_is_played() -> None:
     found = played(config())
-    assert found.walk[-1].observation.success and [turn.action for turn in found.walk] == list(found.actions[: len(found.walk)])
+    assert found.trajectory[-1].observation.success and [turn.action for turn in found.trajectory] == list(
+        found.actions[: len(found.trajectory)]
+    )
 
 
 def test_a_limit_below_the_shortest_reply_is_refused_with_what_to_type() -> None:

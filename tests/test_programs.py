@@ -421,12 +421,16 @@ def test_no_hidden_test_is_ever_in_a_prompt(order: list[str], tmp_path_factory: 
     hand = Hand(environment, lambda ask: render_action(prompts.form, order[turns_in(ask)]))
     tree = grown(explore, hand, task, prompts=prompts, max_attempts=1)
     scene_texts = [message.content for ask in hand.asks for message in ask.messages]
-    walk, scene = tree.turns, Scene(prompts, task, tree.root)
+    trajectory, scene = tree.turns, Scene(prompts, task, tree.root)
     scene_texts += [
         message.content
-        for message in (*act_messages(scene, walk), *bare_messages(scene, walk), *reflect_messages(scene, walk, ended=True))
+        for message in (
+            *act_messages(scene, trajectory),
+            *bare_messages(scene, trajectory),
+            *reflect_messages(scene, trajectory, ended=True),
+        )
     ]
-    assert len(walk) == len(order)
+    assert len(trajectory) == len(order)
     told = "\n".join([json.dumps(task.payload), task.instruction, *scene_texts])
     assert not [secret for secret in secrets if secret in told]
 
@@ -453,8 +457,8 @@ def test_a_policy_that_fails_first_is_put_right_by_its_reflection(name: str, pro
     ((_, revised),) = tree.branch_turns()
     assert revised.action == right.strip() and revised.observation.success
     asked = next(ask for ask in reversed(hand.asks) if ask.purpose == "act")
-    walk = tree.walk(revised.id)[:-1]
-    bare = bare_messages(Scene(prompts, task, tree.root), walk)
+    trajectory = tree.trajectory(revised.id)[:-1]
+    bare = bare_messages(Scene(prompts, task, tree.root), trajectory)
     assert "start anew" in asked.messages[-1].content and not any("start anew" in message.content for message in bare)
     assert [m.content for m in bare[:-1]] == [m.content for m in asked.messages[:-1]]
 

@@ -9,7 +9,7 @@ import pytest
 
 from leafe.chat import Prompts, fill
 from leafe.prompts import load_prompts
-from leafe.replies import Form, Unreadable, parse_action, parse_reflection
+from leafe.replies import Form, ParseFailure, parse_action, parse_reflection
 
 FULL = Path(load_prompts.__globals__["__file__"]).parent / "full"
 WORLDS = sorted(path.name for path in FULL.iterdir() if path.is_dir())
@@ -55,7 +55,7 @@ def test_the_other_worlds_show_none_and_say_how_a_reply_ends(world: str) -> None
 def test_a_question_that_is_repeated_word_for_word_is_no_reflection(world: str, purpose: str, turns: int) -> None:
     prompts = full(world)
     asked = fill(getattr(prompts, purpose), turn=turns, problem="there was no <turn>...</turn>")
-    with pytest.raises(Unreadable):
+    with pytest.raises(ParseFailure):
         parse_reflection(prompts.form, asked, turns)
 
 
@@ -71,7 +71,7 @@ def test_no_other_prompt_holds_anything_that_could_be_taken_for_an_action(world:
     prompts = full(world)
     forms: tuple[Form, ...] = ("tags", prompts.form)
     for form in forms:
-        with pytest.raises(Unreadable):
+        with pytest.raises(ParseFailure):
             parse_action(form, getattr(prompts, purpose))
 
 

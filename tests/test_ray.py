@@ -19,9 +19,9 @@ from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
 from leafe.errors import MissingDependency, UserError
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth
 from leafe.records import Ask, Tree
 from leafe.scale.cluster import RayLink, RayWorkers, connect
 from leafe.scale.engine import SpreadEngine
@@ -56,10 +56,10 @@ def driven(**more: Any) -> dict[str, Tree]:
     engine = more.pop("engine", None) or ScriptedEngine(erratic(PLACES))
 
     async def main() -> None:
-        jobs = [Job(task.id, task, explore(Growth(task, RULES))) for task in make().tasks("train", 8)]
+        rollouts = [Rollout(task.id, task, explore(TreeBuilder(task, RULES))) for task in make().tasks("train", 8)]
         try:
-            async for job, tree in drive(jobs, Means(engine, make, **more), concurrency=8):
-                found[job.key] = tree
+            async for rollout, tree in drive(rollouts, Runtime(engine, make, **more), concurrency=8):
+                found[rollout.key] = tree
         finally:
             await engine.close()
 

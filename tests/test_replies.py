@@ -14,7 +14,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from leafe.records import Experience
-from leafe.replies import FORMS, Form, Half, Unreadable, parse_action, parse_reflection, render_action, render_reflection
+from leafe.replies import FORMS, Form, Half, ParseFailure, parse_action, parse_reflection, render_action, render_reflection
 from leafe.replies.reading import hollow
 from leafe.worlds.programs.environment import program_in
 
@@ -96,7 +96,7 @@ def reading(row: Row) -> str:
             experience = parse_reflection("tags", row.reply, TURNS, whole=row.whole)
             return f"turn {experience.turn}: {experience.text}" if experience else "nothing went wrong"
         return parse_action("program" if row.section == "Programs" else "tags", row.reply, whole=row.whole)
-    except Unreadable as refusal:
+    except ParseFailure as refusal:
         return f"refused: {refusal}"
 
 
@@ -164,14 +164,14 @@ def test_any_reply_is_either_read_or_unreadable_in_one_short_line(form: Form, re
     for read in (lambda: parse_action(form, reply, whole=whole), lambda: parse_reflection(form, reply, 3, whole=whole)):
         try:
             read()
-        except Unreadable as refusal:
+        except ParseFailure as refusal:
             assert "\n" not in str(refusal) and len(str(refusal)) < 200 and str(refusal).isprintable()
 
 
 @pytest.mark.parametrize("form", ["tags", "program"])
 @given(reply=MIXED)
 def test_a_reply_that_was_cut_holds_no_action(form: Form, reply: str) -> None:
-    with pytest.raises(Unreadable, match="cut"):
+    with pytest.raises(ParseFailure, match="cut"):
         parse_action(form, reply, whole=False)
 
 
@@ -179,7 +179,7 @@ def test_a_reply_that_was_cut_holds_no_action(form: Form, reply: str) -> None:
 def test_what_is_read_in_a_cut_reflection_is_what_a_whole_one_says(reply: str) -> None:
     try:
         cut = parse_reflection("tags", reply, 3, whole=False)
-    except Unreadable:
+    except ParseFailure:
         return
     assert parse_reflection("tags", reply, 3) == cut
 
@@ -188,7 +188,7 @@ def test_what_is_read_in_a_cut_reflection_is_what_a_whole_one_says(reply: str) -
 @pytest.mark.parametrize("number", ["0", "4", "-1", "999999", "1000000", "1.5", "٣", "", "9" * 5000])
 def test_a_turn_out_of_range_is_unreadable_and_never_clamped(form: Form, number: str) -> None:
     reply = f"turn {number}: go" if form == "bare" else f"<turn>{number}</turn><experience>go</experience>"
-    with pytest.raises(Unreadable):
+    with pytest.raises(ParseFailure):
         parse_reflection(form, reply, 3)
 
 
@@ -213,13 +213,13 @@ ADVICE = "Go left."
     ],
 )
 def test_of_a_reflection_that_is_not_whole_the_readable_half_is_kept(reply: str, half: Half) -> None:
-    with pytest.raises(Unreadable) as refusal:
+    with pytest.raises(ParseFailure) as refusal:
         parse_reflection("tags", reply, 4)
     assert refusal.value.half == half
 
 
 def test_of_a_cut_reflection_the_turn_is_kept_and_a_cut_experience_is_not() -> None:
-    with pytest.raises(Unreadable) as refusal:
+    with pytest.raises(ParseFailure) as refusal:
         parse_reflection("tags", "<turn>2</turn>\n<experience>You shou", 4, whole=False)
     assert refusal.value.half == Half(2)
 
@@ -255,7 +255,7 @@ TURN_ASKED, ADVICE_ASKED = Half(experience=ADVICE), Half(turn=3)
 )
 def test_where_one_half_was_asked_for_a_reply_may_be_that_half_alone(kept: Half, reply: str, read: Experience | str | None) -> None:
     if isinstance(read, str):
-        with pytest.raises(Unreadable) as refusal:
+        with pytest.raises(ParseFailure) as refusal:
             parse_reflection("tags", reply, 4, kept=kept)
         assert str(refusal.value) == read
     else:
@@ -266,7 +266,7 @@ def test_where_one_half_was_asked_for_a_reply_may_be_that_half_alone(kept: Half,
 def test_a_half_that_was_kept_never_makes_a_readable_reply_unreadable(reply: str, whole: bool) -> None:
     try:
         read = parse_reflection("tags", reply, 3, whole=whole)
-    except Unreadable:
+    except ParseFailure:
         return
     for kept in (TURN_ASKED, ADVICE_ASKED):
         assert parse_reflection("tags", reply, 3, whole=whole, kept=kept) == read
@@ -275,7 +275,7 @@ def test_a_half_that_was_kept_never_makes_a_readable_reply_unreadable(reply: str
 def test_the_words_of_a_reply_are_quoted_shortly_and_on_one_line() -> None:
     long = "open the\n\x1b[31m drawer " * 1000
     with pytest.raises(
-        Unreadable, match=r"^there were two different actions: 'look' and 'open the \[31m drawer .*\.\.\.'$"
+        ParseFailure, match=r"^there were two different actions: 'look' and 'open the \[31m drawer .*\.\.\.'$"
     ) as refusal:
         parse_action("tags", f"<action>look</action><action>{long}</action>")
     assert len(str(refusal.value)) < 120
@@ -296,7 +296,7 @@ def test_the_words_of_a_reply_are_quoted_shortly_and_on_one_line() -> None:
 def test_a_bare_action_is_one_line_and_is_read_as_it_stands(reply: str, read: str | None) -> None:
     for whole in (True, False):
         if read is None:
-            with pytest.raises(Unreadable):
+            with pytest.raises(ParseFailure):
                 parse_action("bare", reply, whole=whole)
         else:
             assert parse_action("bare", reply, whole=whole) == read
@@ -321,7 +321,7 @@ THOUGHTS = "4: You moved.\n######\n#P_XO#\n######\n"
     ],
 )
 def test_a_bare_reflection_in_another_form_is_unreadable(reply: str) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(ParseFailure):
         parse_reflection("bare", reply, 9)
 
 
@@ -353,7 +353,7 @@ HOSTILE = [
 
 def cost(read: Callable[[str], object], reply: str) -> float:
     begun = process_time()
-    with suppress(Unreadable):
+    with suppress(ParseFailure):
         read(reply)
     return process_time() - begun
 
@@ -370,7 +370,7 @@ def test_reading_a_long_reply_costs_as_much_as_reading_its_parts(form: Form, pie
 @ALL
 def test_a_reply_beyond_all_measure_is_not_read(form: Form) -> None:
     for read in (lambda reply: parse_action(form, reply), lambda reply: parse_reflection(form, reply, 4)):
-        with pytest.raises(Unreadable, match=r"the reply was 200,001 characters long, and at most 200,000 are read"):
+        with pytest.raises(ParseFailure, match=r"the reply was 200,001 characters long, and at most 200,000 are read"):
             read("x" * 200_001)
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from killed_exploration import WORLDS, bench, explored, plot
+from killed_exploration import WORLDS, experiment, explored, spec
 from players import erratic
 
-from leafe.bench import grow
 from leafe.engines.scripted import ScriptedEngine
 from leafe.errors import CorruptFile, EngineError, RunConflict
+from leafe.experiment import explore_tasks
 from leafe.forest.store import read_forest
 from leafe.records import StopReason
 from leafe.settings import DrawSettings, SamplingSettings
@@ -115,7 +115,7 @@ def test_an_exploration_that_is_cut_again_and_again_ends_as_if_it_had_not_been(w
     for _ in range(200):
         engine = ScriptedEngine(policy, fail_after=draw.randint(1, 12), concurrency=draw.choice([1, 2, 9]))
         try:
-            trees = grow(bench(world, engine, FEW), "explore", plot(tmp_path))
+            trees = explore_tasks(experiment(world, engine, FEW), "explore", spec(tmp_path))
             break
         except EngineError:
             journal = tmp_path / "journal.jsonl"
@@ -140,11 +140,11 @@ def test_a_finished_exploration_asks_nothing_and_loads_no_model(world: str, whol
 
 def test_a_journal_of_other_rules_is_refused(world: str, whole: Whole, tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_bytes(whole.journal)
-    other = bench(world, ScriptedEngine(erratic(WORLDS[world][1])), FEW)
+    other = experiment(world, ScriptedEngine(erratic(WORLDS[world][1])), FEW)
     rarer = other.config.explore.model_copy(update={"reflect_every": 3})
     for change in ({"explore": rarer}, {"prompts": "full"}, {"sampling": SamplingSettings(act=DrawSettings(temperature=0.5))}):
         with pytest.raises(RunConflict, match="belongs to other rules"):
-            grow(replace(other, config=other.config.model_copy(update=change)), "explore", plot(tmp_path))
+            explore_tasks(replace(other, config=other.config.model_copy(update=change)), "explore", spec(tmp_path))
 
 
 def test_a_spoiled_line_in_the_forest_is_refused_before_anything_is_explored(world: str, whole: Whole, tmp_path: Path) -> None:

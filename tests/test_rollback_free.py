@@ -11,23 +11,23 @@ import pytest
 from command import QUICK, leafe, teach
 from players import TERSE, Hand, grown, key_in, rules, scripted
 
-from leafe.bench import ROLLBACK_FREE
-from leafe.distillation.examples import Choice, distill
+from leafe.distillation.examples import Selection, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.check import check_environment
 from leafe.errors import EngineError
-from leafe.forest.driver import Job, Means, drive
+from leafe.experiment import ROLLBACK_FREE
+from leafe.forest.builder import TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.effects import Rollback
 from leafe.forest.explore import explore, refine
-from leafe.forest.growth import Growth
 from leafe.forest.journal import Journal
 from leafe.forest.store import read_forest
 from leafe.records import Observation, StopReason, Task, Tree, decode, encode
 from leafe.viewer.attempts import task_section
 from leafe.worlds.fakes import Lookup
 
-EVERYTHING = Choice("any", branches_per_task=99, success_share=1.0)
+EVERYTHING = Selection("any", branches_per_task=99, success_share=1.0)
 
 
 class Sealed(Lookup):
@@ -87,7 +87,7 @@ def test_each_attempt_is_played_from_what_its_own_reset_showed() -> None:
 
 def test_each_turn_of_a_told_attempt_is_a_target_under_its_own_history_without_the_experience() -> None:
     tree, _ = fails_then_succeeds(Live())
-    learned = [example for example in distill([tree], TERSE, Choice("success")) if example.kind == "counterfactual"]
+    learned = [example for example in distill([tree], TERSE, Selection("success")) if example.kind == "counterfactual"]
     assert [example.target for example in learned] == ["open place2", "open place3"]
     assert [len(example.messages) for example in learned] == [1, 3]
     for example in learned:
@@ -100,13 +100,13 @@ def test_a_told_attempt_that_did_no_better_is_learned_from_only_where_any_will_d
     hand = Hand(Live(), scripted(WRONG, WRONG, "turn 2: hm", WRONG, WRONG))
     tree = grown(explore, hand, key_in(3, horizon=2), can_roll_back=False, max_attempts=2)
     for qualify, count in (("success", 0), ("improved", 0), ("any", 2)):
-        assert len(distill([tree], TERSE, Choice(qualify))) == count  # type: ignore[arg-type]
+        assert len(distill([tree], TERSE, Selection(qualify))) == count  # type: ignore[arg-type]
 
 
 def test_an_attempt_counts_as_one_branch_however_many_turns_it_has() -> None:
     hand = Hand(Live(), lambda ask: WRONG if ask.purpose == "act" else "turn 1: hm")
     tree = grown(explore, hand, key_in(3, horizon=3), can_roll_back=False, max_attempts=6, max_depth=9)
-    learned = distill([tree], TERSE, Choice("any", branches_per_task=2))
+    learned = distill([tree], TERSE, Selection("any", branches_per_task=2))
     assert len({example.attempt for example in learned}) == 2 and len(learned) == 6
 
 
@@ -119,12 +119,12 @@ def test_refinement_goes_on_where_no_reset_is_like_another() -> None:
 def journaled(path: Path, fail_after: int | None) -> Tree:
     """One task explored in `Random`, with a journal."""
     growing = rules(can_roll_back=False, max_attempts=4, turns=12)
-    job = Job("a", key_in(5, horizon=3), explore(Growth(key_in(5, horizon=3), growing)))
+    rollout = Rollout("a", key_in(5, horizon=3), explore(TreeBuilder(key_in(5, horizon=3), growing)))
     engine = ScriptedEngine(lambda ask: WRONG if ask.purpose == "act" else "turn 1: hm", fail_after=fail_after)
     journal = Journal(path)
 
     async def main() -> Tree:
-        async for _, tree in drive([job], Means(engine, Random, journal), concurrency=1):
+        async for _, tree in drive([rollout], Runtime(engine, Random, journal), concurrency=1):
             return tree
         raise AssertionError("no tree")
 

@@ -17,15 +17,15 @@ from command import leafe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leafe.bench import Bench, Plot, grow
 from leafe.config import parse
-from leafe.distillation.examples import Choice, distill
+from leafe.distillation.examples import Selection, distill
 from leafe.doctor import java_finding
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.check import check_environment
 from leafe.envs.registry import make
 from leafe.envs.world import World
 from leafe.errors import EnvironmentFailure, MissingDependency, UnknownName, UserError
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
 from leafe.hardware import java_command
 from leafe.progress import Silent
 from leafe.prompts import load_prompts
@@ -519,14 +519,14 @@ def test_a_policy_that_goes_wrong_is_advised_rolled_back_and_succeeds(world: Sci
     recipe = "name: science\nenvironment: {name: scienceworld}\nprompts: terse\ntasks: {train: 2}\n"
     config = parse(recipe + "explore: {turns: 60, max_attempts: 2, max_depth: 2}", "science")
     engine = ScriptedEngine(answer, token_bytes=16)
-    bench = Bench(config, Path("none"), lambda folder: engine, lambda: ScienceWorld(**chosen), Silent())
-    trees = grow(bench, "explore", Plot("tree", 5, Path("none")))
+    experiment = Experiment(config, Path("none"), lambda folder: engine, lambda: ScienceWorld(**chosen), Silent())
+    trees = explore_tasks(experiment, "explore", ForestSpec("tree", 5, Path("none")))
     for tree in trees:
         first, second = tree.attempts
         assert (first.stop, second.stop, second.turn) == (StopReason.TURN_LIMIT, StopReason.SUCCESS, 2)
         assert tree.spend.rollbacks == 1 and tree.spend.replayed_steps == 1
-        assert [turn.action for turn in tree.walk(second.leaf)] == plans[tree.task.instruction]
-    examples = distill(trees, load_prompts("terse", "scienceworld"), Choice(qualify="success"))
+        assert [turn.action for turn in tree.trajectory(second.leaf)] == plans[tree.task.instruction]
+    examples = distill(trees, load_prompts("terse", "scienceworld"), Selection(qualify="success"))
     wrong = {example.task: example for example in examples if example.kind == "counterfactual"}
     assert len(wrong) == len(trees) == 2
     for tree in trees:

@@ -24,11 +24,11 @@ from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.calls import Call
-from leafe.envs.hosting import Terms
+from leafe.envs.worker_pool import Terms
 from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth
 from leafe.records import Ask, Message, Observation, Sampling, StopReason, Task, Tree
 from leafe.scale import worlds as worlds_module
 from leafe.scale.engine import SpreadEngine
@@ -72,10 +72,10 @@ def driven(make: Callable[[], Environment], tasks: Sequence[Task], actions: Sequ
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-        jobs = [Job(task.id, task, explore(Growth(task, RULES))) for task in tasks]
+        rollouts = [Rollout(task.id, task, explore(TreeBuilder(task, RULES))) for task in tasks]
         try:
-            async for job, tree in drive(jobs, Means(engine, make, **more), concurrency=concurrency):
-                found[job.key] = tree
+            async for rollout, tree in drive(rollouts, Runtime(engine, make, **more), concurrency=concurrency):
+                found[rollout.key] = tree
         finally:
             await engine.close()
 
@@ -143,11 +143,11 @@ def test_an_attempt_that_breaks_breaks_in_a_worker_as_it_does_here() -> None:
 
 
 async def seat_in(worlds: SpreadWorlds, task: Task, *actions: str) -> Any:
-    seat = await worlds.seat()
-    await seat.take(Call("reset", task))
+    session = await worlds.session()
+    await session.take(Call("reset", task))
     for action in actions:
-        await seat.take(Call("step", action=action))
-    return seat
+        await session.take(Call("step", action=action))
+    return session
 
 
 def kill_all(fake: FakeWorkers) -> None:
@@ -165,10 +165,10 @@ def played(make: Callable[[], Environment], after: Callable[[Any, FakeWorkers, S
         worlds = SpreadWorlds(fake, make, Terms(**terms), workers=workers)
         try:
             (task,) = make().tasks("train", 1)
-            seat = await seat_in(worlds, task, PLACES[0], PLACES[1])
+            session = await seat_in(worlds, task, PLACES[0], PLACES[1])
             kill_all(fake)
             await asyncio.sleep(0.01)
-            return await after(seat, fake, worlds)
+            return await after(session, fake, worlds)
         finally:
             await worlds.close()
 
@@ -176,8 +176,8 @@ def played(make: Callable[[], Environment], after: Callable[[Any, FakeWorkers, S
 
 
 def test_a_world_whose_worker_is_gone_stands_where_it_stood() -> None:
-    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
-        back = await seat.take(Call("rollback", turn=2))
+    async def go_on(session: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
+        back = await session.take(Call("rollback", turn=2))
         return back, worlds.rebuilt, worlds.replaced, fake.started
 
     back, rebuilt, replaced, started = played(lookup, go_on)
@@ -187,10 +187,10 @@ def test_a_world_whose_worker_is_gone_stands_where_it_stood() -> None:
 def test_a_worker_that_says_nothing_for_too_long_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worlds_module, "SILENCE", 0.05)
 
-    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
-        await seat.take(Call("step", action=PLACES[2]))  # whose worker is another one, and hangs from here on
+    async def go_on(session: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
+        await session.take(Call("step", action=PLACES[2]))  # whose worker is another one, and hangs from here on
         silent, fake.swallows = fake.open[0], lambda message: fake.open[0] is silent
-        return await seat.take(Call("rollback", turn=2)), worlds.rebuilt
+        return await session.take(Call("rollback", turn=2)), worlds.rebuilt
 
     back, rebuilt = played(lookup, go_on, timeout=0.01)
     assert back.observation.text == "Empty." and rebuilt == 2
@@ -224,29 +224,29 @@ def test_a_worker_that_takes_nothing_can_be_given_up() -> None:
 
 
 def test_a_world_that_cannot_be_repeated_is_lost_with_its_worker_and_can_begin_anew() -> None:
-    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
+    async def go_on(session: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> Any:
         with pytest.raises(EnvironmentFailure, match="declares fidelity 'none'"):
-            await seat.take(Call("step", action=PLACES[2]))
-        return await seat.take(Call("reset", Unrepeatable().tasks("train", 1)[0]))
+            await session.take(Call("step", action=PLACES[2]))
+        return await session.take(Call("reset", Unrepeatable().tasks("train", 1)[0]))
 
     assert played(Unrepeatable, go_on).observation.text.startswith("Places")
 
 
 def test_a_world_that_shows_something_else_when_it_is_rebuilt_is_no_longer_believed() -> None:
-    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> None:
+    async def go_on(session: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> None:
         with pytest.raises(ReplayDiverged, match="at the reset"):
-            await seat.take(Call("step", action=PLACES[2]))
+            await session.take(Call("step", action=PLACES[2]))
 
     played(Noisy, go_on)
 
 
 def test_where_no_further_worker_has_room_a_call_that_ended_two_is_given_up_untried() -> None:
-    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> None:
+    async def go_on(session: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> None:
         before, fake.room = fake.messages, 1
         # The way back is two messages, the call the third; from the second worker on there are two more, by which it says that it is there.
         fake.ends = ends_at(before + 3, before + 8)
         with pytest.raises(EnvironmentFailure, match="ended 2 workers and was then tried alone: there was no room"):
-            await seat.take(Call("step", action=PLACES[2]))
+            await session.take(Call("step", action=PLACES[2]))
 
     played(lookup, go_on)
 
@@ -254,8 +254,8 @@ def test_where_no_further_worker_has_room_a_call_that_ended_two_is_given_up_untr
 def test_no_more_worlds_are_there_than_may_be_however_many_workers_there_are() -> None:
     async def main() -> None:
         worlds = SpreadWorlds(FakeWorkers(), lookup, Terms(instances=2), workers=3)
-        first, second = await worlds.seat(), await worlds.seat()
-        waiting = asyncio.create_task(worlds.seat())
+        first, second = await worlds.session(), await worlds.session()
+        waiting = asyncio.create_task(worlds.session())
         await asyncio.sleep(0.01)
         assert not waiting.done()
         await first.leave()
@@ -433,8 +433,8 @@ def test_a_machine_that_is_lost_with_all_its_replicas_costs_no_result(lost: int)
 
 
 def test_workers_that_had_nothing_to_do_are_no_worse_for_being_lost() -> None:
-    async def go_on(seat: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> int:
-        await seat.take(Call("step", action=PLACES[2]))
+    async def go_on(session: Any, fake: FakeWorkers, worlds: SpreadWorlds) -> int:
+        await session.take(Call("step", action=PLACES[2]))
         return fake.started
 
     assert played(lookup, go_on, workers=8) > 8

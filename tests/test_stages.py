@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model, tiny_tokenizer
 
-from leafe.bench import UNTRAINED, Bench
 from leafe.config import parse
 from leafe.distillation.store import read_examples
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
 from leafe.errors import EngineError, UserError
+from leafe.experiment import UNTRAINED, Experiment
 from leafe.forest.store import read_forest
 from leafe.lab import run_recipe, run_verb
 from leafe.progress import Silent
@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bench(base: Path, policies: dict[str, Policy], *overrides: str) -> Bench:
+def experiment(base: Path, policies: dict[str, Policy], *overrides: str) -> Experiment:
     """Engines by the folder's name: what is loaded from `base` is `policies["base"]`."""
 
     def engine(folder: Path) -> Engine:
@@ -65,7 +65,7 @@ def bench(base: Path, policies: dict[str, Policy], *overrides: str) -> Bench:
         return Lookup(places=3, horizon=2)
 
     config: RunConfig = parse(RECIPE, "trial", [f"model={base}", *overrides])
-    return Bench(config, base, engine, environment, Silent())
+    return Experiment(config, base, engine, environment, Silent())
 
 
 def weights(folder: Path) -> bytes:
@@ -73,7 +73,7 @@ def weights(folder: Path) -> bytes:
 
 
 def test_a_later_round_without_examples_keeps_what_the_rounds_before_it_learned(base: Path, tmp_path: Path) -> None:
-    here = bench(base, {"base": stubborn, "leafe-round-1": hopeless, "leafe": hopeless}, "rounds=2")
+    here = experiment(base, {"base": stubborn, "leafe-round-1": hopeless, "leafe": hopeless}, "rounds=2")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         run_recipe(here, run)
         assert run.stages["train leafe-round-1"]["examples"] > 0
@@ -84,7 +84,7 @@ def test_a_later_round_without_examples_keeps_what_the_rounds_before_it_learned(
 
 def test_a_control_without_a_success_stays_the_base_and_says_so(base: Path, tmp_path: Path) -> None:
     everything = {"base": stubborn, "leafe": hopeless, "rehearsal": hopeless, "independent": hopeless}
-    here = bench(base, everything, "controls=[independent]", "arms=[leafe, independent]", "distill.success_share=0.0")
+    here = experiment(base, everything, "controls=[independent]", "arms=[leafe, independent]", "distill.success_share=0.0")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         run_recipe(here, run)
         assert run.stages["train independent"]["note"] == UNTRAINED
@@ -92,7 +92,7 @@ def test_a_control_without_a_success_stays_the_base_and_says_so(base: Path, tmp_
 
 
 def test_a_first_round_without_examples_is_one_sentence_and_loses_no_measurement(base: Path, tmp_path: Path) -> None:
-    here = bench(base, {"base": hopeless})
+    here = experiment(base, {"base": hopeless})
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         for _ in range(2):
             with pytest.raises(
@@ -106,7 +106,7 @@ def test_a_first_round_without_examples_is_one_sentence_and_loses_no_measurement
 
 def test_a_budget_in_tokens_is_a_setting_and_ends_exploration_beside_the_one_in_turns(base: Path, tmp_path: Path) -> None:
     for tokens, turns in ((0, 6), (1, 1)):
-        here = bench(base, {"base": stubborn}, f"explore.tokens={tokens}")
+        here = experiment(base, {"base": stubborn}, f"explore.tokens={tokens}")
         with RunDirectory.open(tmp_path / f"{tokens}", here.config) as run:
             run_verb(here, run, "explore")
             assert max(tree.spend.turns for tree in read_forest(run.forest(1))) == turns
@@ -122,14 +122,14 @@ def test_a_forest_that_is_still_growing_is_not_distilled(base: Path, tmp_path: P
             raise EngineError("the power is gone")
         return stubborn(ask)
 
-    here = bench(base, {"base": dying})
+    here = experiment(base, {"base": dying})
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         with pytest.raises(EngineError):
             run_verb(here, run, "explore")
         assert run.forest(1).exists()
         with pytest.raises(UserError, match=r"'explore round 1' of .* is not finished yet; type: leafe explore"):
             run_verb(here, run, "distill")
-    well = bench(base, {"base": stubborn})
+    well = experiment(base, {"base": stubborn})
     with RunDirectory.open(tmp_path / "run", well.config) as run:
         run_verb(well, run, "explore")
         run_verb(well, run, "distill")
@@ -138,7 +138,7 @@ def test_a_forest_that_is_still_growing_is_not_distilled(base: Path, tmp_path: P
 
 
 def test_every_round_explores_with_the_model_of_the_one_before(base: Path, tmp_path: Path) -> None:
-    here = bench(base, {"base": stubborn, "leafe-round-1": stubborn, "leafe": hopeless}, "rounds=2")
+    here = experiment(base, {"base": stubborn, "leafe-round-1": stubborn, "leafe": hopeless}, "rounds=2")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         run_verb(here, run, "train")
         assert {stage for stage in run.stages if stage.startswith("train")} == {"train leafe-round-1", "train leafe"}

@@ -79,11 +79,11 @@ def turns_of(lesson: Lesson) -> Iterator[Turn]:
 
 def prompts_of_use(lesson: Lesson) -> Iterator[tuple[Message, ...]]:
     """Every prompt that is read while the lesson's episode is played and looked back at."""
-    scene, walk = Scene(PROMPTS, lesson.task, Observation(lesson.start)), list(turns_of(lesson))
+    scene, trajectory = Scene(PROMPTS, lesson.task, Observation(lesson.start)), list(turns_of(lesson))
     for number, move in enumerate(lesson.moves):
-        yield act_messages(scene, walk[:number], Notes(move.advice or None))
+        yield act_messages(scene, trajectory[:number], Notes(move.advice or None))
     for lookback in lesson.lookbacks:
-        yield reflect_messages(scene, walk[: lookback.after_turn], ended=lookback.ended)
+        yield reflect_messages(scene, trajectory[: lookback.after_turn], ended=lookback.ended)
 
 
 def test_prompts_with_advice_are_those_of_use_token_for_token() -> None:

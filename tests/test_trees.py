@@ -23,14 +23,14 @@ from players import rules, turns_in
 
 from leafe.chat import Notes, Scene, act_messages
 from leafe.digest import canonical
-from leafe.distillation.examples import Choice, distill
+from leafe.distillation.examples import Selection, distill
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.registry import make
 from leafe.errors import MissingDependency
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import Rules, TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
-from leafe.forest.growth import Growth, Rules
 from leafe.history import History
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Experience, Sampling, StopReason, Task, Tree, encode
@@ -156,10 +156,10 @@ def driven(story: Story, rules: Rules, engine: ScriptedEngine) -> Tree:
     """The tree of a story, driven as a run drives it."""
     environment = story.make()
     rules = replace(rules, can_roll_back=environment.fidelity is not Fidelity.NONE)
-    job = Job(story.task.id, story.task, explore(Growth(story.task, rules)))
+    rollout = Rollout(story.task.id, story.task, explore(TreeBuilder(story.task, rules)))
 
     async def main() -> Tree:
-        async for _, tree in drive([job], Means(engine, story.make, placement=environment.placement), concurrency=1):
+        async for _, tree in drive([rollout], Runtime(engine, story.make, placement=environment.placement), concurrency=1):
             return tree
         raise AssertionError("no tree")
 
@@ -182,10 +182,10 @@ def test_an_attempt_that_failed_succeeds_after_the_rollback_and_its_lesson_is_le
     assert first.stop is StopReason.TURN_LIMIT and not first.success
     assert (second.stop, second.parent, second.turn, second.error) == (StopReason.SUCCESS, 0, story.turn, None)
     prompts = load_prompts("full", story.task.env)
-    taken = [turn.action for turn in tree.walk(second.leaf)]
+    taken = [turn.action for turn in tree.trajectory(second.leaf)]
     assert taken == [parse_action(prompts.form, render_action(prompts.form, action)) for action in story.right]
     assert tree.spend.rollbacks == 1 and tree.spend.turns == story.task.horizon + len(story.right) - story.turn + 1
-    examples = distill([tree], prompts, Choice("success", success_share=1.0))
+    examples = distill([tree], prompts, Selection("success", success_share=1.0))
     (lesson,) = [example for example in examples if example.kind == "counterfactual"]
     assert lesson.messages == asks[story.turn - 1].messages  # what the first attempt read at that turn
     assert lesson.target == render_action(prompts.form, story.right[story.turn - 1])
@@ -204,7 +204,7 @@ def test_long_replies_in_a_short_context_are_reflected_on_and_branched_from(
     act = Sampling(max_tokens=max(512, longest // 4 + 1))
     engine = ScriptedEngine(policy_of(long, prompts.form, thought), token_bytes=4, max_context=4096)
     history = History(keep, turns=4)
-    tree = driven(long, rules(prompts, turns=60, max_attempts=3, act=act, look_back=act, history=history), engine)
+    tree = driven(long, rules(prompts, turns=60, max_attempts=3, act=act, reflect=act, history=history), engine)
     first, second = tree.attempts[:2]
     ends = {
         "all": [StopReason.TOKEN_LIMIT],
@@ -219,12 +219,12 @@ def test_long_replies_in_a_short_context_are_reflected_on_and_branched_from(
     assert len(answered) == len(tree.turns)
     for ask, turn in zip(answered, tree.turns, strict=True):
         scene = Scene(prompts, tree.task, tree.root_of(turn))
-        assert ask.messages == act_messages(scene, tree.walk(turn.parent), Notes(turn.experience), turn.shortening)
+        assert ask.messages == act_messages(scene, tree.trajectory(turn.parent), Notes(turn.experience), turn.shortening)
     read = {ask.messages for ask in answered}
-    examples = [one for one in distill([tree], prompts, Choice("any", success_share=1.0)) if tree.turns[0].id != one.origin]
+    examples = [one for one in distill([tree], prompts, Selection("any", success_share=1.0)) if tree.turns[0].id != one.origin]
     told_at = {turn.id for turn in tree.turns if turn.experience}
-    walks = {turn.id: {one.id for one in tree.walk(turn.id)} for turn in tree.turns}
-    bare = [one for one in examples if not walks[one.origin] & told_at]
+    trajectories = {turn.id: {one.id for one in tree.trajectory(turn.id)} for turn in tree.turns}
+    bare = [one for one in examples if not trajectories[one.origin] & told_at]
     assert examples and all(one.messages in read for one in bare)
 
 

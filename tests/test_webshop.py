@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import Hand, grown, scripted
 
-from leafe.distillation.examples import Choice as Drawn
+from leafe.distillation.examples import Selection as Drawn
 from leafe.distillation.examples import distill
 from leafe.errors import CorruptFile, UserError
 from leafe.forest.explore import explore

@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from test_stages import bench, hopeless, stubborn
+from test_stages import experiment, hopeless, stubborn
 from tiny import tiny_model, tiny_tokenizer
 
-from leafe.bench import Bench
 from leafe.compose import bench_of
 from leafe.distillation.store import export, read_examples
 from leafe.errors import CorruptFile, Unwritable, UserError, is_full
 from leafe.evaluation.outcomes import read_outcomes
+from leafe.experiment import Experiment
 from leafe.forest.store import read_forest
 from leafe.jsonl import Appender, read_lines, write_text_atomically
 from leafe.lab import run_recipe, run_stage
@@ -140,8 +140,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def here(base: Path) -> Bench:
-    return bench(base, {"base": stubborn, "leafe": hopeless, "independent": hopeless}, "controls=[independent]", *SETTINGS)
+def here(base: Path) -> Experiment:
+    return experiment(base, {"base": stubborn, "leafe": hopeless, "independent": hopeless}, "controls=[independent]", *SETTINGS)
 
 
 SETTINGS = ("arms=[leafe, independent]", "distill.success_share=1.0")
@@ -188,10 +188,10 @@ def test_a_run_on_a_full_disk_is_one_sentence_and_ends_as_if_there_had_been_room
     assert [entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir() if entry.name.startswith(".")] == []
 
 
-Next = Callable[[Path, Bench], object]
+Next = Callable[[Path, Experiment], object]
 
 
-def reported(path: Path, bench: Bench) -> object:
+def reported(path: Path, experiment: Experiment) -> object:
     with RunDirectory.existing(path) as run:
         return write_report(run).read_text()
 
@@ -206,21 +206,21 @@ def reopened(path: Path, stage: str) -> RunDirectory:
     return RunDirectory.existing(path)
 
 
-def distilled(path: Path, bench: Bench) -> object:
+def distilled(path: Path, experiment: Experiment) -> object:
     with reopened(path, "distil round 1") as run:
-        run_stage(bench, run, "distil round 1")
+        run_stage(experiment, run, "distil round 1")
         return run.examples(1).read_bytes()
 
 
-def trained(path: Path, bench: Bench) -> object:
+def trained(path: Path, experiment: Experiment) -> object:
     with reopened(path, "train leafe") as run:
-        return run_stage(bench, run, "train leafe")
+        return run_stage(experiment, run, "train leafe")
 
 
-def measured(path: Path, bench: Bench, arm: str = "leafe") -> object:
+def measured(path: Path, experiment: Experiment, arm: str = "leafe") -> object:
     with reopened(path, f"evaluate {arm}") as run:
         run.evaluation(arm).unlink()
-        return run_stage(bench, run, f"evaluate {arm}")
+        return run_stage(experiment, run, f"evaluate {arm}")
 
 
 @pytest.mark.parametrize(
@@ -271,14 +271,14 @@ def user_of(file: Path) -> Next:
     return {"forest.jsonl": distilled, "examples.jsonl": trained}.get(file.name, reported)
 
 
-def flips(finished: Path, folder: Path, bench: Bench, *, count: int, seed: int) -> Iterator[tuple[Path, str]]:
+def flips(finished: Path, folder: Path, experiment: Experiment, *, count: int, seed: int) -> Iterator[tuple[Path, str]]:
     """Flips one bit at a time in copies of a run; yields the file and what the next command said, empty where nothing came of it.
 
     Raises `AssertionError` where something came of it and nothing was said.
     """
     names = sorted(file.relative_to(finished) for file in finished.rglob("*") if file.is_file() and file.name != "report.html")
     draw = random.Random(seed)
-    page = reported(Path(shutil.copytree(finished, folder / "whole")), bench)
+    page = reported(Path(shutil.copytree(finished, folder / "whole")), experiment)
     for number in range(count):
         run = Path(shutil.copytree(finished, folder / f"{number}"))
         file = run / names[number % len(names)]
@@ -287,7 +287,7 @@ def flips(finished: Path, folder: Path, bench: Bench, *, count: int, seed: int) 
         file.write_bytes(content)
         following, said = user_of(file), ""
         try:
-            found = following(run, bench)
+            found = following(run, experiment)
             assert following is reported and found == page, f"{file} is used though a bit of it changed"
         except UserError as refused:
             said = str(refused)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from leafe.bench import Bench
 from leafe.cli.console import console, emit, only_json
 from leafe.cli.results import show, show_faults
 from leafe.compose import bench_of
 from leafe.config import load_recipe, of_model, recipe_names
 from leafe.errors import UnknownName, UserError
+from leafe.experiment import Experiment
 from leafe.lab import measure_base, run_recipe, run_verb
 from leafe.methods.diagnose import diagnose as diagnose_model
 from leafe.progress import Progress, Silent
@@ -27,22 +27,22 @@ disable_progress_bar()  # ours stand alone
 
 def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
     """Everything that a recipe names."""
-    bench, directory = _started(recipe, overrides, out, trains=True)
+    experiment, directory = _started(recipe, overrides, out, trains=True)
 
     def work() -> None:
         if not directory.done:
-            run_recipe(bench, directory)
+            run_recipe(experiment, directory)
             directory.finish()
 
     with directory:
-        _shown(directory, work, bench.free)
+        _shown(directory, work, experiment.free)
 
 
 def explore(where: str, overrides: Sequence[str], out: Path | None) -> None:
     """The method's first forests."""
-    bench, directory = _opened(where, overrides, out)
+    experiment, directory = _opened(where, overrides, out)
     with directory:
-        _shown(directory, lambda: run_verb(bench, directory, "explore"), bench.free)
+        _shown(directory, lambda: run_verb(experiment, directory, "explore"), experiment.free)
 
 
 def distill(path: Path) -> None:
@@ -57,24 +57,24 @@ def train(path: Path) -> None:
 
 def evaluate(where: str, overrides: Sequence[str], out: Path | None) -> None:
     """Base and arms of a run on the held-out tasks, or the base of a recipe."""
-    bench, directory = _opened(where, overrides, out)
+    experiment, directory = _opened(where, overrides, out)
 
     def work() -> None:
         if directory.path == Path(where):
-            run_verb(bench, directory, "evaluate")
+            run_verb(experiment, directory, "evaluate")
         else:
-            measure_base(bench, directory)
+            measure_base(experiment, directory)
 
     with directory:
-        _shown(directory, work, bench.free)
+        _shown(directory, work, experiment.free)
 
 
 def evaluate_model(model: str, env: str, overrides: Sequence[str], out: Path | None, *, tasks: int, samples: int) -> None:
     """A model on the held-out tasks of an environment, as a run of its own that holds the base alone."""
     config = of_model(model, env, overrides, tasks_train=1, tasks_test=tasks, evaluate_samples=samples)
-    bench, directory = _begun(config, out)
+    experiment, directory = _begun(config, out)
     with directory:
-        _shown(directory, lambda: measure_base(bench, directory), bench.free)
+        _shown(directory, lambda: measure_base(experiment, directory), experiment.free)
 
 
 def without_env(given: Mapping[str, object]) -> None:
@@ -87,13 +87,13 @@ def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool
     """Whether LEAFE can help with a recipe's model and environment, or with a model in an environment."""
     config = of_model(recipe, env, overrides, tasks_train=tasks, tasks_test=1) if env else load_recipe(recipe, overrides)
     progress: Progress = Silent() if as_json else Bars(console)
-    bench = bench_of(config, progress)
+    experiment = bench_of(config, progress)
     with only_json(as_json):
-        bench.check()
+        experiment.check()
         try:
-            found = diagnose_model(bench, points=turns)
+            found = diagnose_model(experiment, points=turns)
         finally:
-            bench.free()
+            experiment.free()
     if as_json:
         emit(encode(found))
         return
@@ -119,11 +119,11 @@ def _shown(directory: RunDirectory, work: Callable[[], None], free: Callable[[],
 def _stage(path: Path, verb: str) -> None:
     """The stages that a command means on a run directory, then the tables."""
     with RunDirectory.existing(path) as directory:
-        bench = bench_of(directory.config, Bars(console))
-        _shown(directory, lambda: run_verb(bench, directory, verb), bench.free)
+        experiment = bench_of(directory.config, Bars(console))
+        _shown(directory, lambda: run_verb(experiment, directory, verb), experiment.free)
 
 
-def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Bench, RunDirectory]:
+def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Experiment, RunDirectory]:
     """The run that an argument means, with its bench: a run directory, or a recipe, with which one is started in `out`."""
     names_recipe = where in recipe_names() or where.endswith((".yaml", ".yml"))
     told_how = bool(overrides or out)
@@ -137,16 +137,16 @@ def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Ben
     return bench_of(directory.config, Bars(console)), directory
 
 
-def _started(recipe: str, overrides: Sequence[str], out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
+def _started(recipe: str, overrides: Sequence[str], out: Path | None, *, trains: bool = False) -> tuple[Experiment, RunDirectory]:
     """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where a new one `trains`."""
     return _begun(load_recipe(recipe, overrides), out, trains=trains)
 
 
-def _begun(config: RunConfig, out: Path | None, *, trains: bool = False) -> tuple[Bench, RunDirectory]:
-    bench = bench_of(config, Bars(console))
-    trains = trains and bench.trains
-    bench.check(trains=trains, tries=trains and not (out and (out / "stages.json").is_file()))
+def _begun(config: RunConfig, out: Path | None, *, trains: bool = False) -> tuple[Experiment, RunDirectory]:
+    experiment = bench_of(config, Bars(console))
+    trains = trains and experiment.trains
+    experiment.check(trains=trains, tries=trains and not (out and (out / "stages.json").is_file()))
     directory = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not directory.done:
         console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)
-    return bench, directory
+    return experiment, directory

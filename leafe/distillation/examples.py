@@ -26,7 +26,7 @@ Kind = Literal["counterfactual", "rehearsal"]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Selection:
     """Which turns become examples.
 
     A branch qualifies when it succeeded (`success`), when it did better than the attempt it left or led on to a success
@@ -43,33 +43,33 @@ class Choice:
     logprobs: bool = False
 
 
-def distill(trees: Sequence[Tree], prompts: Prompts, choice: Choice) -> list[Example]:
+def distill(trees: Sequence[Tree], prompts: Prompts, selection: Selection) -> list[Example]:
     """Both example sets, counterfactual first, each in the forest's order of task ids."""
     ordered = sorted(trees, key=lambda tree: tree.task.id)
-    return [*counterfactual(ordered, prompts, choice), *rehearsal(ordered, prompts, choice)]
+    return [*counterfactual(ordered, prompts, selection), *rehearsal(ordered, prompts, selection)]
 
 
-def counterfactual(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterator[Example]:
+def counterfactual(trees: Iterable[Tree], prompts: Prompts, selection: Selection) -> Iterator[Example]:
     """`branches_per_task` qualifying branch turns of each tree."""
     for tree in trees:
-        fits = _qualifier(tree, choice.qualify)
+        fits = _qualifier(tree, selection.qualify)
         usable = _usable(tree)
         events = []
         for attempt, turns in tree.revisions():
             revised = [turn for turn in turns if turn.id in usable and fits(attempt, turn)]
             if revised and attempt.stop not in BROKEN:
                 events.append(revised)
-        draw = random.Random(seed_for(choice.seed, "counterfactual", tree.task.id))
-        chosen = draw.sample(events, min(choice.branches_per_task, len(events)))
+        draw = random.Random(seed_for(selection.seed, "counterfactual", tree.task.id))
+        chosen = draw.sample(events, min(selection.branches_per_task, len(events)))
         for revised in sorted(chosen, key=lambda turns: turns[0].attempt):
-            yield from (_example("counterfactual", choice, prompts, tree, turn=turn) for turn in revised)
+            yield from (_example("counterfactual", selection, prompts, tree, turn=turn) for turn in revised)
 
 
-def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterator[Example]:
+def rehearsal(trees: Iterable[Tree], prompts: Prompts, selection: Selection) -> Iterator[Example]:
     """The turns of `success_share` of the successful attempts, each turn once; branched attempts count like any other."""
     successes = [(tree, attempt) for tree in trees for attempt in tree.attempts if attempt.success]
-    draw = random.Random(seed_for(choice.seed, "rehearsal"))
-    count = ceil(round(choice.success_share * len(successes), 9))  # 0.2 * 35 is a little more than 7
+    draw = random.Random(seed_for(selection.seed, "rehearsal"))
+    count = ceil(round(selection.success_share * len(successes), 9))  # 0.2 * 35 is a little more than 7
     chosen = sorted(draw.sample(range(len(successes)), count))
     by_tree: defaultdict[str, list[Attempt]] = defaultdict(list)
     for index in chosen:
@@ -77,15 +77,15 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, choice: Choice) -> Iterat
         by_tree[tree.task.id].append(attempt)
     for tree in {tree.task.id: tree for tree, _ in successes}.values():
         usable = _usable(tree)
-        turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.walk(attempt.leaf) if turn.id in usable}
-        yield from (_example("rehearsal", choice, prompts, tree, turn=turn) for turn in turns.values())
+        turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.trajectory(attempt.leaf) if turn.id in usable}
+        yield from (_example("rehearsal", selection, prompts, tree, turn=turn) for turn in turns.values())
 
 
 def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
     """Whether a branch, given as the attempt and its revised turn, is learned from."""
     reward = {attempt.index: attempt.reward for attempt in tree.attempts}
     # A later branch may leave this one after its revised turn, at whatever depth; the success is then owed to that turn as well.
-    won = {turn.id for attempt in tree.attempts if attempt.success for turn in tree.walk(attempt.leaf)}
+    won = {turn.id for attempt in tree.attempts if attempt.success for turn in tree.trajectory(attempt.leaf)}
 
     def improved(attempt: Attempt, turn: Turn) -> bool:
         return turn.id in won or (attempt.parent is not None and attempt.reward > reward[attempt.parent])
@@ -106,18 +106,18 @@ def _usable(tree: Tree) -> set[str]:
     return {turn.id for turn in tree.turns if turn.parsed and turn.id not in quoting}
 
 
-def _example(kind: Kind, choice: Choice, prompts: Prompts, tree: Tree, *, turn: Turn) -> Example:
+def _example(kind: Kind, selection: Selection, prompts: Prompts, tree: Tree, *, turn: Turn) -> Example:
     ids, logprobs = turn.completion.token_ids, turn.completion.logprobs
-    kept = choice.logprobs and len(ids) == len(logprobs)
+    kept = selection.logprobs and len(ids) == len(logprobs)
     return Example(
         id=digest(kind, turn.id),
         kind=kind,
         task=tree.task.id,
         attempt=turn.attempt,
         origin=turn.id,
-        messages=bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.walk(turn.parent), turn.shortening),
+        messages=bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.trajectory(turn.parent), turn.shortening),
         target=turn.completion.text,
         target_ids=ids,
-        weight=choice.beta if kind == "rehearsal" else 1.0,
+        weight=selection.beta if kind == "rehearsal" else 1.0,
         targets=tuple(Target(token, logprob=value) for token, value in zip(ids, logprobs, strict=True)) if kept else (),
     )

@@ -52,7 +52,7 @@ class Request:
     top: int = 0
     scores: list[Score] = field(default_factory=list)
     pending: int = 0
-    seat: int = 0
+    session: int = 0
 
     @property
     def left(self) -> int:

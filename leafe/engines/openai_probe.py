@@ -90,12 +90,12 @@ class _Trial:
     model: str
     listed: Sequence[str]
 
-    async def answer(self, dialect: Dialect, *, seed: int = SEEDS[0], warmth: float = 1.0, **more: Any) -> Answer:
-        ask = self.question.ask(seed, warmth if self.question.samples else 0.0)
+    async def answer(self, dialect: Dialect, *, seed: int = SEEDS[0], temperature: float = 1.0, **more: Any) -> Answer:
+        ask = self.question.ask(seed, temperature if self.question.samples else 0.0)
         return await self.client.post(COMPLETIONS, dialect.payload(ask, self.model) | more, longest=longest_answer(TOKENS))
 
-    async def replies(self, dialect: Dialect, warmth: float = 1.0) -> list[Reply]:
-        return [self.read(await self.answer(dialect, seed=seed, warmth=warmth)) for seed in SEEDS]
+    async def replies(self, dialect: Dialect, temperature: float = 1.0) -> list[Reply]:
+        return [self.read(await self.answer(dialect, seed=seed, temperature=temperature)) for seed in SEEDS]
 
     def read(self, answer: Answer) -> Reply:
         try:
@@ -148,11 +148,11 @@ class _Trial:
         """
         replies = first = await self.replies(dialect)
         ways = ((dialect, HOT), (replace(dialect, samples_by_config=True), 1.0)) if self.question.samples else ()
-        for way, warmth in ways:
+        for way, temperature in ways:
             if len({reply.text for reply in replies}) > 1:
                 break
-            if (await self.answer(way, warmth=warmth)).status == 200:
-                replies, dialect = await self.replies(way, warmth), way
+            if (await self.answer(way, temperature=temperature)).status == 200:
+                replies, dialect = await self.replies(way, temperature), way
         return (
             (dialect, replies) if len({reply.text for reply in replies}) > 1 else (replace(dialect, samples_by_config=False), first)
         )

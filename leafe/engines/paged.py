@@ -59,8 +59,8 @@ def attend(
     result = torch.empty(rows, heads, width, dtype=queries.dtype, device=queries.device)
     scale = width**-0.5 if scaling is None else scaling
     part, join = _kernels()
-    lanes = max(16, 1 << (heads // shared - 1).bit_length())
-    sizes = {"GROUP": heads // shared, "LANES": lanes, "WIDTH": width, "SIZE": size}
+    pool = max(16, 1 << (heads // shared - 1).bit_length())
+    sizes = {"GROUP": heads // shared, "LANES": pool, "WIDTH": width, "SIZE": size}
     inputs = (queries.contiguous(), data, tables, positions, parts, sums[0], sums[1])
     with torch.cuda.device_of(queries):  # triton starts kernels on the current device, whatever they are given
         part[(rows, shared, splits)](*inputs, ENDLESS if window is None else window, scale, depth, each, shared, **sizes)
@@ -93,9 +93,9 @@ def _part(
     lowest = tl.maximum(own - window + 1, 0)
     start = tl.maximum(split * each, lowest // SIZE)
     stop = tl.minimum(split * each + each, own // SIZE + 1)
-    lanes, dims, keys = tl.arange(0, LANES), tl.arange(0, WIDTH), tl.arange(0, SIZE)
-    asked = lanes < GROUP
-    mine = row * shared * GROUP + head * GROUP + lanes
+    pool, dims, keys = tl.arange(0, LANES), tl.arange(0, WIDTH), tl.arange(0, SIZE)
+    asked = pool < GROUP
+    mine = row * shared * GROUP + head * GROUP + pool
     query = tl.load(queries + mine[:, None] * WIDTH + dims[None, :], mask=asked[:, None], other=0.0)
     peak = tl.full((LANES,), float("-inf"), tl.float32)
     total = tl.zeros((LANES,), tl.float32)
@@ -113,7 +113,7 @@ def _part(
         sums = sums * fade[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
         total = total * fade + tl.sum(weights, 1)
         peak = top
-    here = (row * tl.num_programs(2) + split) * shared * GROUP + head * GROUP + lanes
+    here = (row * tl.num_programs(2) + split) * shared * GROUP + head * GROUP + pool
     tl.store(parts + here[:, None] * WIDTH + dims[None, :], sums, mask=asked[:, None])
     tl.store(peaks + here, peak, mask=asked)
     tl.store(totals + here, total, mask=asked)
@@ -123,9 +123,9 @@ def _join(
     parts: tl.tensor, peaks: tl.tensor, totals: tl.tensor, result: tl.tensor, splits: tl.tensor, WIDTH: tl.constexpr, SPLITS: tl.constexpr
 ) -> None:  # fmt: skip
     row, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    lanes, dims = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
-    there = lanes < splits
-    at = (row * splits + lanes) * heads + head
+    pool, dims = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
+    there = pool < splits
+    at = (row * splits + pool) * heads + head
     peak = tl.load(peaks + at, mask=there, other=float("-inf"))
     total = tl.load(totals + at, mask=there, other=0.0)
     factor = tl.exp(peak - tl.max(peak, 0))

@@ -105,15 +105,15 @@ class PipelinedBatcher(Batcher[AnyRequest]):
         """A row for the next token, which is the last one drawn where it is told as -1."""
         at = request.computed
         rows.given.append(token)
-        rows.tables.append(request.seat)
+        rows.tables.append(request.session)
         rows.positions.append(at)
-        rows.places.append(int(self._tables[request.seat, at // BLOCK]) * BLOCK + at % BLOCK)
+        rows.places.append(int(self._tables[request.session, at // BLOCK]) * BLOCK + at % BLOCK)
         request.computed += 1
 
     def _add_draw(self, rows: Rows, request: AnyRequest) -> None:
         sampling = request.ask.sampling
         rows.last.append(len(rows.given) - 1)
-        rows.seats.append(request.seat)
+        rows.sessions.append(request.session)
         rows.temperatures.append(sampling.temperature)
         rows.masses.append(sampling.top_p if sampling.temperature else 1.0)
         rows.numbers.append(uniform(request.ask.seed, request.drawn))
@@ -141,7 +141,7 @@ class PipelinedBatcher(Batcher[AnyRequest]):
 
     def _seat(self, request: AnyRequest, match: Match) -> None:
         super()._seat(request, match)
-        request.seat = self._seats.pop()
+        request.session = self._seats.pop()
         self._update(request)
 
     def _register(self, request: AnyRequest) -> None:
@@ -150,9 +150,9 @@ class PipelinedBatcher(Batcher[AnyRequest]):
 
     def _leave(self, request: AnyRequest) -> None:
         super()._leave(request)
-        self._seats.append(request.seat)
+        self._seats.append(request.session)
 
     def _update(self, request: AnyRequest) -> None:
         """Shows the next pass the request's blocks; in place of its own may stand one that another request computed as well."""
         assert request.lease is not None
-        self._tables[request.seat, : len(request.lease.blocks)] = request.lease.blocks
+        self._tables[request.session, : len(request.lease.blocks)] = request.lease.blocks

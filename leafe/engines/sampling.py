@@ -20,7 +20,7 @@ from leafe.records import Sampling
 _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 LOGPROB_DIGITS = 5
-CHUNK = 1024  # ids whose chances are added up before they are heaped
+CHUNK = 1024  # ids whose probabilities are added up before the cumulative sum
 BROKEN_LOGITS = "the model's logits are not numbers; the checkpoint is broken or its dtype overflows"
 Score = tuple[float, tuple[tuple[int, float], ...]]  # a log-probability, and the ids of most probability with theirs
 INFINITE = 0x7F800000  # the bits of infinity in float32
@@ -45,8 +45,8 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence[
     The log-probability is under the temperature-scaled distribution before any truncation, rounded to 5 decimals. Temperature 0
     takes the most probable id and its log-probability at temperature 1.
     """
-    warmth = torch.tensor([sampling.temperature or 1.0 for sampling in samplings], device=logits.device)
-    logprobs = torch.log_softmax(logits.float() / warmth[:, None], dim=-1)
+    temperature = torch.tensor([sampling.temperature or 1.0 for sampling in samplings], device=logits.device)
+    logprobs = torch.log_softmax(logits.float() / temperature[:, None], dim=-1)
     if not bool(torch.isfinite(logprobs.amax(dim=-1)).all()):
         raise EngineError(BROKEN_LOGITS)
     greedy = torch.tensor([sampling.temperature == 0 for sampling in samplings], device=logits.device)
@@ -57,25 +57,25 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence[
 
 
 def _invert(logprobs: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequence[float]) -> torch.Tensor:
-    chances = logprobs.double().exp()
+    probs = logprobs.double().exp()
     if any(sampling.top_p < 1 for sampling in samplings):
-        chances = _nucleus(chances, samplings)
-    heaped = chances.cumsum(dim=-1)
-    target = torch.tensor(numbers, dtype=torch.float64, device=logprobs.device) * heaped[:, -1]
-    found = torch.searchsorted(heaped, target[:, None], right=True)[:, 0]
+        probs = _nucleus(probs, samplings)
+    cumulative = probs.cumsum(dim=-1)
+    target = torch.tensor(numbers, dtype=torch.float64, device=logprobs.device) * cumulative[:, -1]
+    found = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
     # With a number just below one, rounding can put the target on the end of the heap, behind ids of no chance at all.
-    last = (heaped < heaped[:, -1:]).sum(dim=-1)
+    last = (cumulative < cumulative[:, -1:]).sum(dim=-1)
     return torch.minimum(found, last)
 
 
-def _nucleus(chances: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
+def _nucleus(probs: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
     """`chances` with zeros outside the smallest set of most probable ids that holds `top_p` of the mass."""
-    mass = torch.tensor([sampling.top_p for sampling in samplings], dtype=torch.float64, device=chances.device)
-    ordered, order = chances.sort(dim=-1, descending=True, stable=True)
+    mass = torch.tensor([sampling.top_p for sampling in samplings], dtype=torch.float64, device=probs.device)
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     kept = (before < mass[:, None]) | (mass[:, None] >= 1)
     kept[:, 0] = True
-    return torch.zeros_like(chances).scatter_(1, order, ordered * kept)
+    return torch.zeros_like(probs).scatter_(1, order, ordered * kept)
 
 
 def score(logits: torch.Tensor, ids: Sequence[int], top: int) -> list[Score]:
@@ -87,7 +87,7 @@ def score(logits: torch.Tensor, ids: Sequence[int], top: int) -> list[Score]:
         raise EngineError(BROKEN_LOGITS)
     taken = logprobs.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
     best, places = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
-    tops = [tuple(zip(row, chances, strict=True)) for row, chances in zip(places.tolist(), best.exp().tolist(), strict=True)]
+    tops = [tuple(zip(row, probs, strict=True)) for row, probs in zip(places.tolist(), best.exp().tolist(), strict=True)]
     return [(round(value, LOGPROB_DIGITS), row) for value, row in zip(taken, tops, strict=True)]
 
 
@@ -98,42 +98,42 @@ def draw_there(logits: torch.Tensor, temperatures: torch.Tensor, masses: torch.T
     device, so that a CUDA graph can hold it; logits that are not numbers give a log-probability that is none.
     """
     greedy = temperatures == 0
-    warmth = torch.where(greedy, 1.0, temperatures).float()
-    logprobs = torch.log_softmax(logits.float() / warmth[:, None], dim=-1)
+    temperature = torch.where(greedy, 1.0, temperatures).float()
+    logprobs = torch.log_softmax(logits.float() / temperature[:, None], dim=-1)
     best, place = logprobs.max(dim=-1)
-    chances = F.pad(logprobs.exp(), (0, -logprobs.shape[1] % CHUNK))
-    chosen = torch.where(greedy, place, _invert_there(_nucleus_there(chances, masses) if len(masses) else chances, numbers))
+    probs = F.pad(logprobs.exp(), (0, -logprobs.shape[1] % CHUNK))
+    chosen = torch.where(greedy, place, _invert_there(_nucleus_there(probs, masses) if len(masses) else probs, numbers))
     taken = logprobs.gather(1, chosen[:, None])[:, 0]
     return torch.stack((chosen.double(), torch.where(torch.isfinite(best), taken, torch.nan).double()))
 
 
-def _invert_there(chances: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+def _invert_there(probs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """As `_invert` finds ids: the chunk in which the target lies first, then the id in it."""
-    chunks = chances.view(len(chances), -1, CHUNK)
-    heaped = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
-    target = numbers * heaped[:, -1]
-    chunk = _first_above(heaped, target)
-    below = F.pad(heaped, (1, 0)).gather(1, chunk[:, None])[:, 0]
+    chunks = probs.view(len(probs), -1, CHUNK)
+    cumulative = chunks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = numbers * cumulative[:, -1]
+    chunk = _first_above(cumulative, target)
+    below = F.pad(cumulative, (1, 0)).gather(1, chunk[:, None])[:, 0]
     inside = chunks.gather(1, chunk[:, None, None].expand(-1, 1, CHUNK))[:, 0].cumsum(-1, dtype=torch.float64)
     return chunk * CHUNK + _first_above(inside, target - below)
 
 
-def _first_above(heaped: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The first place of each row whose heap is above the target; one that adds something, whatever rounding does."""
-    last = (heaped < heaped[:, -1:]).sum(-1)
-    return torch.minimum((heaped <= target[:, None]).sum(-1), last)
+    last = (cumulative < cumulative[:, -1:]).sum(-1)
+    return torch.minimum((cumulative <= target[:, None]).sum(-1), last)
 
 
-def _nucleus_there(chances: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
+def _nucleus_there(probs: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
     """As `_nucleus` keeps ids: the least chance that is kept is searched for by halving, among the bits of its float32."""
-    bits = chances.view(torch.int32)
+    bits = probs.view(torch.int32)
     low, high = torch.zeros_like(bits[:, :1]), torch.full_like(bits[:, :1], INFINITE)
     for _ in range(31):  # `low` always keeps the mass, `high` never does
         middle = low + (high - low) // 2
-        enough = torch.where(bits >= middle, chances, 0.0).sum(-1, keepdim=True, dtype=torch.float64) >= masses[:, None]
+        enough = torch.where(bits >= middle, probs, 0.0).sum(-1, keepdim=True, dtype=torch.float64) >= masses[:, None]
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    above = torch.where(bits > low, chances, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
+    above = torch.where(bits > low, probs, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
     least = bits == low
-    before = above + (least.cumsum(-1) - 1) * chances  # of the ids of that chance, the only ones that it is asked of
+    before = above + (least.cumsum(-1) - 1) * probs  # of the ids of that chance, the only ones that it is asked of
     kept = (bits > low) | (least & (before < masses[:, None])) | (masses[:, None] >= 1)
-    return torch.where(kept, chances, 0.0)
+    return torch.where(kept, probs, 0.0)

@@ -59,7 +59,7 @@ class Rows:
     positions: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     last: list[int] = field(default_factory=list)  # rows after which an id is drawn
-    seats: list[int] = field(default_factory=list)  # where it is kept
+    sessions: list[int] = field(default_factory=list)  # where it is kept
     temperatures: list[float] = field(default_factory=list)
     masses: list[float] = field(default_factory=list)
     numbers: list[float] = field(default_factory=list)
@@ -76,17 +76,17 @@ class Rows:
         """
         flat = np.zeros(sum(shape.sizes), dtype=np.int64)
         parts = np.split(flat, np.cumsum(shape.sizes)[:-1])
-        seats = np.full(shape.rows, nobody)
-        seats[: len(self.tables)] = self.tables
+        sessions = np.full(shape.rows, nobody)
+        sessions[: len(self.tables)] = self.tables
         parts[5][:] = nobody
         for part, values in zip(
-            parts[:6], (self.given, self.tables, self.positions, self.places, self.last, self.seats), strict=True
+            parts[:6], (self.given, self.tables, self.positions, self.places, self.last, self.sessions), strict=True
         ):
             part[: len(values)] = values
         for part, floats in zip(parts[6:9], (self.temperatures, self.masses, self.numbers), strict=True):
             part.view(np.float64)[: len(floats)] = floats
         depth = min(shape.depth, tables.shape[1])
-        parts[9].reshape(shape.rows, shape.depth)[:, :depth] = tables[seats, :depth]
+        parts[9].reshape(shape.rows, shape.depth)[:, :depth] = tables[sessions, :depth]
         return flat
 
 
@@ -182,11 +182,11 @@ class Steps:
     again. All graphs work in the same memory, `graph_bytes`, since one runs at a time. `obstacle` says why there are none.
     """
 
-    def __init__(self, model: Any, cache: BlockCache, seats: int) -> None:
+    def __init__(self, model: Any, cache: BlockCache, sessions: int) -> None:
         self.graph_bytes, self.captured, self.obstacle = 0, 0, ""
-        self._model, self._cache, self._nobody = model, cache, seats
+        self._model, self._cache, self._nobody = model, cache, sessions
         self._device: torch.device = model.device
-        self._drawn = torch.zeros(seats + 1, dtype=torch.long, device=self._device)
+        self._drawn = torch.zeros(sessions + 1, dtype=torch.long, device=self._device)
         self._kept: OrderedDict[Shape, _Kept] = OrderedDict()
         self._pool: Any = None
         self._stream: Any = None
@@ -257,11 +257,11 @@ class Steps:
 def step_of(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Step:
     """Pieces as the rows of one step, for trials: a layout for `slots.forward` as `slots.plan` gives one."""
     rows, tables = Rows(), np.zeros((len(pieces) + 1, max(len(piece.blocks) for piece in pieces)), dtype=np.int64)
-    for seat, piece in enumerate(pieces):
-        tables[seat, : len(piece.blocks)] = piece.blocks
+    for session, piece in enumerate(pieces):
+        tables[session, : len(piece.blocks)] = piece.blocks
         positions = range(piece.start, piece.start + len(piece.ids))
         rows.given += piece.ids
-        rows.tables += [seat] * len(piece.ids)
+        rows.tables += [session] * len(piece.ids)
         rows.positions += positions
         rows.places += [piece.blocks[at // cache.size] * cache.size + at % cache.size for at in positions]
         rows.last.append(len(rows.given) - 1)

@@ -23,10 +23,10 @@ from leafe.envs.base import Environment
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluation.passk import Interval
+from leafe.forest.builder import Rules
 from leafe.forest.faults import Faults, faults_of
-from leafe.forest.growth import Rules
 from leafe.records import BROKEN, Ask, Attempt, Tree, Turn, taken
-from leafe.replies import Unreadable, parse_action
+from leafe.replies import ParseFailure, parse_action
 
 RESAMPLES = 2000
 
@@ -78,8 +78,8 @@ def shares(values: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
     sums = np.array([sum(group) for group in groups])
     sizes = np.array([len(group) for group in groups])
     draws = np.random.default_rng(seed).integers(0, len(groups), (RESAMPLES, len(groups)))
-    means = sums[draws].sum(1) / sizes[draws].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    runtime = sums[draws].sum(1) / sizes[draws].sum(1)
+    low, high = np.quantile(runtime, [0.025, 0.975])
     return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
 
 
@@ -88,9 +88,9 @@ def best_actions(environment: Environment, tree: Tree, turn: Turn) -> tuple[str,
 
     The state is reached by a verified replay, once for each candidate. Raises `EpisodeError` when it is not reached.
     """
-    world, walk = World(environment), taken(tree.walk(turn.parent))
-    actions = [one.action for one in walk]
-    digests = [observation_digest(tree.root), *(observation_digest(one.observation) for one in walk)]
+    world, trajectory = World(environment), taken(tree.trajectory(turn.parent))
+    actions = [one.action for one in trajectory]
+    digests = [observation_digest(tree.root), *(observation_digest(one.observation) for one in trajectory)]
 
     def left_after(candidate: str | None) -> int | None:
         observation = world.replay(actions, digests, task=tree.task)
@@ -136,15 +136,15 @@ def is_best(point: BranchPoint, action: str) -> bool:
 
 async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws: int) -> float:
     """The share of `draws` actions that are best when the policy stands at the same turn and is told nothing."""
-    scene, walk = Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.walk(point.turn.parent)
-    messages = bare_messages(scene, walk, point.turn.shortening)
+    scene, trajectory = Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.trajectory(point.turn.parent)
+    messages = bare_messages(scene, trajectory, point.turn.shortening)
     right = 0
     for number in range(draws):
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
         completion = await engine.generate(Ask(messages, rules.act, seed))
         try:
             right += is_best(point, parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length"))
-        except Unreadable:
+        except ParseFailure:
             continue
     return right / draws
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from leafe.digest import seed_for
 from leafe.errors import RunConflict
 from leafe.evaluation.outcomes import SCHEMA, Outcome, read_outcomes
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import Rules, TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.effects import Play
 from leafe.forest.first_wave import WAVE, FirstWave
-from leafe.forest.growth import Growth, Rules
 from leafe.forest.play import once
 from leafe.jsonl import Appender
 from leafe.records import Shortening, Task, Tree, encode
@@ -23,7 +23,7 @@ from leafe.records import Shortening, Task, Tree, encode
 def attempt(task: Task, sample: int, rules: Rules) -> Play[Tree]:
     """One attempt at a task, with the seed of its sample."""
     own = replace(rules, seed=seed_for(rules.seed, "evaluate", sample))
-    return once(Growth(task, own))
+    return once(TreeBuilder(task, own))
 
 
 def outcome_of(tree: Tree, sample: int) -> Outcome:
@@ -48,7 +48,7 @@ def outcome_of(tree: Tree, sample: int) -> Outcome:
 async def evaluate(
     tasks: Sequence[Task],
     rules: Rules,
-    means: Means,
+    runtime: Runtime,
     path: Path,
     *,
     samples: int,
@@ -65,19 +65,19 @@ async def evaluate(
     if foreign:
         raise RunConflict(f"{path} holds attempts at {min(foreign)!r}, which is not among the {len(tasks)} tasks; delete the file")
 
-    def missing() -> Iterator[Job[Tree]]:
+    def missing() -> Iterator[Rollout[Tree]]:
         for sample in range(samples):
             for task in tasks:
                 if (task.id, sample) not in done:
-                    yield Job(f"{task.id}/{sample}", task, attempt(task, sample, rules))
+                    yield Rollout(f"{task.id}/{sample}", task, attempt(task, sample, rules))
 
-    wave: FirstWave[Outcome] = FirstWave(() if done else (job.key for job in islice(missing(), WAVE)), mend)
+    wave: FirstWave[Outcome] = FirstWave(() if done else (rollout.key for rollout in islice(missing(), WAVE)), mend)
     with Appender(path, SCHEMA) as lines:
-        async with aclosing(drive(missing(), means, concurrency=means.engine.concurrency)) as finished:
-            async for job, tree in finished:
-                ended = outcome_of(tree, int(job.key.rpartition("/")[2]))
+        async with aclosing(drive(missing(), runtime, concurrency=runtime.engine.concurrency)) as finished:
+            async for rollout, tree in finished:
+                ended = outcome_of(tree, int(rollout.key.rpartition("/")[2]))
                 told(ended)
-                for outcome in wave.through(job.key, tree.attempts, ended):
+                for outcome in wave.through(rollout.key, tree.attempts, ended):
                     lines.append(encode(outcome))
                     done[outcome.task, outcome.sample] = outcome
     return [done[task.id, sample] for task in tasks for sample in range(samples)]

@@ -128,8 +128,8 @@ def _interval(counts: Counts, shares: Shares, how: Resampling) -> Interval:
 def _resampled_means(shares: Shares, tasks: tuple[str, ...], resamples: int) -> Shares:
     draw = np.random.default_rng(seed_for("bootstrap over tasks", *tasks))
     block = max(1, BLOCK // len(tasks))
-    means: list[Shares] = []
+    runtime: list[Shares] = []
     for start in range(0, resamples, block):
         drawn = draw.integers(len(tasks), size=(min(block, resamples - start), len(tasks)))
-        means.append(shares[drawn].mean(axis=1))
-    return np.concatenate(means)
+        runtime.append(shares[drawn].mean(axis=1))
+    return np.concatenate(runtime)

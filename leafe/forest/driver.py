@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from leafe.engines.base import Engine
 from leafe.envs.base import Environment, Placement
 from leafe.envs.calls import Call
-from leafe.envs.hosting import Hosting, Seat, Terms, hosting
+from leafe.envs.worker_pool import Session, Terms, WorkerPool, worker_pool
 from leafe.envs.world import observation_digest
 from leafe.errors import EpisodeError
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Job(Generic[Result]):
+class Rollout(Generic[Result]):
     """A generator to be driven. `key` is its name in the journal."""
 
     key: str
@@ -34,10 +34,10 @@ class Job(Generic[Result]):
 
 
 @dataclass(frozen=True)
-class Means:
+class Runtime:
     """What effects are carried out with. `noticed` is told of every completion, for progress bars.
 
-    The rest says where worlds live and under which limits; see `envs.hosting.Terms`. `host` makes the places where they live.
+    The rest says where worlds live and under which limits; see `envs.worker_pool.Terms`. `host` makes the places where they live.
     """
 
     engine: Engine
@@ -50,27 +50,29 @@ class Means:
     timeout: float = Terms.timeout
     recycle: int = 0
     computes: bool = False
-    host: Callable[[Callable[[], Environment], Terms], Hosting] = hosting
+    host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
 
-    def hosting(self) -> Hosting:
+    def worker_pool(self) -> WorkerPool:
         """Where worlds live for one stage."""
         terms = Terms(self.placement, self.workers, self.instances, self.timeout, self.recycle, self.computes)
         return self.host(self.make_environment, terms)
 
 
-async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) -> AsyncGenerator[tuple[Job[Result], Result], None]:
-    """Drives jobs to their ends, `concurrency` at a time, and yields each with its result as it finishes.
+async def drive(
+    rollouts: Iterable[Rollout[Result]], runtime: Runtime, *, concurrency: int
+) -> AsyncGenerator[tuple[Rollout[Result], Result], None]:
+    """Drives rollouts to their ends, `concurrency` at a time, and yields each with its result as it finishes.
 
-    Jobs are drawn from the iterable only when there is room for them. An exception that is no `EpisodeError` (a dead engine, a bug)
+    Rollouts are drawn from the iterable only when there is room for them. An exception that is no `EpisodeError` (a dead engine, a bug)
     cancels the rest and is raised here; what was journaled by then is kept.
     """
-    waiting = iter(jobs)
-    running: set[asyncio.Task[tuple[Job[Result], Result]]] = set()
-    worlds = means.hosting()
+    waiting = iter(rollouts)
+    running: set[asyncio.Task[tuple[Rollout[Result], Result]]] = set()
+    worlds = runtime.worker_pool()
     try:
         while True:
-            for job in _take(waiting, concurrency - len(running)):
-                running.add(asyncio.create_task(_finish(job, means, worlds)))
+            for rollout in _take(waiting, concurrency - len(running)):
+                running.add(asyncio.create_task(_finish(rollout, runtime, worlds)))
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -87,39 +89,39 @@ async def drive(jobs: Iterable[Job[Result]], means: Means, *, concurrency: int) 
         await worlds.close()
 
 
-def _take(jobs: Iterator[Job[Result]], count: int) -> Iterator[Job[Result]]:
+def _take(rollouts: Iterator[Rollout[Result]], count: int) -> Iterator[Rollout[Result]]:
     for _ in range(count):
-        job = next(jobs, None)
-        if job is None:
+        rollout = next(rollouts, None)
+        if rollout is None:
             return
-        yield job
+        yield rollout
 
 
-async def _finish(job: Job[Result], means: Means, worlds: Hosting) -> tuple[Job[Result], Result]:
-    hand = _Hand(job.key, job.task, means, worlds)
+async def _finish(rollout: Rollout[Result], runtime: Runtime, worlds: WorkerPool) -> tuple[Rollout[Result], Result]:
+    hand = _Hand(rollout.key, rollout.task, runtime, worlds)
     try:
         answer: Any = None
         while True:
             try:
-                effect = job.play.throw(answer) if isinstance(answer, EpisodeError) else job.play.send(answer)
+                effect = rollout.play.throw(answer) if isinstance(answer, EpisodeError) else rollout.play.send(answer)
             except StopIteration as stop:
-                return job, stop.value
+                return rollout, stop.value
             answer = await hand.carry_out(effect)
     finally:
-        job.play.close()
+        rollout.play.close()
         await hand.close()
 
 
 def _seeds(effect: Rollback) -> list[int | None]:
-    return list(effect.seeds or [None] * len(effect.walk))
+    return list(effect.seeds or [None] * len(effect.trajectory))
 
 
 class _Hand:
     """Carries out the effects of one job: the journal first, then the engine or the job's own world."""
 
-    def __init__(self, key: str, task: Task, means: Means, worlds: Hosting) -> None:
-        self._key, self._task, self._means, self._worlds = key, task, means, worlds
-        self._seat: Seat | None = None
+    def __init__(self, key: str, task: Task, runtime: Runtime, worlds: WorkerPool) -> None:
+        self._key, self._task, self._means, self._worlds = key, task, runtime, worlds
+        self._seat: Session | None = None
         self._number = 0
         # Where the world stands, or should stand once it is needed: actions with observation digests, the reset's digest first.
         self._actions: list[str] | None = None
@@ -145,28 +147,28 @@ class _Hand:
             self._means.noticed(effect, completion)
             return completion
         try:
-            seat = self._seat or await self._ready(effect)
+            session = self._seat or await self._ready(effect)
             if isinstance(effect, Rollback):
-                return await self._go_back(seat, effect)
+                return await self._go_back(session, effect)
             call = Call("step", action=effect.action, seed=effect.seed) if isinstance(effect, Step) else Call("reset", effect.task)
-            return (await seat.take(call)).observation
+            return (await session.take(call)).observation
         except EpisodeError as failure:
             return failure
 
-    async def _go_back(self, seat: Seat, effect: Rollback) -> Restored:
-        actions = [turn.action for turn in effect.walk]
-        digests = [self._root, *(observation_digest(turn.observation) for turn in effect.walk)]
+    async def _go_back(self, session: Session, effect: Rollback) -> Restored:
+        actions = [turn.action for turn in effect.trajectory]
+        digests = [self._root, *(observation_digest(turn.observation) for turn in effect.trajectory)]
         seeds = _seeds(effect)
         stands = self._actions is not None and self._actions[: len(actions)] == actions and self._digests[: len(digests)] == digests
         if stands and self._seeds[: len(seeds)] == seeds:
-            answer = await seat.take(Call("rollback", turn=len(actions) + 1))
+            answer = await session.take(Call("rollback", turn=len(actions) + 1))
         else:
-            answer = await seat.take(self._replay(actions, digests, seeds))
+            answer = await session.take(self._replay(actions, digests, seeds))
         return Restored(answer.observation, answer.replayed_steps)
 
-    async def _ready(self, effect: Effect) -> Seat:
+    async def _ready(self, effect: Effect) -> Session:
         """A seat for the job, its world brought to where the journal left it."""
-        self._seat = await self._worlds.seat()
+        self._seat = await self._worlds.session()
         if self._actions is not None and not isinstance(effect, Reset):
             await self._seat.take(self._replay(self._actions, self._digests, self._seeds))
         return self._seat
@@ -190,8 +192,8 @@ class _Hand:
             self._digests.append(observation_digest(result))
             self._seeds.append(effect.seed)
         else:
-            self._actions = [turn.action for turn in effect.walk]
-            self._digests = [self._root, *(observation_digest(turn.observation) for turn in effect.walk)]
+            self._actions = [turn.action for turn in effect.trajectory]
+            self._digests = [self._root, *(observation_digest(turn.observation) for turn in effect.trajectory)]
             self._seeds = _seeds(effect)
 
     async def close(self) -> None:

@@ -3,7 +3,7 @@
     Ask(messages, sampling, seed, purpose) -> Completion        (in `leafe.records`, since engines read it)
     Reset(task)                            -> Observation
     Step(action, seed)                     -> Observation
-    Rollback(walk, seeds)                  -> Restored
+    Rollback(trajectory, seeds)            -> Restored
 
 A generator plays one task in one world at a time, so the world is not named. Failures come back as exceptions thrown at the `yield`:
 `EnvironmentFailure` and `ReplayDiverged`. An engine that fails is not thrown here: it stops the stage.
@@ -37,13 +37,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Bring the world to where `walk` ends, verified turn by turn. An empty walk is the root.
+    """Bring the world to where `trajectory` ends, verified turn by turn. An empty trajectory is the root.
 
     `seeds` are those that its steps were taken with, empty where there were none.
     """
 
     task: Task
-    walk: tuple[Turn, ...]
+    trajectory: tuple[Turn, ...]
     seeds: tuple[int | None, ...] = ()
 
 

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from leafe.forest.builder import Start, TreeBuilder
 from leafe.forest.effects import Play
-from leafe.forest.growth import Growth, Start
 from leafe.forest.play import Played, independent, play
 from leafe.forest.reflect import reflect
 from leafe.records import BROKEN, StopReason, Tree, Turn
@@ -22,65 +22,65 @@ from leafe.records import BROKEN, StopReason, Tree, Turn
 UNREFLECTED = BROKEN | {StopReason.SUCCESS, StopReason.BUDGET}
 
 
-def explore(growth: Growth) -> Play[Tree]:
+def explore(builder: TreeBuilder) -> Play[Tree]:
     """Grows the tree of one task until its budget is used up."""
     queue: deque[Start] = deque()
-    while growth.may_start():
-        looking_back = _LookingBack(growth, queue, queue.popleft() if queue else Start())
-        played = yield from play(growth, looking_back.start, looking_back.on_the_way)
+    while builder.may_start():
+        looking_back = _LookingBack(builder, queue, queue.popleft() if queue else Start())
+        played = yield from play(builder, looking_back.start, looking_back.on_the_way)
         yield from looking_back.at_the_end(played)
-    return growth.tree("tree")
+    return builder.tree("tree")
 
 
 @dataclass(frozen=True)
 class _LookingBack:
     """When an attempt is reflected on, and the request that comes of it."""
 
-    growth: Growth
+    builder: TreeBuilder
     queue: deque[Start]
     start: Start
 
-    def on_the_way(self, attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
+    def on_the_way(self, attempt: int, trajectory: tuple[Turn, ...]) -> Play[None]:
         """Every K turns, unless the turns are used up anyway."""
-        every = self.growth.rules.reflect_every
-        if every and len(walk) % every == 0 and len(walk) < self.growth.task.horizon and self._of_use(underway=1):
-            yield from self._reflect(attempt, walk, ended=False)
+        every = self.builder.rules.reflect_every
+        if every and len(trajectory) % every == 0 and len(trajectory) < self.builder.task.horizon and self._of_use(underway=1):
+            yield from self._reflect(attempt, trajectory, ended=False)
 
     def at_the_end(self, played: Played) -> Play[None]:
         """When the attempt failed."""
-        failed = played.attempt.stop not in UNREFLECTED and bool(played.walk)
-        if failed and self.growth.rules.reflect_on_failure and self._of_use(underway=0):
-            yield from self._reflect(played.attempt.index, played.walk, ended=True)
+        failed = played.attempt.stop not in UNREFLECTED and bool(played.trajectory)
+        if failed and self.builder.rules.reflect_on_failure and self._of_use(underway=0):
+            yield from self._reflect(played.attempt.index, played.trajectory, ended=True)
 
     def _of_use(self, *, underway: int) -> bool:
         """Whether a request made now could still be taken up: after those under way and in the queue, and not too deep."""
-        rules, ahead = self.growth.rules, len(self.growth.attempts) + underway + len(self.queue)
-        return self.start.depth < rules.max_depth and ahead < rules.max_attempts and not self.growth.exhausted()
+        rules, ahead = self.builder.rules, len(self.builder.attempts) + underway + len(self.queue)
+        return self.start.depth < rules.max_depth and ahead < rules.max_attempts and not self.builder.exhausted()
 
-    def _reflect(self, attempt: int, walk: tuple[Turn, ...], *, ended: bool) -> Play[None]:
-        experience = yield from reflect(self.growth, attempt, walk, ended=ended, feedback=self.start.feedback)
+    def _reflect(self, attempt: int, trajectory: tuple[Turn, ...], *, ended: bool) -> Play[None]:
+        experience = yield from reflect(self.builder, attempt, trajectory, ended=ended, feedback=self.start.feedback)
         if experience is None:
             return
         depth = self.start.depth + 1
-        if self.growth.rules.can_roll_back:
-            self.queue.append(Start(walk[: experience.turn - 1], depth, attempt, advice=experience.text))
+        if self.builder.rules.can_roll_back:
+            self.queue.append(Start(trajectory[: experience.turn - 1], depth, attempt, advice=experience.text))
         else:
             self.queue.append(Start((), depth, attempt, feedback=(*self.start.feedback, experience.text)))
 
 
-def refine(growth: Growth) -> Play[Tree]:
+def refine(builder: TreeBuilder) -> Play[Tree]:
     """IR of the paper: each retry from the root with the feedback of all failed attempts before it in the prompt."""
     feedback: tuple[str, ...] = ()
-    while growth.may_start():
-        start = Start((), len(feedback), len(growth.attempts) - 1 if feedback else None, feedback=feedback)
-        played = yield from play(growth, start)
+    while builder.may_start():
+        start = Start((), len(feedback), len(builder.attempts) - 1 if feedback else None, feedback=feedback)
+        played = yield from play(builder, start)
         if played.attempt.stop is StopReason.SUCCESS:
             feedback = ()
-        elif played.attempt.stop not in UNREFLECTED and played.walk and growth.may_start():
-            experience = yield from reflect(growth, played.attempt.index, played.walk, ended=True, feedback=feedback)
+        elif played.attempt.stop not in UNREFLECTED and played.trajectory and builder.may_start():
+            experience = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True, feedback=feedback)
             feedback += (experience.text,) if experience is not None else ()
-    return growth.tree("refine")
+    return builder.tree("refine")
 
 
-Explorer = Callable[[Growth], Play[Tree]]
+Explorer = Callable[[TreeBuilder], Play[Tree]]
 EXPLORERS: dict[str, Explorer] = {"tree": explore, "independent": independent, "refine": refine}

@@ -39,7 +39,7 @@ def mark_of(effect: Effect) -> str:
         return "reset"
     if isinstance(effect, Step):
         return f"step {digest(effect.action)}" + ("" if effect.seed is None else f" seed {effect.seed}")
-    return f"rollback {len(effect.walk)} {effect.walk[-1].id if effect.walk else 'root'}"
+    return f"rollback {len(effect.trajectory)} {effect.trajectory[-1].id if effect.trajectory else 'root'}"
 
 
 class Marks:

@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 
 from leafe.chat import Notes, act_messages, fill
 from leafe.errors import EpisodeError, ReplayDiverged, StepTimeout
+from leafe.forest.builder import Start, TreeBuilder, last_id, unread
 from leafe.forest.effects import Play, Reset, Rollback, Step
-from leafe.forest.growth import Growth, Start, last_id, unread
 from leafe.history import first_shortening, shorter
 from leafe.records import Attempt, Completion, Observation, Shortening, StopReason, Tree, Turn, taken
-from leafe.replies import Unreadable, parse_action
+from leafe.replies import ParseFailure, parse_action
 
 Pause = Callable[[int, tuple[Turn, ...]], Play[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """An attempt that is over, with its walk from the root."""
+    """An attempt that is over, with its trajectory from the root."""
 
     attempt: Attempt
-    walk: tuple[Turn, ...]
+    trajectory: tuple[Turn, ...]
 
 
 def stop_of(failure: EpisodeError) -> StopReason:
@@ -36,81 +36,83 @@ def stop_of(failure: EpisodeError) -> StopReason:
     return StopReason.STEP_TIMEOUT if isinstance(failure, StepTimeout) else StopReason.ENVIRONMENT_ERROR
 
 
-def no_pause(attempt: int, walk: tuple[Turn, ...]) -> Play[None]:
+def no_pause(attempt: int, trajectory: tuple[Turn, ...]) -> Play[None]:
     """What happens between turns when nothing does."""
     return
     yield from ()
 
 
-def play(growth: Growth, start: Start, pause: Pause = no_pause) -> Play[Played]:
+def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Played]:
     """Plays one attempt to its end and keeps it. `pause` runs after each turn that did not end the attempt."""
-    number, walk = len(growth.attempts), list(start.walk)
+    number, trajectory = len(builder.attempts), list(start.trajectory)
     stop, error, observation = StopReason.CANCELLED, None, Observation("")
     try:
-        observation = yield from _begin(growth, start)
-        stop = yield from _turns(growth, start, observation, walk=walk, pause=pause)
+        observation = yield from _begin(builder, start)
+        stop = yield from _turns(builder, start, observation, trajectory=trajectory, pause=pause)
     except EpisodeError as failure:
         stop = stop_of(failure)
         error = f"{type(failure).__name__}: {failure}"
-    own = walk[len(start.walk) :]
+    own = trajectory[len(start.trajectory) :]
     attempt = Attempt(
         index=number,
         depth=start.depth,
         stop=stop,
         success=stop is StopReason.SUCCESS,
         reward=(own[-1].observation if own else observation).reward,
-        leaf=last_id(walk),
+        leaf=last_id(trajectory),
         parent=start.parent,
-        turn=len(start.walk) + 1 if start.advice is not None else None,
+        turn=len(start.trajectory) + 1 if start.advice is not None else None,
         experience=start.advice if start.advice is not None else "\n".join(start.feedback) or None,
         error=error,
-        root=growth.shown if growth.shown is not growth.root else None,
+        root=builder.shown if builder.shown is not builder.root else None,
     )
-    growth.attempts.append(attempt)
-    return Played(attempt, tuple(walk))
+    builder.attempts.append(attempt)
+    return Played(attempt, tuple(trajectory))
 
 
-def _begin(growth: Growth, start: Start) -> Play[Observation]:
+def _begin(builder: TreeBuilder, start: Start) -> Play[Observation]:
     """Brings the world to where the attempt begins."""
     if start.advice is not None:
-        growth.add_rollback()
-    if past := taken(start.walk):
-        restored = yield Rollback(growth.task, past, growth.lucks(past))
-        growth.add_replayed(restored.replayed_steps)
+        builder.add_rollback()
+    if past := taken(start.trajectory):
+        restored = yield Rollback(builder.task, past, builder.lucks(past))
+        builder.add_replayed(restored.replayed_steps)
         observation: Observation = restored.observation
         return observation
-    observation = yield Reset(growth.task)
-    growth.root = growth.root or observation
-    if observation.text != growth.root.text and growth.rules.can_roll_back:
-        raise ReplayDiverged(f"a fresh reset shows {observation.text!r:.80} where the first one showed {growth.root.text!r:.80}")
-    growth.shown = observation if observation.text != growth.root.text else growth.root
+    observation = yield Reset(builder.task)
+    builder.root = builder.root or observation
+    if observation.text != builder.root.text and builder.rules.can_roll_back:
+        raise ReplayDiverged(f"a fresh reset shows {observation.text!r:.80} where the first one showed {builder.root.text!r:.80}")
+    builder.shown = observation if observation.text != builder.root.text else builder.root
     return observation
 
 
-def _turns(growth: Growth, start: Start, observation: Observation, *, walk: list[Turn], pause: Pause) -> Play[StopReason]:
-    """Takes turns until something ends the attempt; appends them to `walk`."""
-    number, misread, over = len(growth.attempts), 0, _verdict(observation)
+def _turns(
+    builder: TreeBuilder, start: Start, observation: Observation, *, trajectory: list[Turn], pause: Pause
+) -> Play[StopReason]:
+    """Takes turns until something ends the attempt; appends them to `trajectory`."""
+    number, failures, over = len(builder.attempts), 0, _verdict(observation)
     while over is None:
-        if len(walk) >= growth.task.horizon:
+        if len(trajectory) >= builder.task.horizon:
             return StopReason.TURN_LIMIT
-        if growth.exhausted():
+        if builder.exhausted():
             return StopReason.BUDGET
-        advice = start.advice if len(walk) == len(start.walk) else None
-        completion, shortening = yield from _reply(growth, start, walk, advice)
+        advice = start.advice if len(trajectory) == len(start.trajectory) else None
+        completion, shortening = yield from _reply(builder, start, trajectory, advice)
         if completion.finish == "context":
             return StopReason.TOKEN_LIMIT
-        growth.add_completion(completion)
-        luck = growth.luck(start, walk[len(start.walk) :])
-        turn = yield from _take(growth, _Reply(completion, advice, shortening, luck), walk, observation)
-        growth.add_turn(turn)
-        walk.append(turn)
+        builder.add_completion(completion)
+        luck = builder.luck(start, trajectory[len(start.trajectory) :])
+        turn = yield from _take(builder, _Reply(completion, advice, shortening, luck), trajectory, observation)
+        builder.add_turn(turn)
+        trajectory.append(turn)
         observation = turn.observation
-        misread = 0 if turn.parsed else misread + 1
+        failures = 0 if turn.parsed else failures + 1
         over = _verdict(turn.observation)
-        if over is None and misread >= growth.rules.patience:
+        if over is None and failures >= builder.rules.patience:
             over = StopReason.PARSE_ERROR
         if over is None:
-            yield from pause(number, tuple(walk))
+            yield from pause(number, tuple(trajectory))
     return over
 
 
@@ -131,25 +133,25 @@ class _Reply:
     luck: int | None
 
 
-def _reply(growth: Growth, start: Start, walk: list[Turn], advice: str | None) -> Play[tuple[Completion, Shortening]]:
+def _reply(builder: TreeBuilder, start: Start, trajectory: list[Turn], advice: str | None) -> Play[tuple[Completion, Shortening]]:
     """The policy's reply, over a history that is shortened until it leaves room where the rules want that."""
-    rules, shortening = growth.rules, first_shortening(growth.rules.history, walk)
+    rules, shortening = builder.rules, first_shortening(builder.rules.history, trajectory)
     while True:
-        messages = act_messages(growth.scene, walk, Notes(advice, (*rules.notes, *start.feedback)), shortening)
-        completion: Completion = yield growth.ask_to_act(len(growth.attempts), messages)
-        further = shorter(rules.prompts, walk, shortening) if rules.history.keep == "fit" else None
+        messages = act_messages(builder.scene, trajectory, Notes(advice, (*rules.notes, *start.feedback)), shortening)
+        completion: Completion = yield builder.ask_to_act(len(builder.attempts), messages)
+        further = shorter(rules.prompts, trajectory, shortening) if rules.history.keep == "fit" else None
         if completion.finish != "context" or further is None:
             return completion, shortening
         shortening = further
 
 
-def _take(growth: Growth, reply: _Reply, walk: list[Turn], before: Observation) -> Play[Turn]:
+def _take(builder: TreeBuilder, reply: _Reply, trajectory: list[Turn], before: Observation) -> Play[Turn]:
     """Reads the action out of a reply and takes it. `before` is what the policy saw last."""
-    prompts, attempt, index = growth.rules.prompts, len(growth.attempts), len(walk) + 1
+    prompts, attempt, index = builder.rules.prompts, len(builder.attempts), len(trajectory) + 1
     problem = ""
     try:
         action = parse_action(prompts.form, reply.completion.text, whole=reply.completion.finish != "length")
-    except Unreadable as failure:
+    except ParseFailure as failure:
         action, problem = unread(reply.completion), str(failure)
     stepped = not (problem and prompts.unread)
     if stepped:
@@ -157,8 +159,8 @@ def _take(growth: Growth, reply: _Reply, walk: list[Turn], before: Observation) 
     else:
         observation = Observation(fill(prompts.unread, problem=problem, turn=index), reward=before.reward)
     return Turn(
-        id=growth.turn_id(attempt, index),
-        parent=last_id(walk),
+        id=builder.turn_id(attempt, index),
+        parent=last_id(trajectory),
         index=index,
         attempt=attempt,
         action=action,
@@ -171,15 +173,15 @@ def _take(growth: Growth, reply: _Reply, walk: list[Turn], before: Observation) 
     )
 
 
-def independent(growth: Growth) -> Play[Tree]:
+def independent(builder: TreeBuilder) -> Play[Tree]:
     """IS of the paper: fresh attempts from the root until the budget is used up."""
-    while growth.may_start():
-        yield from play(growth, Start())
-    return growth.tree("independent")
+    while builder.may_start():
+        yield from play(builder, Start())
+    return builder.tree("independent")
 
 
-def once(growth: Growth) -> Play[Tree]:
+def once(builder: TreeBuilder) -> Play[Tree]:
     """A single attempt from the root, as evaluation takes it."""
-    growth.rules = replace(growth.rules, turns=growth.task.horizon, tokens=0)
-    yield from play(growth, Start())
-    return growth.tree("once")
+    builder.rules = replace(builder.rules, turns=builder.task.horizon, tokens=0)
+    yield from play(builder, Start())
+    return builder.tree("once")

@@ -11,68 +11,68 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from leafe.chat import Prompts, half_kept, reflect_messages
+from leafe.forest.builder import TreeBuilder
 from leafe.forest.effects import Play
-from leafe.forest.growth import Growth
 from leafe.history import shorter
 from leafe.records import Completion, Experience, Message, Reflection, Shortening, Turn
-from leafe.replies import NO_HALF, Unreadable, parse_reflection
+from leafe.replies import NO_HALF, ParseFailure, parse_reflection
 
 TRIES = 2
 NO_ROOM = "the model's context leaves no room to reflect"
 
 
 def reflect(
-    growth: Growth, attempt: int, walk: tuple[Turn, ...], *, ended: bool, feedback: tuple[str, ...] = ()
+    builder: TreeBuilder, attempt: int, trajectory: tuple[Turn, ...], *, ended: bool, feedback: tuple[str, ...] = ()
 ) -> Play[Experience | None]:
-    """The experience that the policy draws from a walk, or None when it names none or cannot be read.
+    """The experience that the policy draws from a trajectory, or None when it names none or cannot be read.
 
     `feedback` is what the attempt was told beside its history and the rules' notes.
     """
-    prompts, shortening = growth.rules.prompts, walk[-1].shortening
-    told = (*growth.rules.notes, *feedback)
+    prompts, shortening = builder.rules.prompts, trajectory[-1].shortening
+    told = (*builder.rules.notes, *feedback)
     replies: list[Completion] = []
     experience, error = None, None
-    unread: Unreadable | None = None
+    unread: ParseFailure | None = None
 
     def question(short: Shortening) -> tuple[Message, ...]:
-        return reflect_messages(growth.scene, walk, ended=ended, feedback=told, shortening=short, unread=unread)
+        return reflect_messages(builder.scene, trajectory, ended=ended, feedback=told, shortening=short, unread=unread)
 
     for _ in range(TRIES):
-        reply, shortening = yield from _answer(growth, attempt, walk, question=question, shortening=shortening)
+        reply, shortening = yield from _answer(builder, attempt, trajectory, question=question, shortening=shortening)
         replies.append(reply)
         if reply.finish == "context":
             error = NO_ROOM
             break
         try:
             whole, kept = reply.finish != "length", half_kept(prompts, unread) if unread else NO_HALF
-            named = parse_reflection(prompts.form, reply.text, len(walk), whole=whole, kept=kept)
+            named = parse_reflection(prompts.form, reply.text, len(trajectory), whole=whole, kept=kept)
             experience, error = _own(prompts, named), None
             break
-        except Unreadable as failure:
+        except ParseFailure as failure:
             unread, error = failure, str(failure)
-    growth.add_reflection(Reflection(attempt, len(walk), tuple(replies), experience, error))
+    builder.add_reflection(Reflection(attempt, len(trajectory), tuple(replies), experience, error))
     return experience
 
 
 def _own(prompts: Prompts, experience: Experience | None) -> Experience | None:
     """An experience, unless it is the one that the question shows as an example: small models repeat it word for word."""
     if experience is not None and f"<experience>{experience.text}</experience>" in prompts.reflect + prompts.reflect_end:
-        raise Unreadable("the advice was that of the example, word for word")
+        raise ParseFailure("the advice was that of the example, word for word")
     return experience
 
 
 def _answer(
-    growth: Growth,
+    builder: TreeBuilder,
     attempt: int,
-    walk: tuple[Turn, ...],
+    trajectory: tuple[Turn, ...],
     *,
     question: Callable[[Shortening], tuple[Message, ...]],
     shortening: Shortening,
 ) -> Play[tuple[Completion, Shortening]]:
     """The policy's reply to a question, over a history that is shortened until there is room for it."""
     while True:
-        reply: Completion = yield growth.ask_to_reflect(attempt, question(shortening))
-        further = shorter(growth.rules.prompts, walk, shortening)
+        reply: Completion = yield builder.ask_to_reflect(attempt, question(shortening))
+        further = shorter(builder.rules.prompts, trajectory, shortening)
         if reply.finish != "context" or further is None:
             return reply, shortening
         shortening = further

@@ -32,7 +32,7 @@ from leafe.chat import Scene, bare_messages
 from leafe.digest import digest
 from leafe.errors import UserError
 from leafe.evaluation.evaluate import attempt
-from leafe.forest.driver import Job, drive
+from leafe.forest.driver import Rollout, drive
 from leafe.forest.journal import Journal
 from leafe.jsonl import Appender, read_lines, write_bytes_atomically
 from leafe.methods.base import Made, Method, Policy, Settings, Stage
@@ -123,11 +123,11 @@ class _Training:
     """The stage: sampling and learning in turn. Its files lie in the run's folder `grpo` until the model is whole."""
 
     def __init__(self, lab: Lab, run: RunDirectory, settings: GrpoSettings) -> None:
-        self.lab, self.run, self.settings, self.bench = lab, run, settings, lab.bench
-        self.tasks = self.bench.tasks("train")
+        self.lab, self.run, self.settings, self.experiment = lab, run, settings, lab.experiment
+        self.tasks = self.experiment.tasks("train")
         self.folder = run.path / ARM
         self.reference: Engine | None = None
-        self.budget = self.bench.config.explore.turns * len(self.tasks)
+        self.budget = self.experiment.config.explore.turns * len(self.tasks)
         longest = max(task.horizon for task in self.tasks)
         self.longest_group = settings.size * longest
         self.steps = self.budget // (settings.groups * self.longest_group)
@@ -141,7 +141,7 @@ class _Training:
 
     def work(self) -> Made:
         """Trains to the end of the budget, from where a killed run was."""
-        self.run.check(self.bench.base)
+        self.run.check(self.experiment.base)
         out, kept = self.run.checkpoint(ARM), self.run.path / f"{ARM}-steps.jsonl"
         over = self.folder.with_name(f"{ARM}.over")
         shutil.rmtree(over, ignore_errors=True)
@@ -158,12 +158,12 @@ class _Training:
         losses = [line["loss"] for line in lines if "loss" in line]
         told: dict[str, Any] = {"loss": round(losses[-1], 4)} if losses else {"note": NOTHING}
         if not losses:
-            self.bench.progress.say(f"train {ARM}: {NOTHING}")
+            self.experiment.progress.say(f"train {ARM}: {NOTHING}")
         return Made({"steps": len(losses) * self.settings.passes, **totals, **told}, [out, kept])
 
     def _trained(self) -> Learner:
         """The learner at the end of its steps."""
-        self.bench.free()
+        self.experiment.free()
         wanted = self.settings
         learner = self.lab.clipping_learner(
             self.folder / "learner",
@@ -176,7 +176,7 @@ class _Training:
         )
         with Appender(self.folder / STEPS, STEPS_SCHEMA):
             pass  # the file is there even if nothing is learned
-        self.bench.with_engine(self.bench.base, lambda engine: self._with_reference(engine, learner))
+        self.experiment.with_engine(self.experiment.base, lambda engine: self._with_reference(engine, learner))
         return learner
 
     async def _with_reference(self, engine: Engine, learner: Learner) -> None:
@@ -189,7 +189,7 @@ class _Training:
             self.reference = reference
             await self._train(engine, learner)
 
-        await self.bench.awith_engine(self.bench.base, work)
+        await self.experiment.awith_engine(self.experiment.base, work)
 
     async def _referenced(self, examples: list[Example]) -> list[Example]:
         """The examples with the log-probabilities that the reference gives to their targets."""
@@ -206,7 +206,7 @@ class _Training:
 
     async def _train(self, engine: Engine, learner: Learner) -> None:
         spent = sum(line["turns"] for line in self._lines())
-        with self.bench.progress.stage(f"train {ARM}", self.budget, "turns") as gauge:
+        with self.experiment.progress.stage(f"train {ARM}", self.budget, "turns") as gauge:
             gauge.advance(spent)
             while learner.done < learner.steps:
                 step, behind = divmod(learner.done, self.settings.passes)
@@ -265,16 +265,18 @@ class _Training:
         self, engine: Engine, journal: Journal, step: int, *, position: int, tasks: Sequence[Task]
     ) -> list[list[Tree]]:
         """`size` attempts at each task, all at once. The same task may stand there twice, in two rounds of the order."""
-        rules = self.bench.rules(self.lab.seed(ARM, step))
-        jobs = [
-            Job(f"{position + number}/{sample}", task, attempt(task, (position + number) * self.settings.size + sample, rules))
+        rules = self.experiment.rules(self.lab.seed(ARM, step))
+        rollouts = [
+            Rollout(f"{position + number}/{sample}", task, attempt(task, (position + number) * self.settings.size + sample, rules))
             for number, task in enumerate(tasks)
             for sample in range(self.settings.size)
         ]
         done: dict[str, Tree] = {}
-        async with aclosing(drive(jobs, self.bench.means(engine, journal=journal), concurrency=engine.concurrency)) as finished:
-            async for job, tree in finished:
-                done[job.key] = tree
+        async with aclosing(
+            drive(rollouts, self.experiment.runtime(engine, journal=journal), concurrency=engine.concurrency)
+        ) as finished:
+            async for rollout, tree in finished:
+                done[rollout.key] = tree
         return [[done[f"{position + number}/{sample}"] for sample in range(self.settings.size)] for number in range(len(tasks))]
 
     def _take(self, batch: _Batch, step: int, task: Task, trees: Sequence[Tree]) -> None:
@@ -312,7 +314,9 @@ class _Training:
                 task=task.id,
                 attempt=sample,
                 origin=turn.id,
-                messages=bare_messages(Scene(self.lab.prompts, task, tree.root_of(turn)), tree.walk(turn.parent), turn.shortening),
+                messages=bare_messages(
+                    Scene(self.lab.prompts, task, tree.root_of(turn)), tree.trajectory(turn.parent), turn.shortening
+                ),
                 target=said.text,
                 target_ids=said.token_ids,
                 weight=advantage,

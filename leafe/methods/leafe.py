@@ -112,7 +112,7 @@ class _Here:
 
         def work() -> Made:
             trees = self.lab.trees(self.run, number)
-            examples = distill(trees, self.lab.prompts, self.lab.choice())
+            examples = distill(trees, self.lab.prompts, self.lab.selection())
             write_examples(self.run.examples(number), examples)
             kinds = {kind: sum(example.kind == kind for example in examples) for kind in ("counterfactual", "rehearsal")}
             why = {} if examples else {"note": f"{NOTHING}: {why_no_example(trees, self.lab.config)}"}
@@ -150,7 +150,7 @@ class _Here:
 
         def independent() -> Sequence[Example]:
             trees = self.lab.trees(self.run, "independent")
-            examples = list(rehearsal(trees, self.lab.prompts, self.lab.choice()))
+            examples = list(rehearsal(trees, self.lab.prompts, self.lab.selection()))
             write_examples(file, examples)
             return examples
 

@@ -1,7 +1,7 @@
 """Replies to actions and reflections, and back: the grammar of what a policy says.
 
 Rendering and parsing are inverses: `parse_action(form, render_action(form, a)) == a`, and likewise for reflections. Much is read whose
-meaning is certain and nothing is guessed: a reply that does not say one thing is `Unreadable`, and the message says what was missing.
+meaning is certain and nothing is guessed: a reply that does not say one thing is `ParseFailure`, and the message says what was missing.
 `docs/replies.md` is the grammar in words.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from leafe.records import Experience
 from leafe.replies.actions import parse_tagged, render_tagged
 from leafe.replies.programs import parse_program, program_in, render_program
-from leafe.replies.reading import NO_HALF, Half, Unreadable
+from leafe.replies.reading import NO_HALF, Half, ParseFailure
 from leafe.replies.reflections import parse_tagged_reflection, render_tagged_reflection
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "NO_HALF",
     "Form",
     "Half",
-    "Unreadable",
+    "ParseFailure",
     "parse_action",
     "parse_reflection",
     "program_in",
@@ -47,7 +47,7 @@ def render_action(form: Form, action: str) -> str:
 
 
 def parse_action(form: Form, reply: str, *, whole: bool = True) -> str:
-    """The action that a reply takes. Raises `Unreadable` when there is not exactly one.
+    """The action that a reply takes. Raises `ParseFailure` when there is not exactly one.
 
     A bare action is one line; one in tags may be any text. `whole=False` says that the reply was cut at its token limit: then it holds no
     action, for its end may have taken back what is there. Bare replies are read as they are.
@@ -56,7 +56,7 @@ def parse_action(form: Form, reply: str, *, whole: bool = True) -> str:
     if form == "bare":
         action = reply.strip()
         if not action or "\n" in action:
-            raise Unreadable("wanted one line with an action")
+            raise ParseFailure("wanted one line with an action")
         return action
     return (parse_program if form == "program" else parse_tagged)(reply, whole=whole)
 
@@ -71,9 +71,9 @@ def render_reflection(form: Form, experience: Experience | None) -> str:
 def parse_reflection(form: Form, reply: str, turns: int, *, whole: bool = True, kept: Half = NO_HALF) -> Experience | None:
     """The experience that a reply names, or None when it says that nothing went wrong.
 
-    Raises `Unreadable` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped. A reply
-    that was cut (`whole=False`) is read where its turn and its experience are complete. `kept` is the half of an earlier reply, when only
-    the other half was asked for; bare replies have no halves.
+    Raises `ParseFailure` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped. A
+    reply that was cut (`whole=False`) is read where its turn and its experience are complete. `kept` is the half of an earlier reply, when
+    only the other half was asked for; bare replies have no halves.
     """
     _check_length(reply)
     return _parse_bare(reply, turns) if form == "bare" else parse_tagged_reflection(reply, turns, whole=whole, kept=kept)
@@ -81,19 +81,19 @@ def parse_reflection(form: Form, reply: str, turns: int, *, whole: bool = True, 
 
 def _check_length(reply: str) -> None:
     if len(reply) > LONGEST_REPLY:
-        raise Unreadable(f"the reply was {len(reply):,} characters long, and at most {LONGEST_REPLY:,} are read")
+        raise ParseFailure(f"the reply was {len(reply):,} characters long, and at most {LONGEST_REPLY:,} are read")
 
 
 def _parse_bare(reply: str, turns: int) -> Experience | None:
     lines = [line for line in reply.split("\n") if line.strip()]
     found = _BARE_REFLECTION.fullmatch(lines[-1]) if lines else None
     if found is None or sum(line.lstrip().startswith("turn ") for line in lines) != 1:
-        raise Unreadable("wanted one turn and one experience")
+        raise ParseFailure("wanted one turn and one experience")
     number, text = found.group(1), (found.group(2) or "").strip()
     if number == "none":
         return None
     if not 1 <= int(number) <= turns:
-        raise Unreadable(f"wanted a turn from 1 to {turns}, found {number}")
+        raise ParseFailure(f"wanted a turn from 1 to {turns}, found {number}")
     if not text:
-        raise Unreadable("wanted an experience in words")
+        raise ParseFailure("wanted an experience in words")
     return Experience(int(number), text)

@@ -9,7 +9,7 @@ import re
 
 from leafe.replies.reading import (
     Pair,
-    Unreadable,
+    ParseFailure,
     different,
     fenced,
     hollow,
@@ -34,21 +34,21 @@ def render_tagged(action: str) -> str:
 
 
 def parse_tagged(reply: str, *, whole: bool) -> str:
-    """The one action of a reply. Raises `Unreadable`."""
+    """The one action of a reply. Raises `ParseFailure`."""
     thoughts = thoughts_apart(reply)
     said = thoughts.said
     found = _readings(said) or _readings_at_the_end(thoughts.unclosed)
     if not whole:
-        raise Unreadable(_cut(reply, bool(found)))
+        raise ParseFailure(_cut(reply, bool(found)))
     chosen = different([text for text in found if not hollow(text)])
     if len(chosen) > 1:
         count = "two" if len(chosen) == 2 else str(len(chosen))
-        raise Unreadable(f"there were {count} different actions: {quoted(chosen[0])} and {quoted(chosen[1])}")
+        raise ParseFailure(f"there were {count} different actions: {quoted(chosen[0])} and {quoted(chosen[1])}")
     if chosen:
         return chosen[0]
     if found:
-        raise Unreadable(_empty(found[-1]))
-    raise Unreadable(_missing(said, thoughts.closed, thoughts.unclosed))
+        raise ParseFailure(_empty(found[-1]))
+    raise ParseFailure(_missing(said, thoughts.closed, thoughts.unclosed))
 
 
 def _cleaned(text: str) -> str:
@@ -77,7 +77,7 @@ def _readings_at_the_end(unclosed: str | None) -> list[str]:
 def _on_lines(said: str) -> list[str]:
     """The actions on lines `Action: ...`; where nothing stands behind the colon, on the line or in the fence below."""
     if _INPUT.search(said):
-        raise Unreadable("there was an 'Action Input' line: the whole action has to stand in one place")
+        raise ParseFailure("there was an 'Action Input' line: the whole action has to stand in one place")
     lines, found, at = said.splitlines(), [], 0
     while at < len(lines):
         label = _LINE.fullmatch(lines[at])

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from leafe.replies.fences import Block, Syntax, blocks
-from leafe.replies.reading import Tag, Unreadable, fenced, hollow, quoted, tags_in, thought_tags, unwrapped
+from leafe.replies.reading import ParseFailure, Tag, fenced, hollow, quoted, tags_in, thought_tags, unwrapped
 
 _DEFINED = re.compile(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|^(\w+)[ \t]*=[ \t]*lambda\b", re.MULTILINE)
 _BEGINS = re.compile(r"^(?:def|class|import|from|@\w)[ \t(\w]", re.MULTILINE)
@@ -39,7 +39,7 @@ def render_program(program: str) -> str:
 
 
 def parse_program(reply: str, *, whole: bool) -> str:
-    """The program of a reply. Raises `Unreadable`."""
+    """The program of a reply. Raises `ParseFailure`."""
     return _program(reply, Syntax.of(reply), whole=whole)
 
 
@@ -49,14 +49,14 @@ def _program(reply: str, syntax: Syntax, *, whole: bool) -> str:
         return reply.strip("\n")
     found = _found(reply, syntax)
     if not whole:
-        raise Unreadable(_cut(reply, found.kept))
+        raise ParseFailure(_cut(reply, found.kept))
     programs = [block for block in found.kept if _is_program(block, syntax)]
     chosen = _without_examples(_without_results(programs, syntax)) or [
         block for block in found.kept if block.label == "tag" and not _says_nothing(block.text)
     ]
     if chosen:
         return chosen[-1].text
-    raise Unreadable(_missing(found))
+    raise ParseFailure(_missing(found))
 
 
 def _plain(reply: str) -> str:
@@ -72,7 +72,7 @@ def program_in(text: str) -> str:
         return text.strip("\n")
     try:
         return _program(text, syntax, whole=True)
-    except Unreadable:
+    except ParseFailure:
         return text.strip("\n")
 
 

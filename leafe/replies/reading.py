@@ -44,7 +44,7 @@ class Half:
 NO_HALF = Half()
 
 
-class Unreadable(ValueError):
+class ParseFailure(ValueError):
     """A reply that does not say one thing for certain. The message says why, in a phrase that the policy is shown.
 
     `half` is what was read of a reflection all the same.

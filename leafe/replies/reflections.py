@@ -12,7 +12,7 @@ from leafe.records import Experience
 from leafe.replies.reading import (
     NO_HALF,
     Half,
-    Unreadable,
+    ParseFailure,
     different,
     hollow,
     opened_last,
@@ -48,7 +48,7 @@ def render_tagged_reflection(experience: Experience | None) -> str:
 
 
 def parse_tagged_reflection(reply: str, turns: int, *, whole: bool, kept: Half = NO_HALF) -> Experience | None:
-    """The experience that a reply names, or None when it says that nothing went wrong. Raises `Unreadable`.
+    """The experience that a reply names, or None when it says that nothing went wrong. Raises `ParseFailure`.
 
     `kept` is the half that an earlier reply gave, when only the other half was asked for.
     """
@@ -63,14 +63,14 @@ def parse_tagged_reflection(reply: str, turns: int, *, whole: bool, kept: Half =
             turn = _one_turn(named, turns, _lacks("turn", said, thoughts.closed, whole=whole))
             if turn is None:
                 return None
-    except Unreadable as failure:
+    except ParseFailure as failure:
         turn, problem = None, str(failure)
     try:
         text = _experience(said, thoughts.closed, whole=whole, alone=kept.turn is not None)
-    except Unreadable as failure:
+    except ParseFailure as failure:
         problem = problem or ("" if text else str(failure))
     if turn is None or problem:
-        raise Unreadable(problem, Half(turn, text))
+        raise ParseFailure(problem, Half(turn, text))
     return Experience(turn, text)
 
 
@@ -105,9 +105,9 @@ def _answer_alone(said: str, kept: Half) -> list[str]:
 
 def _one_turn(named: list[str], turns: int, lacks: str) -> int | None:
     if not named:
-        raise Unreadable(lacks)
+        raise ParseFailure(lacks)
     if len(different(named)) > 1:
-        raise Unreadable(f"there were different turns: {quoted(named[0])} and {quoted(different(named)[1])}")
+        raise ParseFailure(f"there were different turns: {quoted(named[0])} and {quoted(different(named)[1])}")
     return _turn(named[-1], turns)
 
 
@@ -118,10 +118,10 @@ def _turn(text: str, turns: int) -> int | None:
     word = plain.removeprefix("turn").strip(" :")
     found = _NUMBER.fullmatch(plain) if len(text) <= _LONGEST_TURN else None
     if found is None and word not in _WORDS:
-        raise Unreadable(f"the turn was {quoted(text)} and not one number from 1 to {turns}, or none")
+        raise ParseFailure(f"the turn was {quoted(text)} and not one number from 1 to {turns}, or none")
     number = found.group(1) if found else str(_WORDS.index(word) + 1)
     if len(number) > 6 or not 1 <= int(number) <= turns:
-        raise Unreadable(f"there is no turn {quoted(number)}: wanted a turn from 1 to {turns}")
+        raise ParseFailure(f"there is no turn {quoted(number)}: wanted a turn from 1 to {turns}")
     return int(number)
 
 
@@ -138,14 +138,14 @@ def _experience(said: str, closed: tuple[str, ...], *, whole: bool, alone: bool)
         found += _behind_the_turn(said) or ([_to_the_end(said)] if alone and not tags_in(said) else [])
     chosen = different([text for text in found if not hollow(text)])
     if len(chosen) > 1:
-        raise Unreadable(f"there were different experiences: {quoted(chosen[0])} and {quoted(chosen[1])}")
+        raise ParseFailure(f"there were different experiences: {quoted(chosen[0])} and {quoted(chosen[1])}")
     if chosen:
         return chosen[0]
     if any(found):
-        raise Unreadable(f"{quoted(next(filter(None, found)))} only stands for an experience: say what to do instead")
+        raise ParseFailure(f"{quoted(next(filter(None, found)))} only stands for an experience: say what to do instead")
     if found:
-        raise Unreadable("the experience was empty")
-    raise Unreadable(_lacks("experience", said, closed, whole=whole))
+        raise ParseFailure("the experience was empty")
+    raise ParseFailure(_lacks("experience", said, closed, whole=whole))
 
 
 def _on_lines(said: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Worlds in workers: a pool that the driver takes seats in, as it does where worlds live in this process.
 
-A worker hosts its worlds as `envs.hosting` does, so what they answer, and what a crash or a limit costs, is the same as here. When a worker
-is gone, each of its worlds is brought to where it was in another one by replay, verified observation by observation, and the call that was
-under way is made again. A world that declares no fidelity cannot be brought back: its attempt ends as lost.
+A worker hosts its worlds as `envs.worker_pool` does, so what they answer, and what a crash or a limit costs, is the same as here. When a
+worker is gone, each of its worlds is brought to where it was in another one by replay, verified observation by observation, and the call
+that was under way is made again. A world that declares no fidelity cannot be brought back: its attempt ends as lost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import count
 
 from leafe.envs.base import Environment
 from leafe.envs.calls import Answer, Call, patience_for
-from leafe.envs.hosting import Seat, Terms, hosting
+from leafe.envs.worker_pool import Session, Terms, worker_pool
 from leafe.envs.world import observation_digest
 from leafe.errors import EnvironmentFailure, EpisodeError
 from leafe.records import Task
@@ -29,8 +29,8 @@ class WorldService:
     """In a worker: seats by number, each taken by the first call and left by None."""
 
     def __init__(self, make: Callable[[], Environment], terms: Terms) -> None:
-        self._hosting = hosting(make, terms)
-        self._seats: dict[int, asyncio.Task[Seat]] = {}
+        self._pool = worker_pool(make, terms)
+        self._seats: dict[int, asyncio.Task[Session]] = {}
 
     async def serve(self, request: tuple[int, Call | None]) -> Answer | None:
         """Carries out a call."""
@@ -40,14 +40,14 @@ class WorldService:
                 await (await self._seats.pop(number)).leave()
             return None
         if number not in self._seats:
-            self._seats[number] = asyncio.create_task(self._hosting.seat())
+            self._seats[number] = asyncio.create_task(self._pool.session())
         return await (await self._seats[number]).take(call)
 
     async def close(self) -> None:
         """Leaves every seat."""
         taken = [task.result() for task in self._seats.values() if task.done() and task.exception() is None]
-        await asyncio.gather(*(seat.leave() for seat in taken), return_exceptions=True)
-        await self._hosting.close()
+        await asyncio.gather(*(session.leave() for session in taken), return_exceptions=True)
+        await self._pool.close()
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class SpreadWorlds:
         """Workers that were lost."""
         return self._crew.replaced
 
-    async def seat(self) -> Seat:
+    async def session(self) -> Session:
         """A world for one job, as soon as there is room for it."""
         if self._room:
             await self._room.acquire()
@@ -219,5 +219,5 @@ class _SpreadSeat:
 
 
 def spread(start: Starter, workers: int, make: Callable[[], Environment], terms: Terms) -> SpreadWorlds:
-    """The same as `hosting`, with workers; a `functools.partial` of the first two is what `Means.host` wants."""
+    """The same as `worker_pool`, with workers; a `functools.partial` of the first two is what `Runtime.host` wants."""
     return SpreadWorlds(start, make, terms, workers=workers)

@@ -19,7 +19,7 @@ from leafe.errors import UserError
 T = TypeVar("T")
 
 
-class Told(Protocol):
+class ProgressCallback(Protocol):
     """Whoever is told how many of how many steps are done."""
 
     def __call__(self, done: int, total: int) -> None:
@@ -54,7 +54,7 @@ def by_hand() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def in_processes(count: int, work: Callable[[Told], T], told: Told) -> T:
+def in_processes(count: int, work: Callable[[ProgressCallback], T], told: ProgressCallback) -> T:
     """Runs `work` in `count` processes and returns what the first one returns. `work` and its result can be pickled.
 
     A `UserError` of any process is raised here; another failure ends all of them and is raised as torch's `ChildFailedError`. None lives
@@ -86,7 +86,7 @@ def in_processes(count: int, work: Callable[[Told], T], told: Told) -> T:
     return first
 
 
-def _first_tells(work: Callable[[Told], T], steps: Any, life: Connection) -> T | UserError:
+def _first_tells(work: Callable[[ProgressCallback], T], steps: Any, life: Connection) -> T | UserError:
     lifeline.hold(life)
     first = os.environ["RANK"] == "0"
     try:
@@ -95,6 +95,6 @@ def _first_tells(work: Callable[[Told], T], steps: Any, life: Connection) -> T |
         return error
 
 
-def _listen(steps: Any, told: Told) -> None:
+def _listen(steps: Any, told: ProgressCallback) -> None:
     while (step := steps.get()) is not None:
         told(*step)

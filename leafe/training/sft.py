@@ -34,7 +34,7 @@ from leafe.errors import UserError
 from leafe.jsonl import told_if_unwritable
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
-from leafe.training.launch import Told, by_hand, in_processes, launched
+from leafe.training.launch import ProgressCallback, by_hand, in_processes, launched
 from leafe.training.loss import CrossEntropy, Loss, check_examples, check_picklable, packing_of, pass_loss
 from leafe.training.machine import FEWEST, NO_ROOM, Plan, attending, check_machine, pass_tokens, placed
 from leafe.training.precision import in_float32, join_model
@@ -182,7 +182,7 @@ class _PackedTrainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: ProgressCallback) -> None:
         self._told = told
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -198,7 +198,7 @@ def fine_tune(
     *,
     seed: int,
     threads: int = 1,
-    told: Told = lambda done, total: None,
+    told: ProgressCallback = lambda done, total: None,
     alone: bool = False,
     loss: Loss = CrossEntropy(),
 ) -> TrainReport:
@@ -241,58 +241,60 @@ def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1,
     return report
 
 
-def _fine_tune(job: _Job, told: Told) -> TrainReport:
-    torch.set_num_threads(max(1, job.threads))
+def _fine_tune(rollout: _Job, told: ProgressCallback) -> TrainReport:
+    torch.set_num_threads(max(1, rollout.threads))
     try:
-        return _trained(job, told)
+        return _trained(rollout, told)
     except torch.OutOfMemoryError as error:
         raise UserError(NO_ROOM) from error
 
 
-def _trained(job: _Job, told: Told) -> TrainReport:
-    settings, seed = job.settings, job.seed % 2**32
-    model, tokenizer = load_checkpoint(job.checkpoint, dtype=torch.float32)
+def _trained(rollout: _Job, told: ProgressCallback) -> TrainReport:
+    settings, seed = rollout.settings, rollout.seed % 2**32
+    model, tokenizer = load_checkpoint(rollout.checkpoint, dtype=torch.float32)
     use_cache = getattr(model.config, "use_cache", None)  # which the trainer turns off
     plan, low = placed(model, settings)
-    work = _work(job, ChatTokenizer(tokenizer), plan, choose_packing(model, settings.attention))
+    work = _work(rollout, ChatTokenizer(tokenizer), plan, choose_packing(model, settings.attention))
     work.low = low
     set_seed(seed)  # an adapter starts from random weights
     if settings.lora is not None:
         model = with_adapter(model, settings.lora)
     with TemporaryDirectory() as nowhere:
-        arguments = _arguments(work.bundles, settings, plan, out=job.out or Path(nowhere), seed=seed)
-        trainer = _PackedTrainer(work, job.loss, model=model, args=arguments, callbacks=[_Progress(told)])
+        arguments = _arguments(work.bundles, settings, plan, out=rollout.out or Path(nowhere), seed=seed)
+        trainer = _PackedTrainer(work, rollout.loss, model=model, args=arguments, callbacks=[_Progress(told)])
         trainer.remove_callback(PrinterCallback)
         with attending(model, settings, plan, work.packing.kind):
             result = trainer.train()
-    if trainer.is_world_process_zero() and job.out is not None:
-        with told_if_unwritable(job.out):
+    if trainer.is_world_process_zero() and rollout.out is not None:
+        with told_if_unwritable(rollout.out):
             model = trainer.accelerator.unwrap_model(model)
             if plan.precision == "bfloat16":
                 join_model(model, low)
-            save(model, job.out, use_cache=use_cache)
-            tokenizer.save_pretrained(job.out)
+            save(model, rollout.out, use_cache=use_cache)
+            tokenizer.save_pretrained(rollout.out)
     steps = result.global_step
     by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}
-    return _report(job, work, plan, steps=steps, loss=float(result.training_loss), by_kind=by_kind)
+    return _report(rollout, work, plan, steps=steps, loss=float(result.training_loss), by_kind=by_kind)
 
 
-def _work(job: _Job, tokenizer: ChatTokenizer, plan: Plan, packing: Packing) -> _Work:
+def _work(rollout: _Job, tokenizer: ChatTokenizer, plan: Plan, packing: Packing) -> _Work:
     def cut(tokens: int) -> list[Bundle]:
-        return pack_examples(job.examples, tokenizer, row_tokens=tokens, most=job.settings.batch_size, **packing_of(job.loss))
+        return pack_examples(
+            rollout.examples, tokenizer, row_tokens=tokens, most=rollout.settings.batch_size, **packing_of(rollout.loss)
+        )
 
     work = _Work(cut, pass_tokens(plan, packing), packing)
     check_lengths(work.bundles, packing)
     tokens = sum(len(row.ids) for bundle in work.bundles for row in bundle.rows)
-    passes = max(len(job.examples) / job.settings.batch_size, tokens / work.pass_tokens)
-    work.parts = parts_for(job.settings.epochs * passes)
+    passes = max(len(rollout.examples) / rollout.settings.batch_size, tokens / work.pass_tokens)
+    work.parts = parts_for(rollout.settings.epochs * passes)
     return work
 
 
-def _report(job: _Job, work: _Work, plan: Plan, *, steps: int, loss: float, by_kind: Mapping[str, float]) -> TrainReport:
+def _report(rollout: _Job, work: _Work, plan: Plan, *, steps: int, loss: float, by_kind: Mapping[str, float]) -> TrainReport:
     lengths = [len(row.ids) for bundle in work.bundles for row in bundle.rows]
     return TrainReport(
-        examples=len(job.examples),
+        examples=len(rollout.examples),
         rows=len(lengths),
         tokens=sum(lengths),
         steps=steps,

@@ -101,8 +101,8 @@ def _branching(shown: _Shown, attempt: Attempt, own: list[Turn]) -> Markup:
             tag("div", tag("h4", "What it saw at its start"), preformatted(_cut(attempt.root.text))) if attempt.root else ""
         )
         return tag("div", told, seen_first, class_="branch") if told or seen_first else join(())
-    before, walk = replaced_turn(shown.tree, attempt), shown.tree.walk(attempt.leaf)
-    seen = walk[attempt.turn - 2].observation if attempt.turn > 1 else shown.tree.root
+    before, trajectory = replaced_turn(shown.tree, attempt), shown.tree.trajectory(attempt.leaf)
+    seen = trajectory[attempt.turn - 2].observation if attempt.turn > 1 else shown.tree.root
     steps = [
         tag("div", tag("h4", f"Attempt {attempt.parent} did"), _action(before, "del")) if before else "",
         _advice(attempt.experience or "", "Looking back, the policy said"),

@@ -64,11 +64,11 @@ def _told(result: object) -> str:
 def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:
     """The configuration as dotted names and texts."""
 
-    def walk(value: object, path: str) -> Iterator[tuple[str, str]]:
+    def trajectory(value: object, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
             for key, item in value.items():
-                yield from walk(item, f"{path}.{key}" if path else str(key))
+                yield from trajectory(item, f"{path}.{key}" if path else str(key))
         else:
             yield path, str(value)
 
-    yield from walk(config.model_dump(mode="json"), "")
+    yield from trajectory(config.model_dump(mode="json"), "")

@@ -76,13 +76,13 @@ def replaced_turn(tree: Tree, attempt: Attempt) -> Turn | None:
     if attempt.parent is None or attempt.turn is None:
         return None
     parent = next((other for other in tree.attempts if other.index == attempt.parent), None)
-    walk = tree.walk(parent.leaf) if parent else ()
-    return walk[attempt.turn - 1] if 1 <= attempt.turn <= len(walk) else None
+    trajectory = tree.trajectory(parent.leaf) if parent else ()
+    return trajectory[attempt.turn - 1] if 1 <= attempt.turn <= len(trajectory) else None
 
 
 def won_turns(tree: Tree) -> frozenset[str]:
     """The ids of the turns on the way to some success."""
-    return frozenset(turn.id for attempt in tree.attempts if attempt.success for turn in tree.walk(attempt.leaf))
+    return frozenset(turn.id for attempt in tree.attempts if attempt.success for turn in tree.trajectory(attempt.leaf))
 
 
 def ending(attempt: Attempt) -> Markup:

@@ -258,8 +258,8 @@ class Watch:
         self.most = max(self.most, memory)
         if memory > self.driver.memory:
             return "memory"
-        lanes = max(1, min(threads, CORES))
-        soonest = min(OVER * self.driver.cpu - cpu, (OVER * self.driver.memory - memory) / FILL) / lanes
+        pool = max(1, min(threads, CORES))
+        soonest = min(OVER * self.driver.cpu - cpu, (OVER * self.driver.memory - memory) / FILL) / pool
         self.pause = max(SHORTEST_TICK, min(TICK, soonest))
         return "time" if cpu > self.driver.cpu else ""
 

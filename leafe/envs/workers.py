@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 PATIENCE = 5.0  # seconds that the end of a thread is waited for
 
 
-class Lane:
+class Worker:
     """One thread. Each `run` belongs to the event loop that it was called in."""
 
     def __init__(self, name: str = "leafe-world") -> None:

@@ -16,23 +16,23 @@ from typing import Any, TypeVar
 
 from leafe.chat import Prompts
 from leafe.digest import seed_for
-from leafe.distillation.examples import Choice
+from leafe.distillation.examples import Selection
 from leafe.distillation.store import with_texts
 from leafe.engines.base import Engine
 from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
-from leafe.envs.hosting import Hosting, Terms, hosting
 from leafe.envs.settled import drawn
+from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
 from leafe.errors import RunConflict, UserError
 from leafe.evaluation.evaluate import evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome
-from leafe.forest.driver import Job, Means, drive
+from leafe.forest.builder import Rules, TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.faults import Faults, alarms, check_command, faults_of
 from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
-from leafe.forest.growth import Growth, Rules
 from leafe.forest.journal import Journal
 from leafe.forest.store import ForestWriter, read_forest
 from leafe.history import History
@@ -58,7 +58,7 @@ UNTRAINED = "there was no example to train on; this arm is the model that it sta
 
 
 @dataclass(frozen=True)
-class Bench:
+class Experiment:
     """Everything but the place where results go. `base` is the folder of the model that the run starts from."""
 
     config: RunConfig
@@ -73,7 +73,7 @@ class Bench:
     require: Callable[[], None] = lambda: None  # raises where the program is missing that serves the model
     free: Callable[[], None] = lambda: None  # ends a server of the run's own, before something else needs the memory
     keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
-    host: Callable[[Callable[[], Environment], Terms], Hosting] = hosting
+    host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
     check_workers: Callable[[], None] = lambda: None
 
     @cached_property
@@ -153,10 +153,10 @@ class Bench:
         """Whether the environment says that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
         return self._declared.fidelity is not Fidelity.NONE
 
-    def means(self, engine: Engine, **more: Any) -> Means:
-        """What effects are carried out with; `more` are further fields of `Means`."""
+    def runtime(self, engine: Engine, **more: Any) -> Runtime:
+        """What effects are carried out with; `more` are further fields of `Runtime`."""
         said, wanted = self._declared, self.config.environment
-        return Means(
+        return Runtime(
             engine,
             self.make_environment,
             placement=said.placement,
@@ -188,7 +188,7 @@ class Bench:
             turns=settings.turns,
             tokens=settings.tokens,
             act=sampling.act.sampling(),
-            look_back=sampling.reflect.sampling(),
+            reflect=sampling.reflect.sampling(),
             max_attempts=settings.max_attempts,
             max_depth=settings.max_depth,
             reflect_every=settings.reflect_every,
@@ -203,11 +203,11 @@ class Bench:
         """The seed of a round's exploration; controls share the first round's."""
         return seed_for(self.config.seed, "explore", number)
 
-    def choice(self) -> Choice:
+    def selection(self) -> Selection:
         """Which turns are learned from."""
         wanted = self.config.distill
         seed = seed_for(self.config.seed, "distill")
-        return Choice(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed, wanted.logprobs)
+        return Selection(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed, wanted.logprobs)
 
     async def awith_engine(
         self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
@@ -225,7 +225,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Plot:
+class ForestSpec:
     """Where a forest goes and what it grows from. Without a path nothing is kept but the answer.
 
     `method` is the explorer, a shipped one by its name; the policy reads `notes`, and `prompts` other than the run's where they are named.
@@ -240,80 +240,82 @@ class Plot:
     prompts: str = ""
 
 
-def grow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
-    """`agrow`, waited for."""
-    return wait_for(agrow(bench, stage, plot))
+def explore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -> list[Tree]:
+    """`aexplore_tasks`, waited for."""
+    return wait_for(aexplore_tasks(experiment, stage, spec))
 
 
-async def agrow(bench: Bench, stage: str, plot: Plot) -> list[Tree]:
+async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -> list[Tree]:
     """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on.
 
     Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
     """
-    rules, tasks = bench.rules(plot.seed, notes=plot.notes, prompts=plot.prompts), bench.tasks("train")
-    if not bench.can_roll_back:
-        bench.progress.say(f"{bench.config.environment.name}: {ROLLBACK_FREE}")
-    done = {tree.task.id: tree for tree in read_forest(plot.path)} if plot.path and plot.path.exists() else {}
-    explorer = EXPLORERS[plot.method] if isinstance(plot.method, str) else plot.method
-    jobs = [Job(task.id, task, explorer(Growth(task, rules))) for task in tasks if task.id not in done]
-    journal = Journal(plot.journal) if plot.journal else None
-    writer = ForestWriter(plot.path) if plot.path else None
-    wave: FirstWave[Tree] = FirstWave(() if done else (job.key for job in jobs[:WAVE]), check_command(bench.config))
+    rules, tasks = experiment.rules(spec.seed, notes=spec.notes, prompts=spec.prompts), experiment.tasks("train")
+    if not experiment.can_roll_back:
+        experiment.progress.say(f"{experiment.config.environment.name}: {ROLLBACK_FREE}")
+    done = {tree.task.id: tree for tree in read_forest(spec.path)} if spec.path and spec.path.exists() else {}
+    explorer = EXPLORERS[spec.method] if isinstance(spec.method, str) else spec.method
+    rollouts = [Rollout(task.id, task, explorer(TreeBuilder(task, rules))) for task in tasks if task.id not in done]
+    journal = Journal(spec.journal) if spec.journal else None
+    writer = ForestWriter(spec.path) if spec.path else None
+    wave: FirstWave[Tree] = FirstWave(
+        () if done else (rollout.key for rollout in rollouts[:WAVE]), check_command(experiment.config)
+    )
 
     async def work(engine: Engine) -> None:
-        with bench.progress.stage(stage, len(jobs) * rules.turns, "turns") as gauge:
+        with experiment.progress.stage(stage, len(rollouts) * rules.turns, "turns") as gauge:
 
             def noticed(ask: Ask, completion: Completion) -> None:
                 gauge.advance(ask.purpose == "act")
 
-            means = bench.means(engine, journal=journal, noticed=noticed)
-            async with aclosing(drive(jobs, means, concurrency=engine.concurrency)) as finished:
-                async for job, ended in finished:
-                    for tree in wave.through(job.key, ended.attempts, ended):
+            runtime = experiment.runtime(engine, journal=journal, noticed=noticed)
+            async with aclosing(drive(rollouts, runtime, concurrency=engine.concurrency)) as finished:
+                async for rollout, ended in finished:
+                    for tree in wave.through(rollout.key, ended.attempts, ended):
                         done[tree.task.id] = tree
                         if writer:
                             writer.add(tree)
 
     try:
-        if jobs:
-            await bench.awith_engine(plot.model, work)
+        if rollouts:
+            await experiment.awith_engine(spec.model, work)
     finally:
         with ExitStack() as files:
             for file in (journal, writer):
                 files.callback(file.close if file else bool)
-        if wave.failed and plot.journal:
-            forget_failures(plot.journal)
+        if wave.failed and spec.journal:
+            forget_failures(spec.journal)
     return [done[task.id] for task in tasks]
 
 
-def grow_stage(bench: Bench, run: RunDirectory, stage: str, plot: Plot) -> Made:
+def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
-    bench.keep_logs_in(run.path / LOGS)
-    if plot.model == bench.base:
-        server_stage(bench, run)
-    run.check(plot.model)
-    trees = grow(bench, stage, plot)
+    experiment.keep_logs_in(run.path / LOGS)
+    if spec.model == experiment.base:
+        server_stage(experiment, run)
+    run.check(spec.model)
+    trees = explore_tasks(experiment, stage, spec)
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
-    if plot.journal:
-        plot.journal.unlink(missing_ok=True)
+    if spec.journal:
+        spec.journal.unlink(missing_ok=True)
     figures = {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)}
-    note = {} if bench.can_roll_back else {"note": f"{bench.config.environment.name}: {ROLLBACK_FREE}"}
-    bench.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
-    sound_alarms(bench, stage, faults_of(trees))
-    return Made(figures | note, [plot.path] if plot.path else [])
+    note = {} if experiment.can_roll_back else {"note": f"{experiment.config.environment.name}: {ROLLBACK_FREE}"}
+    experiment.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
+    sound_alarms(experiment, stage, faults_of(trees))
+    return Made(figures | note, [spec.path] if spec.path else [])
 
 
-def sound_alarms(bench: Bench, stage: str, faults: Faults) -> None:
+def sound_alarms(experiment: Experiment, stage: str, faults: Faults) -> None:
     """Says at once what makes a stage's figures mean little."""
-    for sentence in alarms(faults, bench.config):
-        bench.progress.say(f"{stage}: {sentence}")
+    for sentence in alarms(faults, experiment.config):
+        experiment.progress.say(f"{stage}: {sentence}")
 
 
-def server_stage(bench: Bench, run: RunDirectory) -> None:
+def server_stage(experiment: Experiment, run: RunDirectory) -> None:
     """Keeps with a run what its server is. Raises `UserError` for one that cannot be used and `RunConflict` for another than it was."""
-    if not bench.probe:
+    if not experiment.probe:
         return
-    found = bench.probe()
+    found = experiment.probe()
     refuse_lacking(found, trains=False)
     before = run.stages.get(PROBE)
     if before is None:
@@ -325,7 +327,7 @@ def server_stage(bench: Bench, run: RunDirectory) -> None:
 
 
 def train_stage(
-    bench: Bench, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
+    experiment: Experiment, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
 ) -> Made:
     """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so.
 
@@ -333,53 +335,55 @@ def train_stage(
     """
     stage = f"train {arm}"
     run.check(model)
-    examples = _as_sent(bench, run, model, examples)
+    examples = _as_sent(experiment, run, model, examples)
     files = [run.checkpoint(arm), *files]
     if not examples:
         with told_if_unwritable(run.checkpoint(arm)), whole_folder(run.checkpoint(arm)) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
-        bench.progress.say(f"{stage}: {UNTRAINED}")
+        experiment.progress.say(f"{stage}: {UNTRAINED}")
         return Made({"examples": 0, "steps": 0, "note": UNTRAINED}, files)
-    bench.free()
-    with bench.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
+    experiment.free()
+    with experiment.progress.stage(stage, 1.0, "share") as gauge, whole_folder(run.checkpoint(arm)) as folder:
 
         def told(done: int, total: int) -> None:
             gauge.advance(1 / total)
 
-        seed = seed_for(bench.config.seed, "train", arm)
-        report = fine_tune(model, examples, folder, bench.config.train, seed=seed, threads=bench.threads, told=told, alone=True)
+        seed = seed_for(experiment.config.seed, "train", arm)
+        report = fine_tune(
+            model, examples, folder, experiment.config.train, seed=seed, threads=experiment.threads, told=told, alone=True
+        )
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     facts = {"examples": report.examples, "steps": report.steps, "attention": report.attention, **report.machine, **losses}
     return Made(facts, files)
 
 
-def _as_sent(bench: Bench, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
+def _as_sent(experiment: Experiment, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
     """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
     found = run.stages.get(PROBE)
-    served = model == bench.base or bench.load_measured is None
+    served = model == experiment.base or experiment.load_measured is None
     if not served or not isinstance(found, dict) or found.get("controls", "text") == "text":
         return examples
     template = ChatTokenizer(load_tokenizer(model)).template
     return [with_texts(example, template.broken) for example in examples]
 
 
-def measure_stage(bench: Bench, run: RunDirectory, arm: str, policy: Policy) -> Made:
+def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy) -> Made:
     """Measures a policy on the held-out tasks as an arm."""
     stage = f"evaluate {arm}"
-    bench.keep_logs_in(run.path / LOGS)
-    if policy.model == bench.base and not (bench.trains and bench.load_measured):
-        server_stage(bench, run)
+    experiment.keep_logs_in(run.path / LOGS)
+    if policy.model == experiment.base and not (experiment.trains and experiment.load_measured):
+        server_stage(experiment, run)
     run.check(policy.model)
-    tasks, samples = bench.tasks("test"), bench.config.evaluate.samples
-    rules = bench.rules(seed_for(bench.config.seed, "evaluate"), notes=policy.notes, prompts=policy.prompts)
+    tasks, samples = experiment.tasks("test"), experiment.config.evaluate.samples
+    rules = experiment.rules(seed_for(experiment.config.seed, "evaluate"), notes=policy.notes, prompts=policy.prompts)
 
     async def work(engine: Engine) -> list[Outcome]:
-        with bench.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
-            means, mend = bench.means(engine), check_command(bench.config)
+        with experiment.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
+            runtime, mend = experiment.runtime(engine), check_command(experiment.config)
             path = run.evaluation(arm)
-            return await evaluate(tasks, rules, means, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
+            return await evaluate(tasks, rules, runtime, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
 
-    outcomes = bench.with_engine(policy.model, work, measures=True)
-    sound_alarms(bench, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
+    outcomes = experiment.with_engine(policy.model, work, measures=True)
+    sound_alarms(experiment, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
     return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from leafe.chat import Prompts, Scene
 from leafe.digest import digest, seed_for
 from leafe.history import History
-from leafe.records import Ask, Attempt, Completion, Message, Observation, Reflection, Sampling, Spend, Task, Tree, Turn
+from leafe.records import Ask, Attempt, Completion, Message, Observation, Reflection, Sampling, Task, Tree, Turn, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Rules:
     seed: int
     turns: int
     act: Sampling = Sampling()
-    look_back: Sampling = Sampling(max_tokens=64)
+    reflect: Sampling = Sampling(max_tokens=64)
     tokens: int = 0
     max_attempts: int = 8
     max_depth: int = 4
@@ -44,14 +44,14 @@ class Rules:
 
 
 @dataclass
-class Growth:
+class TreeBuilder:
     """The mutable side of one task's exploration."""
 
     task: Task
     rules: Rules
     root: Observation | None = None  # what the first reset showed, and every other one where rollback is promised
     shown: Observation | None = None  # what the present attempt's reset showed
-    spend: Spend = Spend()
+    spend: Usage = Usage()
     turns: list[Turn] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     reflections: list[Reflection] = field(default_factory=list)
@@ -81,22 +81,22 @@ class Growth:
 
     def ask_to_reflect(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
         """A request for a reflection on an attempt, with its own seed."""
-        return Ask(messages, self.rules.look_back, self._seed(attempt), "reflect")
+        return Ask(messages, self.rules.reflect, self._seed(attempt), "reflect")
 
     def luck(self, start: Start, own: Sequence[Turn]) -> int | None:
         """What the step after an attempt's `own` turns draws its randomness from anew; None where it goes on as it was."""
         branches = self.rules.new_luck and start.advice is not None and not any(turn.stepped for turn in own)
         return self._luck_of(len(self.attempts)) if branches else None
 
-    def lucks(self, walk: Sequence[Turn]) -> tuple[int | None, ...]:
-        """What each step of a walk drew its randomness from anew, empty where none did."""
+    def lucks(self, trajectory: Sequence[Turn]) -> tuple[int | None, ...]:
+        """What each step of a trajectory drew its randomness from anew, empty where none did."""
         if not self.rules.new_luck:
             return ()
-        before = (None, *(turn.attempt for turn in walk))
-        first = [turn.attempt != earlier for turn, earlier in zip(walk, before, strict=False)]
-        branch = [self.attempts[turn.attempt].turn is not None for turn in walk]
+        before = (None, *(turn.attempt for turn in trajectory))
+        first = [turn.attempt != earlier for turn, earlier in zip(trajectory, before, strict=False)]
+        branch = [self.attempts[turn.attempt].turn is not None for turn in trajectory]
         return tuple(
-            self._luck_of(turn.attempt) if new and own else None for turn, new, own in zip(walk, first, branch, strict=True)
+            self._luck_of(turn.attempt) if new and own else None for turn, new, own in zip(trajectory, first, branch, strict=True)
         )
 
     def _luck_of(self, attempt: int) -> int:
@@ -143,18 +143,18 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where an attempt begins: after `walk`, told `advice` for its first turn or `feedback` for the whole of it."""
+    """Where an attempt begins: after `trajectory`, told `advice` for its first turn or `feedback` for the whole of it."""
 
-    walk: tuple[Turn, ...] = ()
+    trajectory: tuple[Turn, ...] = ()
     depth: int = 0
     parent: int | None = None
     advice: str | None = None
     feedback: tuple[str, ...] = ()
 
 
-def last_id(walk: Sequence[Turn]) -> str | None:
-    """The id that a walk ends at, None at the root."""
-    return walk[-1].id if walk else None
+def last_id(trajectory: Sequence[Turn]) -> str | None:
+    """The id that a trajectory ends at, None at the root."""
+    return trajectory[-1].id if trajectory else None
 
 
 def unread(completion: Completion) -> str:

@@ -19,7 +19,7 @@ from typing import Protocol
 from leafe.envs.alarm import Alarm, TimeUp
 from leafe.envs.base import Environment, Placement
 from leafe.envs.calls import Answer, Call, carry_out, patience_for, took_too_long
-from leafe.envs.lanes import PATIENCE, Lane
+from leafe.envs.workers import PATIENCE, Worker
 from leafe.envs.world import World
 from leafe.envs.world_process import LIMIT, WorldProcess
 from leafe.errors import EnvironmentFailure
@@ -44,7 +44,7 @@ class Terms:
     computes: bool = False
 
 
-class Seat(Protocol):
+class Session(Protocol):
     """One job's world."""
 
     async def take(self, call: Call) -> Answer:
@@ -56,10 +56,10 @@ class Seat(Protocol):
         ...
 
 
-class Hosting(Protocol):
+class WorkerPool(Protocol):
     """Gives seats out for as long as a stage lasts."""
 
-    async def seat(self) -> Seat:
+    async def session(self) -> Session:
         """A world for one job, as soon as there is room for it."""
         ...
 
@@ -68,17 +68,17 @@ class Hosting(Protocol):
         ...
 
 
-def hosting(make: Callable[[], Environment], terms: Terms = Terms()) -> Hosting:
-    """A way of hosting. Worlds that are called in line under a limit are on threads where no timer can interrupt them."""
+def worker_pool(make: Callable[[], Environment], terms: Terms = Terms()) -> WorkerPool:
+    """The pool that the terms ask for. Worlds that are called in line under a limit are on threads where no timer can interrupt them."""
     cores = own_cores()
     if terms.placement is Placement.PROCESS:
         most = min(terms.workers or PROCESSES_A_CORE * cores, terms.instances or 2**30)
-        return _Lanes(lambda: WorldProcess(make, limit=terms.timeout), terms, room=most, calls=0)
+        return _ThreadPool(lambda: WorldProcess(make, limit=terms.timeout), terms, room=most, calls=0)
     if terms.placement is Placement.THREAD:
         calls = terms.workers or (cores if terms.computes else 0)
-        return _Lanes(lambda: _ThreadWorld(make), terms, room=terms.instances, calls=calls)
+        return _ThreadPool(lambda: _ThreadWorld(make), terms, room=terms.instances, calls=calls)
     if terms.timeout and not Alarm.can_be_set():
-        return _Lanes(lambda: _ThreadWorld(make), terms, room=terms.instances, calls=1)
+        return _ThreadPool(lambda: _ThreadWorld(make), terms, room=terms.instances, calls=1)
     return _Inline(make, terms)
 
 
@@ -90,7 +90,7 @@ class _Inline:
         self.room = asyncio.Semaphore(terms.instances) if terms.instances else None
         self.alarm = Alarm() if terms.timeout else None
 
-    async def seat(self) -> Seat:
+    async def session(self) -> Session:
         if self.room:
             await self.room.acquire()
         return _InlineSeat(self)
@@ -101,21 +101,21 @@ class _Inline:
 
 
 class _InlineSeat:
-    def __init__(self, hosting: _Inline) -> None:
-        self._hosting = hosting
-        self._world: World | None = World(hosting.make())
+    def __init__(self, worker_pool: _Inline) -> None:
+        self._pool = worker_pool
+        self._world: World | None = World(worker_pool.make())
         self._episodes = 0
 
     async def take(self, call: Call) -> Answer:
-        recycle, alarm = self._hosting.terms.recycle, self._hosting.alarm
+        recycle, alarm = self._pool.terms.recycle, self._pool.alarm
         if call.begins and recycle and self._episodes >= recycle:
             self._let_go()
         self._episodes += call.plays_anew
         if self._world is None:
-            self._world, self._episodes = World(self._hosting.make()), 1
+            self._world, self._episodes = World(self._pool.make()), 1
         if alarm is None:
             return carry_out(self._world, call)
-        limit = patience_for(call, self._hosting.terms.timeout)
+        limit = patience_for(call, self._pool.terms.timeout)
         try:
             return alarm.call(limit, carry_out, self._world, call)
         except TimeUp:
@@ -130,8 +130,8 @@ class _InlineSeat:
 
     async def leave(self) -> None:
         self._let_go()
-        if self._hosting.room:
-            self._hosting.room.release()
+        if self._pool.room:
+            self._pool.room.release()
 
 
 class _Elsewhere(Protocol):
@@ -168,13 +168,13 @@ class _ThreadWorld:
 class _Place:
     """A world on its thread, how many episodes it has begun, and whether it was not called yet."""
 
-    lane: Lane
+    worker: Worker
     world: _Elsewhere
     episodes: int = 0
     fresh: bool = True
 
 
-class _Lanes:
+class _ThreadPool:
     """A thread for each world; jobs wait where there is `room` for so many worlds only, calls where so many may be made at once."""
 
     def __init__(self, make: Callable[[], _Elsewhere], terms: Terms, *, room: int, calls: int) -> None:
@@ -183,14 +183,14 @@ class _Lanes:
         self._room = asyncio.Semaphore(room) if room else None
         self.calls = asyncio.Semaphore(calls) if calls else None
 
-    async def seat(self) -> Seat:
+    async def session(self) -> Session:
         if self._room:
             await self._room.acquire()
         return _LaneSeat(self, self._idle.pop() if self._idle else self.place())
 
     def place(self) -> _Place:
         """A world that nobody has used, on a thread that nobody has used."""
-        return _Place(Lane(), self._make())
+        return _Place(Worker(), self._make())
 
     async def give_back(self, place: _Place, *, sound: bool) -> None:
         """Keeps a world for the next job, or closes it."""
@@ -208,11 +208,11 @@ class _Lanes:
         """Closes a world, and its thread with it; one that is stuck is left behind."""
         try:
             with suppress(EnvironmentFailure):
-                await place.lane.run(place.world.close, limit=2 * PATIENCE)
+                await place.worker.run(place.world.close, limit=2 * PATIENCE)
         except TimeoutError:
-            place.lane.abandon()
+            place.worker.abandon()
             return
-        place.lane.close()
+        place.worker.close()
 
     async def close(self) -> None:
         await asyncio.gather(*(self.end(place) for place in self._idle))
@@ -220,15 +220,15 @@ class _Lanes:
 
 
 class _LaneSeat:
-    def __init__(self, lanes: _Lanes, place: _Place) -> None:
-        self._lanes, self._place = lanes, place
+    def __init__(self, pool: _ThreadPool, place: _Place) -> None:
+        self._pool, self._place = pool, place
         self._sound = True
 
     async def take(self, call: Call) -> Answer:
-        recycle = self._lanes.terms.recycle
+        recycle = self._pool.terms.recycle
         if call.begins and recycle and self._place.episodes >= recycle:
-            await self._lanes.end(self._place)
-            self._place = self._lanes.place()
+            await self._pool.end(self._place)
+            self._place = self._pool.place()
         self._place.episodes += call.plays_anew
         sound, self._sound = self._sound, False
         answer = await self._within_limit(call)
@@ -236,19 +236,19 @@ class _LaneSeat:
         return answer
 
     async def _within_limit(self, call: Call) -> Answer:
-        place, timeout = self._place, self._lanes.terms.timeout
+        place, timeout = self._place, self._pool.terms.timeout
         # A process has the limit itself, for it can be ended.
         limit = 0.0 if isinstance(place.world, WorldProcess) else patience_for(call, timeout, first=place.fresh)
         place.fresh = False
         async with AsyncExitStack() as stack:
-            if self._lanes.calls:
-                await stack.enter_async_context(self._lanes.calls)
+            if self._pool.calls:
+                await stack.enter_async_context(self._pool.calls)
             try:
-                return await place.lane.run(lambda: place.world.take(call), limit)
+                return await place.worker.run(lambda: place.world.take(call), limit)
             except TimeoutError:
-                place.lane.abandon()
-                self._place = self._lanes.place()
+                place.worker.abandon()
+                self._place = self._pool.place()
                 raise took_too_long(call, limit) from None
 
     async def leave(self) -> None:
-        await self._lanes.give_back(self._place, sound=self._sound)
+        await self._pool.give_back(self._place, sound=self._sound)

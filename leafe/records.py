@@ -70,11 +70,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a completion is drawn: natural-log temperature scaling, nucleus mass, and the most tokens to draw."""
+    """How a completion is drawn: natural-log temperature scaling, nucleus mass, and the most tokens to draw.
+
+    A completion that says the same `max_repeats` times in a row is ended there (`engines/repetition.py`); 0 lets it go on.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 16
+    max_repeats: int = field(default=0, metadata=OMITTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +95,14 @@ class Ask:
 class Completion:
     """What an engine drew. `token_ids` are the sampled ids, the end token included, with one log-probability each.
 
-    `finish` is `stop` (the model ended), `length` (`max_tokens`) or `context` (the prompt left no room; nothing was drawn).
+    `finish` is `stop` (the model ended), `length` (`max_tokens`), `repetition` (`max_repeats`) or `context` (the prompt left no room;
+    nothing was drawn).
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    finish: Literal["stop", "length", "context"] = "stop"
+    finish: Literal["stop", "length", "repetition", "context"] = "stop"
     prompt_tokens: int = 0
     counted: int = 0  # tokens drawn, as a server counts them that does not say which
 

@@ -135,10 +135,11 @@ class DrawSettings(Settings):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(16, ge=1)
+    max_repeats: int = Field(0, ge=0)
 
     def sampling(self) -> Sampling:
         """The same as a record."""
-        return Sampling(self.temperature, self.top_p, self.max_tokens)
+        return Sampling(self.temperature, self.top_p, self.max_tokens, self.max_repeats)
 
 
 class SamplingSettings(Settings):

@@ -94,7 +94,7 @@ def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
 
 
 def _usable(tree: Tree) -> set[str]:
-    """The ids of the turns that hold an action and whose prompt and reply quote no experience."""
+    """The ids of the turns that hold an action, came to an end, and whose prompt and reply quote no experience."""
     told = {text for attempt in tree.attempts for text in (attempt.experience or "").split("\n") if text.strip()}
     told |= {turn.experience for turn in tree.turns if turn.experience}
     quoting: set[str | None] = set()
@@ -103,7 +103,9 @@ def _usable(tree: Tree) -> set[str]:
         before, _, after = text.rpartition(turn.action) if turn.action else ("", "", "")  # only blank replies hold no text at all
         if turn.parent in quoting or any(advice in before or advice in after for advice in told):
             quoting.add(turn.id)
-    return {turn.id for turn in tree.turns if turn.parsed and turn.id not in quoting}
+    # A reply that was ended where it repeated itself would teach to repeat.
+    whole = (turn for turn in tree.turns if turn.parsed and turn.completion.finish != "repetition")
+    return {turn.id for turn in whole if turn.id not in quoting}
 
 
 def _example(kind: Kind, selection: Selection, prompts: Prompts, tree: Tree, *, turn: Turn) -> Example:

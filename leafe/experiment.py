@@ -42,7 +42,7 @@ from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
-from leafe.records import Ask, Completion, Example, Task, Tree
+from leafe.records import Ask, Completion, Example, Task, Tree, Usage
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
 from leafe.stages import PROBE, Made, Policy
@@ -298,7 +298,7 @@ def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: F
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
     if spec.journal:
         spec.journal.unlink(missing_ok=True)
-    figures = {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)}
+    figures = {"tasks": len(trees), "solved": solved, **sum((tree.spend for tree in trees), Usage()).figures}
     note = {} if experiment.can_roll_back else {"note": f"{experiment.config.environment.name}: {ROLLBACK_FREE}"}
     experiment.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
     sound_alarms(experiment, stage, faults_of(trees))
@@ -353,8 +353,8 @@ def train_stage(
             model, examples, folder, experiment.config.train, seed=seed, threads=experiment.threads, told=told, alone=True
         )
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
-    facts = {"examples": report.examples, "steps": report.steps, "attention": report.attention, **report.machine, **losses}
-    return Made(facts, files)
+    cost = {"examples": sum(example.counts for example in examples), "steps": report.steps}
+    return Made({**cost, "attention": report.attention, **report.machine, **losses}, files)
 
 
 def _as_sent(experiment: Experiment, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:

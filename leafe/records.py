@@ -8,7 +8,7 @@ turn `t` is the action taken in the state after `t - 1` actions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from math import isfinite
 from typing import Any, Literal
@@ -213,6 +213,17 @@ class Usage:
     reflections: int = 0
     reflection_tokens: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        """What both cost together."""
+        return Usage(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(Usage)})
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """The cost as a stage reports it: what was read and written to act always, the rest where there is any."""
+        always = {"turns": self.turns, "prompt_tokens": self.prompt_tokens, "sampled_tokens": self.sampled_tokens}
+        rest = {name: getattr(self, name) for name in ("reflection_tokens", "replayed_steps", "rollbacks")}
+        return always | {name: amount for name, amount in rest.items() if amount}
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -311,3 +322,8 @@ class Example:
         ids = tuple(target.id for target in self.targets)
         if self.targets and ids != self.target_ids:
             raise ValueError(f"example {self.id}: wanted targets with the ids {self.target_ids!r:.80}, found {ids!r:.80}")
+
+    @property
+    def counts(self) -> bool:
+        """Whether any of it has a weight, without which nothing is learned from it."""
+        return self.weight != 0 and (not self.targets or any(target.weight != 0 for target in self.targets))

@@ -378,8 +378,14 @@ def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished:
 )
 def test_a_command_that_is_typed_wrongly_is_told_so(arguments: list[str], words: str) -> None:
     said = leafe(*arguments)
-    assert said.status == 2 and "Usage:" in said.err and "Traceback" not in said.err
-    assert words in " ".join(said.err.lower().replace("│", " ").split())
+    assert_one_sentence(said, "--help")
+    assert words in said.err.lower()
+
+
+def test_a_method_that_cannot_name_its_stages_is_refused_before_anything_is_made(model: Path, tmp_path: Path) -> None:
+    assert_one_sentence(smoke(model, tmp_path / "run", "method=grpo"), "explore.turns=")
+    assert_one_sentence(leafe("explore", "smoke", f"model={model}", *WORLD, "method=grpo", "--out", tmp_path / "run"), "explore")
+    assert not (tmp_path / "run").exists()
 
 
 def test_environments_are_listed_each_with_a_line() -> None:

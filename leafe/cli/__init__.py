@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 nano_app = typer.Typer(no_args_is_help=True, help="The bundled model.")
 app.add_typer(nano_app, name="nano")
-USAGE_ERROR = typer.BadParameter.__mro__[1]  # typer gives the class of all such errors no public name
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer gives the class of all such errors no public name
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 RunPath = Annotated[Path, typer.Argument(help="a run directory", show_default=False)]

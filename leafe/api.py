@@ -41,12 +41,12 @@ from leafe.forest import store
 from leafe.jsonl import write_text_atomically
 from leafe.loops import wait_for
 from leafe.methods.diagnose import diagnose as diagnose_bench
+from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.records import Example, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import DEFAULT_METHOD, EngineSettings, RunConfig, TrainSettings, differing_fields
-from leafe.training.checkpoint import locate
 from leafe.training.launch import ProgressCallback
 from leafe.training.loss import CrossEntropy, Loss, check_examples
 from leafe.training.sft import TrainReport, fine_tune

@@ -204,11 +204,22 @@ def run_recipe(experiment: Experiment, run: RunDirectory) -> None:
 def run_verb(experiment: Experiment, run: RunDirectory, verb: str) -> None:
     """The stages that a command means (`explore`, `distill`, `train`, `evaluate`). Raises `UserError` where the method has none."""
     stages = stages_of(experiment, run)
+    whole = f"leafe run {run.path / 'config.yaml'} --out {run.path}"
+    carry_out(stages, run, _stages_for(verb, stages, experiment.config.method, whole))
+
+
+def check_method(experiment: Experiment, path: Path, verb: str) -> None:
+    """Raises `UserError` where the method cannot name its stages for a run in `path`, or has none for a command. Makes nothing there."""
+    stages = stages_of(experiment, RunDirectory(path, experiment.config, None))
+    if verb != "run":
+        _stages_for(verb, stages, experiment.config.method, "leafe run")
+
+
+def _stages_for(verb: str, stages: Sequence[Stage], method: str, whole: str) -> list[Stage]:
     chosen = of_verb(stages, verb)
     if not chosen:
-        whole = f"leafe run {run.path / 'config.yaml'} --out {run.path}"
-        raise UserError(f"the method {experiment.config.method!r} has no stage for `leafe {verb}`; type: {whole}")
-    carry_out(stages, run, chosen)
+        raise UserError(f"the method {method!r} has no stage for `leafe {verb}`; type: {whole}")
+    return chosen
 
 
 def run_stage(experiment: Experiment, run: RunDirectory, name: str) -> None:

@@ -192,6 +192,21 @@ def test_compare_takes_several_runs_and_one_more_k(first: tuple[Path, Said], fin
     assert all(set(arm["pass_at_k"]) == {"1", "2", "3", "4"} for arm in found["arms"])
 
 
+def test_runs_with_long_names_are_compared_in_eighty_characters_with_each_interval_whole(
+    first: tuple[Path, Said], tmp_path: Path
+) -> None:
+    named = [tmp_path / "household-nano-with-a-second-seed", tmp_path / "quickstart-001"]
+    for path in named:
+        shutil.copytree(first[0], path, ignore=shutil.ignore_patterns("checkpoints"))
+    table = leafe("compare", *named).out.partition("Replies, tries")[0]
+    assert max(map(len, table.splitlines())) <= 80 and "…" not in table
+    found = json.loads(leafe("compare", *named, "--json").out)["arms"]
+    for arm in found:
+        value = arm["pass_at_k"]["4"]
+        assert f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]" in table
+    assert {"quickstart-", "household-", "base", "rehearsal", "independent"} <= set(re.split(r"[\s:]+", table.replace("001", " ")))
+
+
 def test_compare_subtracts_the_arm_that_is_named(first: tuple[Path, Said]) -> None:
     against_base, against_leafe = (
         {arm["name"]: arm["minus_base"] for arm in json.loads(leafe("compare", first[0], "--json", "--base", base).out)["arms"]}
@@ -378,8 +393,14 @@ def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished:
 )
 def test_a_command_that_is_typed_wrongly_is_told_so(arguments: list[str], words: str) -> None:
     said = leafe(*arguments)
-    assert said.status == 2 and "Usage:" in said.err and "Traceback" not in said.err
-    assert words in " ".join(said.err.lower().replace("│", " ").split())
+    assert_one_sentence(said, "--help")
+    assert words in said.err.lower()
+
+
+def test_a_method_that_cannot_name_its_stages_is_refused_before_anything_is_made(model: Path, tmp_path: Path) -> None:
+    assert_one_sentence(smoke(model, tmp_path / "run", "method=grpo"), "explore.turns=")
+    assert_one_sentence(leafe("explore", "smoke", f"model={model}", *WORLD, "method=grpo", "--out", tmp_path / "run"), "explore")
+    assert not (tmp_path / "run").exists()
 
 
 def test_environments_are_listed_each_with_a_line() -> None:

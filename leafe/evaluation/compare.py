@@ -143,5 +143,6 @@ def _rows(arm: ArmResult, shown: Sequence[int]) -> Iterator[tuple[str, ...]]:
         value = with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-"
         gain = with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-"
         tokens = f"{arm.tokens:,}" if arm.tokens < 1e6 else f"{arm.tokens / 1e6:.2f}M"
-        spent = ("", "", "") if number else (f"{arm.turns:,}", tokens, broken)
+        turns = f"{arm.turns:,}" if arm.turns < 1e5 else f"{arm.turns / 1e3:,.0f}k"
+        spent = ("", "", "") if number else (turns, tokens, broken)
         yield ("" if number else arm.name, str(k), value, gain, *spent)

@@ -26,6 +26,7 @@ FLOORS = {
     "loops": 0,
     "imports": 0,
     "hardware": 0,
+    "group": 0,
     "shown": 0,
     "config": 1,
     "settings": 1,

@@ -17,6 +17,7 @@ import typer
 
 from leafe.address import hidden
 from leafe.errors import LeafeError, UserError, is_full, unwritable
+from leafe.group import launched
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -255,7 +256,7 @@ def main() -> None:
     # What thousands of episodes leave behind is long-lived and holds no cycles; looking for some took a seventh of a profile of exploring.
     gc.set_threshold(100_000, 20, 20)
     try:
-        app()
+        _together() if launched() else app()
     except UserError as error:
         print(f"leafe: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -273,6 +274,17 @@ def main() -> None:
         if ended.code == INTERRUPTED:
             print("leafe: interrupted; the same command goes on from here", file=sys.stderr)
         raise
+
+
+def _together() -> None:
+    """One process of several that a launcher started: the first does what was typed, the others help it to train."""
+    from leafe.training import follow, sft
+
+    if follow.is_first():
+        with follow.Leader():
+            app()
+    else:
+        follow.follow(sft.help_training)
 
 
 def _broken(error: ImportError) -> None:

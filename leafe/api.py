@@ -13,6 +13,7 @@ it. Everything that a recipe's user would be told in a sentence is raised as `Us
 from __future__ import annotations
 
 import inspect
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -165,8 +166,13 @@ def train(
     wanted = configured(values, "train").train
     check_examples(loss, examples)
     base = locate(str(model), CHECKPOINTS)
+    state = folder.with_name(f"{folder.name}.state")
     with whole_folder(folder) as unfinished:
-        report = fine_tune(base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss)
+        report = fine_tune(
+            base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss, state=state
+        )
+    if wanted.save_every:
+        shutil.rmtree(state, ignore_errors=True)
     return report
 
 

@@ -348,10 +348,19 @@ def train_stage(
         def told(done: int, total: int) -> None:
             gauge.advance(1 / total)
 
-        seed = seed_for(experiment.config.seed, "train", arm)
+        seed, state = seed_for(experiment.config.seed, "train", arm), run.training(arm)
         report = fine_tune(
-            model, examples, folder, experiment.config.train, seed=seed, threads=experiment.threads, told=told, alone=True
+            model,
+            examples,
+            folder,
+            experiment.config.train,
+            seed=seed,
+            threads=experiment.threads,
+            told=told,
+            alone=True,
+            state=state,
         )
+    shutil.rmtree(state, ignore_errors=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     cost = {"examples": sum(example.counts for example in examples), "steps": report.steps}
     return Made({**cost, "attention": report.attention, **report.machine, **losses}, files)

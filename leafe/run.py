@@ -179,6 +179,10 @@ class RunDirectory:
             settle_folder(path)
         return path
 
+    def training(self, arm: str) -> Path:
+        """The state of an arm's training that is under way."""
+        return self.path / "training" / check_name("arm", arm)
+
     def evaluation(self, arm: str) -> Path:
         """An arm's graded attempts."""
         return self._in("eval", f"{check_name('arm', arm)}.jsonl")

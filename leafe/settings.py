@@ -227,7 +227,8 @@ class TrainSettings(Settings):
     the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers,
     `auto` its AdamW.
     `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
-    every step.
+    every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. What a killed training goes on from is
+    written every `save_every` steps, 0 for never.
     """
 
     epochs: float = Field(2.0, gt=0)
@@ -243,6 +244,8 @@ class TrainSettings(Settings):
     optimizer: Optimizer = "auto"
     checkpointing: bool | Literal["auto"] = "auto"
     processes: int = Field(1, ge=1)
+    sharding: Literal["none", "fsdp"] = "none"
+    save_every: int = Field(0, ge=0)
     lora: LoraSettings | None = None
 
     @field_validator("micro_tokens", mode="before")
@@ -368,7 +371,7 @@ MACHINE: dict[str, Any] = {
         "memory_share",
         "restarts",
     },
-    "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes"},
+    "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes", "sharding", "save_every"},
 }
 
 

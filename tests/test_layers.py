@@ -27,6 +27,7 @@ FLOORS = {
     "imports": 0,
     "hardware": 0,
     "model_folder": 0,
+    "group": 0,
     "shown": 0,
     "config": 1,
     "settings": 1,

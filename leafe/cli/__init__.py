@@ -17,6 +17,7 @@ import typer
 
 from leafe.address import hidden
 from leafe.errors import LeafeError, UserError, is_full, unwritable
+from leafe.group import launched
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -279,7 +280,7 @@ def main() -> None:
     # What thousands of episodes leave behind is long-lived and holds no cycles; looking for some took a seventh of a profile of exploring.
     gc.set_threshold(100_000, 20, 20)
     try:
-        raise SystemExit(app(standalone_mode=False))
+        raise SystemExit(_together() if launched() else app(standalone_mode=False))
     except USAGE_ERROR as error:
         _typed_wrongly(error)
     except typer.Abort:
@@ -310,6 +311,16 @@ def _typed_wrongly(error: Any) -> None:
     if words:
         print(f"leafe: {words[:1].lower()}{words[1:]}{'' if words.endswith('?') else ';'} type: {command} --help", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def _together() -> Any:
+    """One process of several that a launcher started: the first does what was typed, the others help it to train."""
+    from leafe.training import follow, sft
+
+    if follow.is_first():
+        with follow.Leader():
+            return app(standalone_mode=False)
+    return follow.follow(sft.help_training)
 
 
 def _broken(error: ImportError) -> None:

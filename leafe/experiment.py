@@ -46,6 +46,7 @@ from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
 from leafe.stages import PROBE, Made, Policy
+from leafe.training.loss import CrossEntropy, Loss
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -327,7 +328,14 @@ def server_stage(experiment: Experiment, run: RunDirectory) -> None:
 
 
 def train_stage(
-    experiment: Experiment, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
+    experiment: Experiment,
+    run: RunDirectory,
+    arm: str,
+    model: Path,
+    *,
+    examples: Sequence[Example],
+    files: Sequence[Path] = (),
+    loss: Loss = CrossEntropy(),
 ) -> Made:
     """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so.
 
@@ -349,9 +357,8 @@ def train_stage(
             gauge.advance(1 / total)
 
         seed = seed_for(experiment.config.seed, "train", arm)
-        report = fine_tune(
-            model, examples, folder, experiment.config.train, seed=seed, threads=experiment.threads, told=told, alone=True
-        )
+        wanted, threads = experiment.config.train, experiment.threads
+        report = fine_tune(model, examples, folder, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     facts = {"examples": report.examples, "steps": report.steps, "attention": report.attention, **report.machine, **losses}
     return Made(facts, files)

@@ -46,6 +46,7 @@ from leafe.records import Ask, Completion, Example, Task, Tree, Usage
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
 from leafe.stages import PROBE, Made, Policy
+from leafe.training.loss import CrossEntropy, Loss
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -327,7 +328,14 @@ def server_stage(experiment: Experiment, run: RunDirectory) -> None:
 
 
 def train_stage(
-    experiment: Experiment, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
+    experiment: Experiment,
+    run: RunDirectory,
+    arm: str,
+    model: Path,
+    *,
+    examples: Sequence[Example],
+    files: Sequence[Path] = (),
+    loss: Loss = CrossEntropy(),
 ) -> Made:
     """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so.
 
@@ -358,6 +366,7 @@ def train_stage(
             threads=experiment.threads,
             told=told,
             alone=True,
+            loss=loss,
             state=state,
         )
     shutil.rmtree(state, ignore_errors=True)

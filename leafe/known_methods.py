@@ -19,7 +19,14 @@ from leafe.imports import import_here, told
 
 Answer = TypeVar("Answer")
 GROUP = "leafe.methods"
-SHIPPED = {"grpo": "leafe.methods.grpo:Grpo", "leafe": "leafe.methods.leafe:Leafe"}
+SHIPPED = {
+    "grpo": "leafe.methods.grpo:Grpo",
+    "leafe": "leafe.methods.leafe:Leafe",
+    "opd": "leafe.methods.on_policy_distillation:OnPolicyDistillation",
+    "preference": "leafe.methods.preference:Preferences",
+    "reset_groups": "leafe.methods.reset_groups:ResetGroups",
+    "soft_targets": "leafe.methods.soft_targets:SoftTargets",
+}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 from leafe.chat import Prompts
 from leafe.digest import seed_for
@@ -20,14 +21,17 @@ from leafe.experiment import Experiment, ForestSpec, explore_stage, measure_stag
 from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.store import read_forest
 from leafe.known_methods import asked, find
+from leafe.model_folder import locate
+from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
 from leafe.records import Example, Tree
-from leafe.run import RunDirectory
+from leafe.run import RunDirectory, check_checkpoint
 from leafe.settings import RunConfig
 from leafe.shown import check_name
 from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb
+from leafe.training import loss as loss_module
 from leafe.training.learner import Learner
-from leafe.training.loss import ClippedRatio
+from leafe.training.loss import ClippedRatio, CrossEntropy, Loss
 from leafe.training.terms import Normalise
 
 Examples = Callable[[], Iterable[Example]]
@@ -59,6 +63,11 @@ class Lab:
     def progress(self) -> Progress:
         """Displays what is said."""
         return self.experiment.progress
+
+    @property
+    def losses(self) -> ModuleType:
+        """`leafe.training.loss`, which a method's file does not import, since it loads torch."""
+        return loss_module
 
     def selection(self) -> Selection:
         """Which turns are learned from, as the recipe's section `distill` says."""
@@ -128,30 +137,48 @@ class Lab:
         start: Given | None = None,
         needs: tuple[str, ...] = (),
         files: Sequence[Path] = (),
+        loss: Callable[[], Loss] | None = None,
     ) -> Stage:
         """Fine-tunes the model of `start`, or the base, on examples into the checkpoint of an arm, as the section `train` says.
 
-        Without an example the arm is a copy, and the stage says so. `files` are what was made for this training alone.
+        Without an example the arm is a copy, and the stage says so. `files` are what was made for this training alone; `loss` makes the
+        loss, cross-entropy where there is none.
         """
         check_name("arm", arm)
 
         def work() -> Made:
             chosen = list(examples())
             model = _there(run, start).model if start else self.base
-            return train_stage(self.experiment, run, arm, model, examples=chosen, files=files)
+            made = loss() if loss else CrossEntropy()
+            return train_stage(self.experiment, run, arm, model, examples=chosen, files=files, loss=made)
 
         return Stage(f"train {arm}", work, needs, "train")
 
+    def start(self, name: str) -> Path:
+        """The folder of a model that training starts from: a folder, as an arm's checkpoint in another run, or a name; the base if empty.
+
+        Raises `UserError` where there is none, and `CorruptFile` where it was changed since a run trained it.
+        """
+        return check_checkpoint(locate(name, CHECKPOINTS)) if name else self.base
+
     def clipping_learner(
-        self, folder: Path, arm: str, *, steps: int, low: float, high: float, kl: float, normalise: Normalise
+        self,
+        folder: Path,
+        arm: str,
+        start: Path,
+        *,
+        steps: int,
+        low: float,
+        high: float,
+        kl: float,
+        entropy: float,
+        normalise: Normalise,
     ) -> Learner:
         """A learner of an arm, new or from the state in a folder, with PPO's clipped loss at the temperature of sampling."""
         draw = self.config.sampling.act
-        loss = ClippedRatio(low, high, kl, normalise=normalise, temperature=draw.temperature)
+        loss = ClippedRatio(low, high, kl, normalise, temperature=draw.temperature, entropy=entropy)
         seed = self.seed("train", arm) % 2**32
-        return Learner.open(
-            folder, self.base, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.experiment.threads
-        )
+        return Learner.open(folder, start, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.experiment.threads)
 
     def trained(self, run: RunDirectory, arm: str) -> Policy:
         """The policy that an arm's training gives."""

@@ -19,7 +19,6 @@ from leafe.errors import EngineError, UserError
 from leafe.experiment import Experiment
 from leafe.jsonl import read_lines
 from leafe.lab import run_recipe
-from leafe.methods.grpo import STEPS_SCHEMA
 from leafe.progress import Silent
 from leafe.records import Ask, Completion, Message
 from leafe.run import RunDirectory
@@ -38,6 +37,7 @@ evaluate: {samples: 1, resamples: 20}
 grpo: {groups: 2, size: 4}
 """
 BUDGET = 6 * 24
+STEPS_SCHEMA = "leafe.grpo-steps/1"
 
 
 @dataclass

@@ -49,6 +49,7 @@ FLOORS = {
     "evaluation": 5,
     "nano": 5,
     "lab": 6,
+    "on_policy": 6,
     "results": 6,
     "preflight": 6,
     "experiment": 6,

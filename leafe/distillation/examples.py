@@ -53,7 +53,7 @@ def counterfactual(trees: Iterable[Tree], prompts: Prompts, selection: Selection
     """`branches_per_task` qualifying branch turns of each tree."""
     for tree in trees:
         fits = _qualifier(tree, selection.qualify)
-        usable = _usable(tree)
+        usable = usable_turns(tree)
         events = []
         for attempt, turns in tree.revisions():
             revised = [turn for turn in turns if turn.id in usable and fits(attempt, turn)]
@@ -76,7 +76,7 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, selection: Selection) -> 
         tree, attempt = successes[index]
         by_tree[tree.task.id].append(attempt)
     for tree in {tree.task.id: tree for tree, _ in successes}.values():
-        usable = _usable(tree)
+        usable = usable_turns(tree)
         turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.trajectory(attempt.leaf) if turn.id in usable}
         yield from (_example("rehearsal", selection, prompts, tree, turn=turn) for turn in turns.values())
 
@@ -93,7 +93,7 @@ def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
     return {"success": lambda attempt, turn: attempt.success, "improved": improved, "any": lambda attempt, turn: True}[qualify]
 
 
-def _usable(tree: Tree) -> set[str]:
+def usable_turns(tree: Tree) -> set[str]:
     """The ids of the turns that hold an action, came to an end, and whose prompt and reply quote no experience."""
     told = {text for attempt in tree.attempts for text in (attempt.experience or "").split("\n") if text.strip()}
     told |= {turn.experience for turn in tree.turns if turn.experience}

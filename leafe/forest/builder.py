@@ -85,7 +85,7 @@ class TreeBuilder:
 
     def luck(self, start: Start, own: Sequence[Turn]) -> int | None:
         """What the step after an attempt's `own` turns draws its randomness from anew; None where it goes on as it was."""
-        branches = self.rules.new_luck and start.advice is not None and not any(turn.stepped for turn in own)
+        branches = self.rules.new_luck and start.branches and not any(turn.stepped for turn in own)
         return self._luck_of(len(self.attempts)) if branches else None
 
     def lucks(self, trajectory: Sequence[Turn]) -> tuple[int | None, ...]:
@@ -143,13 +143,21 @@ class TreeBuilder:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where an attempt begins: after `trajectory`, told `advice` for its first turn or `feedback` for the whole of it."""
+    """Where an attempt begins: after `trajectory`, told `advice` for its first turn or `feedback` for the whole of it.
+
+    With a `parent` and neither of both it goes back to a turn of its parent and is told nothing.
+    """
 
     trajectory: tuple[Turn, ...] = ()
     depth: int = 0
     parent: int | None = None
     advice: str | None = None
     feedback: tuple[str, ...] = ()
+
+    @property
+    def branches(self) -> bool:
+        """Whether the attempt begins at a rollback."""
+        return self.advice is not None or (self.parent is not None and not self.feedback)
 
 
 def last_id(trajectory: Sequence[Turn]) -> str | None:

@@ -61,7 +61,7 @@ def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Pl
         reward=(own[-1].observation if own else observation).reward,
         leaf=last_id(trajectory),
         parent=start.parent,
-        turn=len(start.trajectory) + 1 if start.advice is not None else None,
+        turn=len(start.trajectory) + 1 if start.branches else None,
         experience=start.advice if start.advice is not None else "\n".join(start.feedback) or None,
         error=error,
         root=builder.shown if builder.shown is not builder.root else None,
@@ -72,7 +72,7 @@ def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Pl
 
 def _begin(builder: TreeBuilder, start: Start) -> Play[Observation]:
     """Brings the world to where the attempt begins."""
-    if start.advice is not None:
+    if start.branches:
         builder.add_rollback()
     if past := taken(start.trajectory):
         restored = yield Rollback(builder.task, past, builder.lucks(past))

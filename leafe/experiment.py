@@ -26,8 +26,6 @@ from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
 from leafe.errors import RunConflict, UserError
-from leafe.evaluation.evaluate import evaluate
-from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.forest.builder import Rules, TreeBuilder
 from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import EXPLORERS, Explorer
@@ -42,10 +40,11 @@ from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
+from leafe.recall import MemoryFile
 from leafe.records import Ask, Completion, Example, Task, Tree, Usage
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
-from leafe.stages import PROBE, Made, Policy
+from leafe.stages import PROBE, Made
 from leafe.training.loss import CrossEntropy, Loss
 from leafe.training.sft import fine_tune, try_training
 
@@ -180,8 +179,10 @@ class Experiment:
         finally:
             environment.close()
 
-    def rules(self, seed: int, *, notes: Sequence[str] = (), prompts: str = "") -> Rules:
-        """The rules of exploration and play, for a policy that reads `notes`, and `prompts` other than the run's where they are named."""
+    def rules(self, seed: int, *, notes: Sequence[str] = (), prompts: str = "", memory: MemoryFile | None = None) -> Rules:
+        """The rules of exploration and play, for a policy that reads `notes` and what a `memory` holds for its task, and `prompts` other
+        than the run's where they are named.
+        """
         settings, sampling = self.config.explore, self.config.sampling
         return Rules(
             prompts=self._prompts_of(prompts) if prompts else self.prompts,
@@ -198,6 +199,7 @@ class Experiment:
             history=History(self.config.history.keep, self.config.history.turns),
             new_luck=settings.new_luck,
             notes=tuple(notes),
+            recall=memory.recall() if memory else None,
         )
 
     def explore_seed(self, number: int) -> int:
@@ -229,7 +231,7 @@ class Experiment:
 class ForestSpec:
     """Where a forest goes and what it grows from. Without a path nothing is kept but the answer.
 
-    `method` is the explorer, a shipped one by its name; the policy reads `notes`, and `prompts` other than the run's where they are named.
+    `method` is the explorer, a shipped one by its name; the rest is what the policy reads, as `leafe.stages.Policy` has it.
     """
 
     method: str | Explorer
@@ -239,6 +241,7 @@ class ForestSpec:
     journal: Path | None = None
     notes: tuple[str, ...] = ()
     prompts: str = ""
+    memory: MemoryFile | None = None
 
 
 def explore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -> list[Tree]:
@@ -251,7 +254,8 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
 
     Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
     """
-    rules, tasks = experiment.rules(spec.seed, notes=spec.notes, prompts=spec.prompts), experiment.tasks("train")
+    rules = experiment.rules(spec.seed, notes=spec.notes, prompts=spec.prompts, memory=spec.memory)
+    tasks = experiment.tasks("train")
     if not experiment.can_roll_back:
         experiment.progress.say(f"{experiment.config.environment.name}: {ROLLBACK_FREE}")
     done = {tree.task.id: tree for tree in read_forest(spec.path)} if spec.path and spec.path.exists() else {}
@@ -383,25 +387,3 @@ def _as_sent(experiment: Experiment, run: RunDirectory, model: Path, examples: S
         return examples
     template = ChatTokenizer(load_tokenizer(model)).template
     return [with_texts(example, template.broken) for example in examples]
-
-
-def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy) -> Made:
-    """Measures a policy on the held-out tasks as an arm."""
-    stage = f"evaluate {arm}"
-    experiment.keep_logs_in(run.path / LOGS)
-    if policy.model == experiment.base and not (experiment.trains and experiment.load_measured):
-        server_stage(experiment, run)
-    run.check(policy.model)
-    tasks, samples = experiment.tasks("test"), experiment.config.evaluate.samples
-    rules = experiment.rules(seed_for(experiment.config.seed, "evaluate"), notes=policy.notes, prompts=policy.prompts)
-
-    async def work(engine: Engine) -> list[Outcome]:
-        with experiment.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
-            runtime, mend = experiment.runtime(engine), check_command(experiment.config)
-            path = run.evaluation(arm)
-            return await evaluate(tasks, rules, runtime, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
-
-    outcomes = experiment.with_engine(policy.model, work, measures=True)
-    sound_alarms(experiment, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
-    figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
-    return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)

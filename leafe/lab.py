@@ -17,10 +17,12 @@ from leafe.distillation.causes import NOTHING
 from leafe.distillation.examples import Selection
 from leafe.distillation.store import read_examples, write_examples
 from leafe.errors import UnknownName, UserError
-from leafe.experiment import Experiment, ForestSpec, explore_stage, measure_stage, train_stage
+from leafe.experiment import Experiment, ForestSpec, explore_stage, train_stage
 from leafe.forest.explore import EXPLORERS, Explorer
+from leafe.forest.play import once
 from leafe.forest.store import read_forest
 from leafe.known_methods import asked, find
+from leafe.measuring import measure_stage
 from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
@@ -99,7 +101,7 @@ class Lab:
             chosen = _there(run, policy)
             seed = self.experiment.explore_seed(place if isinstance(place, int) else 1)
             spec = ForestSpec(explorer, seed, chosen.model, run.forest(place), run.journal(place), chosen.notes, chosen.prompts)
-            made = explore_stage(self.experiment, run, stage, spec)
+            made = explore_stage(self.experiment, run, stage, replace(spec, memory=chosen.memory))
             shown = f"{kind}, {_called(place)}" if isinstance(place, int) else place
             return replace(made, figures={**made.figures, **chosen.told()}, forest=shown)
 
@@ -184,12 +186,15 @@ class Lab:
         """The policy that an arm's training gives."""
         return Policy(run.checkpoint(arm))
 
-    def measure(self, run: RunDirectory, arm: str, policy: Given, *, needs: tuple[str, ...] = ()) -> Stage:
-        """Measures a policy on the held-out tasks as an arm, as the section `evaluate` says."""
+    def measure(self, run: RunDirectory, arm: str, policy: Given, *, player: Explorer = once, needs: tuple[str, ...] = ()) -> Stage:
+        """Measures a policy on the held-out tasks as an arm, as the section `evaluate` says.
+
+        `player` takes each attempt in place of a plain one; its turns count against the same horizon, and its last attempt is graded.
+        """
         check_name("arm", arm)
 
         def work() -> Made:
-            return measure_stage(self.experiment, run, arm, _there(run, policy))
+            return measure_stage(self.experiment, run, arm, _there(run, policy), player=player)
 
         return Stage(f"evaluate {arm}", work, needs, "evaluate")
 
@@ -212,6 +217,8 @@ def _there(run: RunDirectory, given: Given) -> Policy:
     policy = given() if callable(given) else given
     if policy.model.is_relative_to(run.path):
         made(policy.model / "config.json", "leafe train", run)
+    if policy.memory and policy.memory.path.is_relative_to(run.path):
+        made(policy.memory.path, "leafe explore", run)
     return policy
 
 

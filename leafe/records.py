@@ -27,6 +27,7 @@ class StopReason(StrEnum):
     TOKEN_LIMIT = "token_limit"  # the model's context is full
     BUDGET = "budget"  # the task's interaction budget is used up
     PARSE_ERROR = "parse_error"  # too many replies in a row that hold no action
+    ROLLED_BACK = "rolled_back"  # left on the way for an earlier turn, from which another attempt goes on
     REPLAY_DIVERGED = "replay_diverged"
     ENVIRONMENT_ERROR = "environment_error"
     STEP_TIMEOUT = "step_timeout"  # the environment took longer than environment.timeout

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leafe.errors import UserError
+from leafe.recall import MemoryFile
 from leafe.run import RunDirectory
 
 # The commands that do a part of a run, in the order of a first pass.
@@ -23,17 +24,20 @@ PROBE = "probe"  # where a run keeps what a server was found to be
 class Policy:
     """What is explored with or measured: a model, and what is told to it beside the task.
 
-    `model` is a checkpoint's folder. `notes` stand in the first prompt of every attempt, as a playbook does; `prompts` is a profile or a
-    folder of prompts, empty for the run's own.
+    `model` is a checkpoint's folder. `notes` stand in the first prompt of every attempt, as a playbook does, and behind them what `memory`
+    holds for the attempt's task; `prompts` is a profile or a folder of prompts, empty for the run's own.
     """
 
     model: Path
     notes: tuple[str, ...] = ()
     prompts: str = ""
+    memory: MemoryFile | None = None
 
     def told(self) -> dict[str, Any]:
         """What is told beside the task, for the record; empty where nothing is."""
-        return {name: value for name, value in {"notes": list(self.notes), "prompts": self.prompts}.items() if value}
+        recalled = {"file": self.memory.path.name, "count": self.memory.count} if self.memory else {}
+        told = {"notes": list(self.notes), "prompts": self.prompts, "memory": recalled}
+        return {name: value for name, value in told.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

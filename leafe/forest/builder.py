@@ -6,7 +6,7 @@ reflections are counted apart. Everything here is a function of the rules and of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from leafe.chat import Prompts, Scene
@@ -23,7 +23,7 @@ class Rules:
     `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is how much of itself an attempt
     reads. Where nothing `can_roll_back`, a reset may show something else each time, and experiences become feedback to fresh attempts.
     With `new_luck` a branch draws the world's randomness anew from its first step on. `notes` are told in the first prompt of every
-    attempt, ahead of what earlier ones taught.
+    attempt, ahead of what earlier ones taught, and behind them what `recall` gives for the task and its first observation.
     """
 
     prompts: Prompts
@@ -41,6 +41,7 @@ class Rules:
     history: History = History()
     new_luck: bool = False
     notes: tuple[str, ...] = ()
+    recall: Callable[[Task, Observation], tuple[str, ...]] | None = None
 
 
 @dataclass
@@ -57,6 +58,7 @@ class TreeBuilder:
     reflections: list[Reflection] = field(default_factory=list)
     _asks: int = 0
     _scene: Scene | None = None
+    _recalled: tuple[Scene, Rules, tuple[str, ...]] | None = None
 
     @property
     def scene(self) -> Scene:
@@ -65,6 +67,16 @@ class TreeBuilder:
         if self._scene is None or self._scene.root is not shown or self._scene.prompts is not self.rules.prompts:
             self._scene = Scene(self.rules.prompts, self.task, shown)
         return self._scene
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every attempt at this task is told beside it."""
+        scene, rules = self.scene, self.rules
+        if rules.recall is None:
+            return rules.notes
+        if self._recalled is None or self._recalled[0] is not scene or self._recalled[1] is not rules:
+            self._recalled = (scene, rules, rules.recall(self.task, scene.root))
+        return (*rules.notes, *self._recalled[2])
 
     def exhausted(self) -> bool:
         """Whether the task's budget leaves no further turn."""

@@ -18,7 +18,7 @@ from leafe.history import first_shortening, shorter
 from leafe.records import Attempt, Completion, Observation, Shortening, StopReason, Tree, Turn, taken
 from leafe.replies import ParseFailure, parse_action
 
-Pause = Callable[[int, tuple[Turn, ...]], Play[None]]
+Pause = Callable[[int, tuple[Turn, ...]], Play[bool | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,10 @@ def no_pause(attempt: int, trajectory: tuple[Turn, ...]) -> Play[None]:
 
 
 def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Played]:
-    """Plays one attempt to its end and keeps it. `pause` runs after each turn that did not end the attempt."""
+    """Plays one attempt to its end and keeps it.
+
+    `pause` runs after each turn that did not end the attempt; where it returns true the attempt is left there, as `rolled_back`.
+    """
     number, trajectory = len(builder.attempts), list(start.trajectory)
     stop, error, observation = StopReason.CANCELLED, None, Observation("")
     try:
@@ -111,8 +114,8 @@ def _turns(
         over = _verdict(turn.observation)
         if over is None and failures >= builder.rules.patience:
             over = StopReason.PARSE_ERROR
-        if over is None:
-            yield from pause(number, tuple(trajectory))
+        if over is None and (yield from pause(number, tuple(trajectory))):
+            over = StopReason.ROLLED_BACK
     return over
 
 
@@ -137,7 +140,7 @@ def _reply(builder: TreeBuilder, start: Start, trajectory: list[Turn], advice: s
     """The policy's reply, over a history that is shortened until it leaves room where the rules want that."""
     rules, shortening = builder.rules, first_shortening(builder.rules.history, trajectory)
     while True:
-        messages = act_messages(builder.scene, trajectory, Notes(advice, (*rules.notes, *start.feedback)), shortening)
+        messages = act_messages(builder.scene, trajectory, Notes(advice, start.feedback, builder.notes), shortening)
         completion: Completion = yield builder.ask_to_act(len(builder.attempts), messages)
         further = shorter(rules.prompts, trajectory, shortening) if rules.history.keep == "fit" else None
         if completion.finish != "context" or further is None:

@@ -21,6 +21,7 @@ ENDINGS = {
     StopReason.TOKEN_LIMIT: "context full",
     StopReason.BUDGET: "budget used up",
     StopReason.PARSE_ERROR: "no action found",
+    StopReason.ROLLED_BACK: "rolled back on the way",
     StopReason.REPLAY_DIVERGED: "replay diverged",
     StopReason.ENVIRONMENT_ERROR: "environment error",
     StopReason.STEP_TIMEOUT: "step took too long",

@@ -19,7 +19,11 @@ from leafe.imports import import_here, told
 
 Answer = TypeVar("Answer")
 GROUP = "leafe.methods"
-SHIPPED = {"grpo": "leafe.methods.grpo:Grpo", "leafe": "leafe.methods.leafe:Leafe"}
+SHIPPED = {
+    "early_experience": "leafe.methods.early_experience:EarlyExperience",
+    "grpo": "leafe.methods.grpo:Grpo",
+    "leafe": "leafe.methods.leafe:Leafe",
+}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 

@@ -34,6 +34,7 @@ FLOORS = {
     "run": 1,
     "replies": 1,
     "chat": 1,
+    "comparing": 1,
     "history": 1,
     "progress": 1,
     "doctor": 1,

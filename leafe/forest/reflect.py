@@ -38,7 +38,7 @@ def reflect(
         return reflect_messages(builder.scene, trajectory, ended=ended, feedback=told, shortening=short, unread=unread)
 
     for _ in range(TRIES):
-        reply, shortening = yield from _answer(builder, attempt, trajectory, question=question, shortening=shortening)
+        reply, shortening = yield from answer(builder, attempt, trajectory, question=question, shortening=shortening)
         replies.append(reply)
         if reply.finish == "context":
             error = NO_ROOM
@@ -61,7 +61,7 @@ def _own(prompts: Prompts, experience: Experience | None) -> Experience | None:
     return experience
 
 
-def _answer(
+def answer(
     builder: TreeBuilder,
     attempt: int,
     trajectory: tuple[Turn, ...],

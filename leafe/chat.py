@@ -32,6 +32,11 @@ PLACES: dict[str, set[str]] = {
     "reflect_turn": {"turn", "numbers", "experience"},
     "reflect_advice": {"turn", "named"},
     "left_out": set(),
+    "predict": {"turn"},
+    "alternative": {"action", "observation"},
+    "compare": {"action", "observation", "alternatives"},
+    "contrast": {"turn"},
+    "comparison": {"action", "observation", "alternatives"},
     "reminder": set(),
 }
 NEEDED = {
@@ -43,6 +48,9 @@ NEEDED = {
     "notes": "notes",
     "reflect_turn": "experience",
     "reflect_advice": "named",
+    "alternative": "observation",
+    "compare": "alternatives",
+    "comparison": "alternatives",
 }
 # Templates that a profile may do without. Without `unread` the world is given a reply that holds no action; without `reflect_again` an
 # unreadable reflection is asked for again in the same words; without `reflect_turn` and `reflect_advice` it is always asked for whole;
@@ -60,6 +68,7 @@ OPTIONAL = frozenset(
         "left_out",
         "reminder",
     }
+    | {"predict", "alternative", "compare", "contrast", "comparison"}
 )
 LEFT_OUT = "(left out)"
 NUMBERS_LISTED = 12
@@ -74,7 +83,8 @@ class Prompts:
     worked exchange that stands ahead of the task as messages of its own. `end` shows what the last turn of an attempt came to when it is
     looked back on. `unread` answers a reply without an action in the environment's place, `reflect_again` asks anew after an unreadable
     reflection, `reflect_turn` and `reflect_advice` ask for the half that was not read, `left_out` stands for an observation that a
-    shortened history leaves out, `reminder` ends what is read at each turn.
+    shortened history leaves out, `reminder` ends what is read at each turn. The five texts of
+    Early Experience are in `comparing.py`.
     """
 
     system: str
@@ -94,6 +104,11 @@ class Prompts:
     reflect_advice: str = ""
     left_out: str = LEFT_OUT
     reminder: str = ""
+    predict: str = ""
+    alternative: str = ""
+    compare: str = ""
+    contrast: str = ""
+    comparison: str = ""
     form: Form = "tags"
     actions_help: str = ""
 

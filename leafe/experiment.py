@@ -300,7 +300,7 @@ def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: F
         server_stage(experiment, run)
     run.check(spec.model)
     trees = explore_tasks(experiment, stage, spec)
-    solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
+    solved = sum(any(attempt.success and attempt.by == "policy" for attempt in tree.attempts) for tree in trees)
     if spec.journal:
         spec.journal.unlink(missing_ok=True)
     figures = {"tasks": len(trees), "solved": solved, **sum((tree.spend for tree in trees), Usage()).figures}

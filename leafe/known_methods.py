@@ -20,6 +20,7 @@ from leafe.imports import import_here, told
 Answer = TypeVar("Answer")
 GROUP = "leafe.methods"
 SHIPPED = {
+    "early_experience": "leafe.methods.early_experience:EarlyExperience",
     "grpo": "leafe.methods.grpo:Grpo",
     "leafe": "leafe.methods.leafe:Leafe",
     "opd": "leafe.methods.on_policy_distillation:OnPolicyDistillation",

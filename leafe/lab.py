@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,11 @@ from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.causes import NOTHING
 from leafe.distillation.examples import Selection
+from leafe.distillation.rows import steps_an_epoch
 from leafe.distillation.store import read_examples, write_examples
+from leafe.distillation.writing import Writer
+from leafe.engines.loading import context_of, load_config, load_tokenizer
+from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UnknownName, UserError
 from leafe.experiment import Experiment, ForestSpec, explore_stage, train_stage
 from leafe.forest.explore import EXPLORERS, Explorer
@@ -140,19 +145,23 @@ class Lab:
         needs: tuple[str, ...] = (),
         files: Sequence[Path] = (),
         loss: Callable[[], Loss] | None = None,
+        steps: Callable[[], int] | None = None,
     ) -> Stage:
         """Fine-tunes the model of `start`, or the base, on examples into the checkpoint of an arm, as the section `train` says.
 
         Without an example the arm is a copy, and the stage says so. `files` are what was made for this training alone; `loss` makes the
-        loss, cross-entropy where there is none.
+        loss, cross-entropy where there is none. `steps` gives how many optimiser steps are taken, in place of `train.epochs`; for none
+        the arm is a copy as well.
         """
         check_name("arm", arm)
 
         def work() -> Made:
-            chosen = list(examples())
+            chosen, experiment = list(examples()), self.experiment
             model = _there(run, start).model if start else self.base
+            if steps is not None and chosen:
+                chosen, experiment = self._for_steps(chosen, steps())
             made = loss() if loss else CrossEntropy()
-            return train_stage(self.experiment, run, arm, model, examples=chosen, files=files, loss=made)
+            return train_stage(experiment, run, arm, model, examples=chosen, files=files, loss=made)
 
         return Stage(f"train {arm}", work, needs, "train")
 
@@ -162,6 +171,26 @@ class Lab:
         Raises `UserError` where there is none, and `CorruptFile` where it was changed since a run trained it.
         """
         return check_checkpoint(locate(name, CHECKPOINTS)) if name else self.base
+
+    def steps(self, examples: Sequence[Example], epochs: float | None = None) -> int:
+        """How many optimiser steps training on examples takes, for `train.epochs` unless told otherwise."""
+        wanted = self.config.train
+        each = steps_an_epoch(examples, wanted.batch_size) if examples else 0
+        return ceil((wanted.epochs if epochs is None else epochs) * each)
+
+    def _for_steps(self, examples: list[Example], steps: int) -> tuple[list[Example], Experiment]:
+        """The examples, and an experiment whose training takes exactly so many steps on them."""
+        if steps < 1:
+            return [], self.experiment
+        # The trainer rounds up what a share of an epoch comes to.
+        epochs = (steps - 0.5) / self.steps(examples, 1.0)
+        train = self.config.train.model_copy(update={"epochs": epochs})
+        return examples, replace(self.experiment, config=self.config.model_copy(update={"train": train}))
+
+    def writer(self) -> Writer:
+        """Makes targets out of texts that nobody sampled, in the ids of the base and within its context."""
+        tokens = ChatTokenizer(load_tokenizer(self.base))
+        return Writer(tokens, context_of(load_config(self.base), self.config.engine.max_context))
 
     def clipping_learner(
         self,

@@ -26,6 +26,7 @@ class StopReason(StrEnum):
     TURN_LIMIT = "turn_limit"  # the task's horizon
     TOKEN_LIMIT = "token_limit"  # the model's context is full
     BUDGET = "budget"  # the task's interaction budget is used up
+    ONE_STEP = "one_step"  # only what one action leads to was wanted
     PARSE_ERROR = "parse_error"  # too many replies in a row that hold no action
     ROLLED_BACK = "rolled_back"  # left on the way for an earlier turn, from which another attempt goes on
     REPLAY_DIVERGED = "replay_diverged"
@@ -165,7 +166,8 @@ class Attempt:
 
     `parent` and `turn` are the attempt that was reflected on and the turn it was rolled back to; both are None for a try from the
     root. `leaf` is the last turn of the trajectory, which for an attempt that took no turn is the branching point's own history. `root` is
-    what its own reset showed where that is not the tree's root, which only happens where nothing can be rolled back.
+    what its own reset showed where that is not the tree's root, which only happens where nothing can be rolled back. `by` is
+    who chose its actions.
     """
 
     index: int
@@ -179,6 +181,7 @@ class Attempt:
     experience: str | None = None
     error: str | None = None
     root: Observation | None = None
+    by: Literal["policy", "environment"] = field(default="policy", metadata=OMITTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +207,10 @@ class Reflection:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a task's exploration cost. `turns` is what the budget counts; the rest is counted apart."""
+    """What a task's exploration cost. `turns` is what the budget counts; the rest is counted apart.
+
+    `expert_steps` were taken by an environment's expert. `discarded` replies were drawn where a new action was wanted, and held none.
+    """
 
     turns: int = 0
     prompt_tokens: int = 0
@@ -213,6 +219,8 @@ class Usage:
     rollbacks: int = 0
     reflections: int = 0
     reflection_tokens: int = 0
+    expert_steps: int = field(default=0, metadata=OMITTED)
+    discarded: int = field(default=0, metadata=OMITTED)
 
     def __add__(self, other: Usage) -> Usage:
         """What both cost together."""

@@ -37,6 +37,7 @@ FLOORS = {
     "recall": 1,
     "replies": 1,
     "chat": 1,
+    "comparing": 1,
     "history": 1,
     "progress": 1,
     "doctor": 1,

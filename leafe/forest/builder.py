@@ -80,8 +80,12 @@ class TreeBuilder:
 
     def exhausted(self) -> bool:
         """Whether the task's budget leaves no further turn."""
+        return self.spend.turns >= self.rules.turns or self.out_of_tokens()
+
+    def out_of_tokens(self) -> bool:
+        """Whether the policy has written as much as the task's budget allows."""
         tokens = self.spend.sampled_tokens + self.spend.reflection_tokens
-        return self.spend.turns >= self.rules.turns or bool(self.rules.tokens and tokens >= self.rules.tokens)
+        return bool(self.rules.tokens and tokens >= self.rules.tokens)
 
     def may_start(self) -> bool:
         """Whether another attempt may begin."""
@@ -126,6 +130,15 @@ class TreeBuilder:
         """Keeps a turn that the policy took and counts it."""
         self.turns.append(turn)
         self._pay(turns=1)
+
+    def add_expert_turn(self, turn: Turn) -> None:
+        """Keeps a turn that the environment's expert took, which costs the policy nothing."""
+        self.turns.append(turn)
+        self._pay(expert_steps=1)
+
+    def add_discarded(self) -> None:
+        """Counts a reply that held no new action where one was wanted."""
+        self._pay(discarded=1)
 
     def add_reflection(self, reflection: Reflection) -> None:
         """Keeps a reflection and pays for all its replies."""

@@ -50,7 +50,7 @@ def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Pl
     number, trajectory = len(builder.attempts), list(start.trajectory)
     stop, error, observation = StopReason.CANCELLED, None, Observation("")
     try:
-        observation = yield from _begin(builder, start)
+        observation = yield from begin(builder, start)
         stop = yield from _turns(builder, start, observation, trajectory=trajectory, pause=pause)
     except EpisodeError as failure:
         stop = stop_of(failure)
@@ -73,7 +73,7 @@ def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Pl
     return Played(attempt, tuple(trajectory))
 
 
-def _begin(builder: TreeBuilder, start: Start) -> Play[Observation]:
+def begin(builder: TreeBuilder, start: Start) -> Play[Observation]:
     """Brings the world to where the attempt begins."""
     if start.branches:
         builder.add_rollback()
@@ -94,14 +94,14 @@ def _turns(
     builder: TreeBuilder, start: Start, observation: Observation, *, trajectory: list[Turn], pause: Pause
 ) -> Play[StopReason]:
     """Takes turns until something ends the attempt; appends them to `trajectory`."""
-    number, failures, over = len(builder.attempts), 0, _verdict(observation)
+    number, failures, over = len(builder.attempts), 0, verdict(observation)
     while over is None:
         if len(trajectory) >= builder.task.horizon:
             return StopReason.TURN_LIMIT
         if builder.exhausted():
             return StopReason.BUDGET
         advice = start.advice if len(trajectory) == len(start.trajectory) else None
-        completion, shortening = yield from _reply(builder, start, trajectory, advice)
+        completion, shortening = yield from reply_for(builder, start, trajectory, advice)
         if completion.finish == "context":
             return StopReason.TOKEN_LIMIT
         builder.add_completion(completion)
@@ -111,7 +111,7 @@ def _turns(
         trajectory.append(turn)
         observation = turn.observation
         failures = 0 if turn.parsed else failures + 1
-        over = _verdict(turn.observation)
+        over = verdict(turn.observation)
         if over is None and failures >= builder.rules.patience:
             over = StopReason.PARSE_ERROR
         if over is None and (yield from pause(number, tuple(trajectory))):
@@ -119,7 +119,7 @@ def _turns(
     return over
 
 
-def _verdict(observation: Observation) -> StopReason | None:
+def verdict(observation: Observation) -> StopReason | None:
     """How the environment ended the episode, if it did. Done is not success."""
     if observation.success:
         return StopReason.SUCCESS
@@ -136,7 +136,9 @@ class _Reply:
     luck: int | None
 
 
-def _reply(builder: TreeBuilder, start: Start, trajectory: list[Turn], advice: str | None) -> Play[tuple[Completion, Shortening]]:
+def reply_for(
+    builder: TreeBuilder, start: Start, trajectory: list[Turn], advice: str | None
+) -> Play[tuple[Completion, Shortening]]:
     """The policy's reply, over a history that is shortened until it leaves room where the rules want that."""
     rules, shortening = builder.rules, first_shortening(builder.rules.history, trajectory)
     while True:

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from leafe.distillation.passes import parts_for
-from leafe.distillation.rows import Bundle, pack_examples
+from leafe.distillation.rows import Bundle, bundles_a_step, pack_examples
 from leafe.distillation.trial import Packing, choose_packing
 from leafe.engines.loading import load_checkpoint, load_tokenizer
 from leafe.engines.tokens import ChatTokenizer
@@ -303,9 +303,8 @@ def check_lengths(bundles: Sequence[Bundle], packing: Packing) -> None:
 
 def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, plan: Plan, *, out: Path, seed: int) -> TrainingArguments:
     """One optimiser step holds about `batch_size` examples, by the mean size of a bundle."""
-    mean = sum(bundle.examples for bundle in bundles) / len(bundles)
-    bundles_a_step = max(1, round(settings.batch_size / mean))
-    steps = ceil(settings.epochs * ceil(len(bundles) / bundles_a_step))
+    count = bundles_a_step([bundle.examples for bundle in bundles], settings.batch_size)
+    steps = ceil(settings.epochs * ceil(len(bundles) / count))
     gpu = torch.cuda.is_available()
     chosen = {} if settings.optimizer == "auto" else {"optim": settings.optimizer}
     arguments = TrainingArguments(
@@ -317,7 +316,7 @@ def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, plan: Plan, *
         warmup_steps=int(settings.warmup_share * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=bundles_a_step,
+        per_device_train_batch_size=count,
         activation_checkpointing=plan.checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         seed=seed,

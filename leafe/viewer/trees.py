@@ -20,6 +20,7 @@ ENDINGS = {
     StopReason.TURN_LIMIT: "turn limit",
     StopReason.TOKEN_LIMIT: "context full",
     StopReason.BUDGET: "budget used up",
+    StopReason.ONE_STEP: "one step",
     StopReason.PARSE_ERROR: "no action found",
     StopReason.ROLLED_BACK: "rolled back on the way",
     StopReason.REPLAY_DIVERGED: "replay diverged",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +25,11 @@ from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
 from leafe.errors import RunConflict, UserError
-from leafe.forest.builder import Rules, TreeBuilder
-from leafe.forest.driver import Rollout, Runtime, drive
+from leafe.forest.builder import Rules
+from leafe.forest.driver import Runtime
 from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.faults import Faults, alarms, check_command, faults_of
-from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
-from leafe.forest.journal import Journal
-from leafe.forest.store import ForestWriter, read_forest
+from leafe.forest.grow import Exploration, ForestBuilder
 from leafe.history import History
 from leafe.jsonl import told_if_unwritable
 from leafe.known_methods import trains
@@ -111,6 +108,11 @@ class Experiment:
             wanted = "an environment with reseed(seed)"
             raise UserError(
                 f"explore.new_luck wants {wanted}, and {self.config.environment.name} has none; set explore.new_luck=false"
+            )
+        if self.config.explore.stop_when_solved and not self.can_roll_back:
+            raise UserError(
+                "explore.stop_when_solved wants an environment that can be rolled back, since trees go on where their turns ended, and"
+                f" {self.config.environment.name} cannot (fidelity 'none'); set explore.stop_when_solved=0"
             )
         for part in ("train", "test"):
             for sentence in short_horizons(self._declared, self.tasks(part)):
@@ -200,6 +202,8 @@ class Experiment:
             new_luck=settings.new_luck,
             notes=tuple(notes),
             recall=memory.recall() if memory else None,
+            stop_when_solved=settings.stop_when_solved,
+            memory=settings.memory,
         )
 
     def explore_seed(self, number: int) -> int:
@@ -210,7 +214,7 @@ class Experiment:
         """Which turns are learned from."""
         wanted = self.config.distill
         seed = seed_for(self.config.seed, "distill")
-        return Selection(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed, wanted.logprobs)
+        return Selection(**wanted.model_dump(), seed=seed)
 
     async def awith_engine(
         self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
@@ -258,39 +262,21 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
     tasks = experiment.tasks("train")
     if not experiment.can_roll_back:
         experiment.progress.say(f"{experiment.config.environment.name}: {ROLLBACK_FREE}")
-    done = {tree.task.id: tree for tree in read_forest(spec.path)} if spec.path and spec.path.exists() else {}
     explorer = EXPLORERS[spec.method] if isinstance(spec.method, str) else spec.method
-    rollouts = [Rollout(task.id, task, explorer(TreeBuilder(task, rules))) for task in tasks if task.id not in done]
-    journal = Journal(spec.journal) if spec.journal else None
-    writer = ForestWriter(spec.path) if spec.path else None
-    wave: FirstWave[Tree] = FirstWave(
-        () if done else (rollout.key for rollout in rollouts[:WAVE]), check_command(experiment.config)
-    )
+    exploration = Exploration(tasks, rules, explorer, spec.path, spec.journal, check_command(experiment.config))
 
     async def work(engine: Engine) -> None:
-        with experiment.progress.stage(stage, len(rollouts) * rules.turns, "turns") as gauge:
+        with experiment.progress.stage(stage, len(forest.missing) * rules.turns, "turns") as gauge:
 
             def noticed(ask: Ask, completion: Completion) -> None:
                 gauge.advance(ask.purpose == "act")
 
-            runtime = experiment.runtime(engine, journal=journal, noticed=noticed)
-            async with aclosing(drive(rollouts, runtime, concurrency=engine.concurrency)) as finished:
-                async for rollout, ended in finished:
-                    for tree in wave.through(rollout.key, ended.attempts, ended):
-                        done[tree.task.id] = tree
-                        if writer:
-                            writer.add(tree)
+            await forest.grow(experiment.runtime(engine, noticed=noticed))
 
-    try:
-        if rollouts:
+    with ForestBuilder(exploration) as forest:
+        if forest.missing:
             await experiment.awith_engine(spec.model, work)
-    finally:
-        with ExitStack() as files:
-            for file in (journal, writer):
-                files.callback(file.close if file else bool)
-        if wave.failed and spec.journal:
-            forget_failures(spec.journal)
-    return [done[task.id] for task in tasks]
+        return forest.trees
 
 
 def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec) -> Made:

@@ -32,11 +32,12 @@ from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
 from leafe.records import Example, Tree
-from leafe.run import RunDirectory, check_checkpoint
+from leafe.run import RunDirectory, check_checkpoint, whole_folder
 from leafe.settings import RunConfig
 from leafe.shown import check_name
 from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb
 from leafe.training import loss as loss_module
+from leafe.training.average import average_checkpoints
 from leafe.training.learner import Learner
 from leafe.training.loss import ClippedRatio, CrossEntropy, Loss
 from leafe.training.terms import Normalise
@@ -95,8 +96,9 @@ class Lab:
     ) -> Stage:
         """Explores every training task with the budget of the section `explore`: the stage `explore round N` or `explore NAME`.
 
-        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts), `refine` (retries that are told what went wrong) or
-        a generator function of your own. Forests with a name of their own begin with the same attempts as round 1.
+        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts), `refine` and `retry` (from the first turn, told what
+        all earlier attempts taught, or the latest of them) or a generator function of your own. Forests with a name of their own begin
+        with the same attempts as round 1.
         """
         stage, kind = f"explore {_called(place)}", explorer if isinstance(explorer, str) else getattr(explorer, "__name__", "own")
         if isinstance(explorer, str) and explorer not in EXPLORERS:
@@ -210,6 +212,23 @@ class Lab:
         loss = ClippedRatio(low, high, kl, normalise, temperature=draw.temperature, entropy=entropy)
         seed = self.seed("train", arm) % 2**32
         return Learner.open(folder, start, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.experiment.threads)
+
+    def average(self, run: RunDirectory, arm: str, of: str, *, share: float, needs: tuple[str, ...] = ()) -> Stage:
+        """The weights between the base and a trained arm, `share` of the way, as the checkpoint of another arm.
+
+        It is the stage `train ARM`, which takes no step.
+        """
+        check_name("arm", arm)
+
+        def work() -> Made:
+            first, second = self.base, _there(run, self.trained(run, of)).model
+            for folder in (first, second):
+                run.check(folder)
+            with whole_folder(run.checkpoint(arm)) as folder:
+                average_checkpoints(first, second, folder, share)
+            return Made({"examples": 0, "steps": 0, "of": of, "share": share}, [run.checkpoint(arm)])
+
+        return Stage(f"train {arm}", work, needs or (f"train {of}",), "train")
 
     def trained(self, run: RunDirectory, arm: str) -> Policy:
         """The policy that an arm's training gives."""

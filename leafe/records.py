@@ -7,8 +7,9 @@ turn `t` is the action taken in the state after `t - 1` actions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import isfinite
 from typing import Any, Literal
@@ -236,7 +237,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Everything that was tried on one task. `method` names the explorer: `tree`, `independent` or `refine`."""
+    """Everything that was tried on one task. `method` names the explorer: `tree`, `independent`, `refine` or `retry`."""
 
     task: Task
     method: str
@@ -254,6 +255,16 @@ class Tree:
             path.append(by_id[leaf])
             leaf = by_id[leaf].parent
         return tuple(reversed(path))
+
+    def within(self, turns: int) -> Tree:
+        """The same tree with only those attempts that had ended when it had taken so many turns; the turns all stay."""
+        taken, kept = Counter(turn.attempt for turn in self.turns), []
+        for attempt in self.attempts:  # which take their turns one after the other
+            turns -= taken[attempt.index]
+            if turns < 0:
+                break
+            kept.append(attempt)
+        return replace(self, attempts=tuple(kept))
 
     def branch_turns(self) -> Iterator[tuple[Attempt, Turn]]:
         """Each attempt that started at a rollback, with the revised turn it took there."""

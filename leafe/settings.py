@@ -166,6 +166,8 @@ class ExploreSettings(Settings):
     `turns` are those that the policy takes; `tokens`, those that it writes, reflections included, end it as well where they are not 0.
 
     With `new_luck` a branch in a world that draws lots draws others than the attempt that it left: then no reflection can teach the draw.
+    After `stop_when_solved` successes (0: never) a task is left, and the turns that it has not used go to unsolved ones. `memory` is how
+    many of the latest experiences the explorer `retry` puts into the prompt.
     """
 
     turns: int = Field(64, ge=1)
@@ -175,6 +177,8 @@ class ExploreSettings(Settings):
     reflect_every: int = Field(0, ge=0)
     reflect_on_failure: bool = True
     new_luck: bool = False
+    stop_when_solved: int = Field(0, ge=0)
+    memory: int = Field(3, ge=1)
 
     @model_validator(mode="after")
     def _reflects_at_all(self) -> Self:
@@ -186,6 +190,8 @@ class ExploreSettings(Settings):
 class DistillSettings(Settings):
     """Which turns become examples. `qualify` is what a branch must have brought; `beta` weighs rehearsal against correction.
 
+    `rehearse` says what rehearsal is uniform over: `successes`, each turn of them once, or `tasks`, where each success of a task with `c`
+    of them weighs 1/c, scaled so that the mean weight of a rehearsal example stays `beta`.
     `logprobs` keeps the log-probabilities that targets were sampled with, for losses that read them.
     """
 
@@ -193,6 +199,7 @@ class DistillSettings(Settings):
     branches_per_task: int = Field(3, ge=0)
     success_share: Share = 0.2
     beta: float = Field(1.0, ge=0)
+    rehearse: Literal["successes", "tasks"] = "successes"
     logprobs: bool = False
 
 

@@ -23,7 +23,8 @@ class Rules:
     `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is how much of itself an attempt
     reads. Where nothing `can_roll_back`, a reset may show something else each time, and experiences become feedback to fresh attempts.
     With `new_luck` a branch draws the world's randomness anew from its first step on. `notes` are told in the first prompt of every
-    attempt, ahead of what earlier ones taught, and behind them what `recall` gives for the task and its first observation.
+    attempt, ahead of what earlier ones taught, and behind them what `recall` gives for the task and its first observation. After
+    `stop_when_solved` successes no attempt starts any more (0: whatever succeeds). `memory` is how many experiences a verbal retry is told.
     """
 
     prompts: Prompts
@@ -42,6 +43,8 @@ class Rules:
     new_luck: bool = False
     notes: tuple[str, ...] = ()
     recall: Callable[[Task, Observation], tuple[str, ...]] | None = None
+    stop_when_solved: int = 0
+    memory: int = 3
 
 
 @dataclass
@@ -89,7 +92,12 @@ class TreeBuilder:
 
     def may_start(self) -> bool:
         """Whether another attempt may begin."""
-        return not self.exhausted() and len(self.attempts) < self.rules.max_attempts
+        return not self.exhausted() and len(self.attempts) < self.rules.max_attempts and not self.solved()
+
+    def solved(self) -> bool:
+        """Whether the task was solved as often as the rules want it."""
+        enough = self.rules.stop_when_solved
+        return bool(enough) and sum(attempt.success for attempt in self.attempts) >= enough
 
     def ask_to_act(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
         """A request for the next action of an attempt, with its own seed."""

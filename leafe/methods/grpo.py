@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
+from leafe.chat import Prompts
 from leafe.evaluation.evaluate import attempt
 from leafe.forest.builder import Rules
 from leafe.forest.effects import Play
@@ -66,7 +67,7 @@ class Grpo(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: GrpoSettings) -> Iterable[Stage]:
         """As in the drawing above. Raises `UserError` where the budget holds no step."""
-        return on_policy_stages(lab, run, settings, _Attempts(lab, settings))
+        return on_policy_stages(lab, run, settings, Attempts(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: GrpoSettings) -> None:
         """Raises `UserError` where log-probabilities or new weights cannot be had, or all attempts at a task would be the same."""
@@ -74,12 +75,13 @@ class Grpo(Method):
 
 
 @dataclass(frozen=True)
-class _Attempts:
+class Attempts:
     """A group is `size` attempts at one task, each from the root."""
 
-    lab: Lab
+    prompts: Prompts
     settings: GrpoSettings
     arm: str = Grpo.name
+    rounds: int = 1
 
     def most_turns(self, horizon: int) -> int:
         """Of all attempts together."""
@@ -100,6 +102,6 @@ class _Attempts:
             example
             for (sample, tree), weight in zip(whole, found, strict=True)
             for example in sampled_examples(
-                self.lab.prompts, tree, tree.turns, kind=self.arm, group=place, attempt=sample, weight=weight
+                self.prompts, tree, tree.turns, kind=self.arm, group=place, attempt=sample, weight=weight
             )
         ]

@@ -62,7 +62,7 @@ class OnPolicyDistillation(Method):
                 f"method opd goes back to turns, and {lab.config.environment.name} cannot be rolled back (fidelity 'none');"
                 " choose method=grpo, or another environment"
             )
-        return on_policy_stages(lab, run, settings, _Advised(lab, settings))
+        return on_policy_stages(lab, run, settings, Advised(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: OnPolicyDistillationSettings) -> None:
         """Raises `UserError` where log-probabilities or new weights cannot be had, or are not those of the teacher's temperature."""
@@ -103,12 +103,13 @@ def advised_prompts(prompts: Prompts, tree: Tree) -> list[tuple[Turn, tuple[Mess
 
 
 @dataclass(frozen=True)
-class _Advised:
+class Advised:
     """A group is one attempt whose advised continuation shows whether the advice is worth learning."""
 
-    lab: Lab
+    prompts: Prompts
     settings: OnPolicyDistillationSettings
     arm: str = OnPolicyDistillation.name
+    rounds: int = 4  # few attempts fail and are mended by advice
 
     def most_turns(self, horizon: int) -> int:
         """Of the attempt and of the advised one, from the first turn."""
@@ -126,10 +127,10 @@ class _Advised:
             return []
         if reward_of(tree, 1, self.settings) <= reward_of(tree, 0, self.settings):
             return []
-        prompts = {turn.id: (turn, messages) for turn, messages in advised_prompts(self.lab.prompts, tree)}
+        prompts = {turn.id: (turn, messages) for turn, messages in advised_prompts(self.prompts, tree)}
         turns = [turn for turn, _ in prompts.values()]
         found = []
-        for example in sampled_examples(self.lab.prompts, tree, turns, kind=self.arm, group=place, attempt=0, weight=1.0):
+        for example in sampled_examples(self.prompts, tree, turns, kind=self.arm, group=place, attempt=0, weight=1.0):
             try:
                 scores = await engine.score(prompts[example.origin][1], example.target_ids)
             except UserError:  # the advice leaves no room in the context

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
+from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.examples import Selection, counterfactual
 from leafe.errors import UserError
@@ -84,7 +85,7 @@ class ResetGroups(Method):
                 f"method reset_groups goes back to turns, and {lab.config.environment.name} cannot be rolled back (fidelity 'none');"
                 " choose method=grpo, or another environment"
             )
-        return on_policy_stages(lab, run, settings, _Continuations(lab, settings))
+        return on_policy_stages(lab, run, settings, Continuations(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: ResetGroupsSettings) -> None:
         """Raises `UserError` where log-probabilities or new weights cannot be had, or all continuations would be the same."""
@@ -110,12 +111,13 @@ def reset_group(builder: TreeBuilder, settings: ResetGroupsSettings) -> Play[Tre
 
 
 @dataclass(frozen=True)
-class _Continuations:
+class Continuations:
     """A group is the continuations of one failed attempt from one of its turns."""
 
-    lab: Lab
+    prompts: Prompts
     settings: ResetGroupsSettings
     arm: str = ResetGroups.name
+    rounds: int = 4  # tasks that succeed at once teach nothing
 
     def most_turns(self, horizon: int) -> int:
         """Of the attempt and of all that may follow from its first turn."""
@@ -141,12 +143,12 @@ class _Continuations:
         found = advantages(rewards, self.settings.advantage, k=min(self.settings.k, len(bare) - 1))
         for index, weight in zip(bare, found, strict=True):
             own = [turn for turn in tree.turns if turn.attempt == index]
-            yield from sampled_examples(self.lab.prompts, tree, own, kind=self.arm, group=place, attempt=index, weight=weight)
+            yield from sampled_examples(self.prompts, tree, own, kind=self.arm, group=place, attempt=index, weight=weight)
 
     async def _revised(self, place: str, tree: Tree, expected: float, engine: Engine) -> list[Example]:
         """The advised action under its bare prompt, weighted by what it was worth more than the `expected` reward without advice."""
         revised = []
-        for example in counterfactual([tree], self.lab.prompts, Selection("any", branches_per_task=1)):
+        for example in counterfactual([tree], self.prompts, Selection("any", branches_per_task=1)):
             worth = reward_of(tree, example.attempt, self.settings) - expected
             if worth and example.target_ids:
                 scores = await engine.score(example.messages, example.target_ids)

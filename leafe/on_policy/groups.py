@@ -53,6 +53,11 @@ class Groups(Protocol):
         """The name of the method, which the trained model is measured under."""
         ...
 
+    @property
+    def rounds(self) -> int:
+        """How often all tasks are gone through for one batch before training ends, since nothing teaches anything."""
+        ...
+
     def most_turns(self, horizon: int) -> int:
         """How many turns the group of a task of that horizon can take."""
         ...

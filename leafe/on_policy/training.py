@@ -171,7 +171,7 @@ class _Training:
                     gauge.advance(batch.spend["turns"])
                 if not batch.examples:
                     self._note(step, batch)
-                    break  # the budget is spent, or no group of a whole round over the tasks teaches anything
+                    break  # the budget is spent, or no group of whole rounds over the tasks teaches anything
                 for number in range(behind, passes):
                     report = learner.step(batch.examples)
                     if number == 0:
@@ -210,7 +210,8 @@ class _Training:
         rules = self.experiment.rules(self.lab.seed(self.arm, step))
         journal = Journal(self._journal(step))
         try:
-            while batch.groups < wanted.groups and batch.position < position + max(wanted.groups, len(self.tasks)):
+            most = position + max(wanted.groups, self.groups.rounds * len(self.tasks))
+            while batch.groups < wanted.groups and batch.position < most:
                 count = min(wanted.groups - batch.groups, (left - batch.spend["turns"]) // self.longest_group)
                 if count < 1 or (batch.groups + batch.empty and not wanted.dynamic):
                     break

@@ -19,7 +19,14 @@ from leafe.imports import import_here, told
 
 Answer = TypeVar("Answer")
 GROUP = "leafe.methods"
-SHIPPED = {"grpo": "leafe.methods.grpo:Grpo", "leafe": "leafe.methods.leafe:Leafe"}
+SHIPPED = {
+    "ace": "leafe.methods.ace:Ace",
+    "flex": "leafe.methods.flex:Flex",
+    "ga_rollback": "leafe.methods.ga_rollback:GaRollback",
+    "grpo": "leafe.methods.grpo:Grpo",
+    "leafe": "leafe.methods.leafe:Leafe",
+    "reasoning_bank": "leafe.methods.reasoning_bank:ReasoningBank",
+}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 

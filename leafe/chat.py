@@ -116,7 +116,7 @@ class Prompts:
 def check_prompts(prompts: Prompts) -> None:
     """Raises `UserError` when a template names a value that it cannot have, or leaves out the one that it is there for."""
     for purpose, allowed in PLACES.items():
-        named = set(_PLACE.findall(getattr(prompts, purpose)))
+        named = places_in(getattr(prompts, purpose))
         if named - allowed:
             wanted = ", ".join(f"{{{name}}}" for name in sorted(allowed)) or "no value"
             raise UserError(f"the prompt {purpose!r} may name {wanted} and names {{{min(named - allowed)}}}")
@@ -127,6 +127,11 @@ def check_prompts(prompts: Prompts) -> None:
     if bool(prompts.example) != bool(prompts.example_reply):
         given, lacking = ("example", "example_reply") if prompts.example else ("example_reply", "example")
         raise UserError(f"the prompt {given!r} wants the other half of the exchange; write {lacking}.txt as well")
+
+
+def places_in(template: str) -> set[str]:
+    """The values that a template names."""
+    return set(_PLACE.findall(template))
 
 
 def fill(template: str, **values: str | int) -> str:

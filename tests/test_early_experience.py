@@ -408,7 +408,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_files(whole: Ru
     for patience in (5, 40):
         with pytest.raises(EngineError):
             done(path, experiment(base, fail_after=patience))
-    for stage in ("train imitation", "train world_model", "train early_experience"):
+    for stage in ("train world_model", "train early_experience"):
         with pytest.raises(KeyboardInterrupt):
             done(path, replace(experiment(base), progress=Killing(stage)))
     run = done(path, experiment(base))
@@ -470,10 +470,14 @@ def test_each_strategy_alone_trains_on_its_own_kinds(kind: str, trained: set[str
 
 def test_imitation_alone_tries_nothing_and_costs_no_turn(base: Path, tmp_path: Path) -> None:
     world = type("Fixed", (Halls,), {"fidelity": Fidelity.NONE})
-    run = done(tmp_path / "run", experiment(base, "early_experience.arms=[imitation]", world=world))
-    explored = run.stages["explore experience"]
+    made = experiment(base, "early_experience.arms=[imitation]", world=world)
+    with RunDirectory.open(tmp_path / "run", made.config) as run:
+        run_verb(made, run, "explore")
+        run_verb(made, run, "distill")
+        explored, named = run.stages["explore experience"], [stage.name for stage in stages_of(made, run)]
     assert (explored["turns"], explored["expert_steps"], explored["rollbacks"]) == (0, 18, 0)
-    assert list(run.arms()) == ["base", "imitation"] and run.stages["train imitation"]["examples"] == 18
+    assert run.stages["distil experience"] == {"expert": 18}
+    assert named == ["evaluate base", "explore experience", "distil experience", "train imitation", "evaluate imitation"]
 
 
 def test_the_bundled_model_takes_two_real_steps_through_the_command_line(tmp_path: Path) -> None:

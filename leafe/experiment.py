@@ -42,10 +42,11 @@ from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
+from leafe.proofs import done_once, explored, measured, trained
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
-from leafe.stages import PROBE, Made, Policy
+from leafe.stages import PROBE, Made, Once, Policy, done_here
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -75,6 +76,7 @@ class Experiment:
     keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
     host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
     check_workers: Callable[[], None] = lambda: None
+    once: Once = done_here  # stages that were done elsewhere may be taken over
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -288,6 +290,7 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
     return [done[task.id] for task in tasks]
 
 
+@done_once(explored)
 def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
     experiment.keep_logs_in(run.path / LOGS)
@@ -326,6 +329,7 @@ def server_stage(experiment: Experiment, run: RunDirectory) -> None:
         )
 
 
+@done_once(trained)
 def train_stage(
     experiment: Experiment, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
 ) -> Made:
@@ -367,6 +371,7 @@ def _as_sent(experiment: Experiment, run: RunDirectory, model: Path, examples: S
     return [with_texts(example, template.broken) for example in examples]
 
 
+@done_once(measured)
 def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy) -> Made:
     """Measures a policy on the held-out tasks as an arm."""
     stage = f"evaluate {arm}"

@@ -37,11 +37,12 @@ from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
 from leafe.progress import Progress
 from leafe.prompts import load_prompts
+from leafe.proofs import done_once, explored, trained
 from leafe.recall import MemoryFile
 from leafe.records import Ask, Completion, Example, Task, Tree, Usage
 from leafe.run import RunDirectory, whole_folder
 from leafe.settings import RunConfig
-from leafe.stages import PROBE, Made
+from leafe.stages import PROBE, Made, Once, done_here
 from leafe.training.loss import CrossEntropy, Loss
 from leafe.training.sft import fine_tune, try_training
 
@@ -72,6 +73,7 @@ class Experiment:
     keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
     host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
     check_workers: Callable[[], None] = lambda: None
+    once: Once = done_here  # stages that were done elsewhere may be taken over
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -279,6 +281,7 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
         return forest.trees
 
 
+@done_once(explored)
 def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
     experiment.keep_logs_in(run.path / LOGS)
@@ -317,6 +320,7 @@ def server_stage(experiment: Experiment, run: RunDirectory) -> None:
         )
 
 
+@done_once(trained)
 def train_stage(
     experiment: Experiment,
     run: RunDirectory,

@@ -10,10 +10,12 @@ from leafe.experiment import LOGS, Experiment, server_stage, sound_alarms
 from leafe.forest.explore import Explorer
 from leafe.forest.faults import check_command
 from leafe.forest.play import once
+from leafe.proofs import done_once, measured
 from leafe.run import RunDirectory
 from leafe.stages import Made, Policy
 
 
+@done_once(measured)
 def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, *, player: Explorer = once) -> Made:
     """Measures a policy on the held-out tasks as an arm; `player` takes each attempt."""
     stage = f"evaluate {arm}"

@@ -220,6 +220,10 @@ class RunDirectory:
         }
         self._write_stages({**self._stages, stage: sealed(stage, result, manifest_of(self.path, files), before, shown=about)})
 
+    def made_by(self, stage: str) -> tuple[Path, ...]:
+        """The files that a finished stage made, as far as its entry says so."""
+        return tuple(self.path / name for name in files_of(self._stages.get(stage)))
+
     def check(self, path: Path) -> Path:
         """`path`, which is a file or a folder of files that a finished stage made. Raises `CorruptFile` where one is not as it was left.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from leafe.errors import UserError
 from leafe.recall import MemoryFile
@@ -71,6 +71,31 @@ class Stage:
     needs: tuple[str, ...] = ()
     verb: str = ""
     asked_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What decides the files of a stage: `key` is equal for two only if they make the same, None where that cannot be told.
+
+    The first of `files` is what is made; further ones are there before. `arm` is the name that it is shown under.
+    """
+
+    key: str | None
+    files: tuple[Path, ...]
+    arm: str = ""
+
+
+class Once(Protocol):
+    """How the work of a stage is done that may have been done elsewhere."""
+
+    def __call__(self, run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
+        """What `work` gives."""
+        ...
+
+
+def done_here(run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
+    """Does the work, whatever was done elsewhere."""
+    return work()
 
 
 def check_stages(stages: Iterable[object], method: str) -> tuple[Stage, ...]:

@@ -173,6 +173,30 @@ def compare(
     results.compare(runs, k=k, base=base, as_json=as_json)
 
 
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="a table's name, as table1, or a YAML file", show_default=False)],
+    overrides: Overrides = None,
+    *,
+    model: Annotated[str, typer.Option(help="nano, a folder or a Hub name")] = "nano",
+    env: Annotated[str, typer.Option("--env", help="an environment with a recipe for that model; sokoban unless said")] = "",
+    recipe: Annotated[str, typer.Option(help="a recipe's name or YAML file, in place of the model's and the environment's")] = "",
+    seeds: Annotated[str, typer.Option(help="as 1,2,3")] = "1,2,3",
+    rows: Annotated[str, typer.Option(help="only these rows and those that they start from, as base,leafe")] = "",
+    out: Annotated[Path | None, typer.Option(help="the table's directory; one below runs/ unless said")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="says what it will take and does nothing of it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Makes a table of methods side by side at one budget of turns, beside the paper's figures. Killed, the same command goes on.
+
+    table1, stage1, ablation, second-stage and others ship; docs/reproduce.md has them and how to write one.
+    """
+    from leafe.cli import tables
+
+    typed = tables.Typed(model, env, recipe, seeds, rows)
+    tables.reproduce(table, tables.asked_of(typed, out, overrides or []), dry=dry_run, json_only=as_json)
+
+
 @app.command("export")
 def export_examples(
     path: RunPath,

@@ -110,7 +110,7 @@ def test_check_env_passes_by_snapshot_with_the_data_named_by_argument_or_variabl
 ) -> None:
     arguments = {"data": str(data)}
     report = check_environment(
-        lambda: ALFWorld(data=str(data)), name="alfworld", rollbacks=200, count=4, spec="alfworld", arguments=arguments
+        lambda: ALFWorld(data=str(data)), name="alfworld", rollbacks=60, count=4, spec="alfworld", arguments=arguments
     )
     assert report.passed, [finding for finding in report.findings if finding.verdict == "fail"]
     monkeypatch.setenv("ALFWORLD_DATA", str(data))

@@ -77,10 +77,10 @@ def test_a_reward_function_gets_what_it_names(sums: str) -> None:
     assert environment.step("x") == Observation("answer,completion,info,prompt,reply,row,state,task", True, True, 0.5)
 
 
-def test_two_hundred_rollbacks_hold(sums: str) -> None:
+def test_many_rollbacks_hold_true(sums: str) -> None:
     arguments = {"data": sums, "reward": "test_single_turn:near"}
     report = check_environment(
-        lambda: make("single-turn", arguments), name="single-turn", spec="single-turn", arguments=arguments, rollbacks=200
+        lambda: make("single-turn", arguments), name="single-turn", spec="single-turn", arguments=arguments, rollbacks=60
     )
     assert report.passed and {one.name: one.verdict for one in report.findings}["rollback"] == "pass"
 

@@ -174,7 +174,7 @@ def test_a_full_server_is_said_to_be_full_and_sessions_are_what_it_takes() -> No
         one, other = OpenEnv(url=address, sessions=1), OpenEnv(url=address)
         played(one)
         assert one.instances == 1
-        with pytest.raises(UserError, match="has no room for another session; start it with a larger max_concurrent_envs"):
+        with pytest.raises(UserError, match="max_concurrent_envs"):
             played(other)
         one.close()
         assert played(other)[0].text.startswith("text: A safe")
@@ -208,11 +208,11 @@ def test_the_field_that_takes_the_text_is_read_off_the_schema() -> None:
     ]:
         with pytest.raises(NoAction):
             one.read(bad)
-    with pytest.raises(UserError, match=r"have the fields say \(string\), to \(string\); name the one that takes the text"):
+    with pytest.raises(UserError, match=r"say \(string\), to \(string\)"):
         form({"say": text, "to": text})
     with pytest.raises(UserError, match="action=json"):
         form({"say": text, "to": text}, "say", required=["say", "to"])
-    with pytest.raises(UserError, match=r"unknown field of the actions of http://here 'sai'; did you mean 'say'\?"):
+    with pytest.raises(UserError, match=r"http://here.*'sai'.*'say'"):
         form({"say": text}, "sai")
 
 

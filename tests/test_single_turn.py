@@ -178,5 +178,5 @@ def test_a_line_that_cannot_be_read_is_named_with_what_to_do(line: bytes, senten
 
 def test_lines_of_unknown_splits_are_told(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "split": "extra"}\n{"question": "b", "split": "test"}\n')
-    with pytest.raises(UserError, match="wanted 2 tasks of split 'test', found 1 and lines of other splits, extra"):
+    with pytest.raises(UserError, match=r"2 .*'test'.* 1 .*extra"):
         SingleTurn(data=str(tmp_path / "rows.jsonl"), reward="test_single_turn:exact").tasks("test", 2)

@@ -12,7 +12,6 @@ from leafe.doctor import (
     Finding,
     accelerator_finding,
     bfloat16_finding,
-    examine,
     memory_finding,
     model_finding,
     package_findings,
@@ -20,13 +19,6 @@ from leafe.doctor import (
     writable_finding,
 )
 from leafe.imports import install_command
-
-
-def test_whatever_is_missing_comes_with_what_mends_it() -> None:
-    findings = examine()
-    assert {"Python", "bundled model", "processor cores", "free memory"} <= {finding.what for finding in findings}
-    assert all(finding.mend for finding in findings if finding.verdict == "missing")
-    assert not any(finding.mend for finding in findings if finding.verdict == "ok")
 
 
 def test_an_old_python_is_missing() -> None:

@@ -109,7 +109,7 @@ def test_a_first_round_without_examples_is_one_sentence_and_loses_no_measurement
         for _ in range(2):
             with pytest.raises(
                 UserError,
-                match="there is no example to train on: no attempt succeeded; no reflection could be read: prompts=terse is for the",
+                match=r"no attempt succeeded.*prompts=terse",
             ):
                 run_recipe(here, run)
         assert list(run.stages) == ["evaluate base", "explore round 1", "distil round 1"]

@@ -206,7 +206,7 @@ def _build(out: Path, plan: Plan) -> None:
 
 
 def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
-    plan = Plan(steps=60, tokens=64, shape=SMALL, saved_every=20)
+    plan = Plan(steps=24, tokens=64, shape=SMALL, saved_every=8)
     _build(tmp_path / "whole", plan)
     context = multiprocessing.get_context("fork")
     killed = context.Process(target=_build, args=(tmp_path / "killed", plan))

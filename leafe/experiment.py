@@ -10,18 +10,15 @@ import shutil
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.examples import Selection
-from leafe.distillation.store import with_texts
 from leafe.engines.base import Engine
-from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
-from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
@@ -40,12 +37,14 @@ from leafe.jsonl import told_if_unwritable
 from leafe.known_methods import trains
 from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
-from leafe.progress import Progress
+from leafe.progress import Progress, Tracker, Untracked
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Example, Task, Tree
 from leafe.run import RunDirectory, whole_folder
+from leafe.sent import as_sent
 from leafe.settings import RunConfig
 from leafe.stages import PROBE, Made, Policy
+from leafe.tracked import explored, measuring
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -75,6 +74,7 @@ class Experiment:
     keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
     host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
     check_workers: Callable[[], None] = lambda: None
+    tracker: Tracker = Untracked()
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -273,6 +273,7 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
                 async for rollout, ended in finished:
                     for tree in wave.through(rollout.key, ended.attempts, ended):
                         done[tree.task.id] = tree
+                        explored(experiment.tracker, stage, done.values(), len(tasks))
                         if writer:
                             writer.add(tree)
 
@@ -335,7 +336,8 @@ def train_stage(
     """
     stage = f"train {arm}"
     run.check(model)
-    examples = _as_sent(experiment, run, model, examples)
+    served = model == experiment.base or experiment.load_measured is None
+    examples = as_sent(run, model, examples) if served else examples
     files = [run.checkpoint(arm), *files]
     if not examples:
         with told_if_unwritable(run.checkpoint(arm)), whole_folder(run.checkpoint(arm)) as folder:
@@ -359,21 +361,12 @@ def train_stage(
             told=told,
             alone=True,
             state=state,
+            noticed=partial(experiment.tracker.log, stage) if experiment.tracker.active else None,
         )
     shutil.rmtree(state, ignore_errors=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     facts = {"examples": report.examples, "steps": report.steps, "attention": report.attention, **report.machine, **losses}
     return Made(facts, files)
-
-
-def _as_sent(experiment: Experiment, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
-    """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
-    found = run.stages.get(PROBE)
-    served = model == experiment.base or experiment.load_measured is None
-    if not served or not isinstance(found, dict) or found.get("controls", "text") == "text":
-        return examples
-    template = ChatTokenizer(load_tokenizer(model)).template
-    return [with_texts(example, template.broken) for example in examples]
 
 
 def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy) -> Made:
@@ -390,7 +383,13 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
         with experiment.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
             runtime, mend = experiment.runtime(engine), check_command(experiment.config)
             path = run.evaluation(arm)
-            return await evaluate(tasks, rules, runtime, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
+            counted = measuring(experiment.tracker, stage, path, len(tasks) * samples)
+
+            def told(one: Outcome) -> None:
+                gauge.advance()
+                counted(one)
+
+            return await evaluate(tasks, rules, runtime, path, samples=samples, mend=mend, told=told)
 
     outcomes = experiment.with_engine(policy.model, work, measures=True)
     sound_alarms(experiment, stage, ArmOutcomes(arm, tuple(outcomes)).faults)

@@ -21,6 +21,7 @@ from leafe.results import alarms_of
 from leafe.run import RunDirectory, next_free
 from leafe.settings import RunConfig
 from leafe.terminal import Bars, diagnosis_table
+from leafe.trackers import Trackers
 
 disable_progress_bar()  # ours stand alone
 
@@ -35,14 +36,14 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
             directory.finish()
 
     with directory:
-        _shown(directory, work, experiment.free)
+        _shown(directory, work, experiment)
 
 
 def explore(where: str, overrides: Sequence[str], out: Path | None) -> None:
     """The method's first forests."""
     experiment, directory = _opened(where, overrides, out)
     with directory:
-        _shown(directory, lambda: run_verb(experiment, directory, "explore"), experiment.free)
+        _shown(directory, lambda: run_verb(experiment, directory, "explore"), experiment)
 
 
 def distill(path: Path) -> None:
@@ -66,7 +67,7 @@ def evaluate(where: str, overrides: Sequence[str], out: Path | None) -> None:
             measure_base(experiment, directory)
 
     with directory:
-        _shown(directory, work, experiment.free)
+        _shown(directory, work, experiment)
 
 
 def evaluate_model(model: str, env: str, overrides: Sequence[str], out: Path | None, *, tasks: int, samples: int) -> None:
@@ -74,7 +75,7 @@ def evaluate_model(model: str, env: str, overrides: Sequence[str], out: Path | N
     config = of_model(model, env, overrides, tasks_train=1, tasks_test=tasks, evaluate_samples=samples)
     experiment, directory = _begun(config, out)
     with directory:
-        _shown(directory, lambda: measure_base(experiment, directory), experiment.free)
+        _shown(directory, lambda: measure_base(experiment, directory), experiment)
 
 
 def without_env(given: Mapping[str, object]) -> None:
@@ -102,13 +103,18 @@ def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool
     show_faults(named, alarms_of(named, config))
 
 
-def _shown(directory: RunDirectory, work: Callable[[], None], free: Callable[[], None]) -> None:
+def _shown(directory: RunDirectory, work: Callable[[], None], experiment: Experiment) -> None:
     """Works on a run, ends what it started and shows its tables, even where its end is a `UserError`: what there is explains it."""
+    tracker = experiment.tracker
     try:
         try:
+            if isinstance(tracker, Trackers) and not directory.done:
+                tracker.open(directory.path)
             work()
         finally:
-            free()
+            experiment.free()
+            if isinstance(tracker, Trackers):
+                tracker.close()
     except UserError:
         if directory.stages:
             show(directory, ends=False)
@@ -120,7 +126,7 @@ def _stage(path: Path, verb: str) -> None:
     """The stages that a command means on a run directory, then the tables."""
     with RunDirectory.existing(path) as directory:
         experiment = bench_of(directory.config, Bars(console))
-        _shown(directory, lambda: run_verb(experiment, directory, verb), experiment.free)
+        _shown(directory, lambda: run_verb(experiment, directory, verb), experiment)
 
 
 def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Experiment, RunDirectory]:

@@ -223,6 +223,12 @@ class _Training:
                 examples = await self._referenced(batch.examples)
                 for number in range(behind, self.settings.passes):
                     report = learner.step(examples)
+                    figures = {
+                        "loss": report.loss,
+                        "gradient_norm": report.gradient_norm,
+                        "success_share": batch.successes / batch.attempts,
+                    }
+                    self.experiment.tracker.log(f"train {ARM}", report.step, {**figures, **report.figures})
                     if number == 0:
                         self._note(step, batch, report)
                     learner.state(self.folder / "learner")

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
+from leafe.errors import UserError
+from leafe.group import launched
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig, Settings
 from leafe.stages import Made, Policy, Stage
@@ -26,7 +28,19 @@ from leafe.stages import Made, Policy, Stage
 if TYPE_CHECKING:
     from leafe.lab import Lab
 
-__all__ = ["Made", "Method", "Policy", "Settings", "Stage"]
+__all__ = ["Made", "Method", "Policy", "Settings", "Stage", "check_one_process"]
+
+
+def check_one_process(method: str, config: RunConfig) -> None:
+    """For methods with a learner, which samples and learns in turn in one process: refuses settings and launchers of several.
+
+    Raises `UserError`.
+    """
+    if config.train.processes > 1 or config.train.sharding != "none" or launched():
+        raise UserError(
+            f"method {method} trains in one process, which samples with the weights that it trains; set train.processes=1"
+            " train.sharding=none, and start it without a launcher such as torchrun"
+        )
 
 
 class Method(ABC):

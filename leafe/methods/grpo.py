@@ -35,7 +35,7 @@ from leafe.evaluation.evaluate import attempt
 from leafe.forest.driver import Rollout, drive
 from leafe.forest.journal import Journal
 from leafe.jsonl import Appender, read_lines, write_bytes_atomically
-from leafe.methods.base import Made, Method, Policy, Settings, Stage
+from leafe.methods.base import Made, Method, Policy, Settings, Stage, check_one_process
 from leafe.records import BROKEN, Example, Target, Task, Tree
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
@@ -98,6 +98,7 @@ class Grpo(Method):
                 f"method grpo gives the engine new weights at every step, which engine.kind={config.engine.kind} does not take;"
                 " type engine.kind=transformers"
             )
+        check_one_process(self.name, config)
         draw = config.sampling.act
         if draw.temperature == 0:
             raise UserError("method grpo compares different attempts at a task, and at temperature 0 they are all the same; type"
@@ -223,12 +224,8 @@ class _Training:
                 examples = await self._referenced(batch.examples)
                 for number in range(behind, self.settings.passes):
                     report = learner.step(examples)
-                    figures = {
-                        "loss": report.loss,
-                        "gradient_norm": report.gradient_norm,
-                        "success_share": batch.successes / batch.attempts,
-                    }
-                    self.experiment.tracker.log(f"train {ARM}", report.step, {**figures, **report.figures})
+                    figures = {"loss": report.loss, "success_share": batch.successes / batch.attempts, **report.figures}
+                    self.experiment.tracker.log(f"train {ARM}", report.step, figures)
                     if number == 0:
                         self._note(step, batch, report)
                     learner.state(self.folder / "learner")

@@ -13,6 +13,7 @@ from leafe.forest.play import once
 from leafe.proofs import done_once, measured
 from leafe.run import RunDirectory
 from leafe.stages import Made, Policy
+from leafe.tracked import measuring
 
 
 @done_once(measured)
@@ -29,6 +30,12 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
 
     async def work(engine: Engine) -> list[Outcome]:
         with experiment.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
+            counted = measuring(experiment.tracker, stage, run.evaluation(arm), len(tasks) * samples)
+
+            def told(one: Outcome) -> None:
+                gauge.advance()
+                counted(one)
+
             return await evaluate(
                 tasks,
                 rules,
@@ -36,7 +43,7 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
                 run.evaluation(arm),
                 samples=samples,
                 mend=check_command(experiment.config),
-                told=lambda one: gauge.advance(),
+                told=told,
                 player=player,
             )
 

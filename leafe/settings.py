@@ -310,7 +310,8 @@ class ScaleSettings(Settings):
 class RunConfig(Settings):
     """A whole run, but for what its `method` alone knows: `config.py` makes the class that has the method's own section as well.
 
-    `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have.
+    `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have. `report_to` names trackers
+    that get the figures of all stages as they come up.
     """
 
     section: ClassVar[str] = ""  # the method's own
@@ -322,6 +323,7 @@ class RunConfig(Settings):
     environment: EnvironmentSettings
     prompts: Text = "terse"
     remind: bool = False
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field((), strict=False)
     history: HistorySettings = HistorySettings()
     tasks: TaskSettings = TaskSettings()
     engine: EngineSettings = EngineSettings()
@@ -359,6 +361,7 @@ class RunConfig(Settings):
 
 # How and where a run is done, not what comes out of it.
 MACHINE: dict[str, Any] = {
+    "report_to": True,
     "scale": True,
     "environment": {"workers", "timeout", "recycle"},
     "engine": {

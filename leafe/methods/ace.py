@@ -60,7 +60,11 @@ SAME = 0.8  # the share of words from which two bullets say the same
 
 
 class AceSettings(MemorySettings):
-    """`tokens` is what the playbook may take of every prompt, in tokens; 0 is a quarter of the model's context, 2048 at most."""
+    """`tokens` is what the playbook may take of every prompt, in tokens; 0 is a quarter of the model's context, 2048 at most.
+
+    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
+    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """
 
     tokens: int = Field(0, ge=0)
 

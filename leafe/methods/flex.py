@@ -63,7 +63,11 @@ ASKED_ABOUT = 3  # entries that the updater sees beside a new one
 
 
 class FlexSettings(MemorySettings):
-    """`recalled` entries of each level and zone are told at an attempt."""
+    """`recalled` entries of each level and zone are told at an attempt.
+
+    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
+    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """
 
     recalled: int = Field(1, ge=1)
 

@@ -56,7 +56,11 @@ ITEMS = 3  # the most of one attempt
 
 
 class BankSettings(MemorySettings):
-    """`recalled` items are told at an attempt."""
+    """`recalled` items are told at an attempt.
+
+    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
+    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """
 
     recalled: int = Field(3, ge=1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
 from leafe.evaluation.evaluate import evaluate
@@ -14,6 +16,8 @@ from leafe.proofs import done_once, measured
 from leafe.run import RunDirectory
 from leafe.stages import Made, Policy
 from leafe.tracked import measuring
+
+ROLLS_BACK = "it rolls back at test time, which plain attempts do not; turns that were taken back count"
 
 
 @done_once(measured)
@@ -50,5 +54,6 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
     outcomes = experiment.with_engine(policy.model, work, measures=True)
     sound_alarms(experiment, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
-    figures |= {} if player is once else costs_of(outcomes)
-    return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)
+    costs: dict[str, Any] = {} if player is once else costs_of(outcomes)
+    note = {"note": ROLLS_BACK} if costs.get("rollbacks") else {}
+    return Made({**figures, **costs, **note, **policy.told()}, [run.evaluation(arm)], arm=arm)

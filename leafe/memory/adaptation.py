@@ -57,27 +57,31 @@ class MemorySettings(Settings):
 
 
 def check_start(config: RunConfig, method: str, start: str) -> None:
-    """Raises `UserError` for a model to start from that cannot be had."""
-    if not start:
-        return
-    if config.engine.kind != "transformers":
+    """Raises `UserError` for another model than the run's where a server plays."""
+    if start and config.engine.kind != "transformers":
         raise UserError(
             f"{method}.start wants engine.kind=transformers, since a server serves the run's own model only; found"
             f" engine.kind={config.engine.kind}: type model={start}"
         )
-    check_checkpoint(Path(start))
 
 
-def start_of(lab: Lab, settings: MemorySettings) -> Path:
-    """The folder of the model that plays."""
-    return Path(settings.start) if settings.start else lab.base
+def start_of(lab: Lab, method: str, start: str) -> Path:
+    """The folder of the model that plays: `start`, or the run's own. Raises `UserError` where there is none."""
+    if not start:
+        return lab.base
+    folder = Path(start).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{method}.start: wanted a model's folder, as RUN/checkpoints/ARM, found {start!r:.200}, which has no config.json"
+        )
+    return check_checkpoint(folder)
 
 
-def measured_start(lab: Lab, run: RunDirectory, settings: MemorySettings) -> Iterator[Stage]:
-    """The arms that the one with the memory is compared with: `base`, and `start` where it is another model."""
+def measured_start(lab: Lab, run: RunDirectory, model: Path) -> Iterator[Stage]:
+    """The arms that a method's own is compared with: `base`, and `start` where it plays with another model."""
     yield lab.measure(run, "base", Policy(lab.base))
-    if settings.start:
-        yield lab.measure(run, "start", Policy(Path(settings.start)))
+    if model != lab.base:
+        yield lab.measure(run, "start", Policy(model))
 
 
 def adaptation_stage(lab: Lab, run: RunDirectory, name: str, *, settings: MemorySettings, make: Callable[[], Memory]) -> Stage:
@@ -161,7 +165,7 @@ class Adaptation:
 
     def work(self) -> Made:
         """Goes over the tasks, from where a killed run was; keeps the memory and the trees."""
-        model = start_of(self.lab, self.settings)
+        model = start_of(self.lab, self.name, self.settings.start)
         self.experiment.keep_logs_in(self.run.path / LOGS)
         if model == self.experiment.base:
             server_stage(self.experiment, self.run)

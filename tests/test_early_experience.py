@@ -444,8 +444,12 @@ def test_what_the_method_cannot_do_without_is_one_sentence(
 def test_prompts_without_the_questions_are_refused_with_the_files_that_they_lack(base: Path, tmp_path: Path) -> None:
     for name in ("system", "first", "turn", "experience", "reflect", "reflect_end", "feedback"):
         (tmp_path / f"{name}.txt").write_text(getattr(FULL, name))
-    with pytest.raises(UserError, match=r"wants the prompts predict\.txt, alternative\.txt, compare\.txt"):
+    with pytest.raises(UserError, match=r"wants the prompts predict\.txt, alternative\.txt, compare\.txt, which"):
         done(tmp_path / "run", experiment(base, f"prompts={tmp_path}"))
+    for name, text in {"form": "bare", "predict": "?", "alternative": "{observation}", "compare": "{alternatives}"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    with pytest.raises(UserError, match=r"wants the prompts contrast\.txt, comparison\.txt, which"):
+        done(tmp_path / "bare", experiment(base, f"prompts={tmp_path}"))
 
 
 def test_settings_that_cannot_go_together_are_refused_when_they_are_read(base: Path) -> None:

@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?= -n 2
+# A file goes to one process whole, so that what its tests share is made once.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 # Ten thousand modules are installed and a few thousand used; Python compiles those when it first imports them, and has to keep what it
 # compiled: where containers tell it not to, each of the many processes would compile PyTorch anew.
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt
@@ -16,8 +17,11 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/leafe run quickstart
 
-test: check
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+# The checks run beside the tests: the longest of them, mypy, uses one core for half a minute.
+test: $(VENV)/.installed-test
+	@PYTHON=$(VENV)/bin/python scripts/check fast & checks=$$!; \
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS); tests=$$?; \
+	wait $$checks && exit $$tests
 
 check: $(VENV)/.installed-test
 	PYTHON=$(VENV)/bin/python scripts/check

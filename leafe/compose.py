@@ -20,6 +20,7 @@ from leafe.experiment import Experiment
 from leafe.hardware import own_cores
 from leafe.known_methods import trains
 from leafe.launching import Launched
+from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.preflight import Meter
 from leafe.progress import Progress
@@ -27,7 +28,7 @@ from leafe.run import check_checkpoint
 from leafe.serving import probe_server, served_engine
 from leafe.settings import EngineSettings, RunConfig
 from leafe.spreading import check_of, host_of, loader_of
-from leafe.training.checkpoint import device_of, dtype_of, locate, processes_of
+from leafe.training.checkpoint import device_of, dtype_of, processes_of
 
 GIB = 1 << 30
 

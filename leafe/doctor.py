@@ -20,9 +20,9 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from leafe.hardware import PROCESSOR, available_memory, bfloat16_flags, java_command, own_cores, text_of
+from leafe.imports import CHECKOUT, install_command
 
 GIB = 2**30
-INSTALL = "pip install -c constraints.txt"  # in the repository's folder, as everything that mends a package
 JAVA_INSTALL = "apt-get install default-jre-headless (or: conda install openjdk)"
 HEAVY = ("pydantic", "torch", "transformers", "peft")  # libraries with a part that is compiled, or that import one
 PATIENCE = 120  # seconds that an import may take on a slow disk
@@ -70,7 +70,7 @@ def _installed(name: str) -> str | None:
 
 def _own_findings() -> Iterator[Finding]:
     if not _installed("leafe"):
-        yield Finding("leafe", "on the path and not installed", "missing", f"{INSTALL} -e .")
+        yield Finding("leafe", "on the path and not installed", "missing", install_command())
         return
     yield from package_findings(metadata("leafe").get_all("Requires-Dist") or [])
 
@@ -90,7 +90,7 @@ def package_findings(requirements: list[str], installed: Callable[[str], str | N
             yield Finding(requirement.name, found, "ok")
             continue
         wanted = f"{found or 'not installed'}, wanted {requirement.specifier or 'any version'}"
-        mend = f"{INSTALL} -e '.[{extra}]'" if extra else f"{INSTALL} -e ."
+        mend = install_command(extra)
         yield Finding(requirement.name, wanted, "optional" if extra else "missing", mend)
 
 
@@ -101,7 +101,7 @@ def import_findings(names: Sequence[str] = HEAVY) -> Iterator[Finding]:
     for name in names:
         fault = _import_fault(name) if _installed(name) else None
         if fault is not None:
-            yield Finding(f"import {name}", fault, "missing", f"{INSTALL} --force-reinstall {name}")
+            yield Finding(f"import {name}", fault, "missing", install_command(again=name))
 
 
 def _import_fault(names: str) -> str | None:
@@ -128,7 +128,8 @@ def model_finding(folder: Path) -> Finding:
     checkpoints = sorted(path.parent for path in folder.glob("checkpoint*/model.safetensors"))
     if checkpoints:
         return Finding("bundled model", ", ".join(path.name for path in checkpoints), "ok")
-    return Finding("bundled model", "no weights in the package", "missing", "git restore leafe/nano")
+    restore = "git restore leafe/nano" if (CHECKOUT / ".git").exists() else "pip install --force-reinstall --no-deps leafe"
+    return Finding("bundled model", "no weights in the package", "missing", restore)
 
 
 def writable_finding(runs: Path) -> Finding:

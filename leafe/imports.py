@@ -1,4 +1,4 @@
-"""Modules by name, a person's own in the working directory included, and what their errors say."""
+"""Modules by name, a person's own in the working directory included, what their errors say, and how missing ones are installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,26 @@ import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 from types import ModuleType
+
+CHECKOUT = Path(__file__).resolve().parent.parent  # the repository's folder, where leafe runs from there
+
+
+def install_command(extra: str = "", *, again: str = "", folder: Path = CHECKOUT) -> str:
+    """What to type to install what leafe wants, with an extra, or a library of its own once more.
+
+    In the repository's folder it keeps to the pinned versions; elsewhere leafe is an installed package.
+
+    >>> install_command("ray", folder=Path("nowhere"))
+    "pip install 'leafe[ray]'"
+    """
+    pinned = (folder / "constraints.txt").is_file() and (folder / "pyproject.toml").is_file()
+    pip, name = ("pip install -c constraints.txt", "-e .") if pinned else ("pip install", "leafe")
+    if again:
+        return f"{pip} --force-reinstall {again}"
+    quoted = f"-e '.[{extra}]'" if pinned else f"'leafe[{extra}]'"
+    return f"{pip} {quoted if extra else name}"
 
 
 def import_here(module: str) -> ModuleType:

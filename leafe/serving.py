@@ -18,11 +18,11 @@ from leafe.engines.openai_probe import Question, probe
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
 from leafe.loops import wait_for
+from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
 from leafe.records import Message
 from leafe.settings import API_KEY_ENV, EngineSettings, RunConfig
-from leafe.training.checkpoint import locate
 
 
 @dataclass(frozen=True)

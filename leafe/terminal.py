@@ -85,26 +85,30 @@ class Bars:
         self._console.print(f"  {escape(text)}", highlight=False)
 
 
-def _table(title: str, heading: Sequence[str]) -> Table:
-    """A table of figures beside names; in a narrow terminal figures go over several lines and nothing is cut off."""
+def _table(title: str, heading: Sequence[str], *, whole: Sequence[int] = (0,)) -> Table:
+    """A table of figures beside names; in a narrow terminal all but the `whole` columns go over several lines and nothing is cut off."""
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, text in enumerate(heading):
-        table.add_column(text, justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
+        table.add_column(text, justify="right" if number else "left", no_wrap=number in whole, overflow="fold")
     return table
 
 
 def _name(text: str, most: int = 14) -> str:
-    """A name over as many lines as leave the figures beside it whole in eighty characters."""
-    return escape("\n".join(wrap(text, most)) or text)
+    """A name over as many lines as leave the figures beside it whole in eighty characters; the arm of a run has a line of its own."""
+    run, colon, arm = text.rpartition(":")
+    return escape("\n".join([*wrap(run + colon, most), *wrap(arm, most)]) or text)
 
 
 def pass_table(comparison: Comparison) -> Table:
-    """Pass@k of every arm with intervals, and what it spent."""
+    """Pass@k of every arm with intervals, and what it spent; one row an arm, with a line for each k."""
     heading, *rows = table_rows(comparison)
     title = f"Pass@k on held-out tasks, % [{100 * comparison.confidence:g} % interval]"
-    table = _table(title, [escape(text) for text in heading])
-    for row in rows:
-        table.add_row(_name(row[0], 20), *(escape(cell) for cell in row[1:]))
+    table = _table(title, [escape(text) for text in heading], whole=(0, 2, 3))
+    table.padding = (0, 0, 0, 0)  # so that two lines of figures beside the name of a run fit into eighty characters
+    each = len(rows) // max(1, len(comparison.arms))
+    for number, arm in enumerate(comparison.arms):
+        cells = zip(*rows[number * each : (number + 1) * each], strict=True)
+        table.add_row(_name(arm.name), *(escape("\n".join(cell).rstrip()) for cell in [*cells][1:]))
     return table
 
 

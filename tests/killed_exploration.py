@@ -99,8 +99,8 @@ def _until(process: int, journal: Path, length: int) -> bool:
         time.sleep(0.0002)
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
-    """Runs each world to its end once undisturbed and once killed."""
+def killed_at_random(folder: Path, kills: int, seed: int) -> dict[str, int]:
+    """Runs each world to its end once undisturbed and once killed; returns how many kills came before the end."""
     report = {}
     for world in WORLDS:
         whole, killed = folder / f"{world}-whole", folder / f"{world}-killed"
@@ -112,8 +112,8 @@ def main(folder: Path, kills: int, seed: int) -> None:
         landed = [_until(_forked(killed, world), killed / "journal.jsonl", moment) for moment in moments]
         _until(_forked(killed, world), killed / "journal.jsonl", sys.maxsize)
         report[world] = sum(landed)
-    print(json.dumps(report))
+    return report
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    print(json.dumps(killed_at_random(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import QUICK, WORLD, Said, leafe, teach
+from command import QUICK, WORLD, Said, leafe
 from pyarrow.parquet import read_table
 
 from leafe.distillation.store import FORMATS, HINTS
@@ -27,11 +27,9 @@ class Interrupted(Lookup):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(taught: Path) -> Path:
     """A checkpoint of another family than the bundled one, which plays `lookup` a little."""
-    folder = tmp_path_factory.mktemp("model")
-    teach(folder)
-    return folder
+    return taught
 
 
 def smoke(model: Path, out: Path, *overrides: str) -> Said:
@@ -57,11 +55,12 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
-def assert_one_sentence(said: Said, expected: str) -> None:
+def assert_one_sentence(said: Said, *named: str) -> None:
+    """Bad input is one line that names what was found and what to type; how it says so is free."""
     assert said.status == 2, said
     assert said.err.count("\n") == 1 and said.err.startswith("leafe: "), said.err
     assert "Traceback" not in said.out + said.err
-    assert expected in said.err
+    assert all(name in said.err for name in named), said.err
 
 
 def test_the_smoke_recipe_goes_through_every_stage_on_a_model_of_another_family(first: tuple[Path, Said]) -> None:
@@ -105,26 +104,20 @@ def test_a_finished_stage_is_left_as_it_is(first: tuple[Path, Said], verb: str) 
     assert (said.status, said.err) == (0, "") and stamps(first[0]) == before
 
 
-def test_the_same_run_twice_gives_the_same_files(first: tuple[Path, Said], model: Path, tmp_path: Path) -> None:
-    assert smoke(model, tmp_path / "other").status == 0
-    for name in ("round-1/examples.jsonl", "controls/independent.examples.jsonl", "checkpoints/leafe/model.safetensors"):
-        assert (tmp_path / "other" / name).read_bytes() == (first[0] / name).read_bytes()
-    lines = [sorted((folder / "eval" / "leafe.jsonl").read_text().splitlines()) for folder in (first[0], tmp_path / "other")]
-    assert lines[0] == lines[1]
-
-
-def test_stages_can_be_taken_one_command_at_a_time(model: Path, tmp_path: Path, first: tuple[Path, Said]) -> None:
+def test_stages_can_be_taken_one_command_at_a_time_and_the_same_run_twice_gives_the_same_files(
+    tmp_path: Path, first: tuple[Path, Said]
+) -> None:
     with RunDirectory.existing(first[0], read_only=True) as directory:
         RunDirectory.open(tmp_path / "run", directory.config).close()
     run = tmp_path / "run"
-    assert_one_sentence(
-        leafe("distill", run), f"the stage 'explore round 1' of {run} is not finished yet; type: leafe explore {run}"
-    )
-    assert_one_sentence(leafe("evaluate", run), f"is not there yet; type: leafe train {run}")  # the base is measured by then
+    assert_one_sentence(leafe("distill", run), "'explore round 1'", f"leafe explore {run}")
+    assert_one_sentence(leafe("evaluate", run), f"leafe train {run}")  # the base is measured by then
     for verb in ("explore", "distill", "train", "evaluate"):
         assert leafe(verb, run).status == 0
-    for name in ("checkpoints/leafe/model.safetensors", "round-1/examples.jsonl"):
+    for name in ("round-1/examples.jsonl", "controls/independent.examples.jsonl", "checkpoints/leafe/model.safetensors"):
         assert (run / name).read_bytes() == (first[0] / name).read_bytes()
+    lines = [sorted((folder / "eval" / "leafe.jsonl").read_text().splitlines()) for folder in (first[0], run)]
+    assert lines[0] == lines[1]
 
 
 def test_a_recipe_can_be_explored_alone_and_the_run_goes_on_from_there(
@@ -145,13 +138,12 @@ def test_a_recipe_can_be_explored_alone_and_the_run_goes_on_from_there(
 
 @pytest.mark.parametrize("verb", ["explore", "evaluate"])
 def test_what_is_neither_a_run_directory_nor_a_recipe_is_told_so(verb: str, finished: Path, tmp_path: Path) -> None:
-    known = "Known: household-nano, quickstart, smoke"
-    assert_one_sentence(leafe(verb, "smoek"), f"unknown run directory or recipe 'smoek'; did you mean 'smoke'? {known}")
-    assert_one_sentence(leafe(verb, tmp_path / "gone"), "unknown run directory or recipe")
-    assert_one_sentence(leafe(verb, "./gone.yaml"), "cannot read the recipe ./gone.yaml")
-    assert_one_sentence(leafe(verb, finished, "seed=2"), "a run keeps the settings that it was started with")
-    assert_one_sentence(leafe(verb, finished, "--out", tmp_path / "run"), "a run keeps the settings that it was started with")
-    assert_one_sentence(leafe(verb, "smoke", "explore.trns=3", "--out", tmp_path / "run"), "did you mean 'explore.turns'?")
+    assert_one_sentence(leafe(verb, "smoek"), "'smoek'", "'smoke'", "quickstart")
+    assert_one_sentence(leafe(verb, tmp_path / "gone"), "gone", "recipe")
+    assert_one_sentence(leafe(verb, "./gone.yaml"), "./gone.yaml")
+    assert_one_sentence(leafe(verb, finished, "seed=2"), f"leave out all but {finished}")
+    assert_one_sentence(leafe(verb, finished, "--out", tmp_path / "run"), f"leave out all but {finished}")
+    assert_one_sentence(leafe(verb, "smoke", "explore.trns=3", "--out", tmp_path / "run"), "'explore.turns'")
     assert not (tmp_path / "run").exists()
 
 
@@ -190,6 +182,21 @@ def test_compare_takes_several_runs_and_one_more_k(first: tuple[Path, Said], fin
     found = json.loads(leafe("compare", first[0], finished, "--json", "--k", "3").out)
     assert [arm["name"] for arm in found["arms"]][::4] == ["smoke:base", "finished:base"]
     assert all(set(arm["pass_at_k"]) == {"1", "2", "3", "4"} for arm in found["arms"])
+
+
+def test_runs_with_long_names_are_compared_in_eighty_characters_with_each_interval_whole(
+    first: tuple[Path, Said], tmp_path: Path
+) -> None:
+    named = [tmp_path / "household-nano-with-a-second-seed", tmp_path / "quickstart-001"]
+    for path in named:
+        shutil.copytree(first[0], path, ignore=shutil.ignore_patterns("checkpoints"))
+    table = leafe("compare", *named).out.partition("Replies, tries")[0]
+    assert max(map(len, table.splitlines())) <= 80 and "…" not in table
+    found = json.loads(leafe("compare", *named, "--json").out)["arms"]
+    for arm in found:
+        value = arm["pass_at_k"]["4"]
+        assert f"{100 * value['value']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]" in table
+    assert {"quickstart-", "household-", "base", "rehearsal", "independent"} <= set(re.split(r"[\s:]+", table.replace("001", " ")))
 
 
 def test_compare_subtracts_the_arm_that_is_named(first: tuple[Path, Said]) -> None:
@@ -244,23 +251,22 @@ def test_a_model_is_diagnosed_without_a_recipe(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "named"),
     [
-        (["evaluate", "smoke", "--samples", "3"], "--samples goes with --env"),
-        (["diagnose", "smoke", "--tasks", "3"], "--tasks goes with --env"),
-        (["evaluate", "nano", "--env", "sokobam"], "unknown environment 'sokobam'; did you mean 'sokoban'?"),
-        (["evaluate", "nano", "--env", "sokoban", "rooms=2"], "sokoban takes no argument 'rooms'"),
-        (["evaluate", "nano", "--env", "sokoban", "train.epoch=2"], "unknown setting 'train.epoch'"),
-        (["evaluate", "no/where", "--env", "sokoban"], "no checkpoint"),
+        (["evaluate", "smoke", "--samples", "3"], "--samples"),
+        (["diagnose", "smoke", "--tasks", "3"], "--tasks"),
+        (["evaluate", "nano", "--env", "sokobam"], "'sokoban'"),
+        (["evaluate", "nano", "--env", "sokoban", "rooms=2"], "'rooms'"),
+        (["evaluate", "nano", "--env", "sokoban", "train.epoch=2"], "'train.epoch'"),
+        (["evaluate", "no/where", "--env", "sokoban"], "no/where"),
         (["diagnose", "nano", "--env", "sokoban", "levels=no.txt"], "no.txt"),
     ],
 )
 def test_a_model_or_an_environment_that_cannot_be_had_is_told_in_a_sentence(
-    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = leafe(*arguments)
-    assert said.status == 2 and sentence in " ".join(said.err.split()) and "Traceback" not in said.err
+    assert_one_sentence(leafe(*arguments), named)
     assert not list(tmp_path.iterdir())
 
 
@@ -270,27 +276,27 @@ def test_diagnose_shows_a_table(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "named"),
     [
-        (["smoek"], "unknown recipe 'smoek'; did you mean 'smoke'? Known: household-nano, quickstart, smoke"),
-        (["./nowhere.yaml"], "cannot read the recipe ./nowhere.yaml"),
-        (["smoke", "explor.turns=3"], "unknown setting 'explor'; did you mean 'explore'?"),
-        (["smoke", "explore.trns=3"], "unknown setting 'explore.trns'; did you mean 'explore.turns'?"),
-        (["smoke", "train.epochs=many"], "train.epochs: wanted a number, found 'many'"),
-        (["smoke", "train.epochs"], "an override is written key=value"),
-        (["smoke", "engine.dtype=float8"], "engine.dtype: wanted"),
-        (["smoke", "environment.name=lokup"], "unknown environment 'lokup'; did you mean 'lookup'?"),
-        (["smoke", "environment.name=lookup", "environment.args={places: two}"], "lookup wants places as int; found 'two'"),
-        (["smoke", "environment.args={rooms: 2}"], "sokoban takes no argument 'rooms'"),
-        (["smoke", "tasks.test_split=exam"], "unknown split 'exam'"),
-        (["smoke", "prompts=curt"], "unknown prompt profile (or folder) 'curt'"),
+        (["smoek"], ["'smoek'", "'smoke'", "quickstart"]),
+        (["./nowhere.yaml"], ["./nowhere.yaml", "quickstart"]),
+        (["smoke", "explor.turns=3"], ["'explor'", "'explore'"]),
+        (["smoke", "explore.trns=3"], ["'explore.trns'", "'explore.turns'"]),
+        (["smoke", "train.epochs=many"], ["train.epochs", "number", "'many'"]),
+        (["smoke", "train.epochs"], ["'train.epochs'", "key=value"]),
+        (["smoke", "engine.dtype=float8"], ["engine.dtype", "bfloat16", "'float8'"]),
+        (["smoke", "environment.name=lokup"], ["'lokup'", "'lookup'"]),
+        (["smoke", "environment.name=lookup", "environment.args={places: two}"], ["lookup", "places", "int", "'two'"]),
+        (["smoke", "environment.args={rooms: 2}"], ["sokoban", "'rooms'"]),
+        (["smoke", "tasks.test_split=exam"], ["'exam'", "train"]),
+        (["smoke", "prompts=curt"], ["'curt'", "terse", "full"]),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_anything_is_made(
-    arguments: list[str], sentence: str, model: Path, tmp_path: Path
+    arguments: list[str], named: list[str], model: Path, tmp_path: Path
 ) -> None:
     given = [*arguments, f"model={model}"] if len(arguments) > 1 else arguments
-    assert_one_sentence(leafe("run", *given, "--out", tmp_path / "run"), sentence)
+    assert_one_sentence(leafe("run", *given, "--out", tmp_path / "run"), *named)
     assert not (tmp_path / "run").exists()
 
 
@@ -303,11 +309,11 @@ def test_a_model_without_weights_is_one_sentence(model: Path, tmp_path: Path) ->
     for path in model.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, tmp_path / "hollow")
-    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow' has no weights; wanted model.safetensors")
+    assert_one_sentence(smoke(tmp_path / "hollow", tmp_path / "run"), "hollow", "model.safetensors")
 
 
 def test_another_configuration_on_a_run_is_refused_naming_the_setting(finished: Path, model: Path) -> None:
-    assert_one_sentence(smoke(model, finished, "seed=9"), "was started with other settings (seed: 1 -> 9)")
+    assert_one_sentence(smoke(model, finished, "seed=9"), "seed: 1 -> 9", "--out")
 
 
 def test_a_second_process_on_a_run_is_refused(finished: Path, model: Path) -> None:
@@ -330,18 +336,18 @@ def test_a_corrupt_line_is_named(finished: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["explore", "distill", "train", "evaluate", "report", "compare"])
 def test_a_folder_that_is_no_run_is_refused(verb: str, tmp_path: Path) -> None:
-    assert_one_sentence(leafe(verb, tmp_path), "is no run directory: it has no config.yaml")
+    assert_one_sentence(leafe(verb, tmp_path), "config.yaml", "--out")
 
 
 def test_pass_at_a_k_beyond_the_samples_is_refused(first: tuple[Path, Said]) -> None:
-    assert_one_sentence(leafe("compare", first[0], "--k", "5"), "wants n >= k samples a task; base has n=4, k=5")
-    assert_one_sentence(leafe("compare", first[0], "--k", "0"), "wants k >= 1")
+    assert_one_sentence(leafe("compare", first[0], "--k", "5"), "n=4", "k=5")
+    assert_one_sentence(leafe("compare", first[0], "--k", "0"), "k >= 1")
     assert_one_sentence(leafe("compare", first[0], "--base", "rehersal"), "did you mean 'rehearsal'?")
 
 
 def test_comparing_what_was_not_measured_is_refused(finished: Path) -> None:
     (finished / "stages.json").write_text("{}")
-    assert_one_sentence(leafe("compare", finished), "has measured nothing yet; type: leafe evaluate")
+    assert_one_sentence(leafe("compare", finished), f"leafe evaluate {finished}")
 
 
 @pytest.mark.parametrize("kind", sorted(FORMATS))
@@ -355,10 +361,10 @@ def test_examples_are_exported_for_other_trainers(first: tuple[Path, Said], tmp_
 
 
 def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished: Path, tmp_path: Path) -> None:
-    assert_one_sentence(leafe("export", first[0], "json", tmp_path / "out"), "unknown export format 'json'")
+    assert_one_sentence(leafe("export", first[0], "json", tmp_path / "out"), "'json'", "trl")
     (tmp_path / "there").touch()
-    assert_one_sentence(leafe("export", first[0], "trl", tmp_path / "there"), "is there already; give another file")
-    assert_one_sentence(leafe("export", first[0], "trl", tmp_path / "no" / "where"), "cannot write")
+    assert_one_sentence(leafe("export", first[0], "trl", tmp_path / "there"), "there")
+    assert_one_sentence(leafe("export", first[0], "trl", tmp_path / "no" / "where"), "where")
     (finished / "round-1" / "examples.jsonl").unlink()
     assert_one_sentence(leafe("export", finished, "trl", tmp_path / "out"), "examples.jsonl is not")
 
@@ -378,8 +384,14 @@ def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished:
 )
 def test_a_command_that_is_typed_wrongly_is_told_so(arguments: list[str], words: str) -> None:
     said = leafe(*arguments)
-    assert said.status == 2 and "Usage:" in said.err and "Traceback" not in said.err
-    assert words in " ".join(said.err.lower().replace("│", " ").split())
+    assert_one_sentence(said, "--help")
+    assert words in said.err.lower()
+
+
+def test_a_method_that_cannot_name_its_stages_is_refused_before_anything_is_made(model: Path, tmp_path: Path) -> None:
+    assert_one_sentence(smoke(model, tmp_path / "run", "method=grpo"), "explore.turns=")
+    assert_one_sentence(leafe("explore", "smoke", f"model={model}", *WORLD, "method=grpo", "--out", tmp_path / "run"), "explore")
+    assert not (tmp_path / "run").exists()
 
 
 def test_environments_are_listed_each_with_a_line() -> None:
@@ -388,12 +400,14 @@ def test_environments_are_listed_each_with_a_line() -> None:
     assert {"lookup", "slippery-sokoban", "sokoban"} <= {line.partition("  ")[0] for line in said.out.splitlines()}
 
 
-def test_the_doctor_answers_in_words_and_in_json() -> None:
-    found = json.loads(leafe("doctor", "--json").out)
-    assert {"what", "found", "verdict", "mend"} == set(found[0])
-    said = leafe("doctor")
-    missing = any(finding["verdict"] == "missing" for finding in found)
-    assert said.status == int(missing) and "Python" in said.out
+def test_the_doctor_answers_in_json_and_whatever_is_missing_comes_with_what_mends_it() -> None:
+    said = leafe("doctor", "--json")
+    found = json.loads(said.out)
+    assert all({"what", "found", "verdict", "mend"} == set(finding) for finding in found)
+    assert {"Python", "bundled model", "processor cores", "free memory"} <= {finding["what"] for finding in found}
+    assert said.status == int(any(finding["verdict"] == "missing" for finding in found))
+    assert all(finding["mend"] for finding in found if finding["verdict"] == "missing")
+    assert not any(finding["mend"] for finding in found if finding["verdict"] == "ok")
 
 
 def test_an_environment_that_keeps_its_promise_passes() -> None:
@@ -410,18 +424,18 @@ def test_an_environment_that_breaks_its_promise_fails_and_is_told_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "named"),
     [
-        (["sokobn"], "unknown environment 'sokobn'; did you mean 'sokoban'?"),
-        (["lookup", "places"], "wanted name=value, as boxes=2, found 'places'"),
-        (["lookup", "places=0"], "lookup wants at least one place"),
-        (["lookup", "places=[1"], "cannot read the value in 'places=[1'"),
-        (["nowhere.at:All"], "cannot import 'nowhere.at'"),
+        (["sokobn"], ["'sokobn'", "'sokoban'"]),
+        (["lookup", "places"], ["'places'", "name=value"]),
+        (["lookup", "places=0"], ["lookup", "place"]),
+        (["lookup", "places=[1"], ["'places=[1'"]),
+        (["nowhere.at:All"], ["'nowhere.at'"]),
     ],
 )
-def test_an_environment_that_cannot_be_made_is_one_sentence(arguments: list[str], sentence: str) -> None:
-    assert_one_sentence(leafe("check-env", *arguments), sentence)
-    assert_one_sentence(leafe("play", *arguments), sentence)
+def test_an_environment_that_cannot_be_made_is_one_sentence(arguments: list[str], named: list[str]) -> None:
+    assert_one_sentence(leafe("check-env", *arguments), *named)
+    assert_one_sentence(leafe("play", *arguments), *named)
 
 
 def test_a_person_plays_goes_back_and_solves_it() -> None:
@@ -436,19 +450,19 @@ def test_the_end_of_input_leaves_the_game() -> None:
 
 def test_an_interruption_is_one_line_and_the_status_of_the_shell() -> None:
     said = leafe("play", "test_cli:Interrupted")
-    assert (said.status, said.err) == (130, "leafe: interrupted; the same command goes on from here\n")
+    assert said.status == 130 and said.err.count("\n") == 1 and "the same command" in said.err
 
 
 def test_the_bundled_model_can_be_built_anew(tmp_path: Path) -> None:
     said = leafe("nano", "build", "--steps", "1", "--processes", "1", "--out", tmp_path / "nano")
     assert said.status == 0 and "step 1/1 loss" in said.out
     assert sum(path.stat().st_size for path in (tmp_path / "nano").iterdir()) < 5_000_000
-    few = ("tasks.train=1", "tasks.test=2", "evaluate.samples=2", "engine.threads=1")
-    assert leafe("run", "smoke", f"model={tmp_path}/nano", *few, "--out", tmp_path / "run").status in (0, 2)
+    few = ("--tasks", "2", "--samples", "2", "engine.threads=1", "horizon=4")
+    assert leafe("evaluate", tmp_path / "nano", "--env", "sokoban", *few, "--out", tmp_path / "run").status == 0
     assert json.loads((tmp_path / "run" / "stages.json").read_text())["evaluate base"]["attempts"] == 4
 
 
 def test_the_entry_point_of_a_shell_is_the_same_command() -> None:
     done = subprocess.run([sys.executable, "-m", "leafe.cli", "play", "lokup"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("leafe: unknown environment 'lokup'; did you mean 'lookup'?")
+    assert done.stderr.splitlines()[-1].startswith("leafe: ") and "'lookup'" in done.stderr

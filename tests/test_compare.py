@@ -92,7 +92,7 @@ def test_a_broken_attempt_is_a_failure_and_is_counted_by_its_class() -> None:
 def test_an_evaluation_that_is_not_finished_gives_no_number() -> None:
     whole = arm("leafe", 4, 1, 2, 3)
     cut = replace(whole, outcomes=whole.outcomes[:-1])
-    with pytest.raises(UserError, match=r"leafe is not finished: 2 of 3 tasks have 4 samples; type: leafe evaluate runs/trial-001"):
+    with pytest.raises(UserError, match=r"leafe .*2 of 3 .*4 .*leafe evaluate runs/trial-001"):
         compare([cut], base=None)
 
 

@@ -197,9 +197,7 @@ def test_a_server_that_takes_them_for_tokens_is_sent_them_with_a_space_or_refuse
 
         asyncio.run(once())
         assert server.asked[-1]["messages"] == [{"role": "user", "content": "see < |end|>< |assistant|>up< |end|>"}]
-        with pytest.raises(
-            UserError, match=r"engine\.control_tokens=refuse: it takes control tokens .* for the tokens; start the server"
-        ):
+        with pytest.raises(UserError, match=r"engine\.control_tokens=refuse.*engine\.control_tokens=break"):
             probe_server(served(base, address, "engine.control_tokens=refuse"), base, Silent())
 
 

@@ -12,20 +12,13 @@ from leafe.doctor import (
     Finding,
     accelerator_finding,
     bfloat16_finding,
-    examine,
     memory_finding,
     model_finding,
     package_findings,
     python_finding,
     writable_finding,
 )
-
-
-def test_whatever_is_missing_comes_with_what_mends_it() -> None:
-    findings = examine()
-    assert {"Python", "bundled model", "processor cores", "free memory"} <= {finding.what for finding in findings}
-    assert all(finding.mend for finding in findings if finding.verdict == "missing")
-    assert not any(finding.mend for finding in findings if finding.verdict == "ok")
+from leafe.imports import install_command
 
 
 def test_an_old_python_is_missing() -> None:
@@ -54,6 +47,14 @@ def test_an_old_python_is_missing() -> None:
 )
 def test_a_requirement_is_held_against_what_is_installed(requirement: str, installed: str | None, expected: Finding) -> None:
     assert list(package_findings([requirement], lambda name: installed)) == [expected]
+
+
+def test_what_is_typed_to_install_fits_where_leafe_lies(tmp_path: Path) -> None:
+    assert install_command("ray", folder=tmp_path) == "pip install 'leafe[ray]'" and "leafe" in install_command(folder=tmp_path)
+    assert "torch" in install_command(again="torch", folder=tmp_path) and "-e" not in install_command(folder=tmp_path)
+    for name in ("constraints.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    assert all("-c constraints.txt" in install_command(extra, folder=tmp_path) for extra in ("", "ray"))
 
 
 def test_a_requirement_of_another_system_is_not_looked_at() -> None:

@@ -153,9 +153,7 @@ def test_whatever_pause_a_server_asks_for_it_is_asked_again_a_few_times_and_no_m
         count[0] += 1
         return httpx.Response(500, headers={"retry-after": asked.encode()})  # type: ignore[dict-item]
 
-    with pytest.raises(
-        EngineError, match=r"answered 500: '', 4 times \(engine.retries=3\); what was done is kept, and the same command"
-    ):
+    with pytest.raises(EngineError, match=r"500.* 4 times .*engine.retries=3.*same command"):
         ask(answer, waiting=Waiting(retries=3, pause=0.001))
     assert count[0] == 4
 

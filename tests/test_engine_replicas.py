@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command import QUICK, leafe, teach
+from command import QUICK, leafe
 from tiny import tiny_model, tiny_tokenizer
 
 from leafe.engines.base import Engine
@@ -157,15 +157,21 @@ def test_a_checkpoint_that_cannot_be_loaded_is_told_as_in_one_process(tmp_path: 
 
 
 ORPHANS = """
-import asyncio, sys
-sys.path.insert(0, {tests!r})
-from test_engine_replicas import ask, own_number, scripted
-from functools import partial
+import asyncio, os
 from leafe.engines.replicas import ReplicatedEngine
+from leafe.engines.scripted import ScriptedEngine
+from leafe.records import Ask, Message, Sampling
+
+def own_number(ask):
+    return str(os.getpid())
+
+def scripted():
+    return ScriptedEngine(own_number)
 
 async def work():
-    engine = ReplicatedEngine([partial(scripted, own_number)] * 2)
-    print(*[one.text for one in await asyncio.gather(engine.generate(ask(0)), engine.generate(ask(1)))], flush=True)
+    engine = ReplicatedEngine([scripted] * 2)
+    asks = [Ask((Message("user", str(task)),), Sampling(), 0) for task in range(2)]
+    print(*[one.text for one in await asyncio.gather(*map(engine.generate, asks))], flush=True)
     await asyncio.sleep(600)
 
 if __name__ == "__main__":
@@ -176,7 +182,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(ORPHANS.format(tests=str(Path(__file__).parent)))
+    script.write_text(ORPHANS)
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     numbers = [int(word) for word in parent.stdout.readline().split()]
@@ -187,9 +193,8 @@ def test_no_process_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
     assert all(gone(number) for number in numbers)
 
 
-def test_a_run_may_sample_in_several_processes_and_names_no_device_that_is_not_there(tmp_path: Path) -> None:
-    teach(tmp_path / "model")
-    arguments = ("run", "smoke", f"model={tmp_path}/model", "environment.name=lookup", "environment.args={}", *QUICK)
+def test_a_run_may_sample_in_several_processes_and_names_no_device_that_is_not_there(taught: Path, tmp_path: Path) -> None:
+    arguments = ("explore", "smoke", f"model={taught}", "environment.name=lookup", "environment.args={}", *QUICK)
     found = []
     for processes in (1, 2):
         said = leafe(*arguments, f"engine.processes={processes}", "--out", tmp_path / str(processes))

@@ -194,7 +194,7 @@ def test_verls_own_data_set_would_train_on_the_history_and_finds_no_column_to_re
 
 
 def test_verl_gets_parquet_and_nothing_else(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"verl reads parquet files only; give a name that ends in \.parquet instead of out\.jsonl"):
+    with pytest.raises(UserError, match=r"verl .*\.parquet .*out\.jsonl"):
         export([EXAMPLE], "verl", tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
 
@@ -229,11 +229,11 @@ def test_no_examples_make_an_empty_file(kind: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match=r"unknown export format 'tlr'; did you mean 'trl'\? Known: llama-factory, trl, verl"):
+    with pytest.raises(UnknownName, match=r"'tlr'.*'trl'.*llama-factory"):
         export([EXAMPLE], "tlr", tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot write .*nowhere.*: No such file or directory; give a file in a folder"):
+    with pytest.raises(UserError, match=r"nowhere.*No such file or directory"):
         export([EXAMPLE], "trl", tmp_path / "nowhere" / "out.jsonl")

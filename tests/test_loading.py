@@ -26,7 +26,7 @@ from leafe.distillation.pack import collate, pack, term_losses
 from leafe.engines.loading import context_of, load_checkpoint, load_config, load_tokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, UserError
-from leafe.training.checkpoint import locate
+from leafe.model_folder import locate
 
 END = SPECIAL.index("<|end|>")
 

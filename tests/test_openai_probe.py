@@ -19,7 +19,15 @@ from leafe.errors import EngineError, UserError
 from leafe.records import Message
 
 LOCAL = ChatTokenizer(tiny_tokenizer())
-UNKNOWN_TO_OPENAI = {"top_k", "min_p", "typical_p", "repetition_penalty", "repeat_penalty", "return_tokens_as_token_ids"}
+UNKNOWN_TO_OPENAI = {
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "repeat_penalty",
+    "return_tokens_as_token_ids",
+    "repetition_detection",
+}
 
 
 def found(server: FakeServer, *, served: str = "", fallback: bool = False, samples: bool = True, **more: Any) -> Findings:
@@ -55,7 +63,7 @@ def test_a_server_like_transformers_serve_is_made_to_sample_and_returns_no_ids()
     assert here.dialect == Dialect(frozenset(UNKNOWN_TO_OPENAI), samples_by_config=True)
     assert (here.model, here.seeds_differ, here.ids, here.logprobs, here.max_context) == ("folder", True, "none", False, None)
     refuse_lacking(here, trains=False)
-    with pytest.raises(UserError, match=r"training wants the ids of the sampled tokens, .* engine\.tokenizer=model"):
+    with pytest.raises(UserError, match=r"ids .*engine\.tokenizer=model"):
         refuse_lacking(here, trains=True)
 
 
@@ -80,9 +88,7 @@ def test_fields_that_a_server_refuses_are_found_out_whether_it_names_them_or_not
 def test_seeds_that_draw_the_same_are_refused() -> None:
     here = found(FakeServer("vllm", ignores_seeds=True))
     assert here.seeds_differ is False
-    with pytest.raises(
-        UserError, match="one and the same reply for three seeds, so policy cannot be explored or measured through it"
-    ):
+    with pytest.raises(UserError, match=r"three seeds.*policy"):
         refuse_lacking(here, trains=False)
 
 
@@ -106,7 +112,7 @@ def test_another_chat_template_than_the_local_one_cannot_be_trained_on() -> None
     assert here.prompt == "differs" and here.prompt_tokens[0] == here.prompt_tokens[1] + 3
     assert here.flags == ["the server's chat template is not that of the local tokenizer"]
     refuse_lacking(here, trains=False)
-    with pytest.raises(UserError, match=r"gives \d+ ids where the local tokenizer gives \d+; serve the folder that `model` names"):
+    with pytest.raises(UserError, match=r" \d+ ids .* \d+.*`model`"):
         refuse_lacking(here, trains=True)
 
 
@@ -122,7 +128,7 @@ def test_other_ids_than_those_of_the_local_tokenizer_cannot_be_trained_on() -> N
 
 
 def test_a_model_that_is_not_served_is_refused_with_the_closest_that_is() -> None:
-    with pytest.raises(UserError, match=r"did you mean 'policy'\?.* give the name that it serves as engine\.served_model"):
+    with pytest.raises(UserError, match=r"'policy'.*engine\.served_model"):
         found(FakeServer("vllm"), served="polcy")
     with pytest.raises(UserError, match=r"does not exist.*engine\.served_model"):
         found(FakeServer("transformers"), served="polcy")
@@ -139,7 +145,7 @@ def test_the_models_own_name_is_looked_for_where_several_are_served() -> None:
         def models(self) -> tuple[int, Any]:
             return 200, {"data": [{"id": name} for name in ("a", "b")]}
 
-    with pytest.raises(UserError, match=r"the server lists a, b; give the one that is meant as engine\.served_model"):
+    with pytest.raises(UserError, match=r" a, b.*engine\.served_model"):
         found(Others())
 
 
@@ -169,7 +175,7 @@ def test_a_wrong_path_a_missing_key_and_a_dead_server_are_said_to_be_that() -> N
 
     with pytest.raises(UserError, match=r"refuses a first request \(404: .*often in /v1\?"):
         found(Elsewhere())
-    with pytest.raises(UserError, match=r"\(401: .* put its key into the environment variable that engine\.api_key_env names"):
+    with pytest.raises(UserError, match=r"401.*engine\.api_key_env"):
         found(FakeServer(key="hunter2"))
     assert found(FakeServer(key="hunter2"), api_key="hunter2").model == "policy"
     with pytest.raises(EngineError, match=r"answered 503: .*for 0.05 seconds \(engine\.patience\)"):

@@ -69,16 +69,16 @@ def played(environment: OpenEnv, *actions: str, number: int = 0) -> list[Observa
 
 
 def holds(address: str, **more: Any) -> dict[str, str]:
-    """The verdicts on a server with 200 rollbacks."""
+    """The verdicts on a server with many rollbacks."""
     arguments = {"url": address, "fidelity": "replay", "examples": WORDS, "horizon": 8, **more}
     report = check_environment(
-        lambda: make("openenv", arguments), name="openenv", rollbacks=200, count=4, spec="openenv", arguments=arguments
+        lambda: make("openenv", arguments), name="openenv", rollbacks=60, count=4, spec="openenv", arguments=arguments
     )
     assert report.passed, [finding for finding in report.findings if finding.verdict == "fail"]
     return {finding.name: finding.verdict for finding in report.findings}
 
 
-def test_what_is_declared_holds_over_two_hundred_rollbacks(server: str) -> None:
+def test_what_is_declared_holds_over_many_rollbacks(server: str) -> None:
     verdicts = holds(server)
     assert verdicts["rollback"] == verdicts["second_process"] == verdicts["after_end"] == "pass"
     assert verdicts["invalid_action"] == "skipped"  # any word may be said
@@ -174,7 +174,7 @@ def test_a_full_server_is_said_to_be_full_and_sessions_are_what_it_takes() -> No
         one, other = OpenEnv(url=address, sessions=1), OpenEnv(url=address)
         played(one)
         assert one.instances == 1
-        with pytest.raises(UserError, match="has no room for another session; start it with a larger max_concurrent_envs"):
+        with pytest.raises(UserError, match="max_concurrent_envs"):
             played(other)
         one.close()
         assert played(other)[0].text.startswith("text: A safe")
@@ -208,11 +208,11 @@ def test_the_field_that_takes_the_text_is_read_off_the_schema() -> None:
     ]:
         with pytest.raises(NoAction):
             one.read(bad)
-    with pytest.raises(UserError, match=r"have the fields say \(string\), to \(string\); name the one that takes the text"):
+    with pytest.raises(UserError, match=r"say \(string\), to \(string\)"):
         form({"say": text, "to": text})
     with pytest.raises(UserError, match="action=json"):
         form({"say": text, "to": text}, "say", required=["say", "to"])
-    with pytest.raises(UserError, match=r"unknown field of the actions of http://here 'sai'; did you mean 'say'\?"):
+    with pytest.raises(UserError, match=r"http://here.*'sai'.*'say'"):
         form({"say": text}, "sai")
 
 

@@ -131,7 +131,7 @@ def test_arms_with_different_numbers_of_samples_are_compared_up_to_the_smaller()
 
 
 def test_arms_on_different_tasks_have_no_difference() -> None:
-    with pytest.raises(UserError, match=r"leafe and base were not measured on the same tasks \(1 only by the first, 0 only by"):
+    with pytest.raises(UserError, match=r"leafe .*base .*1 .*0 "):
         paired_difference(counts("leafe", 4, 1, 2, 3), counts("base", 4, 1, 2), 1)
 
 

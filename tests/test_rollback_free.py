@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-from command import QUICK, leafe, teach
+from command import QUICK, leafe
 from players import TERSE, Hand, grown, key_in, rules, scripted
 
 from leafe.distillation.examples import Selection, distill
@@ -154,16 +154,9 @@ def test_the_checker_lets_pass_what_promises_nothing() -> None:
     assert verdicts["reset"] == verdicts["rollback"] == verdicts["replay"] == "skipped"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    teach(folder)
-    return folder
-
-
-def test_the_whole_method_runs_without_rollback_and_says_so(model: Path, tmp_path: Path) -> None:
+def test_the_whole_method_runs_without_rollback_and_says_so(taught: Path, tmp_path: Path) -> None:
     world = ("environment.name=test_rollback_free:Sealed", "environment.args={places: 3, horizon: 2}")
-    said = leafe("run", "smoke", f"model={model}", *world, *QUICK, "distill.qualify=any", "--out", tmp_path / "run")
+    said = leafe("run", "smoke", f"model={taught}", *world, *QUICK, "distill.qualify=any", "--out", tmp_path / "run")
     assert said.status == 0, said.err
     words = " ".join(said.out.split())
     assert words.count(f"test_rollback_free:Sealed: {ROLLBACK_FREE}") >= 2  # when it begins, and below the table
@@ -174,5 +167,5 @@ def test_the_whole_method_runs_without_rollback_and_says_so(model: Path, tmp_pat
     assert sum(tree.spend.rollbacks for tree in trees) == 0
     assert any(attempt.experience for tree in trees for attempt in tree.attempts)
     assert {attempt.turn for tree in trees for attempt in tree.attempts} == {None}
-    found = leafe("diagnose", "smoke", f"model={model}", *world, *QUICK, "--json")
+    found = leafe("diagnose", "smoke", f"model={taught}", *world, *QUICK, "--json")
     assert found.status == 0 and json.loads(found.out)["branch_success"] is not None

@@ -126,7 +126,7 @@ def test_without_the_package_the_command_line_says_what_to_install(monkeypatch: 
     monkeypatch.setitem(sys.modules, "scienceworld", None)
     said = leafe("check-env", "scienceworld")
     assert said.status == 2 and said.err.count("\n") == 1
-    assert "ScienceWorld is not installed; type: pip install -c constraints.txt -e '.[scienceworld]'" in said.err
+    assert "ScienceWorld" in said.err and "pip install" in said.err and "[scienceworld]" in said.err
 
 
 @pytest.mark.skipif("Java" not in LACKING and bool(LACKING), reason=LACKING)
@@ -135,7 +135,7 @@ def test_without_java_the_command_line_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     said = leafe("check-env", "scienceworld")
     assert said.status == 2 and said.err.count("\n") == 1
-    assert "Java, which scienceworld runs on, is not installed; type: apt-get install default-jre-headless" in said.err
+    assert "Java" in said.err and "apt-get install default-jre-headless" in said.err
 
 
 def test_the_doctor_knows_where_java_is_or_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -407,11 +407,11 @@ def test_a_simulator_that_dies_costs_one_episode_and_no_more(world: ScienceWorld
 
 @with_simulator
 def test_check_env_passes_on_a_few_tasks() -> None:
-    arguments = {"types": "lifespan-longest-lived,chemistry-mix-paint-secondary-color", "horizon": 10}
+    arguments = {"types": "lifespan-longest-lived,chemistry-mix-paint-secondary-color", "horizon": 6}
     report = check_environment(
         lambda: make("scienceworld", arguments),
         name="scienceworld",
-        rollbacks=12,
+        rollbacks=6,
         count=2,
         spec="scienceworld",
         arguments=arguments,

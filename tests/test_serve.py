@@ -364,7 +364,7 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(plan: Plan, model: 
 
 def test_a_server_that_dies_too_often_ends_the_waiting_at_once(plan: Plan, model: Path, server: OwnServer) -> None:
     plan({"answers": 2}, {"answers": 0}, {"dies": "RuntimeError: CUDA error: uncorrectable ECC error encountered"})
-    with pytest.raises(EngineError, match=r"died 3 times within 60 minutes \(engine\.restarts=2\).*uncorrectable ECC"):
+    with pytest.raises(EngineError, match=r"3 times .*engine\.restarts=2.*uncorrectable ECC"):
         run(answers(engine_on(server, model), asked(6)))
     assert len(plan.starts) == 3 and not plan.left
 

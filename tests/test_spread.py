@@ -273,9 +273,7 @@ def test_an_environment_that_cannot_be_made_stops_the_stage_with_its_own_sentenc
 
 
 def test_workers_that_end_before_they_answer_anything_stop_the_stage() -> None:
-    with pytest.raises(
-        EngineError, match="3 workers in a row ended before they answered anything, the last one so: the script says so"
-    ):
+    with pytest.raises(EngineError, match=r"3 workers.*the script says so"):
         driven(lookup, lookup().tasks("train", 1), PLACES, host=partial(spread, FakeWorkers(lambda message: True), 1))
 
 

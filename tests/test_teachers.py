@@ -19,6 +19,7 @@ from leafe.chat import Notes, Scene, act_messages, reflect_messages
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment
 from leafe.errors import UserError
+from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.nano.build import UNFINISHED, Plan, Shape, build
 from leafe.nano.curriculum import Curriculum, Lesson, Stage, Writer
@@ -28,7 +29,6 @@ from leafe.nano.world_teacher import OracleTutor, WorldTeacher
 from leafe.nano.worlds import SHIPPED, world
 from leafe.prompts import load_prompts
 from leafe.records import Completion, Message, Observation, Turn
-from leafe.training.checkpoint import locate
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.household.environment import Household
 from leafe.worlds.sokoban.environment import Sokoban
@@ -206,7 +206,7 @@ def _build(out: Path, plan: Plan) -> None:
 
 
 def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
-    plan = Plan(steps=60, tokens=64, shape=SMALL, saved_every=20)
+    plan = Plan(steps=24, tokens=64, shape=SMALL, saved_every=8)
     _build(tmp_path / "whole", plan)
     context = multiprocessing.get_context("fork")
     killed = context.Process(target=_build, args=(tmp_path / "killed", plan))

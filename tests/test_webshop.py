@@ -156,7 +156,7 @@ def test_nouns_by_rules_give_the_title_scores_that_the_original_expects_of_its_t
 @pytest.mark.skipif(find_spec("spacy") is not None, reason="spaCy is installed")
 def test_asking_for_spacy_where_it_is_not_is_one_sentence() -> None:
     said = leafe("check-env", "webshop", "nouns=spacy")
-    assert said.status == 2 and "type: pip install spacy && python -m spacy download en_core_web_sm" in said.err
+    assert said.status == 2 and "pip install spacy" in said.err and "en_core_web_sm" in said.err
 
 
 texts = st.text(alphabet="abcde red é,.'-(", max_size=30)
@@ -537,7 +537,7 @@ def test_broken_instructions_and_ambiguous_folders_are_named(tmp_path: Path) -> 
         with pytest.raises(CorruptFile, match="items_human_ins"):
             WebShop(data=damaged(tmp_path, PRODUCTS, instructions=text), goals="human", split_by="product")
     (tmp_path / "items_shuffle_1000.json").write_text("[]")
-    with pytest.raises(UserError, match=r"found items_shuffle\.json, items_shuffle_1000\.json; name the file itself"):
+    with pytest.raises(UserError, match=r"items_shuffle\.json, items_shuffle_1000\.json"):
         WebShop(data=str(tmp_path))
     with pytest.raises(UserError, match="wants a product that is not in"):
         WebShop().reset(Task("x", "webshop", "Buy.", 3, {"asin": "B000000000"}))

@@ -11,12 +11,13 @@ import errno
 import gc
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from leafe.address import hidden
 from leafe.errors import LeafeError, UserError, is_full, unwritable
+from leafe.group import launched
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 nano_app = typer.Typer(no_args_is_help=True, help="The bundled model.")
 app.add_typer(nano_app, name="nano")
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer gives the class of all such errors no public name
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 RunPath = Annotated[Path, typer.Argument(help="a run directory", show_default=False)]
@@ -46,9 +48,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 @app.command()
 def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None:
     """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
+    from leafe.cli import wanted
+
+    config = wanted.recipe(recipe, overrides or [], out)
     from leafe.cli import stages
 
-    stages.run(recipe, overrides or [], out)
+    stages.run(config, out)
 
 
 @app.command()
@@ -57,25 +62,34 @@ def explore(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None)
 
     Finished forests are left alone.
     """
+    from leafe.cli import wanted
+
+    found = wanted.run_or_recipe(where, overrides or [], out)
     from leafe.cli import stages
 
-    stages.explore(where, overrides or [], out)
+    stages.explore(found, out)
 
 
 @app.command()
 def distill(path: RunPath) -> None:
     """Draws the training examples out of the first round's forest."""
+    from leafe.cli import wanted
+
+    wanted.run(path)
     from leafe.cli import stages
 
-    stages.distill(path)
+    stages.stage(path, "distill")
 
 
 @app.command()
 def train(path: RunPath) -> None:
     """Trains on the distilled examples, further rounds and comparison arms included."""
+    from leafe.cli import wanted
+
+    wanted.run(path)
     from leafe.cli import stages
 
-    stages.train(path)
+    stages.stage(path, "train")
 
 
 @app.command()
@@ -93,13 +107,17 @@ def evaluate(
     With --env it measures any model there: leafe evaluate MODEL --env sokoban levels=FILE --samples 64. An instruction-tuned one
     wants prompts=full. `leafe compare` puts such runs beside others.
     """
-    from leafe.cli import stages
+    from leafe.cli import wanted
 
     if env is None:
-        stages.without_env({"--tasks": tasks, "--samples": samples})
-        stages.evaluate(where, overrides or [], out)
+        wanted.without_env({"--tasks": tasks, "--samples": samples})
+        found = wanted.run_or_recipe(where, overrides or [], out)
     else:
-        stages.evaluate_model(where, env, overrides or [], out, tasks=tasks or 64, samples=samples or 16)
+        counts = {"tasks_test": tasks or 64, "evaluate_samples": samples or 16}
+        found = wanted.model(where, env, overrides or [], out, tasks_train=1, **counts)
+    from leafe.cli import stages
+
+    stages.evaluate(found, out)
 
 
 @app.command()
@@ -117,11 +135,18 @@ def diagnose(
     Takes the model, environment, tasks and budget of a recipe, or any model with --env; `--turns` is how many branching turns the gap is
     measured at.
     """
+    from leafe.cli import wanted
+    from leafe.cli.console import only_json
+
+    with only_json(as_json):  # an environment's module may print when it is imported
+        if env is None:
+            wanted.without_env({"--tasks": tasks})
+            config = wanted.recipe(recipe, overrides or [])
+        else:
+            config = wanted.model(recipe, env, overrides or [], tasks_train=tasks or 20, tasks_test=1)
     from leafe.cli import stages
 
-    if env is None:
-        stages.without_env({"--tasks": tasks})
-    stages.diagnose(recipe, overrides or [], turns=turns, as_json=as_json, env=env, tasks=tasks or 20)
+    stages.diagnose(config, turns=turns, as_json=as_json)
 
 
 @app.command()
@@ -146,6 +171,30 @@ def compare(
     from leafe.cli import results
 
     results.compare(runs, k=k, base=base, as_json=as_json)
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="a table's name, as table1, or a YAML file", show_default=False)],
+    overrides: Overrides = None,
+    *,
+    model: Annotated[str, typer.Option(help="nano, a folder or a Hub name")] = "nano",
+    env: Annotated[str, typer.Option("--env", help="an environment with a recipe for that model; sokoban unless said")] = "",
+    recipe: Annotated[str, typer.Option(help="a recipe's name or YAML file, in place of the model's and the environment's")] = "",
+    seeds: Annotated[str, typer.Option(help="as 1,2,3")] = "1,2,3",
+    rows: Annotated[str, typer.Option(help="only these rows and those that they start from, as base,leafe")] = "",
+    out: Annotated[Path | None, typer.Option(help="the table's directory; one below runs/ unless said")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="says what it will take and does nothing of it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Makes a table of methods side by side at one budget of turns, beside the paper's figures. Killed, the same command goes on.
+
+    table1, stage1, ablation, second-stage and others ship; docs/reproduce.md has them and how to write one.
+    """
+    from leafe.cli import tables
+
+    typed = tables.Typed(model, env, recipe, seeds, rows)
+    tables.reproduce(table, tables.asked_of(typed, out, overrides or []), dry=dry_run, json_only=as_json)
 
 
 @app.command("export")
@@ -255,7 +304,11 @@ def main() -> None:
     # What thousands of episodes leave behind is long-lived and holds no cycles; looking for some took a seventh of a profile of exploring.
     gc.set_threshold(100_000, 20, 20)
     try:
-        app()
+        raise SystemExit(_together() if launched() else app(standalone_mode=False))
+    except USAGE_ERROR as error:
+        _typed_wrongly(error)
+    except typer.Abort:
+        raise SystemExit(1) from None
     except UserError as error:
         print(f"leafe: {hidden(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -273,6 +326,25 @@ def main() -> None:
         if ended.code == INTERRUPTED:
             print("leafe: interrupted; the same command goes on from here", file=sys.stderr)
         raise
+
+
+def _typed_wrongly(error: Any) -> None:
+    """An option or argument that is not as the command wants it; without any, the help was shown already."""
+    command = getattr(error.ctx, "command_path", "leafe")
+    words = " ".join(error.format_message().split()).rstrip(".")
+    if words:
+        print(f"leafe: {words[:1].lower()}{words[1:]}{'' if words.endswith('?') else ';'} type: {command} --help", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _together() -> Any:
+    """One process of several that a launcher started: the first does what was typed, the others help it to train."""
+    from leafe.training import follow, sft
+
+    if follow.is_first():
+        with follow.Leader():
+            return app(standalone_mode=False)
+    return follow.follow(sft.help_training)
 
 
 def _broken(error: ImportError) -> None:

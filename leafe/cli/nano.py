@@ -8,10 +8,10 @@ from pathlib import Path
 
 from leafe.cli.console import values_of
 from leafe.errors import UserError
+from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.nano.build import Plan, Shape, build
 from leafe.nano.worlds import SHIPPED, world
-from leafe.training.checkpoint import locate
 
 
 @dataclass(frozen=True, slots=True)

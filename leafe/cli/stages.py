@@ -1,8 +1,8 @@
-"""The commands that need a model: a whole run, each of its stages, and the diagnosis of a recipe."""
+"""The commands that need a model: a whole run, each of its stages, and the diagnosis of a recipe. `wanted.py` says on what they work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
@@ -10,10 +10,9 @@ from transformers.utils.logging import disable_progress_bar
 from leafe.cli.console import console, emit, only_json
 from leafe.cli.results import show, show_faults
 from leafe.compose import bench_of
-from leafe.config import load_recipe, of_model, recipe_names
-from leafe.errors import UnknownName, UserError
+from leafe.errors import UserError
 from leafe.experiment import Experiment
-from leafe.lab import measure_base, run_recipe, run_verb
+from leafe.lab import check_method, measure_base, run_recipe, run_verb
 from leafe.methods.diagnose import diagnose as diagnose_model
 from leafe.progress import Progress, Silent
 from leafe.records import encode
@@ -25,9 +24,9 @@ from leafe.terminal import Bars, diagnosis_table
 disable_progress_bar()  # ours stand alone
 
 
-def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
+def run(config: RunConfig, out: Path | None) -> None:
     """Everything that a recipe names."""
-    experiment, directory = _started(recipe, overrides, out, trains=True)
+    experiment, directory = _begun(config, out, verb="run")
 
     def work() -> None:
         if not directory.done:
@@ -38,54 +37,35 @@ def run(recipe: str, overrides: Sequence[str], out: Path | None) -> None:
         _shown(directory, work, experiment.free)
 
 
-def explore(where: str, overrides: Sequence[str], out: Path | None) -> None:
-    """The method's first forests."""
-    experiment, directory = _opened(where, overrides, out)
+def explore(where: Path | RunConfig, out: Path | None) -> None:
+    """The first forests of a run, or of a recipe's."""
+    if isinstance(where, Path):
+        stage(where, "explore")
+        return
+    experiment, directory = _begun(where, out, verb="explore")
     with directory:
         _shown(directory, lambda: run_verb(experiment, directory, "explore"), experiment.free)
 
 
-def distill(path: Path) -> None:
-    """The training examples of the first forests."""
-    _stage(path, "distill")
-
-
-def train(path: Path) -> None:
-    """Every arm of the run's recipe."""
-    _stage(path, "train")
-
-
-def evaluate(where: str, overrides: Sequence[str], out: Path | None) -> None:
-    """Base and arms of a run on the held-out tasks, or the base of a recipe."""
-    experiment, directory = _opened(where, overrides, out)
-
-    def work() -> None:
-        if directory.path == Path(where):
-            run_verb(experiment, directory, "evaluate")
-        else:
-            measure_base(experiment, directory)
-
-    with directory:
-        _shown(directory, work, experiment.free)
-
-
-def evaluate_model(model: str, env: str, overrides: Sequence[str], out: Path | None, *, tasks: int, samples: int) -> None:
-    """A model on the held-out tasks of an environment, as a run of its own that holds the base alone."""
-    config = of_model(model, env, overrides, tasks_train=1, tasks_test=tasks, evaluate_samples=samples)
-    experiment, directory = _begun(config, out)
+def evaluate(where: Path | RunConfig, out: Path | None) -> None:
+    """Base and arms of a run on the held-out tasks, or the base of a recipe, as a run of its own that holds the base alone."""
+    if isinstance(where, Path):
+        stage(where, "evaluate")
+        return
+    experiment, directory = _begun(where, out)
     with directory:
         _shown(directory, lambda: measure_base(experiment, directory), experiment.free)
 
 
-def without_env(given: Mapping[str, object]) -> None:
-    """Refuses options that go with --env alone. Raises `UserError`."""
-    if named := next((name for name, value in given.items() if value is not None), None):
-        raise UserError(f"{named} goes with --env; a run or a recipe says it by its settings, as tasks.test and evaluate.samples")
+def stage(path: Path, verb: str) -> None:
+    """The stages that a command means on a run directory, then the tables."""
+    with RunDirectory.existing(path) as directory:
+        experiment = bench_of(directory.config, Bars(console))
+        _shown(directory, lambda: run_verb(experiment, directory, verb), experiment.free)
 
 
-def diagnose(recipe: str, overrides: Sequence[str], *, turns: int, as_json: bool, env: str | None, tasks: int) -> None:
-    """Whether LEAFE can help with a recipe's model and environment, or with a model in an environment."""
-    config = of_model(recipe, env, overrides, tasks_train=tasks, tasks_test=1) if env else load_recipe(recipe, overrides)
+def diagnose(config: RunConfig, *, turns: int, as_json: bool) -> None:
+    """Whether LEAFE can help with a model in an environment."""
     progress: Progress = Silent() if as_json else Bars(console)
     experiment = bench_of(config, progress)
     with only_json(as_json):
@@ -116,35 +96,15 @@ def _shown(directory: RunDirectory, work: Callable[[], None], free: Callable[[],
     show(directory)
 
 
-def _stage(path: Path, verb: str) -> None:
-    """The stages that a command means on a run directory, then the tables."""
-    with RunDirectory.existing(path) as directory:
-        experiment = bench_of(directory.config, Bars(console))
-        _shown(directory, lambda: run_verb(experiment, directory, verb), experiment.free)
+def _begun(config: RunConfig, out: Path | None, *, verb: str = "") -> tuple[Experiment, RunDirectory]:
+    """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where `leafe run` trains.
 
-
-def _opened(where: str, overrides: Sequence[str], out: Path | None) -> tuple[Experiment, RunDirectory]:
-    """The run that an argument means, with its bench: a run directory, or a recipe, with which one is started in `out`."""
-    names_recipe = where in recipe_names() or where.endswith((".yaml", ".yml"))
-    told_how = bool(overrides or out)
-    if names_recipe and (told_how or not (Path(where) / "config.yaml").is_file()):
-        return _started(where, overrides, out)
-    if not Path(where).exists():
-        raise UnknownName("run directory or recipe", where, recipe_names())
-    if told_how:
-        raise UserError(f"{where} is no recipe, and a run keeps the settings that it was started with; leave out all but {where}")
-    directory = RunDirectory.existing(Path(where))
-    return bench_of(directory.config, Bars(console)), directory
-
-
-def _started(recipe: str, overrides: Sequence[str], out: Path | None, *, trains: bool = False) -> tuple[Experiment, RunDirectory]:
-    """A run in `out`, new or as it was left; refused before anything is made, and after a step of training where a new one `trains`."""
-    return _begun(load_recipe(recipe, overrides), out, trains=trains)
-
-
-def _begun(config: RunConfig, out: Path | None, *, trains: bool = False) -> tuple[Experiment, RunDirectory]:
+    `verb` is the command that is to do stages of the method.
+    """
     experiment = bench_of(config, Bars(console))
-    trains = trains and experiment.trains
+    if verb:
+        check_method(experiment, out or Path("runs") / config.name, verb)
+    trains = verb == "run" and experiment.trains
     experiment.check(trains=trains, tries=trains and not (out and (out / "stages.json").is_file()))
     directory = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not directory.done:

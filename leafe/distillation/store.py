@@ -18,6 +18,7 @@ from typing import Any
 
 from leafe.digest import canonical
 from leafe.errors import CorruptFile, MissingDependency, UnknownName, UserError
+from leafe.imports import install_command
 from leafe.jsonl import read_lines, write_bytes_atomically, write_text_atomically
 from leafe.records import Example, decode, encode
 
@@ -137,7 +138,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
         from pyarrow import Table  # an optional library, wanted for this one format
         from pyarrow.parquet import write_table
     except ImportError:
-        raise MissingDependency("pyarrow, which writes parquet files,", "pip install -c constraints.txt -e '.[parquet]'") from None
+        raise MissingDependency("pyarrow, which writes parquet files,", install_command("parquet")) from None
     file = BytesIO()
     write_table(Table.from_pylist(rows), file)
     return file.getvalue()

@@ -6,8 +6,7 @@ are read. It does not try whether the model computes what it should.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leafe.errors import CorruptFile, UserError
+from leafe.model_folder import SERVE, check_small_files, unreadable
 
-SERVE = "serve it over HTTP instead (engine.kind=openai)"
 UNTOLD_CONTEXT = 4096  # for a configuration that names no longest conversation
 OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
@@ -34,7 +33,7 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **OPTIONS
         )
     except Exception as error:  # the errors of json, safetensors and of the library's own code all come through
-        raise _unreadable(place, error) from error
+        raise unreadable(place, error) from error
     model, found = loaded
     absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found[kind])
     if absent:
@@ -49,7 +48,7 @@ def load_tokenizer(path: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(Path(path), **OPTIONS)
     except Exception as error:  # as above
-        raise _unreadable(Path(path), error) from error
+        raise unreadable(Path(path), error) from error
     letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
     if "a" not in letter.lower():  # without its files a tokenizer is loaded all the same, and knows no words
         raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
@@ -63,66 +62,26 @@ def load_config(path: str | Path) -> Any:
     try:
         return AutoConfig.from_pretrained(place, **OPTIONS)
     except Exception as error:  # as above
-        raise _unreadable(place, error) from error
-
-
-def what_it_is(place: Path) -> str:
-    """What a folder or file without config.json is instead of a checkpoint, and what to do with it; empty where that is not known."""
-    files = [place] if place.is_file() else sorted(place.glob("*")) if place.is_dir() else []
-    if any(file.suffix.lower() == ".gguf" for file in files):
-        return f"that is GGUF, which llama.cpp reads: {SERVE}, or give the folder with the model's safetensors"
-    if any(file.name == "adapter_config.json" for file in files):
-        return "that is an adapter: merge it into its model (peft: merge_and_unload) and save both as one folder"
-    return ""
+        raise unreadable(place, error) from error
 
 
 def _check_kind(place: Path) -> None:
     """Refuses what the small files say cannot be used."""
-    if not (place / "config.json").is_file():
-        wanted = what_it_is(place) or "wanted a directory with config.json, model.safetensors and a tokenizer"
-        raise UserError(f"no checkpoint in {str(place)!r}: {wanted}.")
-    try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        reason = _unusable(config)
-    except (ValueError, RecursionError, AttributeError, OSError) as error:
-        raise _unreadable(place, error) from error
-    if reason:
-        raise UserError(f"the model in {str(place)!r} {reason}.")
-    if not list(place.glob("*.safetensors")):
-        others = next((file.name for pattern in ("*.bin", "*.pth", "*.gguf") for file in sorted(place.glob(pattern))), "no weights")
-        raise CorruptFile(
-            f"the checkpoint in {str(place)!r} has {others}; wanted model.safetensors: save it again by transformers 5."
+    config = check_small_files(place)
+    kind = config.get("model_type")
+    if config.get("auto_map") and kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"the model in {str(place)!r} ({kind}) needs code that comes with it, which is never run here; {SERVE}, or give a model that"
+            " transformers knows."
         )
     try:
         known = AutoConfig.from_pretrained(place, **OPTIONS)
     except Exception as error:  # configurations are checked by code of their own
-        raise _unreadable(place, error) from error
+        raise unreadable(place, error) from error
     if type(known) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"the model in {str(place)!r} ({known.model_type}) is no decoder that continues text; wanted a causal model."
         )
-
-
-def _unusable(config: Mapping[str, Any]) -> str:
-    """Why a model of this configuration cannot be used, empty where nothing speaks against it."""
-    kind = config.get("model_type")
-    for part in (config, config.get("text_config") or {}):
-        quantised = part.get("quantization_config") or part.get("compression_config")
-        if quantised:
-            method = quantised.get("quant_method", "how is not said")
-            return f"is quantised ({method}) and cannot be trained; {SERVE}, or give whole weights"
-    if config.get("is_encoder_decoder"):
-        return f"({kind}) reads by an encoder; wanted a decoder-only model"
-    if config.get("auto_map") and kind not in CONFIG_MAPPING:
-        return f"({kind}) needs code that comes with it, which is never run here; {SERVE}, or give a model that transformers knows"
-    return ""
-
-
-def _unreadable(place: Path, error: Exception) -> CorruptFile:
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
-    if "trust_remote_code" in str(error):
-        reason = f"it needs code that comes with it, which is never run here; {SERVE}"
-    return CorruptFile(f"the checkpoint in {str(place)!r} cannot be loaded: {reason:.240}")
 
 
 def _check_vocabulary(place: Path, tokenizer: Any, rows: int) -> None:

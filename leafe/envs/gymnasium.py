@@ -19,10 +19,9 @@ from leafe.envs.gymnasium_texts import described, in_words, uncoloured
 from leafe.envs.seeds import seeded_tasks, split_seed
 from leafe.envs.settled import one_of
 from leafe.errors import MissingDependency, UserError
-from leafe.imports import import_here
+from leafe.imports import import_here, install_command
 from leafe.records import Observation, Task
 
-INSTALL = "pip install -c constraints.txt -e '.[gymnasium]'"
 HORIZON = 50  # turns, where nothing is registered
 LONGEST = 20_000  # characters of an observation
 TRIED = 20  # steps that are taken to see what a step pays that ends nothing
@@ -196,7 +195,7 @@ def _spec(id: str) -> Any:
     try:
         import gymnasium
     except ImportError:
-        raise MissingDependency("gymnasium", INSTALL) from None
+        raise MissingDependency("gymnasium", install_command("gymnasium")) from None
     module, colon, name = id.rpartition(":")
     try:
         if colon:

@@ -20,9 +20,9 @@ from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.openenv_actions import ActionForm, NoAction
 from leafe.envs.seeds import seeded_tasks, split_seed
 from leafe.errors import EnvironmentFailure, MissingDependency, UnknownName, UserError
+from leafe.imports import install_command
 from leafe.records import Observation, Task
 
-INSTALL = "pip install -c constraints.txt -e '.[openenv]'"
 LARGEST = 8 * 2**20  # bytes of a message
 LONGEST = 20_000  # characters of an observation
 PATIENCE = 5.0  # seconds to wait for room that another session may be about to leave
@@ -273,5 +273,5 @@ def _websockets() -> Any:
     try:
         import websockets.exceptions
     except ImportError:
-        raise MissingDependency("websockets, which openenv speaks through,", INSTALL) from None
+        raise MissingDependency("websockets, which openenv speaks through,", install_command("openenv")) from None
     return websockets

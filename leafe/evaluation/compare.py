@@ -30,6 +30,7 @@ class ArmResult:
     tasks: int
     samples: int
     faults: Faults = Faults()
+    rollbacks: int = 0  # while it was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Comparison:
                     "tokens": arm.tokens,
                     "errors": dict(arm.errors),
                     "faults": encode(arm.faults),
+                    **({"rollbacks": arm.rollbacks} if arm.rollbacks else {}),
                 }
                 for arm in self.arms
             ]
@@ -108,6 +110,7 @@ def _result(arm: ArmOutcomes, counts: Counts, base: Counts | None, *, ks: Sequen
         tasks=len(counts.successes),
         samples=counts.samples,
         faults=arm.faults,
+        rollbacks=arm.rollbacks,
     )
 
 
@@ -139,9 +142,11 @@ def _rows(arm: ArmResult, shown: Sequence[int]) -> Iterator[tuple[str, ...]]:
     classes = (f"{count} {name}" for name, count in arm.errors.items())
     told = (f"{number} of {attempts} broke: {', '.join(classes)}",) if number else ()
     broken = ", ".join((*told, *loud(arm.faults))) or "none"
+    broken += f"; {arm.rollbacks:,} rollbacks at test time" if arm.rollbacks else ""
     for number, k in enumerate(shown):
         value = with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-"
         gain = with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-"
         tokens = f"{arm.tokens:,}" if arm.tokens < 1e6 else f"{arm.tokens / 1e6:.2f}M"
-        spent = ("", "", "") if number else (f"{arm.turns:,}", tokens, broken)
+        turns = f"{arm.turns:,}" if arm.turns < 1e5 else f"{arm.turns / 1e3:,.0f}k"
+        spent = ("", "", "") if number else (turns, tokens, broken)
         yield ("" if number else arm.name, str(k), value, gain, *spent)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leafe.errors import MissingDependency, UserError
+from leafe.imports import install_command
 from leafe.scale.desk import Answer, Desk, Order, Service
 from leafe.scale.line import Link, WorkerLost
 
@@ -25,7 +26,6 @@ STORE = 128 * 2**20  # bytes of memory for what actors pass to each other, which
 PLACED = 120.0  # seconds that an actor may wait for a place in the cluster
 KNOCK = 10.0  # seconds in which an address has to take a connection
 GRACE = 5.0  # seconds that it has to close what it holds
-INSTALL = "pip install -c constraints.txt -e '.[ray]'"
 
 
 def connect(address: str) -> None:
@@ -145,5 +145,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise MissingDependency("ray, which scale.ray wants,", INSTALL) from None
+        raise MissingDependency("ray, which scale.ray wants,", install_command("ray")) from None
     return ray

@@ -1,56 +1,16 @@
-"""Where a model lies (the bundled one, a folder, or a name on the Hugging Face Hub) and the precision that it is loaded in."""
+"""What a model is loaded as: its precision, its device, and how many processes hold it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from leafe.engines.loading import what_it_is
 from leafe.errors import UserError
 from leafe.hardware import PROCESSOR, multiplies_bfloat16
 
 SMALL_MODEL = 100_000_000  # bytes
-
-
-def locate(model: str, bundled: Mapping[str, Path]) -> Path:
-    """The folder of a checkpoint; `bundled` has those that ship, by name. A Hub name (`owner/name`) is downloaded into the Hub's own cache.
-
-    Raises `UserError` when there is no such model.
-    """
-    if model in bundled:
-        return _checked(
-            bundled[model], f"the bundled model {model} is missing from this installation; type: leafe nano build WORLD"
-        )
-    folder = Path(model).expanduser()
-    looks_local = folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1
-    try:
-        is_there = folder.exists()
-    except OSError as error:  # a name that no folder can have
-        raise UserError(f"no checkpoint in {model!r:.80}: {error.strerror}") from None
-    if is_there or looks_local:
-        return _checked(
-            folder,
-            f"no checkpoint in {model!r}: "
-            + (what_it_is(folder) or f"wanted {' or '.join(bundled)}, a folder with config.json and safetensors, or a Hub name"),
-        )
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"no checkpoint in {model!r}: there is no such folder, and the Hub did not give it ({reason:.160})"
-        ) from None
-
-
-def _checked(folder: Path, sentence: str) -> Path:
-    if not (folder / "config.json").is_file():
-        raise UserError(sentence)
-    return folder
 
 
 def dtype_of(name: Literal["float32", "bfloat16", "auto"], processor: Path = PROCESSOR) -> torch.dtype:

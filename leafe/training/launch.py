@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from threading import Thread
@@ -25,33 +24,6 @@ class ProgressCallback(Protocol):
     def __call__(self, done: int, total: int) -> None:
         """Called after every step."""
         ...
-
-
-# How processes of one launcher find each other; and what accelerate reads as the same, of the launchers of MPI.
-MEETING = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LAUNCHERS = ("LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_", "MPI_LOCAL", "PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
-
-
-def launched() -> bool:
-    """Whether this process is one of those that a launcher started: it has everything that they find each other by.
-
-    A part of it, such as `LOCAL_RANK` from some shell, is no launcher.
-    """
-    found = {name: os.environ.get(name, "") for name in MEETING}
-    numbers = all(found[name].isdecimal() for name in MEETING if name != "MASTER_ADDR")
-    return numbers and bool(found["MASTER_ADDR"]) and ("TORCHELASTIC_RUN_ID" in os.environ or int(found["WORLD_SIZE"]) > 1)
-
-
-@contextmanager
-def by_hand() -> Iterator[None]:
-    """Hides what a launcher may have left in the environment: accelerate would wait for processes that nobody started."""
-    hidden = {name: value for name, value in os.environ.items() if name in MEETING or name.startswith(LAUNCHERS)}
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 def in_processes(count: int, work: Callable[[ProgressCallback], T], told: ProgressCallback) -> T:

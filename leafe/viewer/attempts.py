@@ -153,6 +153,8 @@ def _reply_notes(turn: Turn) -> Iterator[str]:
         yield "the environment never saw it; the answer is ours"
     if turn.completion.finish == "length":
         yield "cut at its limit of tokens"
+    if turn.completion.finish == "repetition":
+        yield "ended where it only repeated itself"
     left_out = {"thoughts": turn.shortening.thoughts, "observations": turn.shortening.observations}
     first = [f"{what} of the first {plural(turns, 'turn')}" for what, turns in left_out.items() if turns]
     if first:

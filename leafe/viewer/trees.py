@@ -22,6 +22,7 @@ ENDINGS = {
     StopReason.BUDGET: "budget used up",
     StopReason.ONE_STEP: "one step",
     StopReason.PARSE_ERROR: "no action found",
+    StopReason.ROLLED_BACK: "rolled back on the way",
     StopReason.REPLAY_DIVERGED: "replay diverged",
     StopReason.ENVIRONMENT_ERROR: "environment error",
     StopReason.STEP_TIMEOUT: "step took too long",

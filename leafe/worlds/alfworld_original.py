@@ -14,6 +14,7 @@ from typing import Any
 
 from leafe.envs.base import Fidelity
 from leafe.errors import MissingDependency
+from leafe.imports import install_command
 from leafe.records import Observation, Task
 from leafe.worlds.alfworld import ALFWorld
 
@@ -63,7 +64,7 @@ def _engine() -> Any:
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
         from textworld.envs.pddl import PddlEnv
     except ImportError:
-        raise MissingDependency("the original ALFWorld", "pip install 'leafe[alfworld-reference]'") from None
+        raise MissingDependency("the original ALFWorld", install_command("alfworld-reference")) from None
     _remember_parses()
     return AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False)
 

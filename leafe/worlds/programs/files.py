@@ -13,9 +13,9 @@ from typing import Any
 
 from leafe.envs.rows import blank, read_row
 from leafe.errors import CorruptFile, MissingDependency, UserError
+from leafe.imports import install_command
 
 SUFFIXES = (".jsonl", ".parquet")
-INSTALL = "pip install -c constraints.txt -e '.[parquet]'"
 
 
 def problem_files(path: Path) -> list[Path]:
@@ -87,7 +87,7 @@ def _parquet(file: Path) -> Any:
         from pyarrow import ArrowException  # an optional library, wanted for this one format
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise MissingDependency("pyarrow, which reads parquet files,", INSTALL) from None
+        raise MissingDependency("pyarrow, which reads parquet files,", install_command("parquet")) from None
     try:
         return ParquetFile(file)
     except ArrowException as error:

@@ -19,8 +19,8 @@ from typing import IO
 from leafe.doctor import JAVA_INSTALL
 from leafe.errors import MissingDependency, UserError
 from leafe.hardware import java_command
+from leafe.imports import install_command
 
-INSTALL = "pip install -c constraints.txt -e '.[scienceworld]'"
 EXACT = ("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 # The serial collector has one thread and the least memory; a heap that is full ends the process and not just one of its threads.
 SMALL = ("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData", "-Djava.awt.headless=true")
@@ -46,7 +46,7 @@ def needs() -> tuple[str, Path]:
     """The command `java` and the folder of the package. Raises `MissingDependency` for what is not there."""
     found = importlib.util.find_spec("scienceworld")
     if found is None or found.origin is None or importlib.util.find_spec("py4j") is None:
-        raise MissingDependency("ScienceWorld", INSTALL)
+        raise MissingDependency("ScienceWorld", install_command("scienceworld"))
     java = java_command()
     if java is None:
         raise MissingDependency("Java, which scienceworld runs on,", JAVA_INSTALL)

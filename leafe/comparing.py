@@ -6,7 +6,8 @@
     contrast     asks for the comparison without any outcome, where replies have no room for thoughts
     comparison   the answer to `contrast`, made from the outcomes and the expert's action
 
-A profile has `compare`, or both `contrast` and `comparison`. What is trained on never shows an outcome in a prompt, only in a target.
+A profile has `compare`, or both `contrast` and `comparison`, which then are used; bare replies want these two. What is trained on never
+shows an outcome in a prompt, only in a target.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ def lacking(prompts: Prompts, *, predicts: bool, compares: bool) -> list[str]:
     missing = ["predict"] if predicts and not prompts.predict else []
     if compares and not prompts.alternative:
         missing.append("alternative")
-    if compares and not prompts.compare and not (prompts.contrast and prompts.comparison):
-        missing.append("compare")
+    if compares and not makes_comparisons(prompts):
+        missing += ["contrast", "comparison"] if prompts.form == "bare" else [] if prompts.compare else ["compare"]
     return missing
+
+
+def makes_comparisons(prompts: Prompts) -> bool:
+    """Whether comparisons are made by a template, and not by the policy."""
+    return bool(prompts.contrast and prompts.comparison)
 
 
 def predict_messages(scene: Scene, trajectory: Sequence[Turn], turn: Turn, shortening: Shortening = WHOLE) -> tuple[Message, ...]:

@@ -30,8 +30,9 @@ from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.calls import Call, carry_out
 from leafe.envs.world import World
-from leafe.errors import EngineError, ReplayDiverged, UserError
+from leafe.errors import EngineError, EnvironmentFailure, ReplayDiverged, UserError
 from leafe.experiment import Experiment
 from leafe.forest.builder import TreeBuilder
 from leafe.forest.driver import Rollout, Runtime
@@ -319,6 +320,17 @@ def test_worlds_in_processes_and_in_workers_that_die_answer_the_expert_and_the_r
     assert crew.started > 2 and crew.open == []
 
 
+@pytest.mark.parametrize("said", [None, "open red", [1], 7, (1 / 0 for _ in "a"), iter(["open red", "open \ud800"]), []])
+def test_whatever_an_expert_answers_is_texts_or_a_failure_that_says_what_was_wanted(said: Any) -> None:
+    world = World(type("Odd", (Halls,), {"expert": lambda self: said})())
+    carry_out(world, Call("reset", halls(*DOORS)))
+    try:
+        assert all(action.isprintable() for action in carry_out(world, Call("expert")).actions)
+    except EnvironmentFailure as failure:
+        assert "from expert(), found" in str(failure)
+    assert carry_out(world, Call("step", action="sing")).observation.text == "Behind sing of hall 0: a wall."
+
+
 def test_slippery_worlds_break_rollbacks_and_nothing_of_them_is_learned() -> None:
     world = SlipperySokoban(slip=0.5, horizon=8, min_length=2, max_length=4)
     task = world.tasks("train", 1)[0]
@@ -444,8 +456,12 @@ def test_what_the_method_cannot_do_without_is_one_sentence(
 def test_prompts_without_the_questions_are_refused_with_the_files_that_they_lack(base: Path, tmp_path: Path) -> None:
     for name in ("system", "first", "turn", "experience", "reflect", "reflect_end", "feedback"):
         (tmp_path / f"{name}.txt").write_text(getattr(FULL, name))
-    with pytest.raises(UserError, match=r"wants the prompts predict\.txt, alternative\.txt, compare\.txt"):
+    with pytest.raises(UserError, match=r"wants the prompts predict\.txt, alternative\.txt, compare\.txt, which"):
         done(tmp_path / "run", experiment(base, f"prompts={tmp_path}"))
+    for name, text in {"form": "bare", "predict": "?", "alternative": "{observation}", "compare": "{alternatives}"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    with pytest.raises(UserError, match=r"wants the prompts contrast\.txt, comparison\.txt, which"):
+        done(tmp_path / "bare", experiment(base, f"prompts={tmp_path}"))
 
 
 def test_settings_that_cannot_go_together_are_refused_when_they_are_read(base: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 
 from leafe.chat import Prompts, Scene, bare_messages
-from leafe.comparing import contrast_messages, made_comparison, predict_messages
+from leafe.comparing import contrast_messages, made_comparison, makes_comparisons, predict_messages
 from leafe.distillation.writing import Writer
 from leafe.forest.expert import Fork, forks
 from leafe.records import Example, Tree
@@ -55,7 +55,7 @@ def _of_comparison(scene: Scene, fork: Fork, writer: Writer) -> list[Example]:
     if fork.comparison is not None:
         messages = bare_messages(scene, fork.before, fork.shortening)
         target = render_thought(prompts.form, fork.comparison.text, fork.expert.action)
-    elif prompts.comparison and fork.others:
+    elif makes_comparisons(prompts) and fork.others:
         messages = contrast_messages(scene, fork.before, fork.shortening)
         target = made_comparison(prompts, fork.expert, fork.others)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 from leafe.digest import canonical
 from leafe.encoding import OMITTED
@@ -104,10 +104,14 @@ def _observe(world: World, call: Call) -> Observation:
 
 def _plan(world: World) -> tuple[str, ...]:
     """The expert's actions, in text that a file can hold."""
-    actions = world.expert()
-    if isinstance(actions, str) or not all(isinstance(action, str) for action in actions):
-        raise EnvironmentFailure(f"{world.environment.name}: wanted actions as texts from expert(), found {actions!r:.80}")
-    return tuple(action.encode(errors="replace").decode() for action in actions)
+    found: Any = world.expert()
+    try:
+        actions = None if isinstance(found, str) else tuple(action.encode(errors="replace").decode() for action in found)
+    except Exception:  # of a generator that fails, or of what holds no texts
+        actions = None
+    if actions is None:
+        raise EnvironmentFailure(f"{world.environment.name}: wanted a list of texts from expert(), found {found!r:.80}")
+    return actions
 
 
 def _plain(observation: Observation) -> Observation:

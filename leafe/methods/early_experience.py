@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from leafe.comparing import lacking
+from leafe.comparing import lacking, makes_comparisons
 from leafe.distillation.early_experience import EXPERT, SELF_REFLECTION, WORLD_MODEL, early_experience
 from leafe.distillation.store import write_examples
 from leafe.envs.base import Environment
@@ -159,7 +159,7 @@ class _Here:
         if missing := lacking(self.lab.prompts, predicts=self.settings.predicts, compares=self.settings.compares):
             raise UserError(
                 f"early_experience.kind={self.settings.kind} wants the prompts {', '.join(f'{name}.txt' for name in missing)}, which"
-                f" prompts={self.lab.config.prompts} lacks; copy them from the profile full, or type early_experience.arms=[imitation]"
+                f" prompts={self.lab.config.prompts} lacks; copy them from a profile that ships, or type early_experience.arms=[imitation]"
             )
 
     def _has_expert(self) -> bool:
@@ -170,7 +170,7 @@ class _Here:
     def explore(self) -> Stage:
         """The expert's way through each training task, and what lies beside it."""
         tries = ARM in self.settings.arms
-        asks = self.settings.compares and not self.lab.prompts.comparison
+        asks = self.settings.compares and not makes_comparisons(self.lab.prompts)
         around = Around(self.settings.expert, self.settings.alternatives if tries else 0, asks)
         stage = self.lab.explore(self.run, PLACE, Policy(self.lab.base), explorer=around)
 

@@ -231,8 +231,7 @@ class TrainSettings(Settings):
     `attention`: `tree` in blocks, `flex` by FlexAttention (on a GPU), `dense` with a mask, for models that take nothing else; `auto` is the
     fastest of them that passes a trial on the model. `compile` compiles each layer, which goes with FlexAttention.
     `dtype`: `float32`; `mixed` computes in bfloat16 with float32 weights; `bfloat16` has bfloat16 weights and leaves the rest of each to
-    the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers,
-    `auto` its AdamW.
+    the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers.
     `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
     every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. What a killed training goes on from is
     written every `save_every` steps, 0 for never.

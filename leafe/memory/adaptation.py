@@ -21,7 +21,6 @@ from pydantic import Field
 
 from leafe.digest import canonical
 from leafe.errors import UserError
-from leafe.experiment import LOGS, server_stage, sound_alarms
 from leafe.forest.builder import Rules, Start, TreeBuilder
 from leafe.forest.driver import Rollout, drive
 from leafe.forest.effects import Play
@@ -166,9 +165,9 @@ class Adaptation:
     def work(self) -> Made:
         """Goes over the tasks, from where a killed run was; keeps the memory and the trees."""
         model = start_of(self.lab, self.name, self.settings.start)
-        self.experiment.keep_logs_in(self.run.path / LOGS)
+        self.experiment.keep_logs_of(self.run)
         if model == self.experiment.base:
-            server_stage(self.experiment, self.run)
+            self.experiment.keep_server(self.run)
         self.run.check(model)
         journal, forest, memory = self.run.journal(self.name), self.run.forest(self.name), memory_path(self.run, self.name)
         told = memory.with_suffix(".figures.json")  # written when all else is, so that nothing is played twice after a kill
@@ -183,7 +182,7 @@ class Adaptation:
             memory.parent.mkdir(exist_ok=True)
             write_memory(memory, self.memory.items())
             write_text_atomically(told, canonical(self._figures(trees)) + "\n")
-            sound_alarms(self.experiment, self.stage, faults_of(trees))
+            self.experiment.sound_alarms(self.stage, faults_of(trees))
         journal.unlink(missing_ok=True)
         figures = json.loads(told.read_bytes())
         self.experiment.progress.say(

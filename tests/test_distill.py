@@ -286,7 +286,7 @@ def test_the_draw_follows_the_seed_and_not_the_order_of_the_forest() -> None:
 def test_two_processes_draw_the_same_examples() -> None:
     code = (
         "import json, test_distill as t\n"
-        "choice = t.Choice(qualify='any', branches_per_task=2, success_share=0.5, seed=3)\n"
+        "choice = t.Selection(qualify='any', branches_per_task=2, success_share=0.5, seed=3)\n"
         "print(json.dumps([t.encode(one) for one in t.distill(t.forest(4) + t.forest(5), t.TERSE, choice)]))"
     )
     outputs = {

@@ -13,6 +13,7 @@ it. Everything that a recipe's user would be told in a sentence is raised as `Us
 from __future__ import annotations
 
 import inspect
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.evaluation.passk import Resampling
 from leafe.experiment import Experiment, ForestSpec, aexplore_tasks
 from leafe.forest import store
+from leafe.forest.explore import EXPLORERS
 from leafe.jsonl import write_text_atomically
 from leafe.loops import wait_for
 from leafe.methods.diagnose import diagnose as diagnose_bench
@@ -93,7 +95,7 @@ async def aexplore(
     model: str | Path = "nano",
     tasks: int = 20,
     turns: int = 96,
-    method: Literal["tree", "independent", "refine"] = "tree",
+    method: Literal["tree", "independent", "refine", "retry"] = "tree",
     seed: int = 1,
     out: str | Path | None = None,
     settings: SettingValues | None = None,
@@ -107,8 +109,8 @@ async def aexplore(
     given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
     experiment = _bench(environment, {**given, **(settings or {})}, progress)
     experiment.check()
-    if method not in ("tree", "independent", "refine"):
-        raise UserError(f"method: wanted tree, independent or refine, found {method!r}")
+    if method not in EXPLORERS:
+        raise UserError(f"method: wanted {', '.join(EXPLORERS)}, found {method!r}")
     kept_as = configured(
         {**experiment.config.model_dump(mode="json"), **_no_method([] if method == "tree" else [method])}, "settings"
     )
@@ -133,12 +135,13 @@ def read_forest(run: str | Path, *, number: int = 1) -> Forest:
 def distill(forest: Forest, *, seed: int = 0, **selection: Any) -> list[Example]:
     """Training examples out of a forest: revised actions without their experience, and a rehearsal of successes.
 
-    `choice` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`, `logprobs`.
+    `selection` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`, `rehearse`,
+    `logprobs`.
     """
     wanted = forest.config.distill.model_dump() | selection
     config = configured(forest.config.model_dump(mode="json") | {"distill": wanted}, "distill").distill
     experiment = replace(bench_of(forest.config, Silent()), make_environment=forest.make_environment)
-    own = Selection(config.qualify, config.branches_per_task, config.success_share, config.beta, seed, config.logprobs)
+    own = Selection(**config.model_dump(), seed=seed)
     return distill_trees(forest, experiment.prompts, own)
 
 
@@ -165,8 +168,13 @@ def train(
     wanted = configured(values, "train").train
     check_examples(loss, examples)
     base = locate(str(model), CHECKPOINTS)
+    state = folder.with_name(f".{folder.name}.state")
     with whole_folder(folder) as unfinished:
-        report = fine_tune(base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss)
+        report = fine_tune(
+            base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss, state=state
+        )
+    if wanted.save_every:
+        shutil.rmtree(state, ignore_errors=True)
     return report
 
 

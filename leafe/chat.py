@@ -26,11 +26,17 @@ PLACES: dict[str, set[str]] = {
     "reflect": {"turn"},
     "reflect_end": {"turn"},
     "feedback": {"experiences"},
+    "notes": {"notes"},
     "unread": {"problem", "turn"},
     "reflect_again": {"problem", "turn"},
     "reflect_turn": {"turn", "numbers", "experience"},
     "reflect_advice": {"turn", "named"},
     "left_out": set(),
+    "predict": {"turn"},
+    "alternative": {"action", "observation"},
+    "compare": {"action", "observation", "alternatives"},
+    "contrast": {"turn"},
+    "comparison": {"action", "observation", "alternatives"},
     "reminder": set(),
 }
 NEEDED = {
@@ -39,13 +45,30 @@ NEEDED = {
     "end": "observation",
     "experience": "experience",
     "feedback": "experiences",
+    "notes": "notes",
     "reflect_turn": "experience",
     "reflect_advice": "named",
+    "alternative": "observation",
+    "compare": "alternatives",
+    "comparison": "alternatives",
 }
 # Templates that a profile may do without. Without `unread` the world is given a reply that holds no action; without `reflect_again` an
-# unreadable reflection is asked for again in the same words; without `reflect_turn` and `reflect_advice` it is always asked for whole.
+# unreadable reflection is asked for again in the same words; without `reflect_turn` and `reflect_advice` it is always asked for whole;
+# without `notes` they are told as feedback is.
 OPTIONAL = frozenset(
-    {"example", "example_reply", "end", "unread", "reflect_again", "reflect_turn", "reflect_advice", "left_out", "reminder"}
+    {
+        "notes",
+        "example",
+        "example_reply",
+        "end",
+        "unread",
+        "reflect_again",
+        "reflect_turn",
+        "reflect_advice",
+        "left_out",
+        "reminder",
+    }
+    | {"predict", "alternative", "compare", "contrast", "comparison"}
 )
 LEFT_OUT = "(left out)"
 NUMBERS_LISTED = 12
@@ -56,10 +79,12 @@ _PLACE = re.compile(r"\{([a-z_]+)\}")
 class Prompts:
     """The templates of one profile, and the environment's own line of help, which `system` may name. `form` is how replies look.
 
-    `example` and `example_reply` are a worked exchange that stands ahead of the task as messages of its own. `end` shows what the last
-    turn of an attempt came to when it is looked back on. `unread` answers a reply without an action in the environment's place,
-    `reflect_again` asks anew after an unreadable reflection, `reflect_turn` and `reflect_advice` ask for the half that was not read,
-    `left_out` stands for an observation that a shortened history leaves out, `reminder` ends what is read at each turn.
+    `notes` tells what was learned elsewhere, `feedback` what earlier tries at this task taught. `example` and `example_reply` are a
+    worked exchange that stands ahead of the task as messages of its own. `end` shows what the last turn of an attempt came to when it is
+    looked back on. `unread` answers a reply without an action in the environment's place, `reflect_again` asks anew after an unreadable
+    reflection, `reflect_turn` and `reflect_advice` ask for the half that was not read, `left_out` stands for an observation that a
+    shortened history leaves out, `reminder` ends what is read at each turn. The five texts of
+    Early Experience are in `comparing.py`.
     """
 
     system: str
@@ -69,6 +94,7 @@ class Prompts:
     reflect: str
     reflect_end: str
     feedback: str
+    notes: str = ""
     example: str = ""
     example_reply: str = ""
     end: str = ""
@@ -78,6 +104,11 @@ class Prompts:
     reflect_advice: str = ""
     left_out: str = LEFT_OUT
     reminder: str = ""
+    predict: str = ""
+    alternative: str = ""
+    compare: str = ""
+    contrast: str = ""
+    comparison: str = ""
     form: Form = "tags"
     actions_help: str = ""
 
@@ -85,7 +116,7 @@ class Prompts:
 def check_prompts(prompts: Prompts) -> None:
     """Raises `UserError` when a template names a value that it cannot have, or leaves out the one that it is there for."""
     for purpose, allowed in PLACES.items():
-        named = set(_PLACE.findall(getattr(prompts, purpose)))
+        named = places_in(getattr(prompts, purpose))
         if named - allowed:
             wanted = ", ".join(f"{{{name}}}" for name in sorted(allowed)) or "no value"
             raise UserError(f"the prompt {purpose!r} may name {wanted} and names {{{min(named - allowed)}}}")
@@ -96,6 +127,11 @@ def check_prompts(prompts: Prompts) -> None:
     if bool(prompts.example) != bool(prompts.example_reply):
         given, lacking = ("example", "example_reply") if prompts.example else ("example_reply", "example")
         raise UserError(f"the prompt {given!r} wants the other half of the exchange; write {lacking}.txt as well")
+
+
+def places_in(template: str) -> set[str]:
+    """The values that a template names."""
+    return set(_PLACE.findall(template))
 
 
 def fill(template: str, **values: str | int) -> str:
@@ -119,10 +155,13 @@ def reply_text(prompts: Prompts, turn: Turn, *, thoughts: bool = True) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What is told beside the history: `advice` for the turn about to be taken, `feedback` from earlier tries for all of them."""
+    """What is told beside the history: `advice` for the turn about to be taken; for all of them `feedback` from earlier tries at the task
+    and `notes` from elsewhere.
+    """
 
     advice: str | None = None
     feedback: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 NOTHING = Notes()
@@ -136,13 +175,13 @@ class Memory:
     """The messages of the turns of the last history that was rendered, so that a longer one costs what it has more."""
 
     trajectory: list[Turn] = field(default_factory=list)
-    feedback: tuple[str, ...] = ()
+    told: str = ""
     shortening: Shortening = WHOLE
     messages: list[Message] = field(default_factory=list)
 
-    def kept(self, trajectory: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening) -> int:
+    def kept(self, trajectory: Sequence[Turn], told: str, shortening: Shortening) -> int:
         """How many turns of `trajectory` look as they did."""
-        if feedback != self.feedback:
+        if told != self.told:
             return 0
         most = min(len(trajectory), len(self.trajectory))
         if shortening != self.shortening:  # turns that both leave out look the same
@@ -167,7 +206,7 @@ def act_messages(
     scene: Scene, trajectory: Sequence[Turn], notes: Notes = NOTHING, shortening: Shortening = WHOLE
 ) -> tuple[Message, ...]:
     """The prompt for the turn after `trajectory`, every experience of the trajectory in its place."""
-    messages = _history(scene, trajectory, notes.feedback, shortening)
+    messages = _history(scene, trajectory, _told(scene.prompts, notes.notes, notes.feedback), shortening)
     if notes.advice is not None:
         messages[-1] = _extended(messages[-1], fill(scene.prompts.experience, experience=notes.advice))
     return tuple(messages)
@@ -178,17 +217,41 @@ def reflect_messages(
     trajectory: Sequence[Turn],
     *,
     ended: bool,
+    notes: tuple[str, ...] = (),
     feedback: tuple[str, ...] = (),
     shortening: Shortening = WHOLE,
     unread: ParseFailure | None = None,
 ) -> tuple[Message, ...]:
-    """The prompt that asks where the trajectory went wrong, below the history and `feedback` that the policy acted on.
+    """The prompt that asks where the trajectory went wrong, below the history, `notes` and `feedback` that the policy acted on.
 
     `ended` says whether the attempt is over. `unread` is what was wrong with a first reply, which makes this the second question.
     """
-    messages = _history(scene, trajectory, feedback, shortening, ended=ended)
-    messages[-1] = _extended(messages[-1], _question(scene.prompts, len(trajectory), ended=ended, unread=unread))
+    question = _question(scene.prompts, len(trajectory), ended=ended, unread=unread)
+    return question_messages(scene, trajectory, question, ended=ended, notes=notes, feedback=feedback, shortening=shortening)
+
+
+def question_messages(
+    scene: Scene,
+    trajectory: Sequence[Turn],
+    question: str,
+    *,
+    ended: bool,
+    notes: tuple[str, ...] = (),
+    feedback: tuple[str, ...] = (),
+    shortening: Shortening = WHOLE,
+) -> tuple[Message, ...]:
+    """The prompt that asks any question about a trajectory, below the history and what the policy was told."""
+    messages = _history(scene, trajectory, _told(scene.prompts, notes, feedback), shortening, ended=ended)
+    messages[-1] = _extended(messages[-1], question)
     return tuple(messages)
+
+
+def _told(prompts: Prompts, notes: tuple[str, ...], feedback: tuple[str, ...]) -> str:
+    """What stands below the first observation: notes, and what earlier tries taught."""
+    if not prompts.notes:
+        notes, feedback = (), (*notes, *feedback)
+    listed = [(prompts.notes, "notes", notes), (prompts.feedback, "experiences", feedback)]
+    return "".join(fill(text, **{name: "\n".join(f"- {one}" for one in items)}) for text, name, items in listed if items)
 
 
 def half_kept(prompts: Prompts, unread: ParseFailure) -> Half:
@@ -227,38 +290,34 @@ def bare_messages(scene: Scene, trajectory: Sequence[Turn], shortening: Shorteni
 
     `shortening` is that of the prompt that the turn was sampled from.
     """
-    return tuple(_history(scene, [replace(turn, experience=None) for turn in trajectory], (), shortening))
+    return tuple(_history(scene, [replace(turn, experience=None) for turn in trajectory], "", shortening))
 
 
-def _history(
-    scene: Scene, trajectory: Sequence[Turn], feedback: tuple[str, ...], shortening: Shortening, *, ended: bool = False
-) -> list[Message]:
+def _history(scene: Scene, trajectory: Sequence[Turn], told: str, shortening: Shortening, *, ended: bool = False) -> list[Message]:
     """The history and what the policy stands before, from what an earlier prompt of the scene has of it already."""
     prompts, memory = scene.prompts, scene.memory
-    kept, opening = memory.kept(trajectory, feedback, shortening), _opening(prompts)
+    kept, opening = memory.kept(trajectory, told, shortening), _opening(prompts)
     messages = memory.messages[: len(opening) + 2 * kept] if kept else opening
     for number in range(kept + 1, len(trajectory) + 1):
         turn = trajectory[number - 1]
-        content = _seen(scene, trajectory, number, feedback=feedback, shortening=shortening)
+        content = _seen(scene, trajectory, number, told=told, shortening=shortening)
         if turn.experience is not None:
             content += fill(prompts.experience, experience=turn.experience)
         reply = reply_text(prompts, turn, thoughts=number > shortening.thoughts)
         messages += [Message("user", content), Message("assistant", reply, sampled=True)]
-    memory.trajectory, memory.feedback, memory.shortening, memory.messages = list(trajectory), feedback, shortening, list(messages)
+    memory.trajectory, memory.told, memory.shortening, memory.messages = list(trajectory), told, shortening, list(messages)
     if ended and prompts.end and trajectory:
         return [*messages, Message("user", fill(prompts.end, turn=len(trajectory), observation=trajectory[-1].observation.text))]
-    return [*messages, Message("user", _seen(scene, trajectory, len(trajectory) + 1, feedback=feedback, shortening=shortening))]
+    return [*messages, Message("user", _seen(scene, trajectory, len(trajectory) + 1, told=told, shortening=shortening))]
 
 
-def _seen(scene: Scene, trajectory: Sequence[Turn], number: int, *, feedback: tuple[str, ...], shortening: Shortening) -> str:
+def _seen(scene: Scene, trajectory: Sequence[Turn], number: int, *, told: str, shortening: Shortening) -> str:
     """What the policy reads before it takes a turn, without the advice for it."""
     before = scene.root if number == 1 else trajectory[number - 2].observation
     # What the last turn came to is what the policy stands before: that always stays.
     left_out = 1 < number <= len(trajectory) and number - 1 <= shortening.observations
     text = turn_text(scene.prompts, scene.task, number, scene.prompts.left_out if left_out else before.text)
-    if number == 1 and feedback:
-        text += fill(scene.prompts.feedback, experiences="\n".join(f"- {one}" for one in feedback))
-    return text
+    return text + told if number == 1 else text
 
 
 def _opening(prompts: Prompts) -> list[Message]:

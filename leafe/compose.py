@@ -28,6 +28,7 @@ from leafe.run import check_checkpoint
 from leafe.serving import probe_server, served_engine
 from leafe.settings import EngineSettings, RunConfig
 from leafe.spreading import check_of, host_of, loader_of
+from leafe.trackers import Trackers, check_trackers
 from leafe.training.checkpoint import device_of, dtype_of, processes_of
 
 GIB = 1 << 30
@@ -60,6 +61,7 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
 
 def bench_of(config: RunConfig, progress: Progress) -> Experiment:
     """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
+    check_trackers(config.report_to)
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
     if config.engine.kind == "vllm":
         return _bench_on_own_server(config, base, progress)
@@ -82,6 +84,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Experiment:
         load_meter=partial(_meter, config.engine, base, probed),
         host=host_of(config.scale),
         check_workers=check_of(config.scale),
+        tracker=Trackers(config.report_to),
     )
 
 
@@ -102,6 +105,7 @@ def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> E
         load_meter=partial(_meter, config.engine, base, launched.probe),
         host=host_of(config.scale),
         check_workers=check_of(config.scale),
+        tracker=Trackers(config.report_to),
     )
 
 

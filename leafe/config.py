@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -21,6 +21,8 @@ from leafe.errors import UnknownName, UserError
 from leafe.known_methods import KnownMethod, asked, find, method_names
 from leafe.settings import DEFAULT_METHOD, RunConfig
 from leafe.yaml_text import DEEPEST, Dumper, read_yaml
+
+Group = TypeVar("Group", bound=BaseModel)
 
 # What a prompt profile may set: what goes with the length and the form of what is said, and with the kind of model that it was written for.
 PROFILED = frozenset({"sampling", "engine", "history", "remind", "environment", "train"})
@@ -261,6 +263,16 @@ def configured(values: Mapping[str, Any], source: str) -> RunConfig:
     _refuse_what_is_no_group(values, source)
     method = _method_of(values)
     return _validate(_on_profile(_settled(values, source, config_class(type(method)))), method)
+
+
+def checked(model: type[Group], values: Any, source: str) -> Group:
+    """A group of settings that is no recipe; `source` names it in messages. Raises `UserError` like `parse`."""
+    _refuse_what_is_no_group(values, source)
+    try:
+        _refuse_unknown(model, values)
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(f"{source}: {_sentence(error)}") from None
 
 
 def _on_profile(values: Mapping[str, Any]) -> dict[str, Any]:

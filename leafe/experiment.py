@@ -8,44 +8,41 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.examples import Selection
-from leafe.distillation.store import with_texts
 from leafe.engines.base import Engine
-from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
-from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
 from leafe.errors import RunConflict, UserError
-from leafe.evaluation.evaluate import evaluate
-from leafe.evaluation.outcomes import ArmOutcomes, Outcome
-from leafe.forest.builder import Rules, TreeBuilder
-from leafe.forest.driver import Rollout, Runtime, drive
+from leafe.forest.builder import Rules
+from leafe.forest.driver import Runtime
 from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.faults import Faults, alarms, check_command, faults_of
-from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
-from leafe.forest.journal import Journal
-from leafe.forest.store import ForestWriter, read_forest
+from leafe.forest.grow import Exploration, ForestBuilder
 from leafe.history import History
 from leafe.jsonl import told_if_unwritable
 from leafe.known_methods import trains
 from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
-from leafe.progress import Progress
+from leafe.progress import Progress, Tracker, Untracked
 from leafe.prompts import load_prompts
-from leafe.records import Ask, Completion, Example, Task, Tree
+from leafe.proofs import done_once, explored, trained
+from leafe.recall import MemoryFile
+from leafe.records import Ask, Completion, Example, Task, Tree, Usage
 from leafe.run import RunDirectory, whole_folder
+from leafe.sent import as_sent
 from leafe.settings import RunConfig
-from leafe.stages import PROBE, Made, Policy
+from leafe.stages import PROBE, Made, Once, done_here
+from leafe.tracked import exploring
+from leafe.training.loss import CrossEntropy, Loss
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -75,6 +72,8 @@ class Experiment:
     keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
     host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
     check_workers: Callable[[], None] = lambda: None
+    once: Once = done_here  # stages that were done elsewhere may be taken over
+    tracker: Tracker = Untracked()
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -111,6 +110,11 @@ class Experiment:
             wanted = "an environment with reseed(seed)"
             raise UserError(
                 f"explore.new_luck wants {wanted}, and {self.config.environment.name} has none; set explore.new_luck=false"
+            )
+        if self.config.explore.stop_when_solved and not self.can_roll_back:
+            raise UserError(
+                "explore.stop_when_solved wants an environment that can be rolled back, since trees go on where their turns ended, and"
+                f" {self.config.environment.name} cannot (fidelity 'none'); set explore.stop_when_solved=0"
             )
         for part in ("train", "test"):
             for sentence in short_horizons(self._declared, self.tasks(part)):
@@ -179,8 +183,10 @@ class Experiment:
         finally:
             environment.close()
 
-    def rules(self, seed: int, *, notes: Sequence[str] = (), prompts: str = "") -> Rules:
-        """The rules of exploration and play, for a policy that reads `notes`, and `prompts` other than the run's where they are named."""
+    def rules(self, seed: int, *, notes: Sequence[str] = (), prompts: str = "", memory: MemoryFile | None = None) -> Rules:
+        """The rules of exploration and play, for a policy that reads `notes` and what a `memory` holds for its task, and `prompts` other
+        than the run's where they are named.
+        """
         settings, sampling = self.config.explore, self.config.sampling
         return Rules(
             prompts=self._prompts_of(prompts) if prompts else self.prompts,
@@ -197,6 +203,9 @@ class Experiment:
             history=History(self.config.history.keep, self.config.history.turns),
             new_luck=settings.new_luck,
             notes=tuple(notes),
+            recall=memory.recall() if memory else None,
+            stop_when_solved=settings.stop_when_solved,
+            memory=settings.memory,
         )
 
     def explore_seed(self, number: int) -> int:
@@ -207,7 +216,7 @@ class Experiment:
         """Which turns are learned from."""
         wanted = self.config.distill
         seed = seed_for(self.config.seed, "distill")
-        return Selection(wanted.qualify, wanted.branches_per_task, wanted.success_share, wanted.beta, seed, wanted.logprobs)
+        return Selection(**wanted.model_dump(), seed=seed)
 
     async def awith_engine(
         self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
@@ -228,7 +237,7 @@ class Experiment:
 class ForestSpec:
     """Where a forest goes and what it grows from. Without a path nothing is kept but the answer.
 
-    `method` is the explorer, a shipped one by its name; the policy reads `notes`, and `prompts` other than the run's where they are named.
+    `method` is the explorer, a shipped one by its name; the rest is what the policy reads, as `leafe.stages.Policy` has it.
     """
 
     method: str | Explorer
@@ -238,6 +247,7 @@ class ForestSpec:
     journal: Path | None = None
     notes: tuple[str, ...] = ()
     prompts: str = ""
+    memory: MemoryFile | None = None
 
 
 def explore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -> list[Tree]:
@@ -250,44 +260,29 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
 
     Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
     """
-    rules, tasks = experiment.rules(spec.seed, notes=spec.notes, prompts=spec.prompts), experiment.tasks("train")
+    rules = experiment.rules(spec.seed, notes=spec.notes, prompts=spec.prompts, memory=spec.memory)
+    tasks = experiment.tasks("train")
     if not experiment.can_roll_back:
         experiment.progress.say(f"{experiment.config.environment.name}: {ROLLBACK_FREE}")
-    done = {tree.task.id: tree for tree in read_forest(spec.path)} if spec.path and spec.path.exists() else {}
     explorer = EXPLORERS[spec.method] if isinstance(spec.method, str) else spec.method
-    rollouts = [Rollout(task.id, task, explorer(TreeBuilder(task, rules))) for task in tasks if task.id not in done]
-    journal = Journal(spec.journal) if spec.journal else None
-    writer = ForestWriter(spec.path) if spec.path else None
-    wave: FirstWave[Tree] = FirstWave(
-        () if done else (rollout.key for rollout in rollouts[:WAVE]), check_command(experiment.config)
-    )
+    mend, told = check_command(experiment.config), partial(exploring, experiment.tracker, stage, total=len(tasks))
+    exploration = Exploration(tasks, rules, explorer, spec.path, spec.journal, mend, told)
 
     async def work(engine: Engine) -> None:
-        with experiment.progress.stage(stage, len(rollouts) * rules.turns, "turns") as gauge:
+        with experiment.progress.stage(stage, len(forest.missing) * rules.turns, "turns") as gauge:
 
             def noticed(ask: Ask, completion: Completion) -> None:
                 gauge.advance(ask.purpose == "act")
 
-            runtime = experiment.runtime(engine, journal=journal, noticed=noticed)
-            async with aclosing(drive(rollouts, runtime, concurrency=engine.concurrency)) as finished:
-                async for rollout, ended in finished:
-                    for tree in wave.through(rollout.key, ended.attempts, ended):
-                        done[tree.task.id] = tree
-                        if writer:
-                            writer.add(tree)
+            await forest.grow(experiment.runtime(engine, noticed=noticed))
 
-    try:
-        if rollouts:
+    with ForestBuilder(exploration) as forest:
+        if forest.missing:
             await experiment.awith_engine(spec.model, work)
-    finally:
-        with ExitStack() as files:
-            for file in (journal, writer):
-                files.callback(file.close if file else bool)
-        if wave.failed and spec.journal:
-            forget_failures(spec.journal)
-    return [done[task.id] for task in tasks]
+        return forest.trees
 
 
+@done_once(explored)
 def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
     experiment.keep_logs_in(run.path / LOGS)
@@ -295,10 +290,10 @@ def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: F
         server_stage(experiment, run)
     run.check(spec.model)
     trees = explore_tasks(experiment, stage, spec)
-    solved = sum(any(attempt.success for attempt in tree.attempts) for tree in trees)
+    solved = sum(any(attempt.success and attempt.by == "policy" for attempt in tree.attempts) for tree in trees)
     if spec.journal:
         spec.journal.unlink(missing_ok=True)
-    figures = {"tasks": len(trees), "solved": solved, "turns": sum(tree.spend.turns for tree in trees)}
+    figures = {"tasks": len(trees), "solved": solved, **sum((tree.spend for tree in trees), Usage()).figures}
     note = {} if experiment.can_roll_back else {"note": f"{experiment.config.environment.name}: {ROLLBACK_FREE}"}
     experiment.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
     sound_alarms(experiment, stage, faults_of(trees))
@@ -326,8 +321,16 @@ def server_stage(experiment: Experiment, run: RunDirectory) -> None:
         )
 
 
+@done_once(trained)
 def train_stage(
-    experiment: Experiment, run: RunDirectory, arm: str, model: Path, *, examples: Sequence[Example], files: Sequence[Path] = ()
+    experiment: Experiment,
+    run: RunDirectory,
+    arm: str,
+    model: Path,
+    *,
+    examples: Sequence[Example],
+    files: Sequence[Path] = (),
+    loss: Loss = CrossEntropy(),
 ) -> Made:
     """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so.
 
@@ -335,7 +338,8 @@ def train_stage(
     """
     stage = f"train {arm}"
     run.check(model)
-    examples = _as_sent(experiment, run, model, examples)
+    served = model == experiment.base or experiment.load_measured is None
+    examples = as_sent(run, model, examples) if served else examples
     files = [run.checkpoint(arm), *files]
     if not examples:
         with told_if_unwritable(run.checkpoint(arm)), whole_folder(run.checkpoint(arm)) as folder:
@@ -348,42 +352,21 @@ def train_stage(
         def told(done: int, total: int) -> None:
             gauge.advance(1 / total)
 
-        seed = seed_for(experiment.config.seed, "train", arm)
+        seed, state = seed_for(experiment.config.seed, "train", arm), run.training(arm)
         report = fine_tune(
-            model, examples, folder, experiment.config.train, seed=seed, threads=experiment.threads, told=told, alone=True
+            model,
+            examples,
+            folder,
+            experiment.config.train,
+            seed=seed,
+            threads=experiment.threads,
+            told=told,
+            alone=True,
+            loss=loss,
+            state=state,
+            noticed=partial(experiment.tracker.log, stage) if experiment.tracker.active else None,
         )
+    shutil.rmtree(state, ignore_errors=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
-    facts = {"examples": report.examples, "steps": report.steps, "attention": report.attention, **report.machine, **losses}
-    return Made(facts, files)
-
-
-def _as_sent(experiment: Experiment, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
-    """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
-    found = run.stages.get(PROBE)
-    served = model == experiment.base or experiment.load_measured is None
-    if not served or not isinstance(found, dict) or found.get("controls", "text") == "text":
-        return examples
-    template = ChatTokenizer(load_tokenizer(model)).template
-    return [with_texts(example, template.broken) for example in examples]
-
-
-def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy) -> Made:
-    """Measures a policy on the held-out tasks as an arm."""
-    stage = f"evaluate {arm}"
-    experiment.keep_logs_in(run.path / LOGS)
-    if policy.model == experiment.base and not (experiment.trains and experiment.load_measured):
-        server_stage(experiment, run)
-    run.check(policy.model)
-    tasks, samples = experiment.tasks("test"), experiment.config.evaluate.samples
-    rules = experiment.rules(seed_for(experiment.config.seed, "evaluate"), notes=policy.notes, prompts=policy.prompts)
-
-    async def work(engine: Engine) -> list[Outcome]:
-        with experiment.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
-            runtime, mend = experiment.runtime(engine), check_command(experiment.config)
-            path = run.evaluation(arm)
-            return await evaluate(tasks, rules, runtime, path, samples=samples, mend=mend, told=lambda one: gauge.advance())
-
-    outcomes = experiment.with_engine(policy.model, work, measures=True)
-    sound_alarms(experiment, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
-    figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
-    return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)
+    cost = {"examples": sum(example.counts for example in examples), "steps": report.steps}
+    return Made({**cost, "attention": report.attention, **report.machine, **losses}, files)

@@ -19,7 +19,19 @@ from leafe.imports import import_here, told
 
 Answer = TypeVar("Answer")
 GROUP = "leafe.methods"
-SHIPPED = {"grpo": "leafe.methods.grpo:Grpo", "leafe": "leafe.methods.leafe:Leafe"}
+SHIPPED = {
+    "ace": "leafe.methods.ace:Ace",
+    "early_experience": "leafe.methods.early_experience:EarlyExperience",
+    "flex": "leafe.methods.flex:Flex",
+    "ga_rollback": "leafe.methods.ga_rollback:GaRollback",
+    "grpo": "leafe.methods.grpo:Grpo",
+    "leafe": "leafe.methods.leafe:Leafe",
+    "opd": "leafe.methods.on_policy_distillation:OnPolicyDistillation",
+    "preference": "leafe.methods.preference:Preferences",
+    "reasoning_bank": "leafe.methods.reasoning_bank:ReasoningBank",
+    "reset_groups": "leafe.methods.reset_groups:ResetGroups",
+    "soft_targets": "leafe.methods.soft_targets:SoftTargets",
+}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 

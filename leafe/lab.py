@@ -8,26 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
+from types import ModuleType
 
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.causes import NOTHING
 from leafe.distillation.examples import Selection
+from leafe.distillation.rows import steps_an_epoch
 from leafe.distillation.store import read_examples, write_examples
+from leafe.distillation.writing import Writer
+from leafe.engines.loading import context_of, load_config, load_tokenizer
+from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UnknownName, UserError
-from leafe.experiment import Experiment, ForestSpec, explore_stage, measure_stage, train_stage
+from leafe.experiment import Experiment, ForestSpec, explore_stage, train_stage
 from leafe.forest.explore import EXPLORERS, Explorer
+from leafe.forest.play import once
 from leafe.forest.store import read_forest
 from leafe.known_methods import asked, find
+from leafe.measuring import measure_stage
+from leafe.model_folder import locate
+from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
 from leafe.records import Example, Tree
-from leafe.run import RunDirectory
+from leafe.run import RunDirectory, check_checkpoint, whole_folder
 from leafe.settings import RunConfig
 from leafe.shown import check_name
 from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb
+from leafe.training import loss as loss_module
+from leafe.training.average import average_checkpoints
 from leafe.training.learner import Learner
-from leafe.training.loss import ClippedRatio
+from leafe.training.loss import ClippedRatio, CrossEntropy, Loss
 from leafe.training.terms import Normalise
 
 Examples = Callable[[], Iterable[Example]]
@@ -60,6 +72,11 @@ class Lab:
         """Displays what is said."""
         return self.experiment.progress
 
+    @property
+    def losses(self) -> ModuleType:
+        """`leafe.training.loss`, which a method's file does not import, since it loads torch."""
+        return loss_module
+
     def selection(self) -> Selection:
         """Which turns are learned from, as the recipe's section `distill` says."""
         return self.experiment.selection()
@@ -79,8 +96,9 @@ class Lab:
     ) -> Stage:
         """Explores every training task with the budget of the section `explore`: the stage `explore round N` or `explore NAME`.
 
-        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts), `refine` (retries that are told what went wrong) or
-        a generator function of your own. Forests with a name of their own begin with the same attempts as round 1.
+        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts), `refine` and `retry` (from the first turn, told what
+        all earlier attempts taught, or the latest of them) or a generator function of your own. Forests with a name of their own begin
+        with the same attempts as round 1.
         """
         stage, kind = f"explore {_called(place)}", explorer if isinstance(explorer, str) else getattr(explorer, "__name__", "own")
         if isinstance(explorer, str) and explorer not in EXPLORERS:
@@ -90,7 +108,7 @@ class Lab:
             chosen = _there(run, policy)
             seed = self.experiment.explore_seed(place if isinstance(place, int) else 1)
             spec = ForestSpec(explorer, seed, chosen.model, run.forest(place), run.journal(place), chosen.notes, chosen.prompts)
-            made = explore_stage(self.experiment, run, stage, spec)
+            made = explore_stage(self.experiment, run, stage, replace(spec, memory=chosen.memory))
             shown = f"{kind}, {_called(place)}" if isinstance(place, int) else place
             return replace(made, figures={**made.figures, **chosen.told()}, forest=shown)
 
@@ -128,41 +146,103 @@ class Lab:
         start: Given | None = None,
         needs: tuple[str, ...] = (),
         files: Sequence[Path] = (),
+        loss: Callable[[], Loss] | None = None,
+        steps: Callable[[], int] | None = None,
     ) -> Stage:
         """Fine-tunes the model of `start`, or the base, on examples into the checkpoint of an arm, as the section `train` says.
 
-        Without an example the arm is a copy, and the stage says so. `files` are what was made for this training alone.
+        Without an example the arm is a copy, and the stage says so. `files` are what was made for this training alone; `loss` makes the
+        loss, cross-entropy where there is none. `steps` gives how many optimiser steps are taken, in place of `train.epochs`; for none
+        the arm is a copy as well.
         """
         check_name("arm", arm)
 
         def work() -> Made:
-            chosen = list(examples())
+            chosen, experiment = list(examples()), self.experiment
             model = _there(run, start).model if start else self.base
-            return train_stage(self.experiment, run, arm, model, examples=chosen, files=files)
+            if steps is not None and chosen:
+                chosen, experiment = self._for_steps(chosen, steps())
+            made = loss() if loss else CrossEntropy()
+            return train_stage(experiment, run, arm, model, examples=chosen, files=files, loss=made)
 
         return Stage(f"train {arm}", work, needs, "train")
 
+    def start(self, name: str) -> Path:
+        """The folder of a model that training starts from: a folder, as an arm's checkpoint in another run, or a name; the base if empty.
+
+        Raises `UserError` where there is none, and `CorruptFile` where it was changed since a run trained it.
+        """
+        return check_checkpoint(locate(name, CHECKPOINTS)) if name else self.base
+
+    def steps(self, examples: Sequence[Example], epochs: float | None = None) -> int:
+        """How many optimiser steps training on examples takes, for `train.epochs` unless told otherwise."""
+        wanted = self.config.train
+        each = steps_an_epoch(examples, wanted.batch_size) if examples else 0
+        return ceil((wanted.epochs if epochs is None else epochs) * each)
+
+    def _for_steps(self, examples: list[Example], steps: int) -> tuple[list[Example], Experiment]:
+        """The examples, and an experiment whose training takes exactly so many steps on them."""
+        if steps < 1:
+            return [], self.experiment
+        # The trainer rounds up what a share of an epoch comes to.
+        epochs = (steps - 0.5) / self.steps(examples, 1.0)
+        train = self.config.train.model_copy(update={"epochs": epochs})
+        return examples, replace(self.experiment, config=self.config.model_copy(update={"train": train}))
+
+    def writer(self) -> Writer:
+        """Makes targets out of texts that nobody sampled, in the ids of the base and within its context."""
+        tokens = ChatTokenizer(load_tokenizer(self.base))
+        return Writer(tokens, context_of(load_config(self.base), self.config.engine.max_context))
+
     def clipping_learner(
-        self, folder: Path, arm: str, *, steps: int, low: float, high: float, kl: float, normalise: Normalise
+        self,
+        folder: Path,
+        arm: str,
+        start: Path,
+        *,
+        steps: int,
+        low: float,
+        high: float,
+        kl: float,
+        entropy: float,
+        normalise: Normalise,
     ) -> Learner:
         """A learner of an arm, new or from the state in a folder, with PPO's clipped loss at the temperature of sampling."""
         draw = self.config.sampling.act
-        loss = ClippedRatio(low, high, kl, normalise=normalise, temperature=draw.temperature)
+        loss = ClippedRatio(low, high, kl, normalise, temperature=draw.temperature, entropy=entropy)
         seed = self.seed("train", arm) % 2**32
-        return Learner.open(
-            folder, self.base, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.experiment.threads
-        )
+        return Learner.open(folder, start, self.config.train, steps=steps, loss=loss, seed=seed, threads=self.experiment.threads)
+
+    def average(self, run: RunDirectory, arm: str, of: str, *, share: float, needs: tuple[str, ...] = ()) -> Stage:
+        """The weights between the base and a trained arm, `share` of the way, as the checkpoint of another arm.
+
+        It is the stage `train ARM`, which takes no step.
+        """
+        check_name("arm", arm)
+
+        def work() -> Made:
+            first, second = self.base, _there(run, self.trained(run, of)).model
+            for folder in (first, second):
+                run.check(folder)
+            with whole_folder(run.checkpoint(arm)) as folder:
+                average_checkpoints(first, second, folder, share)
+            return Made({"examples": 0, "steps": 0, "of": of, "share": share}, [run.checkpoint(arm)])
+
+        return Stage(f"train {arm}", work, needs or (f"train {of}",), "train")
 
     def trained(self, run: RunDirectory, arm: str) -> Policy:
         """The policy that an arm's training gives."""
         return Policy(run.checkpoint(arm))
 
-    def measure(self, run: RunDirectory, arm: str, policy: Given, *, needs: tuple[str, ...] = ()) -> Stage:
-        """Measures a policy on the held-out tasks as an arm, as the section `evaluate` says."""
+    def measure(self, run: RunDirectory, arm: str, policy: Given, *, player: Explorer = once, needs: tuple[str, ...] = ()) -> Stage:
+        """Measures a policy on the held-out tasks as an arm, as the section `evaluate` says.
+
+        `player` takes each attempt in place of a plain one; its turns count against the same horizon, and its last attempt is graded.
+        """
         check_name("arm", arm)
 
         def work() -> Made:
-            return measure_stage(self.experiment, run, arm, _there(run, policy))
+            return measure_stage(self.experiment, run, arm, _there(run, policy), player=player)
 
         return Stage(f"evaluate {arm}", work, needs, "evaluate")
 
@@ -185,6 +265,8 @@ def _there(run: RunDirectory, given: Given) -> Policy:
     policy = given() if callable(given) else given
     if policy.model.is_relative_to(run.path):
         made(policy.model / "config.json", "leafe train", run)
+    if policy.memory and policy.memory.path.is_relative_to(run.path):
+        made(policy.memory.path, "leafe explore", run)
     return policy
 
 

@@ -7,8 +7,9 @@ turn `t` is the action taken in the state after `t - 1` actions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import isfinite
 from typing import Any, Literal
@@ -26,7 +27,9 @@ class StopReason(StrEnum):
     TURN_LIMIT = "turn_limit"  # the task's horizon
     TOKEN_LIMIT = "token_limit"  # the model's context is full
     BUDGET = "budget"  # the task's interaction budget is used up
+    ONE_STEP = "one_step"  # only what one action leads to was wanted
     PARSE_ERROR = "parse_error"  # too many replies in a row that hold no action
+    ROLLED_BACK = "rolled_back"  # left on the way for an earlier turn, from which another attempt goes on
     REPLAY_DIVERGED = "replay_diverged"
     ENVIRONMENT_ERROR = "environment_error"
     STEP_TIMEOUT = "step_timeout"  # the environment took longer than environment.timeout
@@ -70,11 +73,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a completion is drawn: natural-log temperature scaling, nucleus mass, and the most tokens to draw."""
+    """How a completion is drawn: natural-log temperature scaling, nucleus mass, and the most tokens to draw.
+
+    A completion that says the same `max_repeats` times in a row is ended there (`engines/repetition.py`); 0 lets it go on.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 16
+    max_repeats: int = field(default=0, metadata=OMITTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +98,14 @@ class Ask:
 class Completion:
     """What an engine drew. `token_ids` are the sampled ids, the end token included, with one log-probability each.
 
-    `finish` is `stop` (the model ended), `length` (`max_tokens`) or `context` (the prompt left no room; nothing was drawn).
+    `finish` is `stop` (the model ended), `length` (`max_tokens`), `repetition` (`max_repeats`) or `context` (the prompt left no room;
+    nothing was drawn).
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    finish: Literal["stop", "length", "context"] = "stop"
+    finish: Literal["stop", "length", "repetition", "context"] = "stop"
     prompt_tokens: int = 0
     counted: int = 0  # tokens drawn, as a server counts them that does not say which
 
@@ -159,7 +167,8 @@ class Attempt:
 
     `parent` and `turn` are the attempt that was reflected on and the turn it was rolled back to; both are None for a try from the
     root. `leaf` is the last turn of the trajectory, which for an attempt that took no turn is the branching point's own history. `root` is
-    what its own reset showed where that is not the tree's root, which only happens where nothing can be rolled back.
+    what its own reset showed where that is not the tree's root, which only happens where nothing can be rolled back. `by` is
+    who chose its actions.
     """
 
     index: int
@@ -173,6 +182,7 @@ class Attempt:
     experience: str | None = None
     error: str | None = None
     root: Observation | None = None
+    by: Literal["policy", "environment"] = field(default="policy", metadata=OMITTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +208,10 @@ class Reflection:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a task's exploration cost. `turns` is what the budget counts; the rest is counted apart."""
+    """What a task's exploration cost. `turns` is what the budget counts; the rest is counted apart.
+
+    `expert_steps` were taken by an environment's expert. `discarded` replies were drawn where a new action was wanted, and held none.
+    """
 
     turns: int = 0
     prompt_tokens: int = 0
@@ -207,11 +220,24 @@ class Usage:
     rollbacks: int = 0
     reflections: int = 0
     reflection_tokens: int = 0
+    expert_steps: int = field(default=0, metadata=OMITTED)
+    discarded: int = field(default=0, metadata=OMITTED)
+
+    def __add__(self, other: Usage) -> Usage:
+        """What both cost together."""
+        return Usage(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(Usage)})
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """The cost as a stage reports it: what was read and written to act always, the rest where there is any."""
+        always = {"turns": self.turns, "prompt_tokens": self.prompt_tokens, "sampled_tokens": self.sampled_tokens}
+        rest = {name: getattr(self, name) for name in ("reflection_tokens", "replayed_steps", "rollbacks")}
+        return always | {name: amount for name, amount in rest.items() if amount}
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Everything that was tried on one task. `method` names the explorer: `tree`, `independent` or `refine`."""
+    """Everything that was tried on one task. `method` names the explorer: `tree`, `independent`, `refine` or `retry`."""
 
     task: Task
     method: str
@@ -229,6 +255,16 @@ class Tree:
             path.append(by_id[leaf])
             leaf = by_id[leaf].parent
         return tuple(reversed(path))
+
+    def within(self, turns: int) -> Tree:
+        """The same tree with only those attempts that had ended when it had taken so many turns; the turns all stay."""
+        taken, kept = Counter(turn.attempt for turn in self.turns), []
+        for attempt in self.attempts:  # which take their turns one after the other
+            turns -= taken[attempt.index]
+            if turns < 0:
+                break
+            kept.append(attempt)
+        return replace(self, attempts=tuple(kept))
 
     def branch_turns(self) -> Iterator[tuple[Attempt, Turn]]:
         """Each attempt that started at a rollback, with the revised turn it took there."""
@@ -306,3 +342,8 @@ class Example:
         ids = tuple(target.id for target in self.targets)
         if self.targets and ids != self.target_ids:
             raise ValueError(f"example {self.id}: wanted targets with the ids {self.target_ids!r:.80}, found {ids!r:.80}")
+
+    @property
+    def counts(self) -> bool:
+        """Whether any of it has a weight, without which nothing is learned from it."""
+        return self.weight != 0 and (not self.targets or any(target.weight != 0 for target in self.targets))

@@ -43,14 +43,18 @@ class ExplorationRow:
 
 
 def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
-    """Counts over one explorer's trees; tokens are all that were read or written, those of reflections included."""
-    attempts = [attempt for tree in trees for attempt in tree.attempts]
+    """Counts over one explorer's trees; tokens are all that were read or written, those of reflections included.
+
+    What an environment's expert did is no attempt of the policy's.
+    """
+    played = [[attempt for attempt in tree.attempts if attempt.by == "policy"] for tree in trees]
+    attempts = [attempt for some in played for attempt in some]
     reflections = [reflection for tree in trees for reflection in tree.reflections]
     spends = [tree.spend for tree in trees]
     return ExplorationRow(
         name=name,
         tasks=len(trees),
-        solved=sum(any(attempt.success for attempt in tree.attempts) for tree in trees),
+        solved=sum(any(attempt.success for attempt in some) for some in played),
         attempts=len(attempts),
         successes=sum(attempt.success for attempt in attempts),
         turns=sum(spend.turns for spend in spends),

@@ -179,6 +179,10 @@ class RunDirectory:
             settle_folder(path)
         return path
 
+    def training(self, arm: str) -> Path:
+        """The state of an arm's training that is under way."""
+        return self.path / "checkpoints" / f".{check_name('arm', arm)}.state"
+
     def evaluation(self, arm: str) -> Path:
         """An arm's graded attempts."""
         return self._in("eval", f"{check_name('arm', arm)}.jsonl")
@@ -215,6 +219,10 @@ class RunDirectory:
             if name
         }
         self._write_stages({**self._stages, stage: sealed(stage, result, manifest_of(self.path, files), before, shown=about)})
+
+    def made_by(self, stage: str) -> tuple[Path, ...]:
+        """The files that a finished stage made, as far as its entry says so."""
+        return tuple(self.path / name for name in files_of(self._stages.get(stage)))
 
     def check(self, path: Path) -> Path:
         """`path`, which is a file or a folder of files that a finished stage made. Raises `CorruptFile` where one is not as it was left.

@@ -135,10 +135,11 @@ class DrawSettings(Settings):
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(16, ge=1)
+    max_repeats: int = Field(0, ge=0)
 
     def sampling(self) -> Sampling:
         """The same as a record."""
-        return Sampling(self.temperature, self.top_p, self.max_tokens)
+        return Sampling(self.temperature, self.top_p, self.max_tokens, self.max_repeats)
 
 
 class SamplingSettings(Settings):
@@ -165,6 +166,8 @@ class ExploreSettings(Settings):
     `turns` are those that the policy takes; `tokens`, those that it writes, reflections included, end it as well where they are not 0.
 
     With `new_luck` a branch in a world that draws lots draws others than the attempt that it left: then no reflection can teach the draw.
+    After `stop_when_solved` successes (0: never) a task is left, and the turns that it has not used go to unsolved ones. `memory` is how
+    many of the latest experiences the explorer `retry` puts into the prompt.
     """
 
     turns: int = Field(64, ge=1)
@@ -174,6 +177,8 @@ class ExploreSettings(Settings):
     reflect_every: int = Field(0, ge=0)
     reflect_on_failure: bool = True
     new_luck: bool = False
+    stop_when_solved: int = Field(0, ge=0)
+    memory: int = Field(3, ge=1)
 
     @model_validator(mode="after")
     def _reflects_at_all(self) -> Self:
@@ -185,6 +190,8 @@ class ExploreSettings(Settings):
 class DistillSettings(Settings):
     """Which turns become examples. `qualify` is what a branch must have brought; `beta` weighs rehearsal against correction.
 
+    `rehearse` says what rehearsal is uniform over: `successes`, each turn of them once, or `tasks`, where each success of a task with `c`
+    of them weighs 1/c, scaled so that the mean weight of a rehearsal example stays `beta`.
     `logprobs` keeps the log-probabilities that targets were sampled with, for losses that read them.
     """
 
@@ -192,6 +199,7 @@ class DistillSettings(Settings):
     branches_per_task: int = Field(3, ge=0)
     success_share: Share = 0.2
     beta: float = Field(1.0, ge=0)
+    rehearse: Literal["successes", "tasks"] = "successes"
     logprobs: bool = False
 
 
@@ -226,7 +234,8 @@ class TrainSettings(Settings):
     the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers,
     `auto` its AdamW.
     `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
-    every step.
+    every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. What a killed training goes on from is
+    written every `save_every` steps, 0 for never.
     """
 
     epochs: float = Field(2.0, gt=0)
@@ -242,6 +251,8 @@ class TrainSettings(Settings):
     optimizer: Optimizer = "auto"
     checkpointing: bool | Literal["auto"] = "auto"
     processes: int = Field(1, ge=1)
+    sharding: Literal["none", "fsdp"] = "none"
+    save_every: int = Field(0, ge=0)
     lora: LoraSettings | None = None
 
     @field_validator("micro_tokens", mode="before")
@@ -299,7 +310,8 @@ class ScaleSettings(Settings):
 class RunConfig(Settings):
     """A whole run, but for what its `method` alone knows: `config.py` makes the class that has the method's own section as well.
 
-    `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have.
+    `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have. `report_to` names trackers
+    that get the figures of all stages as they come up.
     """
 
     section: ClassVar[str] = ""  # the method's own
@@ -311,6 +323,7 @@ class RunConfig(Settings):
     environment: EnvironmentSettings
     prompts: Text = "terse"
     remind: bool = False
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field((), strict=False)
     history: HistorySettings = HistorySettings()
     tasks: TaskSettings = TaskSettings()
     engine: EngineSettings = EngineSettings()
@@ -348,6 +361,7 @@ class RunConfig(Settings):
 
 # How and where a run is done, not what comes out of it.
 MACHINE: dict[str, Any] = {
+    "report_to": True,
     "scale": True,
     "environment": {"workers", "timeout", "recycle"},
     "engine": {
@@ -367,7 +381,7 @@ MACHINE: dict[str, Any] = {
         "memory_share",
         "restarts",
     },
-    "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes"},
+    "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes", "sharding", "save_every"},
 }
 
 

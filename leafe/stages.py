@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from leafe.errors import UserError
+from leafe.recall import MemoryFile
 from leafe.run import RunDirectory
 
 # The commands that do a part of a run, in the order of a first pass.
@@ -23,17 +24,20 @@ PROBE = "probe"  # where a run keeps what a server was found to be
 class Policy:
     """What is explored with or measured: a model, and what is told to it beside the task.
 
-    `model` is a checkpoint's folder. `notes` stand in the first prompt of every attempt, as a playbook does; `prompts` is a profile or a
-    folder of prompts, empty for the run's own.
+    `model` is a checkpoint's folder. `notes` stand in the first prompt of every attempt, as a playbook does, and behind them what `memory`
+    holds for the attempt's task; `prompts` is a profile or a folder of prompts, empty for the run's own.
     """
 
     model: Path
     notes: tuple[str, ...] = ()
     prompts: str = ""
+    memory: MemoryFile | None = None
 
     def told(self) -> dict[str, Any]:
         """What is told beside the task, for the record; empty where nothing is."""
-        return {name: value for name, value in {"notes": list(self.notes), "prompts": self.prompts}.items() if value}
+        recalled = {"file": self.memory.path.name, "count": self.memory.count} if self.memory else {}
+        told = {"notes": list(self.notes), "prompts": self.prompts, "memory": recalled}
+        return {name: value for name, value in told.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,31 @@ class Stage:
     needs: tuple[str, ...] = ()
     verb: str = ""
     asked_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What decides the files of a stage: `key` is equal for two only if they make the same, None where that cannot be told.
+
+    The first of `files` is what is made; further ones are there before. `arm` is the name that it is shown under.
+    """
+
+    key: str | None
+    files: tuple[Path, ...]
+    arm: str = ""
+
+
+class Once(Protocol):
+    """How the work of a stage is done that may have been done elsewhere."""
+
+    def __call__(self, run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
+        """What `work` gives."""
+        ...
+
+
+def done_here(run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
+    """Does the work, whatever was done elsewhere."""
+    return work()
 
 
 def check_stages(stages: Iterable[object], method: str) -> tuple[Stage, ...]:

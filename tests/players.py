@@ -16,7 +16,7 @@ from leafe.chat import Prompts
 from leafe.envs.base import Environment, Placement
 from leafe.errors import EnvironmentFailure, EpisodeError
 from leafe.forest.builder import Rules, TreeBuilder
-from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
+from leafe.forest.effects import Effect, Expert, Plan, Play, Reset, Restored, Rollback, Step
 from leafe.prompts import load_prompts
 from leafe.records import Ask, Completion, Observation, Sampling, Task, Tree
 from leafe.worlds.fakes import Lookup
@@ -106,11 +106,13 @@ class Hand:
         """Every action that the environment was given, replays left out."""
         return [effect.action for effect in self.effects if isinstance(effect, Step)]
 
-    def _result(self, effect: Effect) -> Completion | Observation | Restored:
+    def _result(self, effect: Effect) -> Completion | Observation | Restored | Plan:
         if isinstance(effect, Ask):
             return completion(self.policy(effect), effect)
         if isinstance(effect, Step):
             return self.environment.step(effect.action)
+        if isinstance(effect, Expert):
+            return Plan(tuple(self.environment.expert()))
         observation = self.environment.reset(effect.task)
         if isinstance(effect, Reset):
             return observation

@@ -81,7 +81,7 @@ def test_what_was_kept_under_other_settings_is_never_taken_for_the_answer(tmp_pa
     ("call", "named"),
     [
         (lambda: leafe.explore("sokobann"), "sokobann"),
-        (lambda: leafe.explore("sokoban", method="forest"), "tree, independent or refine"),
+        (lambda: leafe.explore("sokoban", method="forest"), "tree, independent, refine, retry"),
         (lambda: leafe.explore("sokoban", settings={"explore.turn": 3}), "explore.turn"),
         (lambda: leafe.explore("sokoban", tasks=0), "tasks.train"),
         (lambda: leafe.explore(7), "name of an environment"),  # type: ignore[arg-type]

@@ -154,7 +154,7 @@ def test_an_unknown_setting_in_a_file_is_refused_like_one_on_the_command_line() 
         ("engine.memory_share=0", "engine.memory_share: wanted more than 0.0, found 0"),
         ("engine.kind=openai", "engine.kind openai wants engine.base_url, as http://localhost:8000/v1, and found none"),
         ("controls=independent", "controls: wanted a list, as [a, b], found 'independent'"),
-        ("controls=[tree]", "controls.0: wanted 'independent' or 'refine', found 'tree'"),
+        ("controls=[tree]", "controls.0: wanted 'independent', 'refine' or 'retry', found 'tree'"),
         ("arms=[leafe,leafe]", "arms wants each name once, found ['leafe', 'leafe']"),
         ("distill.success_share=2", "distill.success_share: wanted at most 1.0, found 2"),
         ("explore.reflect_on_failure=false", "explore.reflect_every: wanted at least 1 where"),
@@ -179,7 +179,9 @@ def test_an_override_cannot_reach_into_a_single_setting() -> None:
 
 def test_an_arm_wants_the_control_whose_successes_it_learns_from() -> None:
     assert "wants controls with 'independent'" in refusal("arms=[independent]")
+    assert "wants controls with 'independent'" in refusal("arms=[rehearsal-matched]")
     assert own(trial("arms=[independent]", "controls=[independent]")).arms == ("independent",)
+    assert "averaged: wanted one of the arms, found 'rehearsal'" in refusal("arms=[average]", "averaged=rehearsal")
 
 
 @pytest.mark.parametrize(

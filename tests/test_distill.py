@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from players import FULL, TERSE, Hand, Policy, breaks, completion, grown, key_in, rules, turns_in
 
 from leafe.chat import Prompts
-from leafe.distillation.examples import Selection, counterfactual, distill, rehearsal
+from leafe.distillation.examples import Selection, counterfactual, distill, matched, rehearsal
 from leafe.envs.base import Environment
 from leafe.forest.builder import TreeBuilder
 from leafe.forest.explore import EXPLORERS
@@ -286,8 +287,8 @@ def test_the_draw_follows_the_seed_and_not_the_order_of_the_forest() -> None:
 def test_two_processes_draw_the_same_examples() -> None:
     code = (
         "import json, test_distill as t\n"
-        "choice = t.Selection(qualify='any', branches_per_task=2, success_share=0.5, seed=3)\n"
-        "print(json.dumps([t.encode(one) for one in t.distill(t.forest(4) + t.forest(5), t.TERSE, choice)]))"
+        "selection = t.Selection(qualify='any', branches_per_task=2, success_share=0.5, seed=3)\n"
+        "print(json.dumps([t.encode(one) for one in t.distill(t.forest(4) + t.forest(5), t.TERSE, selection)]))"
     )
     outputs = {
         subprocess.run(
@@ -302,3 +303,68 @@ def test_two_processes_draw_the_same_examples() -> None:
     assert len(outputs) == 1
     here = distill(forest(4) + forest(5), TERSE, Selection(qualify="any", branches_per_task=2, success_share=0.5, seed=3))
     assert json.loads(outputs.pop()) == [encode(one) for one in here] != []
+
+
+def won_at(tree: Tree, *names: str) -> Tree:
+    """A task with one success for each name, which is the id of its own only turn; all begin with a shared one."""
+    task = replace(tree.task, id=names[0])
+    shared = replace(a_turn("s", None, 1, attempt=0), id=f"{names[0]}-s")
+    turns = (shared, *(replace(a_turn(name, "s", 2, attempt=n), parent=shared.id) for n, name in enumerate(names)))
+    attempts = tuple(Attempt(n, 0, StopReason.SUCCESS, True, 1.0, name) for n, name in enumerate(names))
+    return replace(tree, task=task, turns=turns, attempts=attempts, spend=replace(tree.spend, turns=len(turns)))
+
+
+def weights(examples: Iterable[Example]) -> dict[str, float]:
+    return {example.origin: example.weight for example in examples}
+
+
+def test_rehearsal_over_tasks_weighs_each_success_by_how_many_its_task_has_and_keeps_the_mean() -> None:
+    trees = [won_at(branching(reward=0.0), *names) for names in (("a", "b", "c", "d"), ("x",))]
+    uniform = replace(EVERYTHING, beta=0.5)
+    assert set(weights(rehearsal(trees, TERSE, uniform)).values()) == {0.5}
+    # Raw: 1/4 for each of a, b, c, d and 4/4 for the turn that they share; 1 for x and 1 for the turn before it. Their mean is 4/7.
+    by_task = weights(rehearsal(trees, TERSE, replace(uniform, rehearse="tasks")))
+    raw = {"a-s": 1.0, "a": 0.25, "b": 0.25, "c": 0.25, "d": 0.25, "x-s": 1.0, "x": 1.0}
+    assert by_task == pytest.approx({turn: value * 0.5 * 7 / 4 for turn, value in raw.items()})
+
+
+def test_a_task_weighs_by_all_its_successes_whichever_are_drawn() -> None:
+    trees = [won_at(branching(reward=0.0), *names) for names in (("a", "b", "c", "d"), ("x",), ("y",))]
+    for seed in range(8):
+        chosen = Selection(success_share=0.5, seed=seed, rehearse="tasks")
+        found = {one.origin: one.weight for one in rehearsal(trees, TERSE, chosen)}
+        assert sum(found.values()) / len(found) == pytest.approx(1.0)
+        many, few = [found[one] for one in "abcd" if one in found], [found[one] for one in "xy" if one in found]
+        assert all(other == pytest.approx(4 * one) for one in many for other in few)
+
+
+def test_counterfactual_examples_keep_their_weight_however_rehearsal_is_weighed() -> None:
+    trees = [tree for seed in range(3) for tree in forest(seed)]
+    uniform, by_task = (distill(trees, TERSE, replace(EVERYTHING, rehearse=how, beta=0.3)) for how in ("successes", "tasks"))
+    assert [one.id for one in uniform] == [one.id for one in by_task]
+    assert {one.weight for one in by_task if one.kind == "counterfactual"} == {1.0}
+    sums = [sum(one.weight for one in found if one.kind == "rehearsal") for found in (uniform, by_task)]
+    assert sums[0] == pytest.approx(sums[1]) and len({one.weight for one in by_task}) > 2
+
+
+def test_matched_successes_are_as_many_and_were_found_within_the_same_turns() -> None:
+    tree = branching(reward=0.0)
+    # The first side took five turns at the task, the second three: the successes c and d of the first came too late.
+    first, second = [won_at(tree, "a", "b", "c", "d")], [replace(won_at(tree, "a", "x"), task=replace(tree.task, id="a"))]
+    for seed in range(6):
+        one, other = matched(first, second, TERSE, replace(EVERYTHING, seed=seed))
+        assert len(one) == len(other) == 3
+        assert {example.origin for example in one} == {"a-s", "a", "b"} and {example.origin for example in other} == {
+            "a-s",
+            "a",
+            "x",
+        }
+    longer = [replace(second[0], spend=replace(second[0].spend, turns=5))]
+    draws = set()
+    for seed in range(20):
+        one, other = matched(first, longer, TERSE, replace(EVERYTHING, seed=seed, rehearse="tasks", beta=0.4))
+        assert len(one) == len(other) == 3 and matched(first, longer, TERSE, replace(EVERYTHING, seed=seed))[0] != []
+        assert sum(example.weight for example in one) == pytest.approx(1.2)
+        draws.add(tuple(example.origin for example in one))
+    assert len(draws) > 3
+    assert matched(first, [], TERSE, EVERYTHING) == ([], [])

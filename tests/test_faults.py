@@ -88,7 +88,7 @@ def test_each_share_is_counted_over_what_it_is_a_share_of() -> None:
         turn(2, finish="length"),
         turn(3, parsed=False, shortening=Shortening(observations=1)),
         turn(4, shortening=Shortening(thoughts=2)),
-        turn(5),
+        turn(5, finish="repetition"),
     )
     attempts = (
         ended(StopReason.TOKEN_LIMIT),
@@ -101,6 +101,7 @@ def test_each_share_is_counted_over_what_it_is_a_share_of() -> None:
         replies=5,
         no_action=0.4,
         cut=0.4,
+        repeated=0.2,
         shortened=0.4,
         attempts=4,
         out_of_room=0.25,
@@ -112,7 +113,7 @@ def test_each_share_is_counted_over_what_it_is_a_share_of() -> None:
         no_room=0.2,
         errors={"EnvironmentFailure": 2, "ReplayDiverged": 1},
     )
-    assert fault_cells(found) == ("40.0", "40.0", "40.0", "25.0", "75.0", "40.0", "20.0")
+    assert fault_cells(found) == ("40.0", "40.0", "20.0", "40.0", "25.0", "75.0", "40.0", "20.0")
 
 
 def test_what_was_not_counted_is_a_dash_and_raises_no_alarm() -> None:

@@ -17,7 +17,7 @@ from leafe.envs.base import Environment
 from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged
 from leafe.forest.builder import Rules, TreeBuilder
 from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
-from leafe.forest.explore import EXPLORERS, explore, refine
+from leafe.forest.explore import EXPLORERS, explore, refine, retry
 from leafe.forest.play import independent, once
 from leafe.records import Ask, Completion, Experience, Observation, StopReason, Task, Tree, decode, encode
 from leafe.worlds.fakes import Lookup
@@ -448,6 +448,23 @@ def test_refining_keeps_its_feedback_when_a_reflection_cannot_be_read() -> None:
     assert [attempt.experience for attempt in tree.attempts] == [None, "A", "A"]
 
 
+def test_a_verbal_retry_is_told_the_latest_experiences_only_and_begins_anew_after_a_success() -> None:
+    fails = (WRONG, WRONG, WRONG)
+    answers = (*fails, "turn 1: A", *fails, "turn 1: B", *fails, "turn 1: C", *fails, "turn 1: D", "open place3", WRONG)
+    hand = Hand(Lookup(), scripted(*answers))
+    tree = grown(retry, hand, key_in(3), max_attempts=6, turns=14, memory=2)
+    assert tree.method == "retry"
+    assert shape(tree) == [(None, None, 0), (0, None, 1), (1, None, 2), (2, None, 3), (3, None, 4), (None, None, 0)]
+    assert [attempt.experience for attempt in tree.attempts] == [None, "A", "A\nB", "B\nC", "C\nD", None]
+    first = [ask.messages[0].content for ask in hand.asks]
+    assert [text.count("\n- ") for text in first] == [0] * 4 + [1] * 4 + [2] * 9 + [0]
+
+
+def test_a_verbal_retry_with_room_for_all_experiences_is_refinement() -> None:
+    trees = [grown(explorer, Hand(Lookup(), erratic(PLACES)), key_in(0), max_attempts=8, memory=8) for explorer in (refine, retry)]
+    assert replace(trees[1], method="refine") == trees[0] and max(one.depth for one in trees[0].attempts) > 1
+
+
 def test_independent_attempts_never_reflect_and_know_nothing_of_each_other() -> None:
     hand = Hand(Lookup(), erratic(PLACES))
     tree = grown(independent, hand, key_in(5), max_attempts=6, reflect_every=1)
@@ -486,7 +503,7 @@ def check_tree(tree: Tree, limits: Rules) -> None:
         start = (attempt.turn or 1) - 1
         assert [turn.index for turn in trajectory] == list(range(1, len(trajectory) + 1)) and len(trajectory) <= tree.task.horizon
         assert list(trajectory[start:]) == own
-        assert attempt.depth <= limits.max_depth or tree.method == "refine"
+        assert attempt.depth <= limits.max_depth or tree.method in ("refine", "retry")
         assert attempt.success == (attempt.stop is StopReason.SUCCESS) == any(turn.observation.success for turn in own)
         assert [turn.experience for turn in own] == (
             [attempt.experience, *[None] * len(own)][: len(own)] if attempt.turn else [None] * len(own)

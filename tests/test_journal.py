@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from players import PLACES, TERSE, Hand, erratic, grown, key_in
 
 from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict
-from leafe.forest.effects import Effect, Reset, Restored, Rollback, Step
+from leafe.forest.effects import Effect, Expert, Plan, Reset, Restored, Rollback, Step
 from leafe.forest.explore import explore
 from leafe.forest.journal import SCHEMA, Journal
 from leafe.forest.store import ForestWriter, read_forest
@@ -31,6 +31,8 @@ PAST: list[tuple[Effect, Any]] = [
     (Rollback(key_in(1), (TURN,)), Restored(Observation("There."), 1)),
     (Step("down"), EnvironmentFailure("it rained: ☔")),
     (Rollback(key_in(1), ()), ReplayDiverged("elsewhere")),
+    (Expert(), Plan(("up", "open é"))),
+    (Expert(), Plan()),
 ]
 
 
@@ -135,7 +137,7 @@ def test_a_journal_that_was_cut_in_its_first_line_starts_anew(path: Path) -> Non
         (lambda lines: lines[1:], "should start with the schema 'leafe.journal/1'"),
         (lambda lines: ['{"schema":"leafe.forest/1"}', *lines[1:]], "and starts with 'leafe.forest/1'"),
         (lambda lines: [*lines[:3], *lines[4:]], "holds step 3 of 'a' where step 2 should come; delete it"),
-        (lambda lines: [*lines, lines[-1]], "holds step 6 of 'a' where step 7 should come"),
+        (lambda lines: [*lines, lines[-1]], "holds step 8 of 'a' where step 9 should come"),
     ],
 )
 def test_a_spoiled_journal_is_refused_with_its_name_and_a_way_out(

@@ -12,9 +12,9 @@ import pytest
 from tiny import tiny_model, tiny_tokenizer
 
 from leafe.distillation.store import write_examples
+from leafe.group import LAUNCHERS, MEETING, by_hand, launched
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
-from leafe.training.launch import LAUNCHERS, MEETING, by_hand, launched
 from leafe.training.sft import TrainReport, fine_tune
 
 TOKENIZER = tiny_tokenizer()
@@ -89,7 +89,7 @@ import json, os, sys
 from pathlib import Path
 from leafe.distillation.store import read_examples
 from leafe.settings import TrainSettings
-from leafe.training.launch import launched
+from leafe.group import launched
 from leafe.training.sft import fine_tune
 
 base, examples, out = map(Path, sys.argv[1:])

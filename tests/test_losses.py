@@ -101,7 +101,8 @@ def clipped_ratio(alone: Sequence[Apart], loss: ClippedRatio) -> torch.Tensor:
         ratio = torch.exp(one.now(index) - target.logprob)
         held = ratio.clamp(1 - loss.low, 1 + loss.high)
         toward = torch.exp(target.reference - one.now(index))
-        return -torch.min(ratio * advantage, held * advantage) + loss.kl * (toward - torch.log(toward) - 1)
+        spread = -sum(one.logprobs[index].exp() * one.logprobs[index])
+        return -torch.min(ratio * advantage, held * advantage) + loss.kl * (toward - torch.log(toward) - 1) - loss.entropy * spread
 
     return averaged(alone, loss.normalise, term)
 
@@ -203,12 +204,13 @@ def test_packed_cross_entropy_has_the_gradients_of_the_samples(
     assert_as_apart(examples, CrossEntropy(how), cross_entropy, cut)
 
 
-@given(trees(), st.sampled_from(["targets", "sequence", 7]), st.sampled_from([0.0, 0.5]), cuts)
+@given(trees(), st.sampled_from(["targets", "sequence", 7]), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.25]), cuts)
 @settings(max_examples=15)
 def test_a_packed_clipped_ratio_has_the_gradients_of_the_samples(
-    examples: list[Example], how: Any, kl: float, cut: tuple[int, int, int]
+    examples: list[Example], how: Any, kl: float, entropy: float, cut: tuple[int, int, int]
 ) -> None:
-    assert_as_apart(examples, ClippedRatio(low=0.2, high=0.3, kl=kl, normalise=how), clipped_ratio, cut)
+    loss = ClippedRatio(low=0.2, high=0.3, kl=kl, normalise=how, entropy=entropy)
+    assert_as_apart(examples, loss, clipped_ratio, cut)
 
 
 @given(trees(), st.sampled_from(["targets", "sequence"]), st.sampled_from(["drop", "renormalise", "bucket"]), st.booleans(), cuts)
@@ -312,6 +314,12 @@ def test_a_clipped_ratio_is_the_formula_on_a_case_done_by_hand() -> None:
     kl = 0.5 - math.log(0.5) - 1
     with_kl = replace(loss, kl=2.0)(logits_of(*shares), terms(details, [0] * 5, advantages, step))
     assert with_kl.tolist() == pytest.approx([(value + 2 * kl * (number in (0, 1, 4))) / 5 for number, value in enumerate(values)])
+    # The entropy of a half and a half is log 2, that of a quarter and three log 4 - 3/4 log 3.
+    spread = [math.log(2)] * 2 + [math.log(4) - 0.75 * math.log(3)] * 2 + [math.log(2)]
+    given_terms = terms(details, [0] * 5, advantages, step)
+    with_entropy = replace(loss, entropy=0.5)(logits_of(*shares), given_terms)
+    assert with_entropy.tolist() == pytest.approx([(value - 0.5 * one) / 5 for value, one in zip(values, spread, strict=True)])
+    assert given_terms.figures["entropy"].tolist() == pytest.approx(spread)
 
 
 def test_the_first_step_of_a_clipped_ratio_has_the_gradient_of_reinforce() -> None:
@@ -464,6 +472,7 @@ def test_what_is_no_loss_is_refused_before_anything_is_done() -> None:
         (lambda: CrossEntropy("tokens"), "found 'tokens'"),
         (lambda: ClippedRatio(low=-0.1), "low: wanted a number above 0 or 0, found -0.1"),
         (lambda: ClippedRatio(kl=float("nan")), "kl: .*found nan"),
+        (lambda: ClippedRatio(entropy=-1), "entropy: wanted a number above 0 or 0, found -1"),
         (lambda: ClippedRatio(temperature=0), "temperature: wanted a number above 0, found 0"),
         (lambda: Preference(beta=0), "beta: wanted a number above 0, found 0"),
         (lambda: Distribution("lump"), "rest: wanted 'drop', 'renormalise' or 'bucket', found 'lump'"),

@@ -19,7 +19,15 @@ from leafe.errors import EngineError, UserError
 from leafe.records import Message
 
 LOCAL = ChatTokenizer(tiny_tokenizer())
-UNKNOWN_TO_OPENAI = {"top_k", "min_p", "typical_p", "repetition_penalty", "repeat_penalty", "return_tokens_as_token_ids"}
+UNKNOWN_TO_OPENAI = {
+    "top_k",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "repeat_penalty",
+    "return_tokens_as_token_ids",
+    "repetition_detection",
+}
 
 
 def found(server: FakeServer, *, served: str = "", fallback: bool = False, samples: bool = True, **more: Any) -> Findings:

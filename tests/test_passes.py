@@ -1,114 +1,133 @@
-"""Passes as a device takes them: padding changes nothing, few lengths are compiled, and nothing is asked of the device."""
+"""Turns that solved tasks leave go to unsolved ones: within the same budget, the same forest however it is cut, and trees that go on."""
 
 from __future__ import annotations
 
 import random
-from contextlib import nullcontext
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model
-from torch._dynamo.testing import CompileCounter
-from torch._subclasses.fake_tensor import FakeTensorMode
+from players import PLACES, Hand, erratic, rules
 
-from leafe.distillation.attention import compiled_layers, tree_attention
-from leafe.distillation.pack import PackedBatch, PackedRow, collate, pack, term_losses
-from leafe.distillation.passes import lengthened, padded_length, parts_for, ready
+from leafe.config import parse
+from leafe.engines.scripted import ScriptedEngine
+from leafe.envs.base import Environment, Fidelity
+from leafe.errors import EngineError, UserError
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
+from leafe.forest.builder import TreeBuilder
+from leafe.forest.explore import EXPLORERS
+from leafe.forest.passes import Standing, shared_out, standing
+from leafe.progress import Silent
+from leafe.records import Tree
+from leafe.worlds.fakes import Lookup
 
-
-def row(seed: int, history: int = 40, branches: int = 3) -> PackedRow:
-    """Branches that share a history."""
-    source = random.Random(seed)
-    shared = [source.randrange(5, 290) for _ in range(history)]
-    ends = [[source.randrange(5, 290) for _ in range(10)] for _ in range(branches)]
-    return pack([([*shared, *end], [7, 8, seed % 90 + 9], 1.0) for end in ends])
-
-
-@given(st.integers(1, 100_000), st.sampled_from([1, 2, 4, 8]))
-def test_lengths_are_few_and_little_is_wasted(tokens: int, parts: int) -> None:
-    length = padded_length(tokens, parts)
-    assert length >= tokens and length % 128 == 0
-    assert padded_length(length, parts) == length
-    assert length - tokens < max(128, tokens / parts)
+TASKS, TURNS = 8, 6
+RECIPE = """
+name: passes
+environment: {name: lookup, args: {horizon: 3}}
+tasks: {train: %d}
+explore: {turns: %d, max_attempts: 60, max_depth: 3, reflect_every: 2}
+"""
 
 
-@given(st.integers(1, 40_000), st.sampled_from([1, 4]), st.integers(128, 33_000))
-def test_a_row_is_not_padded_beyond_what_a_pass_may_hold(tokens: int, parts: int, most: int) -> None:
-    assert tokens <= padded_length(tokens, parts, most) <= max(most, padded_length(tokens, parts))
-    assert tokens > most or padded_length(tokens, parts, most) <= most
+def experiment(engine: ScriptedEngine, *overrides: str, world: type[Environment] = Lookup) -> Experiment:
+    config = parse(RECIPE % (TASKS, TURNS), "passes", ["explore.stop_when_solved=1", *overrides])
+    return Experiment(config, Path("none"), lambda folder: engine, lambda: world(horizon=3), Silent())  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize(("parts", "most"), [(1, 9), (2, 16), (4, 28), (8, 48)])
-def test_few_lengths_are_compiled_up_to_32_thousand_tokens(parts: int, most: int) -> None:
-    assert len({padded_length(tokens, parts) for tokens in range(1, 32_769)}) <= most
+def explored(method: str, folder: Path | None, *overrides: str, patience: int | None = None, concurrency: int = 5) -> list[Tree]:
+    engine = ScriptedEngine(erratic(PLACES), fail_after=patience, concurrency=concurrency)
+    files = (folder / "forest.jsonl", folder / "journal.jsonl") if folder else (None, None)
+    return explore_tasks(experiment(engine, *overrides), "explore", ForestSpec(method, 5, Path("none"), *files))
 
 
-def test_a_short_training_pads_more_and_compiles_less() -> None:
-    found = [parts_for(passes) for passes in (0.5, 6, 400, 2_000, 100_000)]
-    assert found == [1, 1, 2, 4, 8]
+def successes(tree: Tree) -> int:
+    return sum(attempt.success for attempt in tree.attempts)
 
 
-def gradients(model: Any, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    model.zero_grad()
-    losses = term_losses(model, batch)
-    (losses * batch.term_weight).sum().backward()
-    return losses.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+@pytest.mark.parametrize("method", sorted(EXPLORERS))
+@pytest.mark.parametrize("enough", [1, 2])
+def test_a_task_is_left_after_so_many_successes_and_its_turns_go_to_others(method: str, enough: int) -> None:
+    trees = explored(method, None, f"explore.stop_when_solved={enough}")
+    assert max(map(successes, trees)) <= enough
+    solved = [tree for tree in trees if successes(tree) == enough]
+    unsolved = [tree for tree in trees if successes(tree) < enough]
+    assert any(tree.spend.turns < TURNS for tree in solved) and all(tree.attempts[-1].success for tree in solved)
+    assert any(tree.spend.turns > TURNS for tree in trees) and all(tree.spend.turns >= TURNS for tree in unsolved)
+    spent = sum(tree.spend.turns for tree in trees)
+    assert spent <= TASKS * TURNS and (not unsolved or spent == TASKS * TURNS)
 
 
-def test_tokens_behind_a_row_bear_no_loss_and_give_no_gradient() -> None:
-    model, batch = tiny_model(), collate([row(1), row(2)])
-    longer = lengthened(batch, padded_length(len(batch.ids)))
-    assert len(longer.ids) == len(longer.depth) == len(longer.end) == 256 > len(batch.ids)
-    (losses, wanted), (found, grown) = gradients(model, batch), gradients(model, longer)
-    assert torch.allclose(losses, found, atol=1e-5) and torch.allclose(wanted, grown, atol=1e-4 * float(wanted.abs().max()))
+@pytest.mark.parametrize("method", sorted(EXPLORERS))
+def test_a_tree_is_the_one_that_its_turns_would_have_given_from_the_start(method: str) -> None:
+    def alone(tree: Tree) -> Tree:
+        own = rules(turns=max(tree.spend.turns, TURNS), seed=built.seed, max_attempts=60, max_depth=3, reflect_every=2)
+        own = replace(own, stop_when_solved=1, act=built.act, reflect=built.reflect, prompts=built.prompts)
+        return Hand(Lookup(horizon=3), erratic(PLACES)).finish(EXPLORERS[method](TreeBuilder(tree.task, own)))
+
+    built = experiment(ScriptedEngine(erratic(PLACES))).rules(5)
+    for tree in explored(method, None):
+        # A hand replays where a world stands there already.
+        assert replace(tree.spend, replayed_steps=0) == replace(alone(tree).spend, replayed_steps=0)
+        assert (tree.turns, tree.attempts) == (alone(tree).turns, alone(tree).attempts)
 
 
-@pytest.mark.parametrize("kind", ["tree", "dense", "flex"])
-def test_a_pass_has_the_terms_of_its_rows(kind: str) -> None:
-    rows = [row(1), row(2)]
-    batch, wanted = ready(rows, kind, "cpu"), collate(rows)
-    own = len(wanted.ids)
-    for name in ("term_at", "term_target", "term_weight"):
-        assert torch.equal(getattr(batch, name), getattr(wanted, name))
-    assert torch.equal(batch.ids[:own], wanted.ids) and torch.equal(batch.end[:own], wanted.end)
-    assert len(batch.ids) == (256 if kind == "flex" else own)
-    assert bool(batch.blocks) == (kind == "tree")
-
-
-@pytest.mark.parametrize("kind", ["tree", "dense"])
-def test_a_step_asks_nothing_of_the_device(kind: Any) -> None:
-    model, batch = tiny_model().train(), ready([row(1), row(2)], kind, "cpu")
-    # Tensors without values stand for those of a device: reading one of them raises.
-    with FakeTensorMode(allow_non_fake_inputs=True), tree_attention(model, kind):
-        (term_losses(model, batch) * batch.term_weight).sum().backward()
-
-
-def test_layers_are_compiled_once_for_each_length_whatever_the_trees_are() -> None:
-    model, compiled = tiny_model(), CompileCounter()
-    with torch.no_grad(), tree_attention(model, "flex"):
-        for layer in model.model.layers:
-            layer.forward = torch.compile(layer.forward, dynamic=False, backend=compiled)
-        for number, (seed, history) in enumerate([(1, 40), (2, 50), (3, 60), (4, 120), (5, 130), (6, 45)]):
-            batch = ready([row(seed, history)], "flex", "cpu")
-            assert term_losses(model, batch).isfinite().all()
-            assert compiled.frame_count == (1 if number < 3 else 2)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True])
-def test_flex_attention_trains_as_attention_in_blocks_does_and_waits_for_nothing(compiled: bool) -> None:
-    model, rows = tiny_model().cuda().train(), [row(1), row(2)]
-    with tree_attention(model, "tree"):
-        losses, wanted = gradients(model, ready(rows, "tree", "cuda"))
-    with tree_attention(model, "flex"), compiled_layers(model) if compiled else nullcontext():
-        found, grown = gradients(model, ready(rows, "flex", "cuda"))
-        torch.cuda.set_sync_debug_mode("error")
+@pytest.mark.parametrize("method", sorted(EXPLORERS))
+def test_neither_kills_nor_the_size_of_the_machine_change_the_forest(method: str, tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole, draw = explored(method, tmp_path / "whole"), random.Random(3)
+    assert explored(method, None, concurrency=1) == whole
+    for _ in range(200):
         try:
-            gradients(model, ready(rows, "flex", "cuda"))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert torch.allclose(losses, found, atol=1e-4)
-    assert torch.allclose(wanted, grown, atol=1e-3 * float(wanted.abs().max()))
+            trees = explored(method, tmp_path / "killed", patience=draw.randint(3, 25), concurrency=draw.choice([1, 3, 9]))
+            break
+        except EngineError:
+            journal = tmp_path / "killed" / "journal.jsonl"
+            journal.write_bytes(journal.read_bytes()[: -draw.randrange(1, 200)])
+    assert trees == whole
+    written, alone = ((tmp_path / name / "forest.jsonl").read_bytes().splitlines() for name in ("killed", "whole"))
+    assert sorted(written) == sorted(alone)
+
+
+def test_without_the_setting_each_task_keeps_its_own_budget() -> None:
+    trees = explored("independent", None, "explore.stop_when_solved=0")
+    assert {tree.spend.turns for tree in trees} == {TURNS} and max(map(successes, trees)) > 1
+
+
+def test_a_world_that_cannot_be_rolled_back_is_refused_in_a_sentence() -> None:
+    class Sealed(Lookup):
+        fidelity = Fidelity.NONE
+
+    with pytest.raises(UserError, match=r"stop_when_solved wants .* rolled back.*set explore\.stop_when_solved=0"):
+        experiment(ScriptedEngine(erratic(PLACES)), world=Sealed).check()
+
+
+def test_what_is_left_is_shared_evenly_and_the_first_get_one_turn_more() -> None:
+    budgets = {"a": 10, "b": 10, "c": 10, "d": 10}
+    stands = {"a": Standing(3, 1), "b": Standing(10, 0), "c": Standing(8, 0), "d": Standing(10, 0)}
+    # 7 of a and 2 of c, which has ended for another reason than its turns.
+    assert shared_out(budgets, stands, total=40, solved=1) == {"b": 15, "d": 14}
+    assert shared_out(budgets, stands, total=40, solved=2) == {"b": 15, "d": 14}
+    assert shared_out(budgets, {**stands, "a": Standing(10, 1)}, total=40, solved=1) == {"b": 11, "d": 11}
+    assert shared_out(budgets, dict.fromkeys(budgets, Standing(10, 0)), total=40, solved=1) == {}
+    assert shared_out(budgets, dict.fromkeys(budgets, Standing(4, 1)), total=40, solved=1) == {}
+    assert shared_out(
+        {"a": 2, "b": 2, "c": 2}, {"a": Standing(1, 1), "b": Standing(2, 0), "c": Standing(2, 0)}, total=6, solved=1
+    ) == {"b": 3}
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32), st.sampled_from(sorted(EXPLORERS)))
+@settings(max_examples=30, deadline=None)
+def test_where_a_tree_stood_at_a_budget_is_read_off_the_tree_of_a_larger_one(budget: int, seed: int, method: str) -> None:
+    task = Lookup(horizon=3).tasks("train", 1)[0]
+
+    def grown(turns: int) -> Tree:
+        own = rules(turns=turns, seed=seed, max_attempts=60, reflect_every=2)
+        return Hand(Lookup(horizon=3), erratic(PLACES)).finish(EXPLORERS[method](TreeBuilder(task, own)))
+
+    small, large = grown(budget), grown(40)
+    assert standing(large, budget) == Standing(small.spend.turns, successes(small))
+    assert large.turns[: len(small.turns)] == small.turns

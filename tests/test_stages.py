@@ -18,9 +18,11 @@ from leafe.experiment import UNTRAINED, Experiment
 from leafe.forest.store import read_forest
 from leafe.lab import run_recipe, run_verb
 from leafe.progress import Silent
-from leafe.records import Ask
+from leafe.records import Ask, Usage
+from leafe.results import as_json
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.viewer.report import write_report
 from leafe.worlds.fakes import Lookup
 
 RECIPE = """
@@ -31,6 +33,7 @@ explore: {turns: 6, max_attempts: 3}
 evaluate: {samples: 2, resamples: 10}
 train: {epochs: 1, batch_size: 8}
 """
+COSTS = ("turns", "prompt_tokens", "sampled_tokens", "reflection_tokens", "replayed_steps", "rollbacks")
 Policy = Callable[[Ask], str]
 
 
@@ -145,3 +148,24 @@ def test_every_round_explores_with_the_model_of_the_one_before(base: Path, tmp_p
         assert run.stages["train leafe"]["examples"] > 0
         models = [weights(folder) for folder in (base, run.checkpoint("leafe-round-1"), run.checkpoint("leafe"))]
         assert len(set(models)) == 3
+
+
+def test_stages_report_what_exploring_and_training_cost(base: Path, tmp_path: Path) -> None:
+    here = experiment(
+        base, {"base": stubborn, "leafe": hopeless}, "controls=[independent]", "distill.success_share=1.0", "distill.beta=0.0"
+    )
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        run_recipe(here, run)
+        for stage, place in {"explore round 1": 1, "explore independent": "independent"}.items():
+            spent = sum((tree.spend for tree in read_forest(run.forest(place))), Usage())
+            found = {name: run.stages[stage].get(name, 0) for name in COSTS}
+            assert found == {name: getattr(spent, name) for name in COSTS}
+            assert found["turns"] > 0 and found["prompt_tokens"] > 0 and found["sampled_tokens"] > 0
+        assert run.stages["explore round 1"]["rollbacks"] > 0 and run.stages["explore round 1"]["reflection_tokens"] > 0
+        assert "rollbacks" not in run.stages["explore independent"]
+        # What has no weight carries no gradient and is no example in effect.
+        kinds = [example.kind for example in read_examples(run.examples(1))]
+        assert run.stages["train leafe"]["examples"] == kinds.count("counterfactual") < len(kinds)
+        assert run.stages["train leafe"]["steps"] == 1
+        assert as_json(run)["stages"]["explore round 1"] == run.stages["explore round 1"]
+        assert "prompt_tokens" not in write_report(run).read_text(encoding="utf-8")

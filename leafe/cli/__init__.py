@@ -17,6 +17,7 @@ import typer
 
 from leafe.address import hidden
 from leafe.errors import LeafeError, UserError, is_full, unwritable
+from leafe.group import launched
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -172,6 +173,30 @@ def compare(
     results.compare(runs, k=k, base=base, as_json=as_json)
 
 
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="a table's name, as table1, or a YAML file", show_default=False)],
+    overrides: Overrides = None,
+    *,
+    model: Annotated[str, typer.Option(help="nano, a folder or a Hub name; several as A,B")] = "nano",
+    env: Annotated[str, typer.Option("--env", help="an environment with a recipe for that model; sokoban unless said")] = "",
+    recipe: Annotated[str, typer.Option(help="a recipe's name or YAML file, in place of the model's and the environment's")] = "",
+    seeds: Annotated[str, typer.Option(help="as 1,2,3")] = "1,2,3",
+    rows: Annotated[str, typer.Option(help="only these rows and those that they start from, as base,leafe")] = "",
+    out: Annotated[Path | None, typer.Option(help="the table's directory; one below runs/ unless said")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="says what it will take and does nothing of it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Makes a table of methods side by side at one budget of turns, beside the paper's figures. Killed, the same command goes on.
+
+    table1, stage1, ablation, second-stage and others ship; docs/reproduce.md has them and how to write one.
+    """
+    from leafe.cli import tables
+
+    typed = tables.Typed(model, env, recipe, seeds, rows)
+    tables.reproduce(table, tables.asked_of(typed, out, overrides or []), dry=dry_run, json_only=as_json)
+
+
 @app.command("export")
 def export_examples(
     path: RunPath,
@@ -264,6 +289,7 @@ def nano_build(
     steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser; the world's own number unless said")] = None,
     processes: Annotated[int, typer.Option(min=1, help="one a free core; each adds a batch to every step")] = 2,
     start: Annotated[Path | None, typer.Option(help="a checkpoint to go on from")] = None,
+    size: Annotated[str, typer.Option(help="small, medium or large; the shipped ones are medium")] = "medium",
     split: Annotated[str, typer.Option(help="whose tasks are taught, where no checkpoint ships")] = "train",
     seed: int = 0,
 ) -> None:
@@ -271,7 +297,7 @@ def nano_build(
     from leafe.cli import nano
 
     taught = nano.Taught(spec, tuple(arguments or ()), split)
-    nano.build_nano(taught, out, start, nano.Effort(steps, processes, seed))
+    nano.build_nano(taught, out, start, nano.Effort(steps, processes, seed, size))
 
 
 def main() -> None:
@@ -279,7 +305,7 @@ def main() -> None:
     # What thousands of episodes leave behind is long-lived and holds no cycles; looking for some took a seventh of a profile of exploring.
     gc.set_threshold(100_000, 20, 20)
     try:
-        raise SystemExit(app(standalone_mode=False))
+        raise SystemExit(_together() if launched() else app(standalone_mode=False))
     except USAGE_ERROR as error:
         _typed_wrongly(error)
     except typer.Abort:
@@ -310,6 +336,16 @@ def _typed_wrongly(error: Any) -> None:
     if words:
         print(f"leafe: {words[:1].lower()}{words[1:]}{'' if words.endswith('?') else ';'} type: {command} --help", file=sys.stderr)
     raise SystemExit(2) from None
+
+
+def _together() -> Any:
+    """One process of several that a launcher started: the first does what was typed, the others help it to train."""
+    from leafe.training import follow, sft
+
+    if follow.is_first():
+        with follow.Leader():
+            return app(standalone_mode=False)
+    return follow.follow(sft.help_training)
 
 
 def _broken(error: ImportError) -> None:

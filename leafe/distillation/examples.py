@@ -12,9 +12,9 @@ reply, or an earlier one in their prompt, quotes an experience word for word bes
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -31,7 +31,9 @@ class Selection:
 
     A branch qualifies when it succeeded (`success`), when it did better than the attempt it left or led on to a success
     (`improved`), or always (`any`). `branches_per_task` branches are drawn a task, and `success_share` of all successful attempts.
-    `beta` is the weight of a rehearsal example; a counterfactual one weighs 1. `logprobs` keeps the log-probability that each target had
+    `beta` is the weight of a rehearsal example; a counterfactual one weighs 1. With `rehearse` `successes` every rehearsed turn has that
+    weight; with `tasks` each success of a task with `c` of them, drawn or not, adds 1/c to its turns, times what makes `beta` the mean
+    over all rehearsal examples. `logprobs` keeps the log-probability that each target had
     when it was sampled, where the forest holds it: at the temperature of sampling, and of a revised action with the advice in the prompt.
     """
 
@@ -41,6 +43,7 @@ class Selection:
     beta: float = 1.0
     seed: int = 0
     logprobs: bool = False
+    rehearse: Literal["successes", "tasks"] = "successes"
 
 
 def distill(trees: Sequence[Tree], prompts: Prompts, selection: Selection) -> list[Example]:
@@ -53,7 +56,7 @@ def counterfactual(trees: Iterable[Tree], prompts: Prompts, selection: Selection
     """`branches_per_task` qualifying branch turns of each tree."""
     for tree in trees:
         fits = _qualifier(tree, selection.qualify)
-        usable = _usable(tree)
+        usable = usable_turns(tree)
         events = []
         for attempt, turns in tree.revisions():
             revised = [turn for turn in turns if turn.id in usable and fits(attempt, turn)]
@@ -75,10 +78,45 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, selection: Selection) -> 
     for index in chosen:
         tree, attempt = successes[index]
         by_tree[tree.task.id].append(attempt)
+    found: list[Example] = []
+    shares: list[float] = []
     for tree in {tree.task.id: tree for tree, _ in successes}.values():
-        usable = _usable(tree)
-        turns = {turn.id: turn for attempt in by_tree[tree.task.id] for turn in tree.trajectory(attempt.leaf) if turn.id in usable}
-        yield from (_example("rehearsal", selection, prompts, tree, turn=turn) for turn in turns.values())
+        usable = usable_turns(tree)
+        walks = [tree.trajectory(attempt.leaf) for attempt in by_tree[tree.task.id]]
+        turns = {turn.id: turn for walk in walks for turn in walk if turn.id in usable}
+        times = Counter(turn.id for walk in walks for turn in walk)
+        won = sum(attempt.success for attempt in tree.attempts)
+        found += (_example("rehearsal", selection, prompts, tree, turn=turn) for turn in turns.values())
+        shares += (times[turn] / won for turn in turns)
+    yield from found if selection.rehearse == "successes" else _weighted(found, shares, selection.beta)
+
+
+def matched(
+    trees: Sequence[Tree], others: Sequence[Tree], prompts: Prompts, selection: Selection
+) -> tuple[list[Example], list[Example]]:
+    """The rehearsal examples of two forests over the same tasks, matched in turns and in number.
+
+    Of each task those attempts count that ended within the turns that both forests spent on it; of the side with more examples as many
+    as the other has are drawn by the seed. Each side's come in the forest's order of task ids.
+    """
+    spent = [{tree.task.id: tree.spend.turns for tree in forest} for forest in (trees, others)]
+    sides = []
+    for forest in (trees, others):
+        ordered = sorted((tree for tree in forest if all(tree.task.id in one for one in spent)), key=lambda tree: tree.task.id)
+        equal = [tree.within(min(one[tree.task.id] for one in spent)) for tree in ordered]
+        sides.append(list(rehearsal(equal, prompts, selection)))
+    fewest = min(len(side) for side in sides)
+    draw = random.Random(seed_for(selection.seed, "matched"))
+    cut = [[side[index] for index in sorted(draw.sample(range(len(side)), fewest))] for side in sides]
+    if selection.rehearse == "tasks":  # the cut may have moved the mean
+        cut = [list(_weighted(side, [one.weight for one in side], selection.beta)) for side in cut]
+    return cut[0], cut[1]
+
+
+def _weighted(examples: Sequence[Example], shares: Sequence[float], mean: float) -> Iterator[Example]:
+    """The examples with weights in proportion to `shares`, whose mean is `mean`."""
+    scale = mean * len(shares) / (sum(shares) or 1.0)
+    return (replace(example, weight=share * scale) for example, share in zip(examples, shares, strict=True))
 
 
 def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
@@ -93,8 +131,8 @@ def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
     return {"success": lambda attempt, turn: attempt.success, "improved": improved, "any": lambda attempt, turn: True}[qualify]
 
 
-def _usable(tree: Tree) -> set[str]:
-    """The ids of the turns that hold an action and whose prompt and reply quote no experience."""
+def usable_turns(tree: Tree) -> set[str]:
+    """The ids of the turns that hold an action, came to an end, and whose prompt and reply quote no experience."""
     told = {text for attempt in tree.attempts for text in (attempt.experience or "").split("\n") if text.strip()}
     told |= {turn.experience for turn in tree.turns if turn.experience}
     quoting: set[str | None] = set()
@@ -103,7 +141,9 @@ def _usable(tree: Tree) -> set[str]:
         before, _, after = text.rpartition(turn.action) if turn.action else ("", "", "")  # only blank replies hold no text at all
         if turn.parent in quoting or any(advice in before or advice in after for advice in told):
             quoting.add(turn.id)
-    return {turn.id for turn in tree.turns if turn.parsed and turn.id not in quoting}
+    # A reply that was ended where it repeated itself would teach to repeat.
+    whole = (turn for turn in tree.turns if turn.parsed and turn.completion.finish != "repetition")
+    return {turn.id for turn in whole if turn.id not in quoting}
 
 
 def _example(kind: Kind, selection: Selection, prompts: Prompts, tree: Tree, *, turn: Turn) -> Example:

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
+from math import ceil
 
 from leafe.distillation.pack import Detail, PackedRow, Sample, Source, pack
 from leafe.engines.tokens import ChatTokenizer
@@ -62,6 +63,18 @@ def pack_examples(
             inner = part if whole_groups else [[one] for one in sorted((one for unit in part for one in unit), key=_text)]
             bundles.append(_bundle(inner, row_tokens))
     return bundles
+
+
+def steps_an_epoch(examples: Sequence[Example], batch_size: int) -> int:
+    """How many optimiser steps of about `batch_size` examples go once through examples without groups."""
+    tasks = Counter(example.task for example in examples)
+    sizes = [min(batch_size, count - start) for count in tasks.values() for start in range(0, count, batch_size)]
+    return ceil(len(sizes) / bundles_a_step(sizes, batch_size))
+
+
+def bundles_a_step(sizes: Sequence[int], batch_size: int) -> int:
+    """How many bundles of these sizes make about `batch_size` examples, by their mean."""
+    return max(1, round(batch_size * len(sizes) / sum(sizes)))
 
 
 def sources(examples: Sequence[Example]) -> list[Source]:

@@ -59,19 +59,20 @@ class Packing:
     difference: float
 
 
-def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] = "auto") -> Packing:
+def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] = "auto", device: str | None = None) -> Packing:
     """The fastest way of attending that passes, for any length if there is one, or the one that is wanted.
 
-    Raises `UserError`, with what was found, when none passes.
+    With a `device` small copies are tried there in place of the model, which may be too large for it. Raises `UserError`, with what was
+    found, when none passes.
     """
-    ways: tuple[Kind, ...] = ("flex", "tree", "dense") if model.device.type == "cuda" else ("tree", "dense")
+    ways: tuple[Kind, ...] = ("flex", "tree", "dense") if (device or model.device.type).startswith("cuda") else ("tree", "dense")
     if wanted != "auto":
         ways = (wanted,)
     reasons: dict[str, list[str]] = {}
     passed: list[Packing] = []
     for kind in ways:
         try:
-            passed.append(try_packing(model, kind))
+            passed.append(try_packing(model, kind, device))
         except UserError as error:  # its advice is to try another way, which is done here
             reasons.setdefault(str(error).split("; ")[0], []).append(kind)
         if passed and passed[-1].cap.longest is None:
@@ -87,21 +88,21 @@ def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] 
     )
 
 
-def try_packing(model: Any, kind: Kind) -> Packing:
-    """Tries one way of attending. Raises `UserError` that says what differs.
+def try_packing(model: Any, kind: Kind, device: str | None = None) -> Packing:
+    """Tries one way of attending, on the model or on small copies on a `device`. Raises `UserError` that says what differs.
 
     A model in bfloat16 rounds too much to be tried, so its twin in float32 stands in for it.
     """
-    named, rounds = limits(model.config), model.dtype != torch.float32
+    named, rounds = limits(model.config), model.dtype != torch.float32 or device is not None
     large = sum(weight.numel() for weight in model.parameters()) > LARGE
-    small = twin(model) if large or rounds else None
+    small = twin(model, device=device) if large or rounds else None
     if rounds and small is None:
         raise UserError(f"no small {type(model).__name__} can be made to try; set train.dtype=float32")
-    model = small if rounds else model
+    whole, model = model, small if rounds else model
     difference = 0.0
     if named or small is not None:  # before anything that costs more
         difference = _refused(_difference(model, kind, inside(model, min([SHORT, *(value - 1 for value in named.values())]))))
-    caps = [_cap(model, kind, name, value) for name, value in named.items()]
+    caps = [_cap(whole if device else model, kind, name, value, device=device) for name, value in named.items()]
     tokens = min((cap.tokens for cap in caps if cap.tokens), default=None)
     path = min((cap.path for cap in caps if cap.path), default=None)
     length = min(LONG, path or LONG)
@@ -117,12 +118,12 @@ def _refused(difference: float) -> float:
     return difference
 
 
-def _cap(model: Any, kind: Kind, name: str, value: int) -> Cap:
+def _cap(model: Any, kind: Kind, name: str, value: int, *, device: str | None = None) -> Cap:
     """What holds for a model whose configuration names the limit `value`; where that cannot be tried, nothing goes beyond it."""
-    key = (type(model), model.config.to_json_string(), kind, model.device, name)
+    key = (type(model), model.config.to_json_string(), kind, device or model.device, name)
     if key not in _known:
         short = min(value, SHORT)
-        small = twin(model, name, short)
+        small = twin(model, name, short, device=device)
         if small is None or not _equal(small, kind, inside(small, short)):
             _known[key] = Cap(value - 1, value - 1)
         elif not _equal(small, kind, wide(small, short)):

@@ -11,13 +11,14 @@ It runs in one thread and knows nothing of event loops.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 from leafe.engines.base import EngineStats
 from leafe.engines.prefixes import Lease, Match, PrefixTree
+from leafe.engines.repetition import repeats
 from leafe.engines.sampling import Score, draw, score, uniform
 from leafe.engines.slots import BlockCache, Piece, forward, plan
 from leafe.records import Ask
@@ -63,6 +64,13 @@ class Request:
     def drawn(self) -> int:
         """Tokens drawn so far."""
         return len(self.logprobs) + self.pending
+
+    def ends(self, stop_ids: Container[int]) -> bool:
+        """Whether the last token that was taken down is the reply's last."""
+        wanted = self.ask.sampling
+        if self.ids[-1] in stop_ids or len(self.logprobs) >= wanted.max_tokens:
+            return True
+        return repeats(self.ids, wanted.max_repeats, self.prompt)
 
     @property
     def known(self) -> int:
@@ -236,7 +244,7 @@ class Batcher(Generic[AnyRequest]):
         for request, token, logprob in zip(requests, chosen, logprobs, strict=True):
             request.ids.append(token)
             request.logprobs.append(logprob)
-            if token in self.stop_ids or len(request.logprobs) >= request.ask.sampling.max_tokens:
+            if request.ends(self.stop_ids):
                 done.append(request)
                 self._register(request)
                 self._leave(request)

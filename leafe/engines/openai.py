@@ -21,6 +21,7 @@ from leafe.engines.openai_answers import Malformed, Reply, read_reply
 from leafe.engines.openai_fields import Dialect
 from leafe.engines.openai_http import Client, Waiting
 from leafe.engines.openai_scores import TEXTS, read_scores, requests
+from leafe.engines.repetition import repetition_end
 from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion, Message
 
@@ -95,7 +96,7 @@ class OpenAIEngine:
             reply = read_reply(answer.body, most=most)
         except Malformed as error:
             raise EngineError(f"{self._client.address(COMPLETIONS)} answered with {self._client.hidden(str(error))}") from None
-        return self._completion(reply, most)
+        return self._ended(self._completion(reply, most), ask.sampling.max_repeats)
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
         """What the served model makes of `ids` after `messages`: see `Engine.score`.
@@ -148,6 +149,15 @@ class OpenAIEngine:
         if reply.finish == "length" and 0 < sampled < most:  # it was cut, and not by the limit that was asked for
             return Completion("", finish="context", prompt_tokens=reply.prompt_tokens)
         return Completion(reply.text, ids, logprobs, reply.finish, reply.prompt_tokens, 0 if reply.ids else sampled)
+
+    def _ended(self, completion: Completion, times: int) -> Completion:
+        """A reply without what it repeats to its end, where the server let it go on to the limit."""
+        ids = completion.token_ids
+        end = repetition_end(ids, times) if completion.finish == "length" and self.tokenizer is not None else len(ids)
+        if end == len(ids):
+            return completion
+        text, logprobs = self.tokenizer.decode(ids[:end]), completion.logprobs[:end]
+        return replace(completion, text=text, token_ids=ids[:end], logprobs=logprobs, finish="repetition", counted=completion.drawn)
 
     def _encoded(self, reply: Reply) -> tuple[int, ...]:
         """Ids made from the text, as close to the sampled ones as can be had. A control token that it spells out is text."""

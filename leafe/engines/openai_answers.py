@@ -16,13 +16,14 @@ TOKEN_ID = "token_id:"
 LARGEST_ID = 1 << 31
 LARGEST_COUNT = 1 << 40
 ROUNDING = 1e-3  # how far above zero the logarithm of a probability near one may be computed
-FINISHES: dict[str, Literal["stop", "length"]] = {
+FINISHES: dict[str, Literal["stop", "length", "repetition"]] = {
     "stop": "stop",
     "eos": "stop",
     "eos_token": "stop",
     "stop_sequence": "stop",
     "length": "length",
     "max_tokens": "length",
+    "repetition": "repetition",
 }
 
 # In the words of vLLM, SGLang, llama.cpp, TGI, Gemini, Together, Mistral, xAI and OpenAI.
@@ -72,7 +73,7 @@ class Reply:
     """One sampled reply. `ids` and `logprobs` are empty where the server gave none, `counted` is None where it counted nothing."""
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "repetition"]
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     prompt_tokens: int
@@ -167,7 +168,7 @@ def _count(group: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _finish(reason: Any) -> Literal["stop", "length"]:
+def _finish(reason: Any) -> Literal["stop", "length", "repetition"]:
     if not isinstance(reason, str) or reason not in FINISHES:
         raise Malformed(f"the reply ended for the reason {_shown(reason)}")
     return FINISHES[reason]

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from leafe.engines.repetition import repetition_field
 from leafe.records import Ask, Sampling
 
 SEEDS = 1 << 31  # some servers keep 32 bits of the seed and refuse more
@@ -20,7 +21,8 @@ IDS = {"return_tokens_as_token_ids": True}  # vLLM writes `token_id:17` in place
 LOGPROBS = {"logprobs": True, "top_logprobs": 1}  # llama.cpp returns twenty a token where none are asked for, and none for 0
 PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
-GROUPS = (NEUTRAL, IDS, LOGPROBS, PENALTIES, {"seed": 0})
+REPETITION = repetition_field(2)  # sent where a limit on repeats is asked for; vLLM knows it
+GROUPS = (REPETITION, NEUTRAL, IDS, LOGPROBS, PENALTIES, {"seed": 0})
 OPTIONAL = frozenset(name for group in GROUPS for name in group)
 
 
@@ -47,6 +49,7 @@ class Dialect:
             **LOGPROBS,
             **PENALTIES,
             **NEUTRAL,
+            **repetition_field(sampling.max_repeats),
             "seed": ask.seed % SEEDS,
         }
         if self.samples_by_config:

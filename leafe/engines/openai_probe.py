@@ -46,7 +46,7 @@ class Question:
 
     def ask(self, seed: int, temperature: float) -> Ask:
         """A short request."""
-        return Ask(self.arrange(SAID), Sampling(temperature, 1.0, TOKENS), seed)
+        return Ask(self.arrange(SAID), Sampling(temperature, 1.0, TOKENS, max_repeats=2), seed)
 
     def model(self, listed: Sequence[str]) -> str:
         """The name to ask for. Raises `UserError` where the server lists several and none was named."""

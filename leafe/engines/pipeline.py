@@ -132,7 +132,7 @@ class PipelinedBatcher(Batcher[AnyRequest]):
             request.pending -= 1
             request.ids.append(int(token))
             request.logprobs.append(round(logprob, LOGPROB_DIGITS))
-            if int(token) in self.stop_ids or len(request.logprobs) >= request.ask.sampling.max_tokens:
+            if request.ends(self.stop_ids):
                 done.append(request)
                 request.computed = len(request.ids) - 1
                 self._register(request)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from leafe.engines.base import EngineStats, Scores
+from leafe.engines.repetition import repetition_end
 from leafe.errors import EngineError, UserError
 from leafe.growing import Growing
 from leafe.records import Ask, Completion, Message
@@ -64,8 +65,10 @@ class ScriptedEngine:
             return Completion("", finish="context", prompt_tokens=prompt)
         ids = self._ids(self._text(ask, index))
         await asyncio.sleep(0)  # as with a real engine, others run while an episode waits
-        finish: Literal["stop", "length"] = "stop" if len(ids) <= ask.sampling.max_tokens else "length"
+        finish: Literal["stop", "length", "repetition"] = "stop" if len(ids) <= ask.sampling.max_tokens else "length"
         ids = ids[: ask.sampling.max_tokens]
+        if (end := repetition_end(ids, ask.sampling.max_repeats)) < len(ids):
+            ids, finish = ids[:end], "repetition"
         self.stats.prompt_tokens += prompt
         self.stats.sampled_tokens += len(ids)
         return Completion(self._decoded(ids), ids, (0.0,) * len(ids), finish, prompt)

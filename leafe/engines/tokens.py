@@ -146,6 +146,16 @@ class ChatTokenizer:
         """The ids of a text by itself; what spells out a control token in it is text as well."""
         return self.template.text_ids(text)
 
+    def reply_ids(self, text: str) -> tuple[int, ...]:
+        """The ids of a reply as a model would sample it, with the token that ends it.
+
+        None at all where they would not give the text back, or where no token is known that ends a reply.
+        """
+        ending = self.template.closing_id(frozenset())
+        ending = min(self.stop_ids, default=None) if ending is None else ending
+        ids = self.text_ids(text)
+        return (*ids, ending) if ending is not None and self.decode([*ids, ending]) == text else ()
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of sampled ids, special tokens and the token that ended it dropped."""
         key = tuple(ids)

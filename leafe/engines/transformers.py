@@ -204,7 +204,9 @@ class TransformersEngine:
 
     def _completion(self, call: _Call) -> Completion:
         ids = tuple(call.ids[call.prompt :])
-        finish: Literal["stop", "length"] = "stop" if ids[-1] in self.stop_ids else "length"
+        finish: Literal["stop", "length", "repetition"] = "length" if len(ids) >= call.ask.sampling.max_tokens else "repetition"
+        if ids[-1] in self.stop_ids:
+            finish = "stop"
         return Completion(self.tokens.decode(ids), ids, tuple(call.logprobs), finish, call.prompt)
 
     def _flush(self, closing: bool = False) -> None:

@@ -73,8 +73,11 @@ def random_ids(model: Any, length: int, seed: int) -> list[int]:
     return [allowed[place] for place in torch.randint(len(allowed), (length,), generator=source).tolist()]
 
 
-def twin(model: Any, limit: str = "", tokens: int = 0) -> Any | None:
-    """A small model of the same class in float32, with random weights and the field `limit` set to `tokens`; None where none can be had."""
+def twin(model: Any, limit: str = "", tokens: int = 0, *, device: str | None = None) -> Any | None:
+    """A small model of the same class in float32, with random weights and the field `limit` set to `tokens`; None where none can be had.
+
+    It lies on the `device`, or where the model does.
+    """
     for kind, given in _forms(model):
         for narrow in (True, False):
             config = copy.deepcopy(given)
@@ -85,7 +88,7 @@ def twin(model: Any, limit: str = "", tokens: int = 0) -> Any | None:
                 with torch.device("meta"):
                     weights = sum(weight.numel() for weight in _built(kind, config).parameters())
                 if weights <= MOST:
-                    return _built(kind, config).to(model.device, torch.float32).eval()
+                    return _built(kind, config).to(device or model.device, torch.float32).eval()
             except Exception:  # whatever a class makes of sizes that it does not expect
                 continue
     return None

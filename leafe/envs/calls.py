@@ -1,4 +1,4 @@
-"""What is asked of a world from outside, as data: four calls, an answer, and failures of two classes.
+"""What is asked of a world from outside, as data: five calls, an answer, and failures of two classes.
 
 A call and its answer mean the same wherever the world lives, in this thread or in another process: observations are made of plain data
 when they leave the world, and failures are of one of the two classes that a journal knows, with text that a file can hold.
@@ -7,11 +7,12 @@ when they leave the world, and failures are of one of the two classes that a jou
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 from leafe.digest import canonical
+from leafe.encoding import OMITTED
 from leafe.envs.base import Fidelity
 from leafe.envs.world import World
 from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged, StepTimeout
@@ -24,10 +25,10 @@ START = 120.0  # seconds more for the first call, on a machine that is far too b
 class Call:
     """`reset` wants a task, `step` an action, `rollback` a turn, `replay` a task with actions, digests and seeds as `World.replay` does.
 
-    `seed` is what a step draws from anew, None where it does not.
+    `seed` is what a step draws from anew, None where it does not. `expert` asks what the environment would do and changes nothing.
     """
 
-    verb: Literal["reset", "step", "rollback", "replay"]
+    verb: Literal["reset", "step", "rollback", "replay", "expert"]
     task: Task | None = None
     action: str = ""
     turn: int = 0
@@ -39,7 +40,7 @@ class Call:
     @property
     def plays_anew(self) -> bool:
         """Whether the environment may be reset for it."""
-        return self.verb != "step"
+        return self.verb not in ("step", "expert")
 
     @property
     def begins(self) -> bool:
@@ -49,10 +50,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the policy sees after a call, and how many steps the environment took only to come back to a turn."""
+    """What the policy sees after a call, and how many steps the environment took only to come back to a turn.
+
+    `actions` are the expert's, where it was asked.
+    """
 
     observation: Observation
     replayed_steps: int = 0
+    actions: tuple[str, ...] = field(default=(), metadata=OMITTED)
 
 
 def patience_for(call: Call, limit: float, *, first: bool = False) -> float:
@@ -75,9 +80,10 @@ def carry_out(world: World, call: Call) -> Answer:
     before = world.replayed_steps
     try:
         observation = _plain(_observe(world, call))
+        actions = _plan(world) if call.verb == "expert" else ()
     except EpisodeError as failure:
         raise _plain_failure(failure) from failure
-    return Answer(observation, world.replayed_steps - before)
+    return Answer(observation, world.replayed_steps - before, actions)
 
 
 def _observe(world: World, call: Call) -> Observation:
@@ -85,6 +91,8 @@ def _observe(world: World, call: Call) -> Observation:
         return world.step(call.action, call.seed)
     if call.verb == "rollback":
         return world.rollback(call.turn)
+    if call.verb == "expert":
+        return world.observation
     assert call.task is not None, f"{call.verb} wants a task"
     if call.verb == "reset":
         return world.reset(call.task)
@@ -92,6 +100,18 @@ def _observe(world: World, call: Call) -> Observation:
         # What an interrupted run would need. Playing the actions again would be another episode, not this one.
         raise EnvironmentFailure(f"{world.environment.name} declares fidelity 'none', so an interrupted attempt cannot go on")
     return world.replay(call.actions, call.digests, task=call.task, seeds=call.seeds)
+
+
+def _plan(world: World) -> tuple[str, ...]:
+    """The expert's actions, in text that a file can hold."""
+    found: Any = world.expert()
+    try:
+        actions = None if isinstance(found, str) else tuple(action.encode(errors="replace").decode() for action in found)
+    except Exception:  # of a generator that fails, or of what holds no texts
+        actions = None
+    if actions is None:
+        raise EnvironmentFailure(f"{world.environment.name}: wanted a list of texts from expert(), found {found!r:.80}")
+    return actions
 
 
 def _plain(observation: Observation) -> Observation:

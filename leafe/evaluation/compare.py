@@ -30,6 +30,7 @@ class ArmResult:
     tasks: int
     samples: int
     faults: Faults = Faults()
+    rollbacks: int = 0  # while it was measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Comparison:
                     "tokens": arm.tokens,
                     "errors": dict(arm.errors),
                     "faults": encode(arm.faults),
+                    **({"rollbacks": arm.rollbacks} if arm.rollbacks else {}),
                 }
                 for arm in self.arms
             ]
@@ -108,6 +110,7 @@ def _result(arm: ArmOutcomes, counts: Counts, base: Counts | None, *, ks: Sequen
         tasks=len(counts.successes),
         samples=counts.samples,
         faults=arm.faults,
+        rollbacks=arm.rollbacks,
     )
 
 
@@ -139,6 +142,7 @@ def _rows(arm: ArmResult, shown: Sequence[int]) -> Iterator[tuple[str, ...]]:
     classes = (f"{count} {name}" for name, count in arm.errors.items())
     told = (f"{number} of {attempts} broke: {', '.join(classes)}",) if number else ()
     broken = ", ".join((*told, *loud(arm.faults))) or "none"
+    broken += f"; {arm.rollbacks:,} rollbacks at test time" if arm.rollbacks else ""
     for number, k in enumerate(shown):
         value = with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-"
         gain = with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-"

@@ -1,4 +1,7 @@
-"""Measuring a model: n independent attempts a task, without reflection and without rollback, each a line that survives a kill."""
+"""Measuring a model: n independent attempts a task, each a line that survives a kill.
+
+They are plain attempts, without reflection and without rollback, unless a player is given that has them; its turns count all the same.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,22 @@ from leafe.evaluation.outcomes import SCHEMA, Outcome, read_outcomes
 from leafe.forest.builder import Rules, TreeBuilder
 from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.effects import Play
+from leafe.forest.explore import Explorer
 from leafe.forest.first_wave import WAVE, FirstWave
 from leafe.forest.play import once
 from leafe.jsonl import Appender
 from leafe.records import Shortening, Task, Tree, encode
 
 
-def attempt(task: Task, sample: int, rules: Rules) -> Play[Tree]:
+def attempt(task: Task, sample: int, rules: Rules, player: Explorer = once) -> Play[Tree]:
     """One attempt at a task, with the seed of its sample."""
     own = replace(rules, seed=seed_for(rules.seed, "evaluate", sample))
-    return once(TreeBuilder(task, own))
+    return player(TreeBuilder(task, own))
 
 
 def outcome_of(tree: Tree, sample: int) -> Outcome:
-    """What an attempt came to."""
-    played = tree.attempts[0]
+    """What an attempt came to: where it was rolled back on the way, the last branch of it."""
+    played = tree.attempts[-1]
     return Outcome(
         task=tree.task.id,
         sample=sample,
@@ -42,6 +46,9 @@ def outcome_of(tree: Tree, sample: int) -> Outcome:
         no_action=sum(not turn.parsed for turn in tree.turns),
         cut=sum(turn.completion.finish == "length" for turn in tree.turns),
         shortened=sum(turn.shortening != Shortening() for turn in tree.turns),
+        rollbacks=tree.spend.rollbacks,
+        replayed_steps=tree.spend.replayed_steps,
+        reflection_tokens=tree.spend.reflection_tokens,
     )
 
 
@@ -54,8 +61,9 @@ async def evaluate(
     samples: int,
     mend: str = "leafe check-env NAME",
     told: Callable[[Outcome], None] = lambda outcome: None,
+    player: Explorer = once,
 ) -> list[Outcome]:
-    """`samples` attempts a task, appended to `path` as they end; those already there are kept and not repeated.
+    """`samples` attempts a task by `player`, appended to `path` as they end; those already there are kept and not repeated.
 
     Outcomes come back in the order of tasks and samples; further samples that the file holds stay in it. Raises `RunConflict` for a
     file with attempts at other tasks, and `UserError` when all of the first attempts broke: `mend` is what it says to type.
@@ -69,7 +77,7 @@ async def evaluate(
         for sample in range(samples):
             for task in tasks:
                 if (task.id, sample) not in done:
-                    yield Rollout(f"{task.id}/{sample}", task, attempt(task, sample, rules))
+                    yield Rollout(f"{task.id}/{sample}", task, attempt(task, sample, rules, player))
 
     wave: FirstWave[Outcome] = FirstWave(() if done else (rollout.key for rollout in islice(missing(), WAVE)), mend)
     with Appender(path, SCHEMA) as lines:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from leafe.encoding import OMITTED
 from leafe.errors import CorruptFile, UserError
 from leafe.evaluation.passk import Counts
 from leafe.forest.faults import Faults, by_class, class_of, commonest_error, share
@@ -20,6 +21,7 @@ from leafe.jsonl import read_lines
 from leafe.records import BROKEN, StopReason, decode
 
 SCHEMA = "leafe.eval/1"
+COSTS = ("prompt_tokens", "sampled_tokens", "rollbacks", "replayed_steps", "reflection_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class Outcome:
     """One attempt of an evaluation. `sample` counts a task's attempts from 0; `error` is `CLASS` or `CLASS: what happened`.
 
     `no_action`, `cut` and `shortened` count turns: replies that held no action, replies that were cut, prompts that left out some of the
-    history. They are None in files of a version that did not count them.
+    history. They are None in files of a version that did not count them. `turns` and `reflection_tokens` are those of branches that were
+    left as well.
     """
 
     task: str
@@ -42,9 +45,12 @@ class Outcome:
     no_action: int | None = None
     cut: int | None = None
     shortened: int | None = None
+    rollbacks: int = field(default=0, metadata=OMITTED)
+    replayed_steps: int = field(default=0, metadata=OMITTED)
+    reflection_tokens: int = field(default=0, metadata=OMITTED)
 
     def __post_init__(self) -> None:
-        for name in ("sample", "turns", "prompt_tokens", "sampled_tokens"):
+        for name in ("sample", "turns", *COSTS):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}")
         for name in ("no_action", "cut", "shortened"):
@@ -128,8 +134,13 @@ class ArmOutcomes:
 
     @property
     def tokens(self) -> int:
-        """Prompt and sampled tokens, over all attempts."""
-        return sum(outcome.prompt_tokens + outcome.sampled_tokens for outcome in self.counted)
+        """Prompt and sampled tokens, those of reflections included, over all attempts."""
+        return sum(outcome.prompt_tokens + outcome.sampled_tokens + outcome.reflection_tokens for outcome in self.counted)
+
+    @property
+    def rollbacks(self) -> int:
+        """How often attempts were rolled back on the way, which plain ones never are."""
+        return sum(outcome.rollbacks for outcome in self.counted)
 
     @property
     def faults(self) -> Faults:
@@ -152,6 +163,12 @@ class ArmOutcomes:
 def _total(counts: Iterable[int | None]) -> int | None:
     known = list(counts)
     return None if None in known else sum(count or 0 for count in known)
+
+
+def costs_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """What some attempts cost, in turns, tokens, rollbacks and replayed steps."""
+    counted = list(outcomes)
+    return {name: sum(getattr(outcome, name) for outcome in counted) for name in ("turns", *COSTS)}
 
 
 def of_run(run: str, arms: Iterable[ArmOutcomes]) -> tuple[ArmOutcomes, ...]:

@@ -6,7 +6,7 @@ reflections are counted apart. Everything here is a function of the rules and of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from leafe.chat import Prompts, Scene
@@ -23,7 +23,8 @@ class Rules:
     `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is how much of itself an attempt
     reads. Where nothing `can_roll_back`, a reset may show something else each time, and experiences become feedback to fresh attempts.
     With `new_luck` a branch draws the world's randomness anew from its first step on. `notes` are told in the first prompt of every
-    attempt, ahead of what earlier ones taught.
+    attempt, ahead of what earlier ones taught, and behind them what `recall` gives for the task and its first observation. After
+    `stop_when_solved` successes no attempt starts any more (0: whatever succeeds). `memory` is how many experiences a verbal retry is told.
     """
 
     prompts: Prompts
@@ -41,6 +42,9 @@ class Rules:
     history: History = History()
     new_luck: bool = False
     notes: tuple[str, ...] = ()
+    recall: Callable[[Task, Observation], tuple[str, ...]] | None = None
+    stop_when_solved: int = 0
+    memory: int = 3
 
 
 @dataclass
@@ -57,6 +61,7 @@ class TreeBuilder:
     reflections: list[Reflection] = field(default_factory=list)
     _asks: int = 0
     _scene: Scene | None = None
+    _recalled: tuple[Scene, Rules, tuple[str, ...]] | None = None
 
     @property
     def scene(self) -> Scene:
@@ -66,14 +71,33 @@ class TreeBuilder:
             self._scene = Scene(self.rules.prompts, self.task, shown)
         return self._scene
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every attempt at this task is told beside it."""
+        scene, rules = self.scene, self.rules
+        if rules.recall is None:
+            return rules.notes
+        if self._recalled is None or self._recalled[0] is not scene or self._recalled[1] is not rules:
+            self._recalled = (scene, rules, rules.recall(self.task, scene.root))
+        return (*rules.notes, *self._recalled[2])
+
     def exhausted(self) -> bool:
         """Whether the task's budget leaves no further turn."""
+        return self.spend.turns >= self.rules.turns or self.out_of_tokens()
+
+    def out_of_tokens(self) -> bool:
+        """Whether the policy has written as much as the task's budget allows."""
         tokens = self.spend.sampled_tokens + self.spend.reflection_tokens
-        return self.spend.turns >= self.rules.turns or bool(self.rules.tokens and tokens >= self.rules.tokens)
+        return bool(self.rules.tokens and tokens >= self.rules.tokens)
 
     def may_start(self) -> bool:
         """Whether another attempt may begin."""
-        return not self.exhausted() and len(self.attempts) < self.rules.max_attempts
+        return not self.exhausted() and len(self.attempts) < self.rules.max_attempts and not self.solved()
+
+    def solved(self) -> bool:
+        """Whether the task was solved as often as the rules want it."""
+        enough = self.rules.stop_when_solved
+        return bool(enough) and sum(attempt.success for attempt in self.attempts) >= enough
 
     def ask_to_act(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
         """A request for the next action of an attempt, with its own seed."""
@@ -85,7 +109,7 @@ class TreeBuilder:
 
     def luck(self, start: Start, own: Sequence[Turn]) -> int | None:
         """What the step after an attempt's `own` turns draws its randomness from anew; None where it goes on as it was."""
-        branches = self.rules.new_luck and start.advice is not None and not any(turn.stepped for turn in own)
+        branches = self.rules.new_luck and start.branches and not any(turn.stepped for turn in own)
         return self._luck_of(len(self.attempts)) if branches else None
 
     def lucks(self, trajectory: Sequence[Turn]) -> tuple[int | None, ...]:
@@ -115,6 +139,15 @@ class TreeBuilder:
         self.turns.append(turn)
         self._pay(turns=1)
 
+    def add_expert_turn(self, turn: Turn) -> None:
+        """Keeps a turn that the environment's expert took, which costs the policy nothing."""
+        self.turns.append(turn)
+        self._pay(expert_steps=1)
+
+    def add_discarded(self) -> None:
+        """Counts a reply that held no new action where one was wanted."""
+        self._pay(discarded=1)
+
     def add_reflection(self, reflection: Reflection) -> None:
         """Keeps a reflection and pays for all its replies."""
         self.reflections.append(reflection)
@@ -143,13 +176,21 @@ class TreeBuilder:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where an attempt begins: after `trajectory`, told `advice` for its first turn or `feedback` for the whole of it."""
+    """Where an attempt begins: after `trajectory`, told `advice` for its first turn or `feedback` for the whole of it.
+
+    With a `parent` and neither of both it goes back to a turn of its parent and is told nothing.
+    """
 
     trajectory: tuple[Turn, ...] = ()
     depth: int = 0
     parent: int | None = None
     advice: str | None = None
     feedback: tuple[str, ...] = ()
+
+    @property
+    def branches(self) -> bool:
+        """Whether the attempt begins at a rollback."""
+        return self.advice is not None or (self.parent is not None and not self.feedback)
 
 
 def last_id(trajectory: Sequence[Turn]) -> str | None:

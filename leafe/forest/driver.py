@@ -17,7 +17,7 @@ from leafe.envs.calls import Call
 from leafe.envs.worker_pool import Session, Terms, WorkerPool, worker_pool
 from leafe.envs.world import observation_digest
 from leafe.errors import EpisodeError
-from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
+from leafe.forest.effects import Effect, Expert, Plan, Play, Reset, Restored, Rollback, Step
 from leafe.forest.journal import Journal
 from leafe.records import Ask, Completion, Task
 
@@ -150,6 +150,8 @@ class _Hand:
             session = self._seat or await self._ready(effect)
             if isinstance(effect, Rollback):
                 return await self._go_back(session, effect)
+            if isinstance(effect, Expert):
+                return Plan((await session.take(Call("expert"))).actions)
             call = Call("step", action=effect.action, seed=effect.seed) if isinstance(effect, Step) else Call("reset", effect.task)
             return (await session.take(call)).observation
         except EpisodeError as failure:
@@ -183,6 +185,8 @@ class _Hand:
             return
         if isinstance(result, EpisodeError):
             self._actions = None
+        elif isinstance(effect, Expert):
+            return
         elif isinstance(effect, Reset):
             self._actions, self._digests, self._seeds = [], [observation_digest(result)], []
             self._root = self._root or self._digests[0]

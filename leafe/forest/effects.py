@@ -4,6 +4,7 @@
     Reset(task)                            -> Observation
     Step(action, seed)                     -> Observation
     Rollback(trajectory, seeds)            -> Restored
+    Expert()                               -> Plan
 
 A generator plays one task in one world at a time, so the world is not named. Failures come back as exceptions thrown at the `yield`:
 `EnvironmentFailure` and `ReplayDiverged`. An engine that fails is not thrown here: it stops the stage.
@@ -55,5 +56,17 @@ class Restored:
     replayed_steps: int
 
 
-Effect = Ask | Reset | Step | Rollback
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """Ask the world what it knows: the actions that solve the task from where it stands, which stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an environment's expert would do, in order; nothing where none is known."""
+
+    actions: tuple[str, ...] = ()
+
+
+Effect = Ask | Reset | Step | Rollback | Expert
 Play = Generator[Effect, Any, Result]

@@ -70,17 +70,34 @@ class _LookingBack:
 
 def refine(builder: TreeBuilder) -> Play[Tree]:
     """IR of the paper: each retry from the root with the feedback of all failed attempts before it in the prompt."""
-    feedback: tuple[str, ...] = ()
-    while builder.may_start():
-        start = Start((), len(feedback), len(builder.attempts) - 1 if feedback else None, feedback=feedback)
-        played = yield from play(builder, start)
-        if played.attempt.stop is StopReason.SUCCESS:
-            feedback = ()
-        elif played.attempt.stop not in UNREFLECTED and played.trajectory and builder.may_start():
-            experience = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True, feedback=feedback)
-            feedback += (experience.text,) if experience is not None else ()
+    yield from _from_the_root(builder)
     return builder.tree("refine")
 
 
+def retry(builder: TreeBuilder) -> Play[Tree]:
+    """Verbal retry (Reflexion, arXiv 2303.11366): like `refine`, but only the latest `Rules.memory` experiences are told.
+
+    A retry that succeeds ends the memory, as in `refine`; Reflexion itself ends there, which is `stop_when_solved` 1.
+    """
+    yield from _from_the_root(builder, latest=builder.rules.memory)
+    return builder.tree("retry")
+
+
+def _from_the_root(builder: TreeBuilder, latest: int | None = None) -> Play[None]:
+    """Retries from the root, each told what the failed ones since the last success taught, or the `latest` of that."""
+    feedback: tuple[str, ...] = ()
+    failed = 0
+    while builder.may_start():
+        start = Start((), failed, len(builder.attempts) - 1 if feedback else None, feedback=feedback)
+        played = yield from play(builder, start)
+        if played.attempt.stop is StopReason.SUCCESS:
+            feedback, failed = (), 0
+        elif played.attempt.stop not in UNREFLECTED and played.trajectory and builder.may_start():
+            experience = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True, feedback=feedback)
+            if experience is not None:
+                told = (*feedback, experience.text)
+                feedback, failed = told[-latest:] if latest else told, failed + 1
+
+
 Explorer = Callable[[TreeBuilder], Play[Tree]]
-EXPLORERS: dict[str, Explorer] = {"tree": explore, "independent": independent, "refine": refine}
+EXPLORERS: dict[str, Explorer] = {"tree": explore, "independent": independent, "refine": refine, "retry": retry}

@@ -21,6 +21,7 @@ QUOTED = 200  # characters of an error in a sentence
 HEADING = {
     "no_action": "replies without action",
     "cut": "replies cut",
+    "repeated": "replies repeating",
     "shortened": "prompts shortened",
     "out_of_room": "attempts out of room",
     "broken": "attempts broken",
@@ -34,6 +35,7 @@ class Faults:
     """Shares of `replies` (one a turn), of `attempts` and of `reflections`. `error` is what broke attempts most often.
 
     `errors` counts broken attempts by class.
+    `repeated` replies were ended where they only repeated themselves.
     `shortened` replies were given to a prompt that left out some of its history, which is no fault but worth knowing. `unread_cut` is
     the share of reflections that could not be read and whose last reply was cut.
     """
@@ -41,6 +43,7 @@ class Faults:
     replies: int = 0
     no_action: float | None = None
     cut: float | None = None
+    repeated: float | None = None
     shortened: float | None = None
     attempts: int = 0
     out_of_room: float | None = None
@@ -79,6 +82,7 @@ def faults_of(trees: Sequence[Tree]) -> Faults:
         replies=len(turns),
         no_action=share(sum(not turn.parsed for turn in turns), len(turns)),
         cut=share(sum(turn.completion.finish == "length" for turn in turns), len(turns)),
+        repeated=share(sum(turn.completion.finish == "repetition" for turn in turns), len(turns)),
         shortened=share(sum(turn.shortening != Shortening() for turn in turns), len(turns)),
         attempts=len(attempts),
         out_of_room=share(sum(attempt.stop is StopReason.TOKEN_LIMIT for attempt in attempts), len(attempts)),
@@ -116,7 +120,7 @@ def fault_cells(faults: Faults, *, none: str = "-") -> tuple[str, ...]:
 
 def loud(faults: Faults) -> Iterator[str]:
     """What is too frequent to be passed over, in two or three words each, as `96 % no action`."""
-    shares = {"no action": faults.no_action, "cut": faults.cut, "out of room": faults.out_of_room}
+    shares = {"no action": faults.no_action, "cut": faults.cut, "repeating": faults.repeated, "out of room": faults.out_of_room}
     return (f"{_percent(value)} {words}" for words, value in shares.items() if value is not None and _is_loud(value))
 
 
@@ -159,6 +163,8 @@ def _on_replies(faults: Faults, config: RunConfig) -> Iterator[str]:
         yield f"{silent}; {cut}" if _is_loud(faults.cut) else f"{silent}: {_of_form(config)}"
     elif _is_loud(faults.cut):
         yield cut
+    if _is_loud(faults.repeated):
+        yield f"{_part(faults.repeated, 'reply', 'replies')} only repeated themselves in the end: the model may be too small for this world"
 
 
 def _of_form(config: RunConfig) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from leafe.digest import canonical, digest
 from leafe.errors import CorruptFile, EnvironmentFailure, EpisodeError, ReplayDiverged, RunConflict, StepTimeout
-from leafe.forest.effects import Effect, Reset, Restored, Rollback, Step
+from leafe.forest.effects import Effect, Expert, Plan, Reset, Restored, Rollback, Step
 from leafe.growing import Growing
 from leafe.jsonl import Appender, read_lines
 from leafe.records import Ask, Completion, Message, Observation, Sampling, decode, encode
@@ -37,6 +37,8 @@ def mark_of(effect: Effect) -> str:
         return f"{effect.purpose} {effect.seed} {digest(said, _drawn_by(effect.sampling))}"
     if isinstance(effect, Reset):
         return "reset"
+    if isinstance(effect, Expert):
+        return "expert"
     if isinstance(effect, Step):
         return f"step {digest(effect.action)}" + ("" if effect.seed is None else f" seed {effect.seed}")
     return f"rollback {len(effect.trajectory)} {effect.trajectory[-1].id if effect.trajectory else 'root'}"
@@ -68,6 +70,8 @@ def _with_content(state: tuple[Any, str], message: Message) -> tuple[Any, str]:
 def _kind(effect: Effect) -> type:
     if isinstance(effect, Ask):
         return Completion
+    if isinstance(effect, Expert):
+        return Plan
     return Restored if isinstance(effect, Rollback) else Observation
 
 

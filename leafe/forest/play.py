@@ -18,7 +18,7 @@ from leafe.history import first_shortening, shorter
 from leafe.records import Attempt, Completion, Observation, Shortening, StopReason, Tree, Turn, taken
 from leafe.replies import ParseFailure, parse_action
 
-Pause = Callable[[int, tuple[Turn, ...]], Play[None]]
+Pause = Callable[[int, tuple[Turn, ...]], Play[bool | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,14 @@ def no_pause(attempt: int, trajectory: tuple[Turn, ...]) -> Play[None]:
 
 
 def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Played]:
-    """Plays one attempt to its end and keeps it. `pause` runs after each turn that did not end the attempt."""
+    """Plays one attempt to its end and keeps it.
+
+    `pause` runs after each turn that did not end the attempt; where it returns true the attempt is left there, as `rolled_back`.
+    """
     number, trajectory = len(builder.attempts), list(start.trajectory)
     stop, error, observation = StopReason.CANCELLED, None, Observation("")
     try:
-        observation = yield from _begin(builder, start)
+        observation = yield from begin(builder, start)
         stop = yield from _turns(builder, start, observation, trajectory=trajectory, pause=pause)
     except EpisodeError as failure:
         stop = stop_of(failure)
@@ -61,7 +64,7 @@ def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Pl
         reward=(own[-1].observation if own else observation).reward,
         leaf=last_id(trajectory),
         parent=start.parent,
-        turn=len(start.trajectory) + 1 if start.advice is not None else None,
+        turn=len(start.trajectory) + 1 if start.branches else None,
         experience=start.advice if start.advice is not None else "\n".join(start.feedback) or None,
         error=error,
         root=builder.shown if builder.shown is not builder.root else None,
@@ -70,9 +73,9 @@ def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Pl
     return Played(attempt, tuple(trajectory))
 
 
-def _begin(builder: TreeBuilder, start: Start) -> Play[Observation]:
+def begin(builder: TreeBuilder, start: Start) -> Play[Observation]:
     """Brings the world to where the attempt begins."""
-    if start.advice is not None:
+    if start.branches:
         builder.add_rollback()
     if past := taken(start.trajectory):
         restored = yield Rollback(builder.task, past, builder.lucks(past))
@@ -91,14 +94,14 @@ def _turns(
     builder: TreeBuilder, start: Start, observation: Observation, *, trajectory: list[Turn], pause: Pause
 ) -> Play[StopReason]:
     """Takes turns until something ends the attempt; appends them to `trajectory`."""
-    number, failures, over = len(builder.attempts), 0, _verdict(observation)
+    number, failures, over = len(builder.attempts), 0, verdict(observation)
     while over is None:
         if len(trajectory) >= builder.task.horizon:
             return StopReason.TURN_LIMIT
         if builder.exhausted():
             return StopReason.BUDGET
         advice = start.advice if len(trajectory) == len(start.trajectory) else None
-        completion, shortening = yield from _reply(builder, start, trajectory, advice)
+        completion, shortening = yield from reply_for(builder, start, trajectory, advice)
         if completion.finish == "context":
             return StopReason.TOKEN_LIMIT
         builder.add_completion(completion)
@@ -108,15 +111,15 @@ def _turns(
         trajectory.append(turn)
         observation = turn.observation
         failures = 0 if turn.parsed else failures + 1
-        over = _verdict(turn.observation)
+        over = verdict(turn.observation)
         if over is None and failures >= builder.rules.patience:
             over = StopReason.PARSE_ERROR
-        if over is None:
-            yield from pause(number, tuple(trajectory))
+        if over is None and (yield from pause(number, tuple(trajectory))):
+            over = StopReason.ROLLED_BACK
     return over
 
 
-def _verdict(observation: Observation) -> StopReason | None:
+def verdict(observation: Observation) -> StopReason | None:
     """How the environment ended the episode, if it did. Done is not success."""
     if observation.success:
         return StopReason.SUCCESS
@@ -133,11 +136,13 @@ class _Reply:
     luck: int | None
 
 
-def _reply(builder: TreeBuilder, start: Start, trajectory: list[Turn], advice: str | None) -> Play[tuple[Completion, Shortening]]:
+def reply_for(
+    builder: TreeBuilder, start: Start, trajectory: list[Turn], advice: str | None
+) -> Play[tuple[Completion, Shortening]]:
     """The policy's reply, over a history that is shortened until it leaves room where the rules want that."""
     rules, shortening = builder.rules, first_shortening(builder.rules.history, trajectory)
     while True:
-        messages = act_messages(builder.scene, trajectory, Notes(advice, (*rules.notes, *start.feedback)), shortening)
+        messages = act_messages(builder.scene, trajectory, Notes(advice, start.feedback, builder.notes), shortening)
         completion: Completion = yield builder.ask_to_act(len(builder.attempts), messages)
         further = shorter(rules.prompts, trajectory, shortening) if rules.history.keep == "fit" else None
         if completion.finish != "context" or further is None:

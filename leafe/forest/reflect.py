@@ -29,16 +29,17 @@ def reflect(
     `feedback` is what the attempt was told beside its history and the rules' notes.
     """
     prompts, shortening = builder.rules.prompts, trajectory[-1].shortening
-    told = (*builder.rules.notes, *feedback)
     replies: list[Completion] = []
     experience, error = None, None
     unread: ParseFailure | None = None
 
     def question(short: Shortening) -> tuple[Message, ...]:
-        return reflect_messages(builder.scene, trajectory, ended=ended, feedback=told, shortening=short, unread=unread)
+        return reflect_messages(
+            builder.scene, trajectory, ended=ended, notes=builder.notes, feedback=feedback, shortening=short, unread=unread
+        )
 
     for _ in range(TRIES):
-        reply, shortening = yield from _answer(builder, attempt, trajectory, question=question, shortening=shortening)
+        reply, shortening = yield from answer(builder, attempt, trajectory, question=question, shortening=shortening)
         replies.append(reply)
         if reply.finish == "context":
             error = NO_ROOM
@@ -61,7 +62,7 @@ def _own(prompts: Prompts, experience: Experience | None) -> Experience | None:
     return experience
 
 
-def _answer(
+def answer(
     builder: TreeBuilder,
     attempt: int,
     trajectory: tuple[Turn, ...],

@@ -2,8 +2,12 @@
 
     measure base -> [explore -> distil -> train] x rounds -> measure
 
-Controls explore the same tasks with the same seeds and the same budget of turns. The arms `rehearsal` and `independent` are trained from
-the same base with the same settings as `leafe`, on the rehearsal examples of the first round and on those of independent samples.
+Controls explore the same tasks with the same seeds and the same budget of turns: independent samples, refinement, verbal retry. Arms
+beside `leafe` are trained from the same base with the same settings:
+
+    rehearsal, independent                   the rehearsal examples of the first round; those of independent samples
+    rehearsal-matched, independent-matched   the same two, cut to what both have: as many turns explored, as many examples
+    average                                  nothing is trained: the weights between the base and the arm `averaged`
 
 Where this differs from the paper:
 1. The start is whatever `model` names; the paper's main tables start from a GRPO checkpoint.
@@ -11,6 +15,8 @@ Where this differs from the paper:
 3. Counterfactual and rehearsal terms are averaged together, with `beta` as the weight of a rehearsal term.
 4. Which branches qualify is a setting.
 5. Where the environment cannot be rolled back, an experience is told to a fresh attempt, each turn of which is then learned from.
+6. Rehearsal may be uniform over tasks (`distill.rehearse`), and solved tasks may leave their turns to others
+   (`explore.stop_when_solved`); neither is on unless it is set.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from leafe.distillation.causes import NOTHING, why_no_example
-from leafe.distillation.examples import distill, rehearsal
+from leafe.distillation.examples import distill, matched, rehearsal
 from leafe.distillation.store import write_examples
 from leafe.errors import UserError
 from leafe.methods.base import Made, Method, Policy, Settings, Stage
@@ -34,23 +40,34 @@ if TYPE_CHECKING:
     from leafe.lab import Lab
 
 
+Trained = Literal["leafe", "rehearsal", "independent", "rehearsal-matched", "independent-matched"]
+Arm = Literal[Trained, "average"]
+MATCHED = ("rehearsal-matched", "independent-matched")
+
+
 class LeafeSettings(Settings):
     """`controls` explore at the same budget, for comparison; `arms` are trained and measured beside the base.
 
-    `rounds` explore and distil so many times, each from the model that the round before gave.
+    `rounds` explore and distil so many times, each from the model that the round before gave. The arm `average` lies `average` of the way
+    from the base (0) to the arm `averaged` (1).
     """
 
     rounds: int = Field(1, ge=1)
-    controls: tuple[Literal["independent", "refine"], ...] = Field((), strict=False)
-    arms: tuple[Literal["leafe", "rehearsal", "independent"], ...] = Field(("leafe",), strict=False)
+    controls: tuple[Literal["independent", "refine", "retry"], ...] = Field((), strict=False)
+    arms: tuple[Arm, ...] = Field(("leafe",), strict=False)
+    average: float = Field(0.5, ge=0, le=1)
+    averaged: Trained = "leafe"
 
     @model_validator(mode="after")
     def _lists_agree(self) -> Self:
         for key, names in {"controls": self.controls, "arms": self.arms}.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"{key} wants each name once, found {list(names)}")
-        if "independent" in self.arms and "independent" not in self.controls:
-            raise ValueError("arms with 'independent' wants controls with 'independent', whose successes it is trained on")
+        for arm in self.arms:
+            if arm in ("independent", *MATCHED) and "independent" not in self.controls:
+                raise ValueError(f"arms with {arm!r} wants controls with 'independent', whose successes it is trained on")
+        if "average" in self.arms and self.averaged not in ("leafe", *self.arms):
+            raise ValueError(f"averaged: wanted one of the arms, found {self.averaged!r}; add it to arms")
         return self
 
 
@@ -74,8 +91,10 @@ class Leafe(Method):
             yield here.distil(number)
             yield here.train(number)
         for arm in settings.arms:
-            if arm != "leafe":
+            if arm not in ("leafe", "average"):
                 yield here.train_control(arm)
+        if "average" in settings.arms:
+            yield lab.average(run, "average", settings.averaged, share=settings.average)
         for arm in settings.arms:
             yield lab.measure(run, arm, lab.trained(run, arm))
 
@@ -136,22 +155,28 @@ class _Here:
         return replace(stage, asked_only=not self.settings.arms)
 
     def train_control(self, arm: str) -> Stage:
-        """`rehearsal`: the first round's examples without the counterfactual ones. `independent`: the successes of independent samples.
-
-        A control that finds nothing to learn from stays the base.
-        """
+        """An arm that is trained on successes alone. One that finds nothing to learn from stays the base."""
         if arm == "rehearsal":
+            return self.lab.train(self.run, arm, self._rehearsed, needs=("distil round 1",))
+        file = self.run.examples(arm)
 
-            def rehearsed() -> Sequence[Example]:
-                return [example for example in self.lab.examples(self.run, 1) if example.kind == "rehearsal"]
+        def examples() -> Sequence[Example]:
+            found = self._matched(arm) if arm in MATCHED else self._independent()
+            write_examples(file, found)
+            return found
 
-            return self.lab.train(self.run, arm, rehearsed, needs=("distil round 1",))
-        file = self.run.examples("independent")
+        needs = ("explore round 1", "explore independent") if arm in MATCHED else ("explore independent",)
+        return self.lab.train(self.run, arm, examples, needs=needs, files=[file])
 
-        def independent() -> Sequence[Example]:
-            trees = self.lab.trees(self.run, "independent")
-            examples = list(rehearsal(trees, self.lab.prompts, self.lab.selection()))
-            write_examples(file, examples)
-            return examples
+    def _rehearsed(self) -> list[Example]:
+        """The first round's examples without the counterfactual ones."""
+        return [example for example in self.lab.examples(self.run, 1) if example.kind == "rehearsal"]
 
-        return self.lab.train(self.run, arm, independent, needs=("explore independent",), files=[file])
+    def _independent(self) -> list[Example]:
+        """The successes of independent samples."""
+        return list(rehearsal(self.lab.trees(self.run, "independent"), self.lab.prompts, self.lab.selection()))
+
+    def _matched(self, arm: str) -> list[Example]:
+        """One side of the successes of tree and independent samples, matched in turns and in number."""
+        trees, others = self.lab.trees(self.run, 1), self.lab.trees(self.run, "independent")
+        return matched(trees, others, self.lab.prompts, self.lab.selection())[MATCHED.index(arm)]

@@ -6,10 +6,11 @@ by the same file in a subfolder with the environment's name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from leafe.chat import OPTIONAL, Prompts, check_prompts
+from leafe.chat import OPTIONAL, Prompts, check_prompts, places_in
 from leafe.errors import UnknownName, UserError
 from leafe.replies import FORMS
 
@@ -27,13 +28,10 @@ def load_prompts(profile: str, environment: str, *, remind: bool = False, action
     the word `bare` or `program`. The newline that an
     editor leaves at the end of a file is no part of a prompt. Raises `UserError` for a file that is missing or cannot be used.
     """
-    folder = _HERE / profile if profile in PROFILES else Path(profile)
-    if not folder.is_dir():
-        raise UnknownName("prompt profile (or folder)", profile, PROFILES)
+    folder = _folder(profile)
     texts = {}
     for purpose in PURPOSES:
-        candidates = [folder / environment / f"{purpose}.txt", folder / f"{purpose}.txt"]
-        path = next((path for path in candidates if path.is_file()), None)
+        path = _file(folder, environment, purpose)
         if path is None and purpose in OPTIONAL:
             continue
         if path is None:
@@ -45,8 +43,7 @@ def load_prompts(profile: str, environment: str, *, remind: bool = False, action
         raise UserError(f"remind=true wants a file reminder.txt in {folder}, which has none; write one or type remind=false")
     if not remind:
         texts.pop("reminder", None)
-    form_files = [folder / environment / "form.txt", folder / "form.txt"]
-    form_file = next((path for path in form_files if path.is_file()), form_files[-1])
+    form_file = _file(folder, environment, "form") or folder / "form.txt"
     form = _read(form_file).strip() if form_file.is_file() else "tags"
     known = next((one for one in FORMS if one == form), None)
     if known is None:
@@ -54,6 +51,36 @@ def load_prompts(profile: str, environment: str, *, remind: bool = False, action
     prompts = Prompts(form=known, actions_help=actions_help, **texts)
     check_prompts(prompts)
     return prompts
+
+
+def load_questions(profile: str, environment: str, places: Mapping[str, set[str]]) -> dict[str, str]:
+    """The texts of a profile that a method alone knows, those that it has, by purpose; `places` says which values each may name.
+
+    Raises `UserError` for a text that names another value.
+    """
+    folder, texts = _folder(profile), {}
+    for purpose, allowed in places.items():
+        path = _file(folder, environment, purpose)
+        if path is None:
+            continue
+        texts[purpose] = _read(path).removesuffix("\n")
+        if further := places_in(texts[purpose]) - allowed:
+            wanted = ", ".join(f"{{{name}}}" for name in sorted(allowed)) or "no value"
+            raise UserError(f"{path} may name {wanted} and names {{{min(further)}}}")
+    return texts
+
+
+def _folder(profile: str) -> Path:
+    folder = _HERE / profile if profile in PROFILES else Path(profile)
+    if not folder.is_dir():
+        raise UnknownName("prompt profile (or folder)", profile, PROFILES)
+    return folder
+
+
+def _file(folder: Path, environment: str, purpose: str) -> Path | None:
+    """The file of a purpose, that of the environment before the one of all."""
+    candidates = (folder / environment / f"{purpose}.txt", folder / f"{purpose}.txt")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def _read(path: Path) -> str:

@@ -15,6 +15,7 @@ from leafe.replies.actions import parse_tagged, render_tagged
 from leafe.replies.programs import parse_program, program_in, render_program
 from leafe.replies.reading import NO_HALF, Half, ParseFailure
 from leafe.replies.reflections import parse_tagged_reflection, render_tagged_reflection
+from leafe.replies.thoughts import parse_thought
 
 __all__ = [
     "FORMS",
@@ -24,9 +25,11 @@ __all__ = [
     "ParseFailure",
     "parse_action",
     "parse_reflection",
+    "parse_thought",
     "program_in",
     "render_action",
     "render_reflection",
+    "render_thought",
 ]
 
 # How replies look: `bare` text, `tags` (`<think>`, `<action>`, ...), or a `program` in a fence, whose reflections are in tags.
@@ -44,6 +47,11 @@ def render_action(form: Form, action: str) -> str:
     if form == "bare":
         return action
     return render_program(action) if form == "program" else render_tagged(action)
+
+
+def render_thought(form: Form, thought: str, action: str) -> str:
+    """A reply that thinks before it takes an action; bare replies have no room for that."""
+    return f"<think>{thought}</think>\n{render_action(form, action)}"
 
 
 def parse_action(form: Form, reply: str, *, whole: bool = True) -> str:

@@ -60,7 +60,9 @@ class _Place:
     seeds: tuple[int | None, ...] = ()
 
     def after(self, call: Call, answer: Answer) -> _Place:
-        """Where it is after a step or a rollback."""
+        """Where it is after a step, a rollback or a question to the expert."""
+        if call.verb == "expert":
+            return self
         if call.verb == "rollback":
             kept = call.turn - 1
             return _Place(self.task, self.digests[: call.turn], self.actions[:kept], self.seeds[:kept])

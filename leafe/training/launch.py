@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from threading import Thread
@@ -27,38 +26,11 @@ class ProgressCallback(Protocol):
         ...
 
 
-# How processes of one launcher find each other; and what accelerate reads as the same, of the launchers of MPI.
-MEETING = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-LAUNCHERS = ("LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_", "MPI_LOCAL", "PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
-
-
-def launched() -> bool:
-    """Whether this process is one of those that a launcher started: it has everything that they find each other by.
-
-    A part of it, such as `LOCAL_RANK` from some shell, is no launcher.
-    """
-    found = {name: os.environ.get(name, "") for name in MEETING}
-    numbers = all(found[name].isdecimal() for name in MEETING if name != "MASTER_ADDR")
-    return numbers and bool(found["MASTER_ADDR"]) and ("TORCHELASTIC_RUN_ID" in os.environ or int(found["WORLD_SIZE"]) > 1)
-
-
-@contextmanager
-def by_hand() -> Iterator[None]:
-    """Hides what a launcher may have left in the environment: accelerate would wait for processes that nobody started."""
-    hidden = {name: value for name, value in os.environ.items() if name in MEETING or name.startswith(LAUNCHERS)}
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-def in_processes(count: int, work: Callable[[ProgressCallback], T], told: ProgressCallback) -> T:
+def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Callable[..., None]) -> T:
     """Runs `work` in `count` processes and returns what the first one returns. `work` and its result can be pickled.
 
-    A `UserError` of any process is raised here; another failure ends all of them and is raised as torch's `ChildFailedError`. None lives
-    on when this process is gone.
+    `told` gets what the first process calls its `work`'s argument with. A `UserError` of any process is raised here; another failure ends
+    all of them and is raised as torch's `ChildFailedError`. None lives on when this process is gone.
     """
     steps: Any = get_context("spawn").SimpleQueue()
     listener = Thread(target=_listen, args=(steps, told), daemon=True)
@@ -86,15 +58,15 @@ def in_processes(count: int, work: Callable[[ProgressCallback], T], told: Progre
     return first
 
 
-def _first_tells(work: Callable[[ProgressCallback], T], steps: Any, life: Connection) -> T | UserError:
+def _first_tells(work: Callable[[Callable[..., None]], T], steps: Any, life: Connection) -> T | UserError:
     lifeline.hold(life)
     first = os.environ["RANK"] == "0"
     try:
-        return work(lambda done, total: steps.put((done, total)) if first else None)
+        return work(lambda *values: steps.put(values) if first else None)
     except UserError as error:
         return error
 
 
-def _listen(steps: Any, told: ProgressCallback) -> None:
-    while (step := steps.get()) is not None:
-        told(*step)
+def _listen(steps: Any, told: Callable[..., None]) -> None:
+    while (values := steps.get()) is not None:
+        told(*values)

@@ -31,11 +31,11 @@ from leafe.distillation.trial import choose_packing
 from leafe.engines.loading import load_checkpoint
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import RunConflict, UserError
+from leafe.group import launched
 from leafe.jsonl import told_if_unwritable
 from leafe.records import Example
 from leafe.run import whole_folder
 from leafe.settings import TrainSettings
-from leafe.training.launch import launched
 from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
 from leafe.training.machine import attending, check_machine, pass_tokens, placed
 from leafe.training.sft import check_lengths

@@ -67,8 +67,9 @@ class ClippedRatio:
     With `r` the ratio of a target's probability now to that when it was sampled, and `A` its weight, a term is
     `-min(r A, clip(r, 1 - low, 1 + high) A) + kl * k3`; a `high` above `low` is DAPO's clip-higher (arXiv 2503.14476). `k3` is
     Schulman's estimator of the divergence from the reference, `exp(d) - d - 1` with `d = log reference - log now`, as in GRPO (arXiv
-    2402.03300, eq. 4). `temperature` is the one of sampling, which both recorded log-probabilities are taken at. Figures: `clipped`, the
-    share of terms whose `A` has no gradient, `ratio`, and `kl` where it counts.
+    2402.03300, eq. 4). `entropy` is the weight of a bonus, `-entropy * H`, with `H` the entropy in nats of the whole distribution at the
+    target's place, whatever the `A` there. `temperature` is the one of sampling, which both recorded log-probabilities are taken at.
+    Figures: `clipped`, the share of terms whose `A` has no gradient, `ratio`, and `kl` and `entropy` where they count.
     """
 
     low: float = 0.2
@@ -76,10 +77,11 @@ class ClippedRatio:
     kl: float = 0.0
     normalise: Normalise = "targets"
     temperature: float = 1.0
+    entropy: float = 0.0
     merges: Literal[False] = False
 
     def __post_init__(self) -> None:
-        _check_settings(self, positive=("temperature",), others=("low", "high", "kl"))
+        _check_settings(self, positive=("temperature",), others=("low", "high", "kl", "entropy"))
 
     def check(self, examples: Sequence[Example]) -> None:
         """Wants the log-probability of every target, and with `kl` that of a reference."""
@@ -100,6 +102,11 @@ class ClippedRatio:
             divergence = apart.exp() - apart - 1
             terms.figures["kl"] = divergence.detach()
             losses = losses + self.kl * divergence
+        if self.entropy:
+            logprobs = warm.log_softmax(-1)
+            spread = -(logprobs.exp() * logprobs).sum(-1)
+            terms.figures["entropy"] = spread.detach()
+            losses = losses - self.entropy * spread
         return losses / terms.divisor(self.normalise)
 
 

@@ -21,6 +21,7 @@ from leafe.distillation.attention import compiled_layers, tree_attention
 from leafe.distillation.trial import Kind, Packing
 from leafe.engines.twin import text_config
 from leafe.errors import UserError
+from leafe.group import processes_here
 from leafe.settings import TrainSettings
 from leafe.training.checkpoint import device_of
 from leafe.training.precision import PIECE, split_model
@@ -86,6 +87,26 @@ def check_machine(settings: TrainSettings) -> None:
         )
     if library and not gpu:
         raise UserError(f"train.optimizer={settings.optimizer} wants a GPU; set train.optimizer=auto")
+    if settings.save_every and (library or settings.optimizer == "adafactor"):
+        raise UserError(f"train.save_every goes with train.optimizer=auto, found {settings.optimizer}; set train.save_every=0")
+    if settings.sharding == "fsdp":
+        _check_sharding(settings)
+
+
+def _check_sharding(settings: TrainSettings) -> None:
+    if processes_here() == 1 and settings.processes == 1:
+        raise UserError(
+            "train.sharding=fsdp wants two processes or more, and found one; set train.processes=2, or start this command with torchrun"
+            " (`accelerate launch --cpu` starts one process, whatever its --num_processes says)"
+        )
+    for name, value, allowed in (
+        ("dtype", settings.dtype, ("auto", "float32", "mixed")),
+        ("optimizer", settings.optimizer, ("auto", "adamw_torch", "adamw_torch_fused")),
+        ("compile", settings.compile, ("none",)),
+    ):
+        if value not in allowed:
+            wanted = " or ".join(allowed)
+            raise UserError(f"train.sharding=fsdp goes with train.{name}={wanted}, found {value}; set train.{name}={allowed[0]}")
 
 
 def sizes_of(model: Any, *, lora: bool) -> Sizes:
@@ -126,7 +147,8 @@ def plan_for(settings: TrainSettings, sizes: Sizes, memory: int | None, *, bfloa
         precision = "float32"
         if memory is not None and bfloat16:
             # An adapter has weights of its own in float32, so nothing is gained by more than bfloat16 below it.
-            precision = "mixed" if settings.lora is None and _is_room(settings, sizes, memory, checkpointing) else "bfloat16"
+            fits = settings.lora is None and _is_room(settings, sizes, memory, checkpointing)
+            precision = "mixed" if fits or settings.sharding == "fsdp" else "bfloat16"
     tokens = settings.micro_tokens
     if tokens == "auto":
         found = ON_A_PROCESSOR if memory is None else _tokens(settings, sizes, memory, Plan(precision, checkpointing, 0))
@@ -140,7 +162,8 @@ def _is_room(settings: TrainSettings, sizes: Sizes, memory: int, checkpointing: 
 
 
 def _tokens(settings: TrainSettings, sizes: Sizes, memory: int, plan: Plan) -> int:
-    room = FREE * memory - state_bytes(settings, sizes, plan.precision)
+    parts = processes_here() if settings.sharding == "fsdp" else 1
+    room = FREE * memory - state_bytes(settings, sizes, plan.precision) / parts
     tokens = max(FEWEST, min(MOST, int(room // token_bytes(sizes, plan.precision, checkpointing=plan.checkpointing))))
     return tokens - (tokens % ROUND if tokens > ROUND else 0)
 
@@ -169,18 +192,26 @@ def token_bytes(sizes: Sizes, precision: Precision, *, checkpointing: bool) -> i
 def placed(model: Any, settings: TrainSettings) -> tuple[Plan, dict[Tensor, Tensor]]:
     """Moves a float32 model to where it is tried and trained, in the precision of its plan.
 
-    Returns the lower halves of its weights, none unless they are in bfloat16.
+    Returns the lower halves of its weights, none unless they are in bfloat16. One that is to be sharded stays where it is, since the whole
+    of it may be more than a GPU holds.
     """
     device, lora = device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))), settings.lora
     memory = memory_found(device)
     able = memory is None or torch.cuda.is_bf16_supported(including_emulation=False)
     plan = plan_for(settings, sizes_of(model, lora=lora is not None), memory, bfloat16=able)
     if plan.precision != "bfloat16":
-        model.to(device)
+        if tried_on(settings) is None:
+            model.to(device)
         return plan, {}
     if lora is not None:
         untie(model, lora.targets)  # a weight that came later would have no lower half
     return plan, split_model(model, device, frozen=lora is not None)
+
+
+def tried_on(settings: TrainSettings) -> str | None:
+    """The GPU that a small copy of a model is tried on in its place, None where the model itself is tried where it lies."""
+    device = device_of("auto", int(os.environ.get("LOCAL_RANK", "0")))
+    return device if settings.sharding == "fsdp" and device != "cpu" else None
 
 
 def pass_tokens(plan: Plan, packing: Packing) -> int:

@@ -96,6 +96,11 @@ class SplitOptimizer(torch.optim.Optimizer):
             for weight in weights:
                 self._put_back(weight)
 
+    def moments(self, weight: Tensor) -> dict[str, Any]:
+        """What is kept for a weight between steps."""
+        found: dict[str, Any] = self._inner.state[self._stand_ins[weight]]
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """With what belongs to weights in bfloat16 to go on where a training was left."""
         return {**super().state_dict(), "inner": self._inner.state_dict(), "low": self._halves()}

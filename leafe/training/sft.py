@@ -10,10 +10,9 @@ small as 1e-6 are lost in bfloat16, and no precision that they are trained in lo
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -21,24 +20,30 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.utils.logging import disable_progress_bar
 
-from leafe.distillation.passes import parts_for, ready, sent
-from leafe.distillation.rows import Bundle, pack_examples, shares
+from leafe.distillation.passes import parts_for
+from leafe.distillation.rows import Bundle, bundles_a_step, pack_examples
 from leafe.distillation.trial import Packing, choose_packing
 from leafe.engines.loading import load_checkpoint, load_tokenizer
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
+from leafe.group import by_hand, launched, processes_here
 from leafe.jsonl import told_if_unwritable
 from leafe.records import Example, Message
-from leafe.settings import TrainSettings
-from leafe.training.launch import ProgressCallback, by_hand, in_processes, launched
-from leafe.training.loss import CrossEntropy, Loss, check_examples, check_picklable, packing_of, pass_loss
-from leafe.training.machine import FEWEST, NO_ROOM, Plan, attending, check_machine, pass_tokens, placed
-from leafe.training.precision import in_float32, join_model
-from leafe.training.terms import Step
+from leafe.settings import MACHINE, TrainSettings
+from leafe.training.follow import leader
+from leafe.training.launch import ProgressCallback, in_processes
+from leafe.training.loss import CrossEntropy, Loss, check_examples, check_picklable, packing_of
+from leafe.training.machine import NO_ROOM, Plan, attending, check_machine, pass_tokens, placed, tried_on
+from leafe.training.precision import join_model
+from leafe.training.resume import State
+from leafe.training.sharding import by_us, held, put_together, shard
+from leafe.training.trainer import PackedTrainer, Told, Watch, Work
 from leafe.training.weights import save, with_adapter
 
 
@@ -49,7 +54,8 @@ class TrainReport:
     `by_kind` is the part of the loss that came from examples of each kind; the parts add up to the loss. `attention` is the way of
     attending that was used, the fastest that passed its trial where the settings leave it open. `longest` is how many tokens an example
     may have by that trial, None for any number. `dtype` is what it was computed in, `micro_tokens` what a pass could hold at the end, which
-    was halved as often as `halved` says, since memory had run out.
+    was halved as often as `halved` says, since memory had run out. `processes` shared the work, and each held at most the share `held` of
+    weights and moments, by `sharding`.
     """
 
     examples: int
@@ -63,12 +69,18 @@ class TrainReport:
     dtype: str = "float32"
     micro_tokens: int = 0
     halved: int = 0
+    processes: int = 1
+    sharding: str = "none"
+    held: float = 1.0
 
     @property
-    def machine(self) -> dict[str, str | int]:
+    def machine(self) -> dict[str, str | int | float]:
         """What the machine had a say in, where it is not as on every processor."""
         cut = {"micro_tokens": self.micro_tokens, "halved": self.halved} if self.halved else {}
-        return ({} if self.dtype == "float32" else {"dtype": self.dtype}) | cut
+        shared: dict[str, str | int | float] = {}
+        if self.processes > 1:
+            shared = {"processes": self.processes, "sharding": self.sharding, "held": round(self.held, 3)}
+        return ({} if self.dtype == "float32" else {"dtype": self.dtype}) | cut | shared
 
 
 @dataclass(frozen=True)
@@ -82,112 +94,8 @@ class _Job:
     seed: int
     threads: int
     loss: Loss = CrossEntropy()
-
-
-class _Numbers(Dataset[int]):
-    """The numbers of bundles, which may be cut into other rows while training goes on."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-@dataclass
-class _Work:
-    """What is trained on and how: `low` has the lower halves of split weights, `cut` makes bundles with rows of at most so many tokens."""
-
-    cut: Callable[[int], list[Bundle]]
-    pass_tokens: int
-    packing: Packing
-    low: Mapping[Tensor, Tensor] = field(default_factory=dict)
-    halved: int = 0
-    parts: int = 1  # of `padded_length`
-
-    def __post_init__(self) -> None:
-        self.bundles = self.cut(self.pass_tokens)
-
-
-class _PackedTrainer(Trainer):
-    """A `Trainer` whose batch is one optimiser step, which all processes see and share out among themselves."""
-
-    def __init__(self, work: _Work, loss: Loss, **options: Any) -> None:
-        super().__init__(data_collator=lambda numbers: {"numbers": numbers}, train_dataset=_Numbers(len(work.bundles)), **options)
-        self._work, self._loss = work, loss
-        self.by_kind: dict[str, Tensor] = {}  # summed over steps and processes
-
-    def get_train_dataloader(self) -> DataLoader[int]:
-        """The same steps in the same order in every process."""
-        order = torch.Generator().manual_seed(self.args.data_seed or 0)
-        return DataLoader(
-            self.train_dataset,
-            batch_size=self.args.per_device_train_batch_size,
-            shuffle=True,
-            generator=order,
-            collate_fn=self.data_collator,
-        )
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser of the settings, in float32 on weights that are split."""
-        self.optimizer: Any = in_float32(super().create_optimizer(model), self._work.low)
-        optimizer: torch.optim.Optimizer = self.optimizer
-        return optimizer
-
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The loss of a step, whose gradients are left with the weights; taken anew in smaller passes where memory runs out."""
-        while True:
-            try:
-                return self._step(model, {"bundles": [self._work.bundles[number] for number in inputs["numbers"]]})
-            except torch.OutOfMemoryError:
-                pass  # and not here, since the error holds on to all activations
-            self._halve(model)
-
-    def _halve(self, model: Any) -> None:
-        work = self._work
-        if self.accelerator.num_processes > 1 or work.pass_tokens <= FEWEST:  # the others would wait for gradients
-            raise UserError(NO_ROOM)
-        model.zero_grad(set_to_none=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-        work.pass_tokens, work.halved = work.pass_tokens // 2, work.halved + 1
-        work.bundles = work.cut(work.pass_tokens)
-
-    def _step(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Forward and backward through this process's passes of a step; the loss of the whole step."""
-        model.train()
-        work, processes = self._work, self.accelerator.num_processes
-        rows = [row for bundle in inputs["bundles"] for row in bundle.rows]
-        step = Step.of(inputs["bundles"])
-        passes = shares(rows, processes, work.pass_tokens)[self.accelerator.process_index]
-        kinds = sorted({kind for row in rows for kind in row.term_kind})
-        losses = torch.zeros(len(kinds), device=self.args.device)
-        # A process that has nothing to do computes something all the same, since the others wait for its gradients.
-        for number, one in enumerate(passes or [[min(rows, key=lambda row: len(row.ids))]], start=1):
-            packed = ready(one, work.packing.kind, self.args.device, parts=work.parts, most=work.pass_tokens)
-            # Gradients are averaged over processes, once, with the last pass.
-            with nullcontext() if number >= len(passes) else self.accelerator.no_sync(model):
-                terms = pass_loss(model, packed, self._loss, step).losses
-                terms = terms if passes else terms * 0
-                self.accelerator.backward(terms.sum() * processes)
-            places = sent(torch.tensor([kinds.index(kind) for kind in packed.term_kind]), self.args.device)
-            losses.index_add_(0, places, terms.detach())
-        whole: Tensor = self.accelerator.reduce(losses, "sum")
-        for kind, loss in zip(kinds, whole, strict=True):
-            self.by_kind[kind] = self.by_kind.get(kind, torch.zeros_like(loss)) + loss
-        return whole.sum()
-
-
-class _Progress(TrainerCallback):
-    def __init__(self, told: ProgressCallback) -> None:
-        self._told = told
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tells how many of how many steps are done."""
-        self._told(state.global_step, state.max_steps)
+    state: Path | None = None
+    figures: bool = False  # whether each step's are told
 
 
 def fine_tune(
@@ -201,24 +109,52 @@ def fine_tune(
     told: ProgressCallback = lambda done, total: None,
     alone: bool = False,
     loss: Loss = CrossEntropy(),
+    state: Path | None = None,
+    noticed: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> TrainReport:
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
-    one saves, unless a caller is `alone` all the same. Raises `UserError` when there is nothing to train on, the model cannot be trained
-    on packed trees or the examples lack what the loss needs, `CorruptFile` when the checkpoint cannot be loaded.
+    one saves, unless a caller is `alone` all the same and none follows it (`leafe.training.follow`). With `settings.save_every` a killed
+    training goes on from the folder `state`, which is the caller's to delete. `noticed` gets each step's number and figures, for which a
+    GPU is waited for. Raises `UserError` when there is nothing to train on, the
+    model cannot be trained on packed trees or the examples lack what the loss needs, `CorruptFile` when the checkpoint cannot be loaded.
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
     check_machine(settings)
     check_examples(loss, examples)
-    if settings.processes > 1:
+    if settings.processes > 1 or leader():
         check_picklable(loss)
-    work = partial(_fine_tune, _Job(checkpoint, examples, out, settings, seed, threads, loss))
-    if launched() and not alone:
-        return work(told)
+    if state is None and settings.save_every:
+        raise UserError(
+            "train.save_every wants a folder for the state, and found none; give state=FOLDER, or set train.save_every=0"
+        )
+    job = _Job(checkpoint, examples, out, settings, seed, threads, loss, state, noticed is not None)
+    work = partial(_fine_tune, job)
+
+    def heard(done: int, total: int, figures: Mapping[str, float]) -> None:
+        told(done, total)
+        if noticed is not None:
+            noticed(done, figures)
+
+    if first := leader():
+        first.tell(job)
+    if first or (launched() and not alone):
+        return work(heard)
     with by_hand():
-        return in_processes(settings.processes, work, told) if settings.processes > 1 else work(told)
+        return in_processes(settings.processes, work, heard) if settings.processes > 1 else work(heard)
+
+
+def help_training(job: _Job) -> None:
+    """This process's part of a training that the first process of a launcher's began, which says what is refused."""
+    disable_progress_bar()
+    with suppress(UserError):
+        _fine_tune(job, _silent)
+
+
+def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
+    """Tells nobody."""
 
 
 def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1, context: int = 0) -> TrainReport:
@@ -231,8 +167,9 @@ def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1,
     ids = load_tokenizer(checkpoint)("a", add_special_tokens=False)["input_ids"]
     example = Example("trial", "rehearsal", "trial", 0, "trial", (Message("user", "a"),), "a", tuple(ids[:1]))
     once = settings.model_copy(update={"epochs": 1.0, "batch_size": 1, "processes": 1, "warmup_share": 0.0})
+    once = once.model_copy(update={"sharding": "none", "save_every": 0})
     with by_hand():
-        report = _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), lambda done, total: None)
+        report = _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), _silent)
     if report.longest and not 0 < context <= report.longest:
         raise UserError(
             f"this model can be trained on up to {report.longest} tokens, beyond which packed trees change what it computes, and"
@@ -241,49 +178,108 @@ def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1,
     return report
 
 
-def _fine_tune(rollout: _Job, told: ProgressCallback) -> TrainReport:
+def _fine_tune(rollout: _Job, told: Told) -> TrainReport:
     torch.set_num_threads(max(1, rollout.threads))
     try:
-        return _trained(rollout, told)
+        with by_us():
+            return _trained(rollout, told)
     except torch.OutOfMemoryError as error:
         raise UserError(NO_ROOM) from error
 
 
-def _trained(rollout: _Job, told: ProgressCallback) -> TrainReport:
+def _trained(rollout: _Job, told: Told) -> TrainReport:
     settings, seed = rollout.settings, rollout.seed % 2**32
+    sharded = settings.sharding == "fsdp"
     model, tokenizer = load_checkpoint(rollout.checkpoint, dtype=torch.float32)
     use_cache = getattr(model.config, "use_cache", None)  # which the trainer turns off
     plan, low = placed(model, settings)
-    work = _work(rollout, ChatTokenizer(tokenizer), plan, choose_packing(model, settings.attention))
-    work.low = low
+    work = _work(rollout, ChatTokenizer(tokenizer), plan, choose_packing(model, settings.attention, tried_on(settings)))
+    work.low, work.sharded = low, sharded
     set_seed(seed)  # an adapter starts from random weights
     if settings.lora is not None:
         model = with_adapter(model, settings.lora)
     with TemporaryDirectory() as nowhere:
-        arguments = _arguments(work.bundles, settings, plan, out=rollout.out or Path(nowhere), seed=seed)
-        trainer = _PackedTrainer(work, rollout.loss, model=model, args=arguments, callbacks=[_Progress(told)])
-        trainer.remove_callback(PrinterCallback)
-        with attending(model, settings, plan, work.packing.kind):
-            result = trainer.train()
-    if trainer.is_world_process_zero() and rollout.out is not None:
-        with told_if_unwritable(rollout.out):
-            model = trainer.accelerator.unwrap_model(model)
-            if plan.precision == "bfloat16":
-                join_model(model, low)
-            save(model, rollout.out, use_cache=use_cache)
-            tokenizer.save_pretrained(rollout.out)
-    steps = result.global_step
+        trainer, steps, share = _train(rollout, work, plan, model, told=told, nowhere=Path(nowhere))
+    if rollout.out is not None:
+        whole = put_together(model) if sharded else {}
+        with _agreed(trainer) as is_first, told_if_unwritable(rollout.out):
+            if is_first:
+                model = _rebuilt(rollout, whole) if sharded else trainer.accelerator.unwrap_model(model)
+                if plan.precision == "bfloat16":
+                    join_model(model, low)
+                save(model, rollout.out, use_cache=use_cache)
+                tokenizer.save_pretrained(rollout.out)
     by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}
-    return _report(rollout, work, plan, steps=steps, loss=float(result.training_loss), by_kind=by_kind)
+    report = _report(rollout, work, plan, steps=steps, loss=trainer.total / steps, by_kind=by_kind)
+    return replace(report, processes=trainer.accelerator.num_processes, sharding=settings.sharding, held=share)
 
 
-def _work(rollout: _Job, tokenizer: ChatTokenizer, plan: Plan, packing: Packing) -> _Work:
+def _train(rollout: _Job, work: Work, plan: Plan, model: Any, *, told: Told, nowhere: Path) -> tuple[PackedTrainer, int, float]:
+    """Trains a model; how many steps there are, and which share of weights and moments a process holds at most."""
+    settings = rollout.settings
+    if PartialState().num_processes != processes_here():
+        AcceleratorState._reset_state(reset_partial_state=True)  # of a training of this process alone, as a trial for this one
+    arguments = _arguments(work.bundles, settings, plan, out=nowhere, seed=rollout.seed % 2**32)
+    watch = Watch(told, settings.save_every, figures=rollout.figures)
+    state = _state(rollout, arguments)
+    trainer = PackedTrainer(work, rollout.loss, state, model=model, args=arguments, callbacks=[watch])
+    watch.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    if (found := trainer.accelerator.num_processes) != (wanted := processes_here()):
+        raise UserError(f"{wanted} processes were to share this training, and {found} does; start it with torchrun")
+    if work.sharded:
+        shard(model, arguments.device)
+    with attending(model, settings, plan, work.packing.kind):
+        steps = trainer.go(nowhere)
+    return trainer, steps, held(trainer.trained()) if work.sharded else 1.0
+
+
+def _state(rollout: _Job, arguments: TrainingArguments) -> State | None:
+    """Where this training goes on from, if it is to be kept."""
+    if not rollout.state or not rollout.settings.save_every:
+        return None
+    said = [[one.id, one.kind, one.weight, one.target_ids, one.target] for one in rollout.examples]
+    chosen = rollout.settings.model_dump(mode="json", exclude=MACHINE["train"])
+    job = {
+        "checkpoint": str(rollout.checkpoint),
+        "seed": rollout.seed,
+        "settings": chosen,
+        "loss": repr(rollout.loss),
+        "examples": said,
+    }
+    return State(rollout.state, job, arguments.process_index, lambda value: list(gather_object([value])))
+
+
+def _rebuilt(rollout: _Job, weights: Mapping[str, Tensor]) -> Any:
+    """A whole model with the weights of shards."""
+    model, _ = load_checkpoint(rollout.checkpoint, dtype=torch.float32)
+    if rollout.settings.lora is not None:
+        model = with_adapter(model, rollout.settings.lora)
+    model.load_state_dict(weights)
+    return model
+
+
+@contextmanager
+def _agreed(trainer: PackedTrainer) -> Iterator[bool]:
+    """Whether this is the first process, which does what follows; what it refuses is refused in all, and none goes on before it is done."""
+    refused: list[UserError | None] = [None]
+    try:
+        yield trainer.is_world_process_zero()
+    except UserError as error:
+        refused = [error]
+    if trainer.accelerator.num_processes > 1:
+        broadcast_object_list(refused)
+    if refused[0] is not None:
+        raise refused[0]
+
+
+def _work(rollout: _Job, tokenizer: ChatTokenizer, plan: Plan, packing: Packing) -> Work:
     def cut(tokens: int) -> list[Bundle]:
         return pack_examples(
             rollout.examples, tokenizer, row_tokens=tokens, most=rollout.settings.batch_size, **packing_of(rollout.loss)
         )
 
-    work = _Work(cut, pass_tokens(plan, packing), packing)
+    work = Work(cut, pass_tokens(plan, packing), packing)
     check_lengths(work.bundles, packing)
     tokens = sum(len(row.ids) for bundle in work.bundles for row in bundle.rows)
     passes = max(len(rollout.examples) / rollout.settings.batch_size, tokens / work.pass_tokens)
@@ -291,7 +287,7 @@ def _work(rollout: _Job, tokenizer: ChatTokenizer, plan: Plan, packing: Packing)
     return work
 
 
-def _report(rollout: _Job, work: _Work, plan: Plan, *, steps: int, loss: float, by_kind: Mapping[str, float]) -> TrainReport:
+def _report(rollout: _Job, work: Work, plan: Plan, *, steps: int, loss: float, by_kind: Mapping[str, float]) -> TrainReport:
     lengths = [len(row.ids) for bundle in work.bundles for row in bundle.rows]
     return TrainReport(
         examples=len(rollout.examples),
@@ -320,9 +316,8 @@ def check_lengths(bundles: Sequence[Bundle], packing: Packing) -> None:
 
 def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, plan: Plan, *, out: Path, seed: int) -> TrainingArguments:
     """One optimiser step holds about `batch_size` examples, by the mean size of a bundle."""
-    mean = sum(bundle.examples for bundle in bundles) / len(bundles)
-    bundles_a_step = max(1, round(settings.batch_size / mean))
-    steps = ceil(settings.epochs * ceil(len(bundles) / bundles_a_step))
+    count = bundles_a_step([bundle.examples for bundle in bundles], settings.batch_size)
+    steps = ceil(settings.epochs * ceil(len(bundles) / count))
     gpu = torch.cuda.is_available()
     chosen = {} if settings.optimizer == "auto" else {"optim": settings.optimizer}
     arguments = TrainingArguments(
@@ -334,7 +329,7 @@ def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, plan: Plan, *
         warmup_steps=int(settings.warmup_share * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=bundles_a_step,
+        per_device_train_batch_size=count,
         activation_checkpointing=plan.checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         seed=seed,

@@ -39,10 +39,15 @@ def with_adapter(model: Any, settings: LoraSettings) -> Any:
 def untie(model: Any, targets: tuple[str, ...]) -> None:
     """Makes two weights of tied embeddings where the targets name one of them."""
     inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
-    if outer is None or inner is None or outer.weight is not inner.weight:
-        return
     names = [name for name, module in model.named_modules() if module is inner or module is outer]
-    if not any(name == target or name.endswith(f".{target}") for name in names for target in targets):
+    if any(name == target or name.endswith(f".{target}") for name in names for target in targets):
+        untie_embeddings(model)
+
+
+def untie_embeddings(model: Any) -> None:
+    """Makes two weights of tied embeddings."""
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    if outer is None or inner is None or outer.weight is not inner.weight:
         return
     outer.weight = nn.Parameter(outer.weight.detach().clone())
     model.config.tie_word_embeddings = text_config(model.config).tie_word_embeddings = False

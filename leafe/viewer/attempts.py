@@ -86,6 +86,8 @@ def _attempt(shown: _Shown, attempt: Attempt, opened: bool) -> Markup:
 def _origin(attempt: Attempt) -> Markup:
     if attempt.turn is not None:
         words = f"rolled back to turn {attempt.turn} after attempt {attempt.parent}"
+    elif attempt.by == "environment":
+        words = "from the start, by the environment's expert"
     elif attempt.parent is not None:
         words = f"from the start, told what attempt {attempt.parent} taught"
     else:
@@ -105,7 +107,7 @@ def _branching(shown: _Shown, attempt: Attempt, own: list[Turn]) -> Markup:
     seen = trajectory[attempt.turn - 2].observation if attempt.turn > 1 else shown.tree.root
     steps = [
         tag("div", tag("h4", f"Attempt {attempt.parent} did"), _action(before, "del")) if before else "",
-        _advice(attempt.experience or "", "Looking back, the policy said"),
+        _advice(attempt.experience, "Looking back, the policy said") if attempt.experience else "",
         tag("div", tag("h4", f"Attempt {attempt.index} did instead"), _action(own[0], "ins")) if own else "",
     ]
     board = tag("figure", preformatted(_cut(seen.text)), tag("figcaption", f"What it saw at turn {attempt.turn}"), class_="board")
@@ -151,6 +153,8 @@ def _reply_notes(turn: Turn) -> Iterator[str]:
         yield "the environment never saw it; the answer is ours"
     if turn.completion.finish == "length":
         yield "cut at its limit of tokens"
+    if turn.completion.finish == "repetition":
+        yield "ended where it only repeated itself"
     left_out = {"thoughts": turn.shortening.thoughts, "observations": turn.shortening.observations}
     first = [f"{what} of the first {plural(turns, 'turn')}" for what, turns in left_out.items() if turns]
     if first:

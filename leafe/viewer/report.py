@@ -24,6 +24,7 @@ from leafe.settings import RunConfig
 from leafe.viewer.page import PageContent, render_page
 
 SHOWN_TREES = 6
+COSTS = {"prompt_tokens", "sampled_tokens", "reflection_tokens", "replayed_steps", "rollbacks"}  # which the JSON has
 
 
 def write_report(run: RunDirectory) -> Path:
@@ -58,7 +59,9 @@ def telling(trees: Sequence[Tree]) -> list[Tree]:
 
 def _told(result: object) -> str:
     """What a stage gave, in its own sentences where it has some."""
-    return "; ".join(map(str, result["lines"])) if isinstance(result, dict) and "lines" in result else str(result)
+    if isinstance(result, dict) and "lines" in result:
+        return "; ".join(map(str, result["lines"]))
+    return str({name: value for name, value in result.items() if name not in COSTS} if isinstance(result, dict) else result)
 
 
 def _settings(config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,175 @@
+"""`leafe reproduce`: a table of methods side by side, from its runs to the terminal, Markdown, JSON and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as Shown
+from transformers.utils.logging import disable_progress_bar
+
+from leafe.cli.console import console, emit, only_json
+from leafe.compose import bench_of
+from leafe.errors import UserError
+from leafe.evaluation.tables import (
+    Cells,
+    TableResult,
+    as_json,
+    cost_rows,
+    counted,
+    extra_rows,
+    markdown,
+    paper_rows,
+    result_rows,
+)
+from leafe.experiment import Experiment
+from leafe.jsonl import write_text_atomically
+from leafe.nano import CHECKPOINTS
+from leafe.progress import Progress, Silent
+from leafe.reproduce.cost import Estimate, estimate, longest_of, play_sample
+from leafe.reproduce.plan import Asked, Plan, names_of, seeds_of
+from leafe.reproduce.spec import load_table
+from leafe.reproduce.summary import Stages, summary
+from leafe.reproduce.work import Failure, carry_out
+from leafe.settings import RunConfig
+from leafe.terminal import Bars, alarm
+from leafe.viewer.table import render_table
+
+disable_progress_bar()  # ours stand alone
+MARKDOWN, JSON, PAGE = "table.md", "table.json", "table.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """The options as they were typed."""
+
+    model: str
+    env: str
+    recipe: str
+    seeds: str
+    rows: str
+
+
+def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> list[Asked]:
+    """What the options mean, once a model. Raises `UserError`."""
+    models = names_of([typed.model])
+    if not models:
+        raise UserError("--model: wanted a model or several, as nano or A,B, found nothing")
+    one = Asked("", typed.env, typed.recipe, seeds_of(typed.seeds), names_of([typed.rows]), out, tuple(overrides))
+    if len(models) == 1:
+        return [replace(one, model="" if typed.recipe and typed.model == "nano" else models[0])]
+    folders = [Path(model).name for model in models]
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"--model: wanted models whose last names differ, since each has a folder of that name, found {', '.join(models)}"
+        )
+    return [replace(one, model=model, out=out / name if out else None) for model, name in zip(models, folders, strict=True)]
+
+
+def reproduce(name: str, asked: Sequence[Asked], *, dry: bool, json_only: bool) -> None:
+    """Carries a table out for each model and shows it, or says what it takes. Raises `UserError` at the end where a row gave nothing."""
+    plans = [Plan(load_table(name), one) for one in asked]
+    progress: Progress = Silent() if json_only else Bars(console)
+    with only_json(json_only):
+        stages = [plan.check(_quiet) for plan in plans]
+    failures: list[Failure] = []
+    figures: list[dict[str, Any]] = []
+    for plan, known in zip(plans, stages, strict=True):
+        with only_json(json_only):
+            done = _estimate(plan, known) if dry else _carried_out(plan, known, progress, failures)
+        figures.append(done.as_json() if isinstance(done, Estimate) else as_json(done))
+        if json_only:
+            continue
+        if isinstance(done, Estimate):
+            _show_estimate(plan, done)
+        else:
+            _show(plan, done)
+    if json_only:
+        emit(figures[0] if len(figures) == 1 else figures)
+    if failures:
+        raise UserError(f"{failures[0].row}, seed {failures[0].seed}: {failures[0].why}")
+
+
+def _quiet(config: RunConfig) -> Experiment:
+    return bench_of(config, Silent())
+
+
+def _carried_out(plan: Plan, stages: Stages, progress: Progress, failures: list[Failure]) -> TableResult:
+    """The table when everything is done that can be; adds what failed to `failures`."""
+    found = carry_out(plan, lambda config: bench_of(config, progress), progress, partial(_write, plan, stages))
+    failures += found
+    return _write(plan, stages, found)
+
+
+def _write(plan: Plan, stages: Stages, failures: Sequence[Failure]) -> TableResult:
+    """The table as it is now, in its three files."""
+    table = summary(plan, stages, failures)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(plan.out / MARKDOWN, markdown(table))
+    write_text_atomically(plan.out / JSON, json.dumps(as_json(table), indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(plan.out / PAGE, render_table(table))
+    return table
+
+
+def _show(plan: Plan, table: TableResult) -> None:
+    console.print(_table(table.title(), result_rows(table)))
+    console.print(_table(f"What it cost; the budget is {table.budget:,} turns", cost_rows(table)))
+    if len(extra := extra_rows(table)) > 1:
+        console.print(_table("Exploration, %", extra))
+    if table.paper:
+        console.print(_table("The paper's figures (other models, another size), %", paper_rows(table)))
+    for claim in table.claims:
+        console.print(escape(claim), highlight=False, soft_wrap=True)
+    for sentence in table.missing:
+        console.print(alarm(sentence), highlight=False, soft_wrap=True)
+    console.print(f"The page: {plan.out / PAGE}", soft_wrap=True, highlight=False)
+
+
+def _table(title: str, rows: Sequence[Cells]) -> Shown:
+    heading, *lines = rows
+    shown = Shown(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, text in enumerate(heading):
+        shown.add_column(escape(text), justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
+    for line in lines:
+        shown.add_row(*map(escape, line))
+    return shown
+
+
+def _estimate(plan: Plan, stages: Stages) -> Estimate:
+    """What a plan takes, with a played sample where the model is at hand in this process."""
+    experiment = _quiet(plan.base)
+    longest = longest_of(experiment)
+    at_hand = plan.base.model in CHECKPOINTS or Path(plan.base.model).is_dir()
+    played = at_hand and plan.base.engine.kind == "transformers"
+    try:
+        return estimate(plan, stages, longest, play_sample(experiment) if played else None)
+    finally:
+        experiment.free()
+
+
+def _show_estimate(plan: Plan, found: Estimate) -> None:
+    rows = [("row", "turns to learn from", "attempts measured", "shared with another row")]
+    rows += [(row.row, f"{row.turns:,}", f"{row.attempts:,}", ", ".join(row.shared)) for row in found.rows]
+    title = f"{plan.table.name}: {plan.recipe}, {plan.base.model}, a seed; the budget of a row is {plan.budget:,} turns"
+    console.print(_table(title, rows))
+    measured = f"{found.turns_of_attempts:,.0f} turns of measuring{'' if found.sample else ' at most'}"
+    total = f"All {found.seeds} seeds: {found.turns:,} turns to learn from, {found.attempts:,} attempts, {measured}"
+    console.print(total, highlight=False, soft_wrap=True)
+    if found.sample and found.seconds is not None:
+        hours = f"{_time(found.seconds)} of playing ({_time(found.seconds / found.seeds)} a seed)"
+        rate = f"{found.sample.turns / found.sample.seconds:,.0f} turns/s"
+        told = f"About {hours} and {counted(found.tokens)} tokens, by {found.sample.attempts} attempts played now at {rate}"
+        console.print(f"{told}; training comes on top.", highlight=False, soft_wrap=True)
+    else:
+        console.print("No sample was played, so there is no estimate of the time.", highlight=False)
+    console.print(f"Runs would be made in {plan.out}.", highlight=False, soft_wrap=True)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"

@@ -1,0 +1,217 @@
+"""A finished table as records: what each row reached and what it cost, the claims that were looked at, and the paper's figures.
+
+Fractions are kept as they are. The terminal, Markdown, JSON and the page are made of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from leafe.evaluation.compare import percent, points, with_bounds
+from leafe.evaluation.passk import Interval
+
+Cells = tuple[str, ...]
+UNKNOWN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a row took until it was trained, the mean over seeds; None where its stages do not say. Measuring is not in it."""
+
+    turns: float | None = None
+    prompt_tokens: float | None = None
+    sampled_tokens: float | None = None
+    reflection_tokens: float | None = None
+    steps: float | None = None
+    examples: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PaperFigure:
+    """What the paper reports under a name: model, environment, Pass@1 and Pass@128 in percent, None where it reports none."""
+
+    row: str
+    model: str
+    environment: str
+    pass_1: float | None
+    pass_128: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """A row. `minus` holds the paired differences to other rows by their names, `share` is its turns in those of the table."""
+
+    name: str
+    about: str
+    seeds: tuple[int, ...]
+    tasks: int
+    samples: int
+    values: Mapping[str, Interval]
+    minus: Mapping[str, Mapping[str, Interval]]
+    cost: Cost
+    share: float
+    flags: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    extra: Mapping[str, Interval] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableResult:
+    """A whole table. `measure` names its columns, as `Pass@`; `budget` is in turns over all training tasks."""
+
+    name: str
+    about: str
+    model: str
+    environment: str
+    recipe: str
+    split: str
+    seeds: tuple[int, ...]
+    budget: int
+    measure: str
+    confidence: float
+    rows: tuple[RowResult, ...]
+    claims: tuple[str, ...]
+    missing: tuple[str, ...]
+    paper: tuple[PaperFigure, ...]
+    against: Cells = ()
+
+    @property
+    def columns(self) -> Cells:
+        """Every column of some row, numbers ascending, others last."""
+        found = {column for row in self.rows for column in row.values}
+        return tuple(sorted(found, key=lambda column: (not column.isdecimal(), int(column) if column.isdecimal() else 0)))
+
+    @property
+    def ends(self) -> Cells:
+        """The first and the last column."""
+        return tuple(dict.fromkeys(self.columns[:1] + self.columns[-1:]))
+
+    def title(self) -> str:
+        """What the table shows, on one line."""
+        seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+        return (
+            f"{self.name}: {self.environment}, {self.model}, {seeds}, split {self.split}, % [{100 * self.confidence:g} % interval]"
+        )
+
+
+def result_rows(table: TableResult) -> list[Cells]:
+    """A heading, and a line for each row and shown column."""
+    against = table.against
+    lines: list[Cells] = [("row", "k", f"{table.measure}k", *(f"- {name}" for name in against))]
+    for row in table.rows:
+        shown = [column for column in table.ends if column in row.values]
+        for number, column in enumerate(shown):
+            gains = (row.minus.get(name, {}).get(column) for name in against)
+            cells = (with_bounds(gain, signed=True) if gain else "" for gain in gains)
+            lines.append(("" if number else row.name, column, with_bounds(row.values[column]), *cells))
+        if not shown:
+            lines.append((row.name, UNKNOWN, UNKNOWN, *("" for _ in against)))
+    return lines
+
+
+def curve_rows(table: TableResult) -> list[Cells]:
+    """A heading, and every column of each row, without intervals."""
+    lines: list[Cells] = [("row", *(f"{table.measure}{column}" for column in table.columns))]
+    for row in table.rows:
+        cells = (percent(row.values[column].value) if column in row.values else UNKNOWN for column in table.columns)
+        lines.append((row.name, *cells))
+    return lines
+
+
+def cost_rows(table: TableResult) -> list[Cells]:
+    """A heading, and what each row took."""
+    heading = ("row", "turns", "of budget", "prompt tokens", "sampled tokens", "reflect tokens", "steps", "examples", "")
+    lines: list[Cells] = [heading]
+    for row in table.rows:
+        cost = row.cost
+        used = f"{100 * cost.turns / table.budget:.0f} %" if cost.turns is not None and table.budget else UNKNOWN
+        counts = (cost.prompt_tokens, cost.sampled_tokens, cost.reflection_tokens, cost.steps, cost.examples)
+        lines.append((row.name, counted(cost.turns), used, *map(counted, counts), "; ".join(row.flags)))
+    return lines
+
+
+def extra_rows(table: TableResult) -> list[Cells]:
+    """What a row's exploration tells beside its result; only a heading where no row has any."""
+    names = tuple(dict.fromkeys(name for row in table.rows for name in row.extra or {}))
+    lines: list[Cells] = [("row", *names)]
+    lines += [
+        (row.name, *(with_bounds(row.extra[name]) if name in row.extra else UNKNOWN for name in names))
+        for row in table.rows
+        if row.extra
+    ]
+    return lines
+
+
+def paper_rows(table: TableResult) -> list[Cells]:
+    """The paper's figures with ours beside them: other models, another size."""
+    ours = {row.name: row for row in table.rows}
+    lines: list[Cells] = [
+        ("row", "ours @1", f"ours @{table.ends[-1] if table.ends else ''}", "the paper's model", "in", "@1", "@128")
+    ]
+    for figure in table.paper:
+        row = ours.get(figure.row)
+        mine = [with_bounds(row.values[column]) if row and column in row.values else UNKNOWN for column in table.ends or ("", "")]
+        told = (f"{value:.2f}" if value is not None else UNKNOWN for value in (figure.pass_1, figure.pass_128))
+        lines.append((figure.row, mine[0], mine[-1], figure.model, figure.environment, *told))
+    return lines
+
+
+def counted(value: float | None) -> str:
+    """A count that may be a mean."""
+    if value is None:
+        return UNKNOWN
+    return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value:,.0f}"
+
+
+def verdict(claim: str, difference: Interval | None, beside: str = "") -> str:
+    """A claim with what was found: yes, no or not decided, with the difference in points."""
+    if difference is None:
+        return f"{claim}: not measured"
+    told = f"{points(difference.value)} [{points(difference.low)}, {points(difference.high)}]"
+    word = "yes" if difference.low > 0 else "no" if difference.high < 0 else "not decided"
+    return f"{claim}: {word} ({told}{beside})"
+
+
+def markdown(table: TableResult) -> str:
+    """The whole table as Markdown."""
+    parts = [f"# {_plain(table.title())}", _plain(table.about)]
+    parts.append(_markdown_table(result_rows(table)))
+    parts += ["\n".join(f"- {_plain(claim)}" for claim in table.claims)] if table.claims else []
+    parts.append(_markdown_table(curve_rows(table)))
+    parts += [f"## What it cost\n\nThe budget is {table.budget:,} turns.", _markdown_table(cost_rows(table))]
+    if len(extra := extra_rows(table)) > 1:
+        parts += ["## Exploration", _markdown_table(extra)]
+    if table.paper:
+        parts += ["## The paper's figures (other models, another size)", _markdown_table(paper_rows(table))]
+    parts += ["\n".join(f"- {_plain(one)}" for one in table.missing)] if table.missing else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(rows: Iterable[Cells]) -> str:
+    heading, *others = rows
+    lines = [heading, tuple("---" for _ in heading), *others]
+    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """A text on one line that Markdown takes as it is."""
+    line = " ".join(text.split())
+    for sign in ("\\", "|", "<", "`", "*", "_"):
+        line = line.replace(sign, f"\\{sign}")
+    return line
+
+
+def as_json(table: TableResult) -> dict[str, Any]:
+    """The whole table as JSON."""
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "__dataclass_fields__"):
+            return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        if isinstance(value, Mapping):
+            return {key: plain(one) for key, one in value.items()}
+        return [plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+    found: dict[str, Any] = plain(table)
+    return found

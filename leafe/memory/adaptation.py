@@ -1,0 +1,256 @@
+"""Going over the training tasks with a memory that grows: attempts that read it, a look back at each, and what is kept of that.
+
+    [attempts at `batch` tasks -> a look back at each -> the memory takes in what was learned] until the budget is used up
+
+The budget is that of `explore`: so many turns a task; an attempt is begun only where a whole one fits into what is left. The attempts of a
+batch read the memory as it was before the batch. Everything that the engine and the worlds answer goes through a journal, so a killed
+run is fed the same answers and ends with the same memory, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import Field
+
+from leafe.digest import canonical
+from leafe.errors import UserError
+from leafe.experiment import LOGS, server_stage, sound_alarms
+from leafe.forest.builder import Rules, Start, TreeBuilder
+from leafe.forest.driver import Rollout, drive
+from leafe.forest.effects import Play
+from leafe.forest.faults import check_command, faults_of
+from leafe.forest.first_wave import WAVE, FirstWave, forget_failures
+from leafe.forest.journal import Journal
+from leafe.forest.play import Played, play
+from leafe.forest.reflect import reflect
+from leafe.forest.store import ForestWriter
+from leafe.jsonl import write_text_atomically
+from leafe.memory.questions import Questions
+from leafe.recall import Remembered, read_memory, write_memory
+from leafe.records import BROKEN, Ask, Completion, Tree
+from leafe.run import RunDirectory, check_checkpoint
+from leafe.settings import RunConfig, Settings
+from leafe.stages import Made, Policy, Stage
+
+if TYPE_CHECKING:
+    from leafe.engines.base import Engine
+    from leafe.lab import Lab
+
+EMPTY = "nothing was learned that could be kept; the arm is the model without a memory"
+
+
+class MemorySettings(Settings):
+    """`start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
+    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """
+
+    start: str = ""
+    epochs: int = Field(5, ge=1)
+    batch: int = Field(8, ge=1)
+
+
+def check_start(config: RunConfig, method: str, start: str) -> None:
+    """Raises `UserError` for another model than the run's where a server plays."""
+    if start and config.engine.kind != "transformers":
+        raise UserError(
+            f"{method}.start wants engine.kind=transformers, since a server serves the run's own model only; found"
+            f" engine.kind={config.engine.kind}: type model={start}"
+        )
+
+
+def start_of(lab: Lab, method: str, start: str) -> Path:
+    """The folder of the model that plays: `start`, or the run's own. Raises `UserError` where there is none."""
+    if not start:
+        return lab.base
+    folder = Path(start).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{method}.start: wanted a model's folder, as RUN/checkpoints/ARM, found {start!r:.200}, which has no config.json"
+        )
+    return check_checkpoint(folder)
+
+
+def measured_start(lab: Lab, run: RunDirectory, model: Path) -> Iterator[Stage]:
+    """The arms that a method's own is compared with: `base`, and `start` where it plays with another model."""
+    yield lab.measure(run, "base", Policy(lab.base))
+    if model != lab.base:
+        yield lab.measure(run, "start", Policy(model))
+
+
+def adaptation_stage(lab: Lab, run: RunDirectory, name: str, *, settings: MemorySettings, make: Callable[[], Memory]) -> Stage:
+    """The stage `explore NAME`, whose memory begins as `make` gives it. Raises `UserError` where the budget holds no whole attempt."""
+    turns, horizons = lab.config.explore.turns, [task.horizon for task in lab.experiment.tasks("train")]
+    if min(horizons) > turns:
+        raise UserError(
+            f"method {name} plays whole attempts, and the budget of {turns} turns a task does not hold one of {min(horizons)};"
+            f" type explore.turns={max(horizons)} or more"
+        )
+    return Stage(f"explore {name}", lambda: Adaptation(lab, run, make(), name=name, settings=settings).work(), verb="explore")
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one attempt taught: `told` is the method's own, None where nothing could be read or was learned."""
+
+    tree: TreeBuilder
+    played: Played
+    told: Any
+
+    @property
+    def key(self) -> str:
+        """A name of the attempt, no two of a run alike."""
+        return f"{self.tree.task.id}/{self.played.attempt.index}"
+
+
+class Memory(Protocol):
+    """What is kept between attempts. Whatever it asks of the policy is yielded; `questions` counts what that cost."""
+
+    questions: Questions
+
+    def rules(self, rules: Rules) -> Rules:
+        """The rules under which an attempt reads the memory as it is now."""
+        ...
+
+    def look_back(self, builder: TreeBuilder, played: Played) -> Play[Any]:
+        """What an attempt taught, or None."""
+        ...
+
+    def take_in(self, lessons: Sequence[Lesson]) -> Play[None]:
+        """Keeps what a batch taught."""
+        ...
+
+    def items(self) -> Sequence[Remembered]:
+        """All that is kept."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """What happened to it, for the record."""
+        ...
+
+
+def experience_of(builder: TreeBuilder, played: Played) -> Play[str | None]:
+    """The experience of an ordinary reflection on a failed attempt, for profiles that have no other question; None after a success."""
+    if played.attempt.success:
+        return None
+    found = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True)
+    return " ".join(found.text.split()) if found else None
+
+
+def memory_path(run: RunDirectory, name: str) -> Path:
+    """The file of a method's memory."""
+    return run.path / "memory" / f"{name}.jsonl"
+
+
+def remembered(run: RunDirectory, name: str) -> tuple[Remembered, ...]:
+    """What a finished stage kept. Raises `UserError` where it was changed since."""
+    return read_memory(run.check(memory_path(run, name)))
+
+
+class Adaptation:
+    """The stage `explore NAME`; the method's name is that of its forest and its memory as well."""
+
+    def __init__(self, lab: Lab, run: RunDirectory, memory: Memory, *, name: str, settings: MemorySettings) -> None:
+        self.lab, self.run, self.settings, self.memory, self.name = lab, run, settings, memory, name
+        self.experiment, self.stage = lab.experiment, f"explore {name}"
+        self.tasks = self.experiment.tasks("train")
+        self.rules = self.experiment.rules(self.experiment.explore_seed(1))
+        self.builders = {task.id: TreeBuilder(task, self.rules) for task in self.tasks}
+
+    def work(self) -> Made:
+        """Goes over the tasks, from where a killed run was; keeps the memory and the trees."""
+        model = start_of(self.lab, self.name, self.settings.start)
+        self.experiment.keep_logs_in(self.run.path / LOGS)
+        if model == self.experiment.base:
+            server_stage(self.experiment, self.run)
+        self.run.check(model)
+        journal, forest, memory = self.run.journal(self.name), self.run.forest(self.name), memory_path(self.run, self.name)
+        told = memory.with_suffix(".figures.json")  # written when all else is, so that nothing is played twice after a kill
+        if not told.exists():
+            self.experiment.with_engine(model, lambda engine: self._go_over(engine, journal))
+            trees = [builder.tree(self.name) for builder in self.builders.values()]
+            forest.unlink(missing_ok=True)
+            writer = ForestWriter(forest)
+            for tree in trees:
+                writer.add(tree)
+            writer.close()
+            memory.parent.mkdir(exist_ok=True)
+            write_memory(memory, self.memory.items())
+            write_text_atomically(told, canonical(self._figures(trees)) + "\n")
+            sound_alarms(self.experiment, self.stage, faults_of(trees))
+        journal.unlink(missing_ok=True)
+        figures = json.loads(told.read_bytes())
+        self.experiment.progress.say(
+            f"{self.stage}: {figures['solved']} of {figures['tasks']} tasks solved, {figures['kept']} texts kept"
+        )
+        return Made(figures, [forest, memory, told], forest=self.name)
+
+    async def _go_over(self, engine: Engine, path: Path) -> None:
+        """Every epoch, batch by batch. Raises `UserError` when every attempt of the first batch broke; none of it is kept then."""
+        journal = Journal(path)
+        wave: FirstWave[Lesson] | None = None
+        budget = len(self.tasks) * self.rules.turns
+        try:
+            with self.experiment.progress.stage(self.stage, budget, "turns") as gauge:
+
+                def noticed(ask: Ask, completion: Completion) -> None:
+                    gauge.advance(ask.purpose == "act")
+
+                runtime = self.experiment.runtime(engine, journal=journal, noticed=noticed)
+                for number, chosen in enumerate(self._batches()):
+                    rollouts = [Rollout(f"{number}/{one.task.id}", one.task, self._one(one)) for one in chosen]
+                    if wave is None:
+                        wave = FirstWave((one.key for one in rollouts[:WAVE]), check_command(self.experiment.config))
+                    lessons = {}
+                    async with aclosing(drive(rollouts, runtime, concurrency=engine.concurrency)) as finished:
+                        async for rollout, lesson in finished:
+                            wave.through(rollout.key, lesson.tree.attempts, lesson)
+                            lessons[rollout.key] = lesson
+                    taught = [lesson for one in rollouts if (lesson := lessons[one.key]).told is not None]
+                    keeping = Rollout(f"{number}/memory", chosen[0].task, self.memory.take_in(taught))
+                    async for _ in drive([keeping], runtime, concurrency=1):
+                        pass
+        finally:
+            journal.close()
+            if wave is not None and wave.failed:
+                forget_failures(path)
+
+    def _batches(self) -> Iterator[list[TreeBuilder]]:
+        """The trees that are gone on with, epoch by epoch in an order of each its own, as long as whole attempts fit into their budgets."""
+        for epoch in range(self.settings.epochs):
+            order = list(self.builders.values())
+            random.Random(self.lab.seed(self.name, "order", epoch)).shuffle(order)
+            open_ones = [one for one in order if one.spend.turns + one.task.horizon <= self.rules.turns and not one.exhausted()]
+            for first in range(0, len(open_ones), self.settings.batch):
+                yield open_ones[first : first + self.settings.batch]
+
+    def _one(self, builder: TreeBuilder) -> Play[Lesson]:
+        """One attempt that reads the memory as it is, and the look back at it."""
+        builder.rules = self.memory.rules(self.rules)
+        played = yield from play(builder, Start())
+        useful = played.attempt.stop not in BROKEN and bool(played.trajectory)
+        told = (yield from self.memory.look_back(builder, played)) if useful else None
+        return Lesson(builder, played, told)
+
+    def _figures(self, trees: Sequence[Tree]) -> dict[str, Any]:
+        spends, asked = [tree.spend for tree in trees], self.memory.questions.asked
+        attempts = [attempt for tree in trees for attempt in tree.attempts]
+        reflections = [reflection for tree in trees for reflection in tree.reflections]
+        figures = {
+            "tasks": len(trees),
+            "solved": sum(any(attempt.success for attempt in tree.attempts) for tree in trees),
+            "attempts": len(attempts),
+            **{name: sum(getattr(spend, name) for spend in spends) for name in ("turns", "prompt_tokens", "sampled_tokens")},
+            "reflection_tokens": sum(spend.reflection_tokens for spend in spends) + asked.tokens,
+            "questions": len(reflections) + asked.questions,
+            "unread": sum(reflection.unread for reflection in reflections) + asked.unread,
+            **self.memory.counts(),
+            "kept": len(self.memory.items()),
+        }
+        return figures if figures["kept"] else {**figures, "note": EMPTY}

@@ -1,0 +1,256 @@
+"""ACE: a playbook in the prompt that grows by small changes, and no weights (Agentic Context Engineering, arXiv 2510.04618).
+
+    measure base -> [a batch of attempts that read the playbook -> reflector -> curator -> playbook] until the budget is used up
+                 -> measure the same model with the playbook in its prompt
+
+The playbook is a list of bullets, each with an id and with counts of how often it was called helpful or harmful. The generator is the
+policy at work. The reflector reads an attempt, says which bullets helped and which misled, and writes lessons; the curator reads the
+lessons of a batch beside the playbook and says what to add, merge or remove. Nothing ever rewrites the whole. Three roles, bullets with
+ids and counters, changes by deltas, removal of duplicates, and several epochs over the training tasks (five at most) are as in the paper.
+
+Where this differs from it:
+1. The budget is counted in turns of the policy; questions to reflector and curator are counted in tokens beside them.
+2. `batch` attempts read the same playbook and their lessons are curated together; the paper adapts after every sample.
+3. The reflector is asked once, and once more where its answer cannot be read; the paper lets it refine its answer over up to five rounds.
+4. What came of an attempt is the environment's own verdict and last observation; no ground truth is shown.
+5. Two texts are duplicates where most of their words are the same; the paper compares embeddings. There are no sections.
+6. The curator may merge and remove as well as add. Where the playbook outgrows its limit of tokens, the bullet goes first that was called
+   helpful least often and harmful most often, of equals the oldest.
+7. A profile without the reflector's question, as `terse`, asks for an ordinary reflection after failures, whose experience is the lesson;
+   one without the curator's adds every lesson. A lesson that is in the playbook already makes its bullet count as helpful once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from leafe.errors import UserError
+from leafe.forest.builder import Rules, TreeBuilder
+from leafe.forest.effects import Play
+from leafe.forest.play import Played
+from leafe.memory.adaptation import (
+    Lesson,
+    MemorySettings,
+    adaptation_stage,
+    check_start,
+    experience_of,
+    measured_start,
+    remembered,
+    start_of,
+)
+from leafe.memory.questions import Questions
+from leafe.methods.base import Method, Policy, Stage
+from leafe.recall import Remembered, likeness
+from leafe.replies import ParseFailure
+from leafe.replies.blocks import Block, parse_blocks
+from leafe.run import RunDirectory
+from leafe.settings import RunConfig
+
+if TYPE_CHECKING:
+    from leafe.lab import Lab
+
+NAME = "ace"
+QUESTIONS = {"ace_reflect": {"turn"}, "ace_curate": {"playbook", "lessons"}}
+LESSONS = 3  # the most of one attempt
+SAME = 0.8  # the share of words from which two bullets say the same
+
+
+class AceSettings(MemorySettings):
+    """`tokens` is what the playbook may take of every prompt, in tokens; 0 is a quarter of the model's context, 2048 at most.
+
+    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
+    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """
+
+    tokens: int = Field(0, ge=0)
+
+
+class Ace(Method):
+    """A playbook in the prompt."""
+
+    name = NAME
+    summary = "a playbook in the prompt, written by reflector and curator from the policy's own attempts (ACE); no weights"
+    Settings = AceSettings
+
+    def stages(self, lab: Lab, run: RunDirectory, settings: AceSettings) -> Iterable[Stage]:
+        """As in the drawing above. With `start` that model is measured without the playbook as well."""
+        model, needs = start_of(lab, NAME, settings.start), (f"explore {NAME}",)
+
+        def with_playbook() -> Policy:
+            return Policy(model, notes=notes_of(remembered(run, NAME), numbered="ace_reflect" in Questions.of(lab, QUESTIONS)))
+
+        yield from measured_start(lab, run, model)
+        yield adaptation_stage(lab, run, NAME, settings=settings, make=lambda: Playbook.of(lab, settings))
+        yield lab.measure(run, NAME, with_playbook, needs=needs)
+
+    def trains(self, settings: AceSettings) -> bool:
+        """Nothing."""
+        return False
+
+    def check(self, config: RunConfig, settings: AceSettings) -> None:
+        """Raises `UserError` for another model to start from than a server plays."""
+        check_start(config, NAME, settings.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Reflected:
+    """What the reflector said of an attempt: lessons, and the ids of bullets that helped and that misled."""
+
+    lessons: tuple[str, ...]
+    helpful: tuple[str, ...] = ()
+    harmful: tuple[str, ...] = ()
+
+
+def read_reflection(reply: str, whole: bool, shown: str = "") -> Reflected:
+    """The reflector's answer. Raises `ParseFailure` for one that says nothing that can be read."""
+    blocks = parse_blocks(reply, ("lesson", "helpful", "harmful"), whole=whole, shown=shown)
+    lessons = tuple(block.text for block in blocks if block.name == "lesson" and block.text)
+    if len(lessons) > LESSONS:
+        raise ParseFailure(f"there were {len(lessons)} lessons, and at most {LESSONS} are wanted")
+    named = {name: tuple(one for block in blocks if block.name == name for one in _ids(block)) for name in ("helpful", "harmful")}
+    return Reflected(lessons, **named)
+
+
+def _ids(block: Block) -> tuple[str, ...]:
+    words = block.text.replace(",", " ").replace("[", " ").replace("]", " ").lower().split()
+    return (*block.ids, *(word for word in words if word[:1] == "b" and word[1:].isdecimal()))
+
+
+def read_deltas(reply: str, whole: bool, shown: str = "") -> tuple[Block, ...]:
+    """The curator's answer: blocks `add`, `merge` and `remove`. Raises `ParseFailure` for one that cannot be carried out by its form."""
+    blocks = parse_blocks(reply, ("add", "merge", "remove"), whole=whole, shown=shown)
+    for block in blocks:
+        ids = _ids(block) if block.name == "remove" else block.ids
+        if block.name != "add" and not ids:
+            raise ParseFailure(f"a <{block.name}> named no bullet, as b1")
+        if block.name != "remove" and not block.text:
+            raise ParseFailure(f"a <{block.name}> had no text")
+    return blocks
+
+
+def notes_of(bullets: Sequence[Remembered], *, numbered: bool) -> tuple[str, ...]:
+    """The playbook as it stands in a prompt, with the ids where somebody is asked about them."""
+    return tuple(f"[{one.id}] {one.text}" if numbered else one.text for one in bullets)
+
+
+@dataclass
+class Playbook:
+    """The bullets, oldest first, and what happened to them. `count` is how many tokens a text takes, `limit` what all may take."""
+
+    questions: Questions
+    count: Callable[[str], int]
+    limit: int
+    bullets: list[Remembered] = field(default_factory=list)
+    named: int = 0  # ids are never used twice
+    happened: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("added", "duplicates", "merged", "removed", "dropped", "unknown_ids"), 0)
+    )
+
+    @classmethod
+    def of(cls, lab: Lab, settings: AceSettings) -> Playbook:
+        """An empty playbook for a run, with the limit that its settings and the model's context give."""
+        questions = Questions.of(lab, QUESTIONS)
+        meter = lab.experiment.load_meter()
+        context = meter.context if meter else 0
+        if context and settings.tokens > context // 2:
+            raise UserError(f"ace.tokens: wanted at most half of the model's context of {context} tokens, found {settings.tokens}")
+        room = settings.tokens or min(2048, context // 4 or 2048)
+        # Where nobody can count tokens, a token is taken to be three bytes at least.
+        return cls(questions, meter.text if meter else lambda text: -(-len(text.encode()) // 3), room)
+
+    def rules(self, rules: Rules) -> Rules:
+        """With the whole playbook as notes."""
+        return replace(rules, notes=(*rules.notes, *self.notes()))
+
+    def notes(self) -> tuple[str, ...]:
+        """The playbook as it stands in a prompt."""
+        return notes_of(self.bullets, numbered="ace_reflect" in self.questions)
+
+    def look_back(self, builder: TreeBuilder, played: Played) -> Play[Reflected | None]:
+        """The reflector."""
+        if "ace_reflect" in self.questions:
+            shown = self.questions.texts["ace_reflect"]
+            found: Reflected | None = yield from self.questions.about(
+                builder, played, "ace_reflect", read=lambda reply, whole: read_reflection(reply, whole, shown)
+            )
+            return found
+        experience = yield from experience_of(builder, played)
+        return Reflected((experience,)) if experience else None
+
+    def take_in(self, lessons: Sequence[Lesson]) -> Play[None]:
+        """Counts, the curator, and the changes that it wants; without its question every lesson is added."""
+        self._count(lessons)
+        told = [(lesson.tree.task.id, text) for lesson in lessons for text in lesson.told.lessons]
+        if not told:
+            return
+        if "ace_curate" in self.questions:
+            listed = "\n".join(f"- {text}" for _, text in told)
+            rows = [f"[{one.id}] {one.text} ({one.helpful} helpful, {one.harmful} harmful)" for one in self.bullets]
+            book = "\n".join(rows) or "nothing so far"
+            key, shown = lessons[0].key, self.questions.texts["ace_curate"]
+            deltas = yield from self.questions.apart(
+                key, "ace_curate", read=lambda reply, whole: read_deltas(reply, whole, shown), playbook=book, lessons=listed
+            )
+            self.change(deltas or (), source=told[0][0])
+        else:
+            for task, text in told:
+                self.change([Block("add", text)], source=task)
+
+    def change(self, deltas: Sequence[Block], *, source: str = "") -> None:
+        """Carries changes out one by one, then keeps the playbook within its limit. What names no bullet is passed over and counted."""
+        for delta in deltas:
+            ids = _ids(delta) if delta.name == "remove" else delta.ids
+            known = [one for one in self.bullets if one.id in ids]
+            self.happened["unknown_ids"] += sum(all(one.id != wanted for one in known) for wanted in ids if delta.name != "add")
+            if delta.name == "add":
+                self._add(delta.text, source)
+            elif delta.name == "merge" and known:
+                self._merge(known, delta.text)
+            else:
+                self.happened["removed"] += len(known)
+                self.bullets = [one for one in self.bullets if one not in known]
+        while self.bullets and self.tokens() > self.limit:
+            least = min(self.bullets, key=lambda one: one.helpful - one.harmful)  # of equals the first, which is the oldest
+            self.bullets.remove(least)
+            self.happened["dropped"] += 1
+
+    def tokens(self) -> int:
+        """What the playbook takes of a prompt, its marks and line ends included."""
+        return sum(self.count(f"- {note}\n") for note in self.notes())
+
+    def items(self) -> Sequence[Remembered]:
+        """The bullets."""
+        return tuple(self.bullets)
+
+    def counts(self) -> dict[str, int]:
+        """What happened to bullets, and the tokens that they take now."""
+        return {**self.happened, "tokens": self.tokens()}
+
+    def _count(self, lessons: Sequence[Lesson]) -> None:
+        known = {one.id for one in self.bullets}
+        for lesson in lessons:
+            for name in ("helpful", "harmful"):
+                ids = set(getattr(lesson.told, name))
+                self.happened["unknown_ids"] += len(ids - known)
+                self.bullets = [replace(one, **{name: getattr(one, name) + 1}) if one.id in ids else one for one in self.bullets]
+
+    def _add(self, text: str, source: str) -> None:
+        for number, one in enumerate(self.bullets):
+            if likeness(one.text, text) >= SAME:
+                self.bullets[number] = replace(one, helpful=one.helpful + 1)
+                self.happened["duplicates"] += 1
+                return
+        self.named += 1
+        self.bullets.append(Remembered(f"b{self.named}", text, source=source))
+        self.happened["added"] += 1
+
+    def _merge(self, known: Sequence[Remembered], text: str) -> None:
+        """The first of them takes the text and all their counts."""
+        first, totals = known[0], [sum(getattr(one, name) for one in known) for name in ("helpful", "harmful")]
+        merged = replace(first, text=text, helpful=totals[0], harmful=totals[1])
+        self.bullets = [merged if one is first else one for one in self.bullets if one is first or one not in known]
+        self.happened["merged"] += len(known) - 1

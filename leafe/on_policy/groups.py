@@ -1,0 +1,144 @@
+"""What a method says that learns on the way: its groups, its settings, and how turns become examples.
+
+A group is what is played at one task and compared; `leafe.on_policy.training` draws the tasks, plays the groups, learns and keeps to the
+budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pydantic import Field
+
+from leafe.chat import Prompts, Scene, bare_messages
+from leafe.digest import digest
+from leafe.errors import UserError
+from leafe.forest.builder import Rules
+from leafe.forest.effects import Play
+from leafe.group import launched
+from leafe.records import Example, Target, Task, Tree, Turn
+from leafe.settings import RunConfig, Settings
+
+if TYPE_CHECKING:
+    from leafe.engines.base import Engine
+
+
+class OnPolicySettings(Settings):
+    """`groups` tasks a step, `passes` optimiser steps on each batch; `start` is the model that training starts from, or else the base.
+
+    `steps` plans for so many batches; 0 for as many as the budget is sure to hold. With `dynamic` other tasks take the place of groups
+    that teach nothing. `low` and `high` are how far the ratio may go before it is clipped, `kl` is the weight of the divergence from the
+    model that training starts from, `entropy` that of a bonus for the entropy of what comes next. `normalise` is over what the loss is a
+    mean (`targets`, `sequence`, or a number of tokens).
+    """
+
+    groups: int = Field(8, ge=1)
+    passes: int = Field(1, ge=1)
+    steps: int = Field(0, ge=0)
+    start: str = ""
+    reward: Literal["success", "reward"] = "success"
+    dynamic: bool = True
+    low: float = Field(0.2, gt=0)
+    high: float = Field(0.2, gt=0)
+    kl: float = Field(0.0, ge=0)
+    entropy: float = Field(0.0, ge=0)
+    normalise: Literal["targets", "sequence"] | int = "sequence"
+
+
+class Groups(Protocol):
+    """What a method says of its groups."""
+
+    @property
+    def arm(self) -> str:
+        """The name of the method, which the trained model is measured under."""
+        ...
+
+    @property
+    def rounds(self) -> int:
+        """How often all tasks are gone through for one batch before training ends, since nothing teaches anything."""
+        ...
+
+    def most_turns(self, horizon: int) -> int:
+        """How many turns the group of a task of that horizon can take."""
+        ...
+
+    def plays(self, number: int, task: Task, rules: Rules) -> Sequence[Play[Tree]]:
+        """What is played at once for the `number`th task that is drawn; its randomness follows from `number` and the seed of `rules`."""
+        ...
+
+    async def learn(self, place: str, trees: Sequence[Tree], engine: Engine) -> Sequence[Example]:
+        """What the results of `plays` teach, which may be nothing. `place` names the group; the engine has the step's weights."""
+        ...
+
+
+def check_one_process(method: str, config: RunConfig) -> None:
+    """For methods with a learner, which samples and learns in turn in one process: refuses settings and launchers of several.
+
+    Raises `UserError`.
+    """
+    if config.train.processes > 1 or config.train.sharding != "none" or launched():
+        raise UserError(
+            f"method {method} trains in one process, which samples with the weights that it trains; set train.processes=1"
+            " train.sharding=none, and start it without a launcher such as torchrun"
+        )
+
+
+def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *, scored: str = "") -> None:
+    """Raises `UserError` where log-probabilities or new weights cannot be had, or all attempts at a task would be the same.
+
+    `scored` is what of the method wants scores, which are made at temperature 1.
+    """
+    if config.engine.kind != "transformers":
+        raise UserError(
+            f"method {name} gives the engine new weights at every step, which engine.kind={config.engine.kind} does not take;"
+            " type engine.kind=transformers"
+        )
+    check_one_process(name, config)
+    draw = config.sampling.act
+    if draw.temperature == 0:
+        raise UserError(
+            f"method {name} compares different attempts at a task, and at temperature 0 they are all the same; type"
+            " sampling.act.temperature=1"
+        )
+    if settings.kl and draw.temperature != 1:
+        raise UserError(f"{name}.kl wants sampling.act.temperature=1, at which the reference is scored; type that, or {name}.kl=0")
+    if scored and draw.temperature != 1:
+        raise UserError(f"{scored} wants sampling.act.temperature=1, at which texts are scored; type that")
+
+
+def reward_of(tree: Tree, attempt: int, settings: OnPolicySettings) -> float:
+    """What an attempt came to: success, or the environment's own reward."""
+    played = tree.attempts[attempt]
+    return float(played.success) if settings.reward == "success" else played.reward
+
+
+def sampled_examples(
+    prompts: Prompts, tree: Tree, turns: Iterable[Turn], *, kind: str, group: str, attempt: int, weight: float
+) -> Iterator[Example]:
+    """Turns that the policy took without advice, each with its sampled tokens as targets.
+
+    `attempt` is the number of the sequence that they are, `weight` its advantage. Raises `UserError` where log-probabilities are missing.
+    """
+    for turn in turns:
+        said = turn.completion
+        if not said.token_ids:
+            continue
+        if len(said.logprobs) != len(said.token_ids):
+            raise UserError(
+                f"method {kind} wants the log-probability of every sampled token, and the engine gave none; type"
+                " engine.kind=transformers"
+            )
+        yield Example(
+            id=digest(kind, group, attempt, turn.id),
+            kind=kind,
+            task=tree.task.id,
+            attempt=attempt,
+            origin=turn.id,
+            messages=bare_messages(Scene(prompts, tree.task, tree.root_of(turn)), tree.trajectory(turn.parent), turn.shortening),
+            target=said.text,
+            target_ids=said.token_ids,
+            weight=weight,
+            group=group,
+            targets=tuple(Target(one, logprob=min(0.0, value)) for one, value in zip(said.token_ids, said.logprobs, strict=True)),
+        )

@@ -1,0 +1,274 @@
+"""The loop of every method that learns from its own attempts on the way.
+
+    [sample groups -> one optimiser step or several -> take the new weights] x steps
+
+The budget is that of `explore`: turns a training task times tasks. Unless `steps` says otherwise, as many steps are planned as it holds if
+every attempt is as long as it can be; training ends when what is left would not hold one more group. Turns of groups that teach nothing
+count. A killed run goes on from the learner's state and the journal of the step that it was in: the same batches, the same weights.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leafe.distillation.store import read_examples, write_examples
+from leafe.engines.scoring import with_references
+from leafe.errors import UserError
+from leafe.forest.builder import Rules
+from leafe.forest.driver import Rollout, drive
+from leafe.forest.journal import Journal
+from leafe.jsonl import Appender, read_lines, write_bytes_atomically
+from leafe.on_policy.groups import Groups, OnPolicySettings
+from leafe.records import Example, Task, Tree
+from leafe.run import RunDirectory
+from leafe.stages import Made, Policy, Stage
+
+if TYPE_CHECKING:
+    from leafe.engines.base import Engine
+    from leafe.lab import Lab
+    from leafe.training.learner import Learner, StepReport
+
+STEPS = "steps.jsonl"
+NOTHING = "no group taught anything, so there was nothing to learn from; it is the model that training starts from"
+COUNTED = ("turns", "prompt_tokens", "sampled_tokens", "replayed_steps", "rollbacks", "reflection_tokens")  # of `Usage`
+
+
+def on_policy_stages(lab: Lab, run: RunDirectory, settings: OnPolicySettings, groups: Groups) -> Iterable[Stage]:
+    """The base measured, the training, the arm measured. Raises `UserError` where the budget holds no step."""
+    training = _Training(lab, run, settings, groups)
+    yield lab.measure(run, "base", Policy(lab.base))
+    yield Stage(training.name, training.work, verb="train")
+    yield lab.measure(run, groups.arm, lab.trained(run, groups.arm), needs=(training.name,))
+
+
+@dataclass
+class _Batch:
+    """The groups of one step, and what they teach."""
+
+    examples: list[Example]
+    position: int = 0  # in the order of tasks, where the next step goes on
+    groups: int = 0
+    empty: int = 0
+    attempts: int = 0
+    successes: int = 0
+    spend: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+
+    def pay(self, trees: Sequence[Tree]) -> None:
+        """Counts what was played."""
+        self.attempts += sum(len(tree.attempts) for tree in trees)
+        self.successes += sum(attempt.success for tree in trees for attempt in tree.attempts)
+        for name in COUNTED:
+            self.spend[name] += sum(getattr(tree.spend, name) for tree in trees)
+
+    def told(self) -> dict[str, int]:
+        """Its figures."""
+        counts = {name: getattr(self, name) for name in ("groups", "empty", "attempts", "successes", "position")}
+        return {**counts, "examples": sum(map(_teaches, self.examples)), **self.spend}
+
+
+def _teaches(example: Example) -> bool:
+    """Whether a gradient comes of an example."""
+    return example.weight != 0 and any(target.weight for target in example.targets)
+
+
+class _Training:
+    """The stage: sampling and learning in turn. Its files lie in a folder of the run, called as the arm, until the model is whole."""
+
+    def __init__(self, lab: Lab, run: RunDirectory, settings: OnPolicySettings, groups: Groups) -> None:
+        self.lab, self.run, self.settings, self.groups, self.experiment = lab, run, settings, groups, lab.experiment
+        self.arm, self.name = groups.arm, f"train {groups.arm}"
+        self.schema = f"leafe.{self.arm}-steps/1"
+        self.tasks = self.experiment.tasks("train")
+        self.folder = run.path / self.arm
+        self.reference: Engine | None = None
+        self.budget = self.experiment.config.explore.turns * len(self.tasks)
+        self.longest_group = groups.most_turns(max(task.horizon for task in self.tasks))
+        needed = settings.groups * self.longest_group
+        if self.budget < needed:
+            raise UserError(
+                f"the budget of {len(self.tasks)} tasks x {self.budget // len(self.tasks)} turns = {self.budget} does not hold one step of"
+                f" {settings.groups} groups of up to {self.longest_group} turns = {needed}; type"
+                f" explore.turns={-(-needed // len(self.tasks))}, or make {self.arm}.groups or the groups smaller"
+            )
+        self.steps = settings.steps or self.budget // needed
+        if self.name not in run.stages:
+            lab.start(settings.start)  # which is refused now, where it is none
+
+    def work(self) -> Made:
+        """Trains to the end of the budget, from where a killed run was."""
+        self.run.check(self.experiment.base)
+        out, kept = self.run.checkpoint(self.arm), self.run.path / f"{self.arm}-steps.jsonl"
+        over = self.folder.with_name(f"{self.arm}.over")
+        shutil.rmtree(over, ignore_errors=True)
+        if self.folder.exists() or not (out.exists() and kept.exists()):
+            self.folder.mkdir(exist_ok=True)
+            learner = self._trained()
+            shutil.rmtree(out, ignore_errors=True)  # of a run that was killed before its folder was over
+            learner.save(out)
+            write_bytes_atomically(kept, (self.folder / STEPS).read_bytes())
+            self.folder.rename(over)  # at once, so that a run that is killed while it is emptied does not train again
+            shutil.rmtree(over)
+        lines = self._last_words(kept)
+        names = ("examples", "groups", "empty", "attempts", "successes", *COUNTED)
+        totals = {name: sum(line.get(name, 0) for line in lines) for name in names}
+        losses = [line["loss"] for line in lines if "loss" in line]
+        told: dict[str, Any] = {"loss": round(losses[-1], 4)} if losses else {"note": NOTHING}
+        if not losses:
+            self.experiment.progress.say(f"{self.name}: {NOTHING}")
+        return Made({"steps": len(losses) * self.settings.passes, **totals, **told}, [out, kept])
+
+    def _trained(self) -> Learner:
+        """The learner at the end of its steps."""
+        self.experiment.free()
+        wanted, start = self.settings, self.lab.start(self.settings.start)
+        learner = self.lab.clipping_learner(
+            self.folder / "learner",
+            self.arm,
+            start,
+            steps=self.steps * wanted.passes,
+            low=wanted.low,
+            high=wanted.high,
+            kl=wanted.kl,
+            entropy=wanted.entropy,
+            normalise=wanted.normalise,
+        )
+        with Appender(self.folder / STEPS, self.schema):
+            pass  # the file is there even if nothing is learned
+        self.experiment.with_engine(start, lambda engine: self._with_reference(engine, learner))
+        return learner
+
+    async def _with_reference(self, engine: Engine, learner: Learner) -> None:
+        """Trains, with a second engine on the model that training starts from where the divergence from it counts."""
+        if not self.settings.kl:
+            await self._train(engine, learner)
+            return
+
+        async def work(reference: Engine) -> None:
+            self.reference = reference
+            await self._train(engine, learner)
+
+        await self.experiment.awith_engine(learner.checkpoint, work)
+
+    async def _referenced(self, examples: list[Example]) -> list[Example]:
+        """The examples with the log-probabilities that the reference gives to their targets."""
+        return await with_references(self.reference, examples) if self.reference else examples
+
+    async def _train(self, engine: Engine, learner: Learner) -> None:
+        passes = self.settings.passes
+        with self.experiment.progress.stage(self.name, self.budget, "turns") as gauge:
+            gauge.advance(sum(line["turns"] for line in self._lines()))
+            while learner.done < learner.steps:
+                step, behind = divmod(learner.done, passes)
+                batch = self._begun(step) if behind else None
+                if batch is None:
+                    batch = await self._fresh(engine, learner, step)
+                    gauge.advance(batch.spend["turns"])
+                if not batch.examples:
+                    self._note(step, batch)
+                    break  # the budget is spent, or no group of whole rounds over the tasks teaches anything
+                for number in range(behind, passes):
+                    report = learner.step(batch.examples)
+                    if number == 0:
+                        self._note(step, batch, report)
+                    learner.state(self.folder / "learner")
+                for path in (self._journal(step), self._examples(step)):
+                    path.unlink(missing_ok=True)
+
+    def _begun(self, step: int) -> _Batch | None:
+        """The batch of a step of which a killed run took some passes: by its new weights it would be scored differently."""
+        path = self._examples(step)
+        return _Batch(list(read_examples(path))) if path.exists() else None
+
+    async def _fresh(self, engine: Engine, learner: Learner, step: int) -> _Batch:
+        """A batch that the learner's weights sample, in what is left of the budget."""
+        lines = self._lines()[:step]
+        left = self.budget - sum(line["turns"] for line in lines)
+        if learner.done:
+            await self._hand_over(engine, learner)
+        batch = await self._sample(engine, step, lines[-1]["position"] if lines else 0, left)
+        batch.examples = await self._referenced(batch.examples)
+        if self.settings.passes > 1:
+            write_examples(self._examples(step), batch.examples)
+        return batch
+
+    async def _hand_over(self, engine: Engine, learner: Learner) -> None:
+        """The learner's weights to the engine, by a folder that the next hand-over replaces."""
+        weights = self.folder / "weights"
+        shutil.rmtree(weights, ignore_errors=True)
+        learner.save(weights)
+        await engine.load(weights)
+
+    async def _sample(self, engine: Engine, step: int, position: int, left: int) -> _Batch:
+        """The groups of a step, from `position` in the order of tasks, with at most `left` turns."""
+        batch, wanted = _Batch([], position), self.settings
+        rules = self.experiment.rules(self.lab.seed(self.arm, step))
+        journal = Journal(self._journal(step))
+        try:
+            most = position + max(wanted.groups, self.groups.rounds * len(self.tasks))
+            while batch.groups < wanted.groups and batch.position < most:
+                count = min(wanted.groups - batch.groups, (left - batch.spend["turns"]) // self.longest_group)
+                if count < 1 or (batch.groups + batch.empty and not wanted.dynamic):
+                    break
+                drawn = [(number, self._task(number)) for number in range(batch.position, batch.position + count)]
+                played = await self._played(engine, journal, {number: self._plays(number, task, rules) for number, task in drawn})
+                for number, _ in drawn:
+                    place = f"{step}-{number}"
+                    examples = await self.groups.learn(place, played[number], engine)
+                    batch.pay(played[number])
+                    batch.groups += bool(examples)
+                    batch.empty += not examples
+                    batch.examples += examples
+                batch.position += count
+        finally:
+            journal.close()
+        return batch
+
+    def _plays(self, number: int, task: Task, rules: Rules) -> list[Rollout[Tree]]:
+        plays = self.groups.plays(number, task, rules)
+        return [Rollout(f"{number}/{sample}", task, play) for sample, play in enumerate(plays)]
+
+    async def _played(self, engine: Engine, journal: Journal, rollouts: dict[int, list[Rollout[Tree]]]) -> dict[int, list[Tree]]:
+        """All groups at once. The same task may stand there twice, in two rounds of the order."""
+        done: dict[str, Tree] = {}
+        every = [rollout for group in rollouts.values() for rollout in group]
+        runtime = self.experiment.runtime(engine, journal=journal)
+        async with aclosing(drive(every, runtime, concurrency=engine.concurrency)) as finished:
+            async for rollout, tree in finished:
+                done[rollout.key] = tree
+        return {number: [done[rollout.key] for rollout in group] for number, group in rollouts.items()}
+
+    def _task(self, place: int) -> Task:
+        """The tasks in an order of their own each time that all were drawn."""
+        number, within = divmod(place, len(self.tasks))
+        order = list(range(len(self.tasks)))
+        random.Random(self.lab.seed(self.arm, "order", number)).shuffle(order)
+        return self.tasks[order[within]]
+
+    def _journal(self, step: int) -> Path:
+        return self.folder / f"step-{step + 1}.journal.jsonl"
+
+    def _examples(self, step: int) -> Path:
+        return self.folder / f"step-{step + 1}.examples.jsonl"
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return self._last_words(self.folder / STEPS)
+
+    def _last_words(self, path: Path) -> list[dict[str, Any]]:
+        """What each step was. A step whose learner was killed before it said so stands there twice, and the last word counts."""
+        found = {line["step"]: line for line in read_lines(path, self.schema)} if path.exists() else {}
+        return [found[number] for number in sorted(found)]
+
+    def _note(self, step: int, batch: _Batch, report: StepReport | None = None) -> None:
+        """Keeps what a step was, before the learner's state says that it is taken; without a report nothing could be learned."""
+        line: dict[str, Any] = {"step": step + 1, **batch.told()}
+        if report is not None:
+            line |= {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
+            line |= report.figures
+        with Appender(self.folder / STEPS, self.schema) as lines:
+            lines.append(line)

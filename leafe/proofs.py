@@ -1,0 +1,150 @@
+"""What decides the files of a stage, as a digest: two stages with the same digest make the same files.
+
+Settings that say how and not what are left out, and so is every setting that the kind of stage does not read; whatever is not known to be
+unread counts, with all that the stage is called with. Models, tasks and examples count by their content. A stage whose inputs cannot be
+told by their content has no digest and is never taken for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import lru_cache, partial, wraps
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from leafe.digest import canonical, digest, seed_for
+from leafe.forest.play import once
+from leafe.manifest import described, manifest_of
+from leafe.records import Example, encode
+from leafe.run import RunDirectory
+from leafe.settings import MACHINE
+from leafe.stages import PROBE, Made, Policy, Proof
+
+if TYPE_CHECKING:
+    from leafe.experiment import Experiment, ForestSpec
+
+Stage = TypeVar("Stage", bound=Callable[..., Made])  # takes an experiment and a run first
+UNREAD_EXPLORING = ("distill", "train", "evaluate")
+UNREAD_MEASURING = ("distill", "train", "evaluate.resamples", "evaluate.confidence")
+UNREAD_BY_PLAIN_ATTEMPTS = ("sampling.reflect", "explore")  # an attempt is bounded by its task alone
+LENGTH = 32
+
+
+class _Untold(TypeError):
+    """A value that cannot be told by its content."""
+
+
+def done_once(proof: Callable[..., Proof]) -> Callable[[Stage], Stage]:
+    """Lets an experiment take the work of a stage over from where the same was done, by what `proof` says of the same call."""
+
+    def decorated(work: Stage) -> Stage:
+        @wraps(work)
+        def stage(experiment: Experiment, run: RunDirectory, *args: Any, **more: Any) -> Made:
+            return experiment.once(
+                run, partial(proof, experiment, run, *args, **more), partial(work, experiment, run, *args, **more)
+            )
+
+        return cast(Stage, stage)
+
+    return decorated
+
+
+def explored(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec, **more: Any) -> Proof:
+    """What decides a forest."""
+    said = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name not in ("path", "journal")}
+    key = _digest("explore", said, more, _settings(experiment, UNREAD_EXPLORING), _tasks(experiment, "train"))
+    return Proof(key, (spec.path,) if spec.path else ())
+
+
+def measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, **more: Any) -> Proof:
+    """What decides an arm's graded attempts; `more` is how they are played, where that is not plainly."""
+    plain = more.get("player", once) is once
+    unread = (*UNREAD_MEASURING, *(UNREAD_BY_PLAIN_ATTEMPTS if plain else ()))
+    through = experiment.trains if experiment.probe else None  # a server measures the base only where nothing is trained
+    how = {name: value for name, value in more.items() if value is not once}
+    key = _digest("evaluate", policy, how, through, _settings(experiment, unread), _tasks(experiment, "test"))
+    return Proof(key, (run.evaluation(arm),), arm)
+
+
+def trained(
+    experiment: Experiment,
+    run: RunDirectory,
+    arm: str,
+    model: Path,
+    *,
+    examples: Sequence[Example],
+    files: Sequence[Path] = (),
+    **more: Any,
+) -> Proof:
+    """What decides an arm's checkpoint."""
+    config = experiment.config
+    read = config.train.model_dump(mode="json", exclude=MACHINE["train"])
+    seed, sent = seed_for(config.seed, "train", arm), run.stages.get(PROBE)
+    key = _digest("train", read, seed, sent, more, model, _lines(map(encode, examples)))
+    return Proof(key, (run.checkpoint(arm), *files))
+
+
+def folder_digest(folder: Path) -> str:
+    """The digest of every file in a folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    stamps = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return _folder_digest(folder, stamps)
+
+
+@lru_cache(maxsize=64)
+def _folder_digest(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Read once while its files keep their sizes and times: a model may be large."""
+    return digest(manifest_of(folder, [folder]), length=LENGTH)
+
+
+def _tasks(experiment: Experiment, part: str) -> str:
+    return _lines(map(encode, experiment.tasks(part)))
+
+
+def _lines(records: Iterable[Any]) -> str:
+    sha = hashlib.sha256()
+    for record in records:
+        sha.update(canonical(record).encode() + b"\n")
+    return sha.hexdigest()
+
+
+def _settings(experiment: Experiment, unread: Iterable[str]) -> dict[str, Any]:
+    """Every setting that counts. Tasks and models count by their content, the method's own section by what it asks its stages for."""
+    config = experiment.config
+    kept = config.model_dump(mode="json", exclude=MACHINE)
+    for name in ("name", "method", "model", "tasks", config.section, *unread):
+        *groups, last = name.split(".")
+        _at(kept, ".".join(groups)).pop(last, None)
+    return kept
+
+
+def _at(values: Mapping[str, Any], name: str) -> Any:
+    found: Any = values
+    for part in filter(None, name.split(".")):
+        found = found.get(part)
+    return found
+
+
+def _digest(*parts: Any) -> str | None:
+    try:
+        return digest(*(_told(part) for part in parts), length=LENGTH)
+    except (TypeError, ValueError):
+        return None
+
+
+def _told(value: Any) -> Any:
+    """A value in JSON: files by their content, functions of a module by their names. Raises `TypeError` for what has no such thing."""
+    if isinstance(value, Path):
+        return folder_digest(value) if value.is_dir() else described(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__qualname__, {one.name: _told(getattr(value, one.name)) for one in fields(value)}]
+    if isinstance(value, FunctionType):
+        if value.__closure__ or "<" in value.__qualname__:
+            raise _Untold(value)
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, Mapping):
+        return {str(key): _told(one) for key, one in value.items()}
+    return [_told(one) for one in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,136 @@
+"""What a policy is told that depends on the task: a file of remembered texts, of which an attempt reads those that match it best.
+
+Matching is by words (BM25) over the instruction and the first observation, so the same file gives the same notes in every process, and
+nothing is asked and nothing computed by a model. A line that is mostly no words, as the row of a board, counts as one word.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from leafe.digest import canonical
+from leafe.encoding import OMITTED, decode, encode
+from leafe.errors import CorruptFile
+from leafe.jsonl import read_lines, write_text_atomically
+from leafe.records import Observation, Task
+
+SCHEMA = "leafe.memory/1"
+K1, B = 1.2, 0.75  # the usual constants of BM25: how soon a repeated word counts no more, how much a long text is held back
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """One remembered text: what a policy is told, and the `key` that a task is compared with. The best of each `group` are told.
+
+    `source` is the task that it was learned from. `helpful` and `harmful` count how often it was called so.
+    """
+
+    id: str
+    text: str
+    key: str = field(default="", metadata=OMITTED)
+    group: str = field(default="", metadata=OMITTED)
+    source: str = field(default="", metadata=OMITTED)
+    helpful: int = field(default=0, metadata=OMITTED)
+    harmful: int = field(default=0, metadata=OMITTED)
+
+
+def write_memory(path: Path, items: Sequence[Remembered]) -> None:
+    """Writes a whole memory, one text a line."""
+    lines = [{"schema": SCHEMA}, *(encode(item) for item in items)]
+    write_text_atomically(path, "".join(canonical(line) + "\n" for line in lines))
+
+
+def read_memory(path: Path) -> tuple[Remembered, ...]:
+    """The texts of a file. Raises `CorruptFile` with the line's number for a line that is none."""
+    found = []
+    for number, line in enumerate(read_lines(path, SCHEMA), start=2):
+        try:
+            found.append(decode(Remembered, line))
+        except ValueError as error:
+            raise CorruptFile(f"{path} line {number} is no remembered text ({error}); remove that line") from None
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """A file of remembered texts, of which `count` of each group are told at an attempt."""
+
+    path: Path
+    count: int
+
+    def recall(self) -> Recall:
+        """What the file gives for a task."""
+        return Recall(read_memory(self.path), self.count)
+
+
+def task_key(task: Task, root: Observation) -> str:
+    """What a task is known by: its instruction and what its reset shows."""
+    return f"{task.instruction}\n{root.text}"
+
+
+def terms(text: str) -> tuple[str, ...]:
+    """The words of a text, in lower case; a line of which less than half is letters and digits is one more."""
+    return (*(word.casefold() for word in _WORD.findall(text)), *_drawn(text))
+
+
+def _drawn(text: str) -> Iterator[str]:
+    for line in text.split("\n"):
+        bare = line.strip()
+        if bare and 2 * sum(character.isalnum() for character in bare) < len(bare):
+            yield bare
+
+
+def likeness(one: str, other: str) -> float:
+    """The share of their different words that two texts have in common, from 0 to 1."""
+    mine, theirs = set(terms(one)), set(terms(other))
+    return len(mine & theirs) / len(mine | theirs) if mine or theirs else float(one == other)
+
+
+class Recall:
+    """The `count` best matching texts of each group for a task, the best first. What shares no word with the task is not told.
+
+    Of two that match equally well the one that was learned later comes first.
+
+    >>> recall = Recall([Remembered("m1", "look in the sink", "wash a mug"), Remembered("m2", "open it", "warm an egg")], 1)
+    >>> recall(Task("t", "house", "wash a cup", 8), Observation("You see a sink."))
+    ('look in the sink',)
+    """
+
+    def __init__(self, items: Sequence[Remembered], count: int) -> None:
+        self._items, self._count = tuple(items), count
+        self._terms = [Counter(terms(item.key)) for item in self._items]
+        self._length = sum(counted.total() for counted in self._terms) / max(1, len(self._items)) or 1.0
+        self._spread = Counter(term for counted in self._terms for term in counted)
+
+    def __call__(self, task: Task, root: Observation) -> tuple[str, ...]:
+        """What the policy is told at an attempt."""
+        return tuple(item.text for item in self.best(task_key(task, root)))
+
+    def best(self, query: str) -> list[Remembered]:
+        """The items themselves, group by group in the order in which groups came up first."""
+        asked = sorted(set(terms(query)))
+        scores = [self._score(number, asked) for number in range(len(self._items))]
+        chosen = []
+        for group in dict.fromkeys(item.group for item in self._items):
+            ours = [number for number, item in enumerate(self._items) if item.group == group and scores[number] > 0]
+            ours.sort(key=lambda number: (-scores[number], -number))
+            chosen += [self._items[number] for number in ours[: self._count]]
+        return chosen
+
+    def _score(self, number: int, asked: Sequence[str]) -> float:
+        counted, total = self._terms[number], len(self._items)
+        long = K1 * (1 - B + B * counted.total() / self._length)
+        return math.fsum(
+            math.log(1 + (total - self._spread[term] + 0.5) / (self._spread[term] + 0.5))
+            * counted[term]
+            * (K1 + 1)
+            / (counted[term] + long)
+            for term in asked
+            if term in counted
+        )

@@ -1,0 +1,93 @@
+"""Replies that say several things, each in a pair of tags of its own, as `<lesson>...</lesson><remove>b3</remove>`.
+
+What is asked of a policy that keeps a memory looks so. Tags are read in any case, with blanks and with words beside their name; a block
+that is not closed ends at the next tag or with a reply that is whole. What a block means is decided by who asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from leafe.replies.reading import ParseFailure, hollow, quoted, thoughts_apart, unwrapped
+
+LONGEST = 600  # characters of one text; what is told at every turn to come has to be short
+LONGEST_REPLY = 200_000
+NONE = {"none", "nothing", "n/a", "null", "-"}
+_IDS = re.compile(r"(?<![^\W_])([a-z][0-9]{1,6})(?![^\W_])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block: its tag in lower case, the ids that stand ahead of a colon or in the tag itself, and the rest on one line."""
+
+    name: str
+    text: str
+    ids: tuple[str, ...] = ()
+
+
+def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown: str = "") -> tuple[Block, ...]:
+    """The blocks of a reply, in its order; none where it says `none` in one of them or in a tag of that name.
+
+    `shown` is the question: a text that stands in it word for word is its example and no answer. `whole=False` says that the reply was
+    cut, so that a block that is not closed is left out. Raises `ParseFailure` where there is no block or one that cannot be meant.
+    """
+    if len(reply) > LONGEST_REPLY:
+        raise ParseFailure(f"the reply was {len(reply):,} characters long, and at most {LONGEST_REPLY:,} are read")
+    said = unwrapped(thoughts_apart(reply).said)
+    found = list(_raw(said, (*names, "none"), whole=whole))
+    if not found:
+        listed = " or ".join(f"<{name}>...</{name}>" for name in names)
+        raise ParseFailure(f"the reply was cut before a block ended; wanted {listed}" if not whole else f"there was no {listed}")
+    blocks = [_read(name, beside, text) for name, beside, text in found if name != "none" and not _says_none(beside, text)]
+    for block in blocks:
+        _check(block, shown)
+    return tuple(blocks)
+
+
+def _raw(said: str, names: tuple[str, ...], *, whole: bool) -> Iterator[tuple[str, str, str]]:
+    """Name, words beside the name, and text of every block."""
+    tags = list(_tags(names).finditer(said))
+    for number, tag in enumerate(tags):
+        if tag.group(1):
+            continue
+        following = tags[number + 1] if number + 1 < len(tags) else None
+        name = tag.group(2).lower()
+        if tag.group(3).rstrip().endswith("/") or name == "none":
+            yield name, tag.group(3).rstrip("/ "), ""
+        elif following is not None:
+            yield name, tag.group(3), said[tag.end() : following.start()]
+        elif whole:
+            yield name, tag.group(3), said[tag.end() :]
+
+
+@lru_cache(maxsize=16)
+def _tags(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(rf"<[ \t]?(/?)[ \t]?({'|'.join(names)})\b([^<>\n]{{0,120}})>", re.IGNORECASE)
+
+
+def _says_none(beside: str, text: str) -> bool:
+    return not _IDS.search(beside) and text.strip(" \t\r\n.`*").casefold() in NONE
+
+
+def _read(name: str, beside: str, text: str) -> Block:
+    text, ids = unwrapped(text), [*_IDS.findall(beside)]
+    head, colon, rest = text.partition(":")
+    ahead = _IDS.findall(head)
+    if ahead and not _IDS.sub("", head).strip(" \t\r\n,;+&[]()").replace("and", "").strip(" ,"):
+        ids, text = [*ids, *ahead], rest if colon else ""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return Block(name, line, tuple(dict.fromkeys(one.lower() for one in ids)))
+
+
+def _check(block: Block, shown: str) -> None:
+    if not block.text and not block.ids:
+        raise ParseFailure(f"a <{block.name}> was empty")
+    if len(block.text) > LONGEST:
+        raise ParseFailure(f"a <{block.name}> was {len(block.text)} characters long, and at most {LONGEST} are told on")
+    if block.text and hollow(block.text):
+        raise ParseFailure(f"{quoted(block.text)} only stands for a <{block.name}>")
+    if len(block.text) > 12 and f"{block.text}</" in shown:
+        raise ParseFailure(f"the <{block.name}> was that of the example, word for word")

@@ -1,0 +1,21 @@
+"""Thoughts ahead of an action: a comparison in words becomes the beginning of a reply, if nothing in it could be taken for more."""
+
+from __future__ import annotations
+
+from leafe.replies.reading import ParseFailure, hollow, tags_in, thought_tags, thoughts_apart
+
+
+def parse_thought(reply: str, *, whole: bool = True) -> str:
+    """What a reply says, to be used as a thought: what stands beside its own thoughts, or else those.
+
+    Raises `ParseFailure` where it was cut (`whole=False`), is empty, only stands for an answer, or holds tags.
+    """
+    if not whole:
+        raise ParseFailure("the reply was cut at its limit: say less")
+    parts = thoughts_apart(reply)
+    text = parts.said.strip() or "\n".join(closed.strip() for closed in parts.closed).strip()
+    if hollow(text):
+        raise ParseFailure("wanted thoughts in words")
+    if tags_in(text) or any(True for _ in thought_tags(text)):
+        raise ParseFailure("wanted thoughts in words alone, found tags")
+    return text

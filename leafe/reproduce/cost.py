@@ -1,0 +1,180 @@
+"""What a table will take, counted before anything is begun, and its time and tokens from a sample that is played.
+
+Turns of exploring are counted exactly, those of measuring as if every attempt took as long as it may. The sample is played on training
+tasks, never on those that are measured on; learning itself is not in the estimate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
+from leafe.progress import Gauge, Silent
+from leafe.reproduce.plan import Plan
+from leafe.reproduce.spec import Row
+from leafe.settings import RunConfig, differing_fields
+from leafe.stages import Stage, all_of
+
+SAMPLE_TASKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RowCost:
+    """One row at one seed: turns that it plays for learning, attempts that it measures, and stages that another row has done by then."""
+
+    row: str
+    stages: tuple[str, ...]
+    turns: int
+    attempts: int
+    shared: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a few attempts took: turns an attempt, tokens a turn, and seconds a turn with many attempts at once."""
+
+    attempts: int
+    turns: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A whole table. `seconds` and `tokens` are for all seeds and None without a sample."""
+
+    rows: tuple[RowCost, ...]
+    seeds: int
+    longest: int
+    sample: Sample | None = None
+
+    @property
+    def turns(self) -> int:
+        """Turns for learning, all seeds."""
+        return self.seeds * sum(row.turns for row in self.rows)
+
+    @property
+    def attempts(self) -> int:
+        """Attempts that are measured, all seeds."""
+        return self.seeds * sum(row.attempts for row in self.rows)
+
+    @property
+    def turns_of_attempts(self) -> float:
+        """Turns that measuring takes: as many as in the sample, or at most."""
+        each = self.sample.turns / self.sample.attempts if self.sample else self.longest
+        return self.attempts * each
+
+    @property
+    def seconds(self) -> float | None:
+        """How long playing takes."""
+        return (self.turns + self.turns_of_attempts) * self.sample.seconds / self.sample.turns if self.sample else None
+
+    @property
+    def tokens(self) -> float | None:
+        """Prompt and sampled tokens."""
+        return (self.turns + self.turns_of_attempts) * self.sample.tokens / self.sample.turns if self.sample else None
+
+    def as_json(self) -> dict[str, object]:
+        """The same as JSON."""
+        totals = {name: getattr(self, name) for name in ("turns", "attempts", "turns_of_attempts", "seconds", "tokens")}
+        return {**asdict(self), **totals}
+
+
+def estimate(plan: Plan, stages: Mapping[str, Sequence[Stage]], longest: int, sample: Sample | None = None) -> Estimate:
+    """What one plan takes if nothing of it is done yet. `longest` is the most turns of an attempt."""
+    return Estimate(tuple(_rows(plan, stages)), len(plan.asked.seeds), longest, sample)
+
+
+def _rows(plan: Plan, stages: Mapping[str, Sequence[Stage]]) -> Iterator[RowCost]:
+    done: list[tuple[str, str, str, RunConfig]] = []
+    seed = plan.asked.seeds[0]
+    for row in plan.rows:
+        config = plan.config(row, seed)
+        mine = [stage for stage in all_of(stages[row.name]) if row.said.method or stage.name == "evaluate base"]
+        turns = attempts = 0
+        shared: list[str] = []
+        own_budget = bool(row.said.method)
+        for stage in mine:
+            what = (stage.verb, *_same(plan, row, stage))
+            again = stage.verb in ("explore", "evaluate") and any(what == one[:3] and _alike(one[3], config, stage) for one in done)
+            done.append((*what, config))
+            if stage.verb == "explore":
+                own_budget = False
+            if again:
+                shared.append(stage.name)
+            elif stage.verb == "explore":
+                turns += config.explore.turns * config.tasks.train
+            elif stage.verb == "evaluate":
+                attempts += config.tasks.test * config.evaluate.samples
+        turns += config.explore.turns * config.tasks.train if own_budget else 0  # a method that plays while it learns
+        yield RowCost(row.name, tuple(stage.name for stage in mine), turns, attempts, tuple(shared))
+
+
+def _same(plan: Plan, row: Row, stage: Stage) -> tuple[str, str]:
+    """What a stage plays with: the base of a row that starts from another is that one's arm."""
+    if stage.name == "evaluate base":
+        source = row.said.start
+        return ("", "base") if not source else (source, plan.table.row(source).arm)
+    arm = stage.name.partition(" ")[2]
+    return (row.said.start, arm) if stage.verb == "explore" else (row.name, arm)
+
+
+def _alike(before: RunConfig, now: RunConfig, stage: Stage) -> bool:
+    """Whether two rows have equal settings for a stage; methods' own sections and what is not read by it left out."""
+    unread = {"distill", "train", "evaluate"} if stage.verb == "explore" else {"distill", "train", "explore"}
+    names = {"name", "method", "model"} | unread
+    changed = differing_fields(before, now)
+    sections = {before.section, now.section}
+    return all(one.partition(":")[0].partition(".")[0] in names | sections for one in changed)
+
+
+def play_sample(experiment: Experiment) -> Sample:
+    """A few attempts of the base at training tasks, timed."""
+    config = experiment.config
+    tasks = config.tasks.model_copy(update={"train": min(SAMPLE_TASKS, config.tasks.train)})
+    explore = config.explore.model_copy(update={"turns": min(config.explore.turns, 2 * longest_of(experiment)), "tokens": 0})
+    clock = _Clock()
+    small = replace(experiment, config=config.model_copy(update={"tasks": tasks, "explore": explore}), progress=clock)
+    trees = explore_tasks(small, "a sample", ForestSpec("independent", small.explore_seed(1), small.base))
+    seconds = max(1e-3, time.monotonic() - (clock.began or 0.0))
+    spends = [tree.spend for tree in trees]
+    return Sample(
+        attempts=sum(len(tree.attempts) for tree in trees),
+        turns=max(1, sum(spend.turns for spend in spends)),
+        tokens=sum(spend.prompt_tokens + spend.sampled_tokens for spend in spends),
+        seconds=seconds,
+    )
+
+
+class _Clock(Silent):
+    """Notes when the first turn was taken, so that loading a model is not in the time."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+
+    def stage(self, name: str, total: float, unit: str) -> Gauge:
+        """A gauge that looks at the clock once."""
+        return _FirstTurn(self)
+
+
+class _FirstTurn:
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+
+    def advance(self, amount: float = 1.0) -> None:
+        """Notes the time of the first turn."""
+        self._clock.began = self._clock.began or time.monotonic()
+
+    def __enter__(self) -> Gauge:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+
+def longest_of(experiment: Experiment) -> int:
+    """The most turns that an attempt at a held-out task may take."""
+    return max(task.horizon for task in experiment.tasks("test"))

@@ -1,0 +1,39 @@
+"""The paper's own figures, to print beside ours: Pass@1 and Pass@128 in percent, of other models and another size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from leafe.evaluation.tables import PaperFigure
+from leafe.reproduce.plan import Plan
+from leafe.yaml_text import read_yaml
+
+FIGURES = "recipes/paper/figures.yaml"
+NEAREST = {"household": "alfworld"}  # what the paper's environments are that are not of the same name
+
+
+@cache
+def paper_tables() -> dict[str, dict[str, dict[str, dict[str, list[float | None]]]]]:
+    """Table, environment, model and row to Pass@1 and Pass@128."""
+    found: dict[str, Any] = read_yaml((files("leafe") / FIGURES).read_text(encoding="utf-8"), FIGURES)
+    return found
+
+
+def figures_of(plan: Plan) -> tuple[PaperFigure, ...]:
+    """What the paper reports for the shown rows of a plan, in its own environment or the nearest; nothing where it reports nothing."""
+    return tuple(_figures(plan))
+
+
+def _figures(plan: Plan) -> Iterator[PaperFigure]:
+    here = plan.base.environment.name
+    tables = paper_tables().get(plan.table.said.paper, {})
+    wanted = {NEAREST.get(here, here)} & tables.keys() or tables.keys()
+    for row in plan.shown:
+        for environment in tables:
+            for model, rows in tables[environment].items():
+                if environment in wanted and row.said.paper in rows:
+                    pass_1, pass_128 = rows[row.said.paper]
+                    yield PaperFigure(row.name, model, environment, pass_1, pass_128)

@@ -1,0 +1,242 @@
+"""From a table, a model and an environment to the runs that it takes: which recipe, which settings, which directory.
+
+Each row at each seed is an ordinary run in `OUT/seed-N/ROW`. Everything that can be refused is refused here, before anything is begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+from leafe.config import load_recipe, recipe_names
+from leafe.errors import RunConflict, UserError
+from leafe.experiment import Experiment
+from leafe.known_methods import find, method_names
+from leafe.lab import stages_of
+from leafe.nano import CHECKPOINTS
+from leafe.reproduce.spec import Row, Table
+from leafe.run import RunDirectory
+from leafe.settings import DEFAULT_METHOD, RunConfig, differing_fields
+from leafe.stages import Stage
+from leafe.yaml_text import read_yaml
+
+# The recipes of the bundled models, whose settings were chosen on the split `valid`.
+NANO = {"sokoban": "quickstart", "household": "household-nano"}
+PAPER = "paper-"
+MODELS = "recipes/paper/models.yaml"
+MEASURES_ONLY = (f"method={DEFAULT_METHOD}", f"{DEFAULT_METHOD}.arms=[]", f"{DEFAULT_METHOD}.controls=[]")
+Bench = Callable[[RunConfig], Experiment]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed: `model` and `environment` choose a recipe, which may be named as well; `overrides` are for every row."""
+
+    model: str = ""
+    environment: str = ""
+    recipe: str = ""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    rows: tuple[str, ...] = ()
+    out: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def paper_models() -> dict[str, list[str]]:
+    """The paper's models by their names on the Hub, each with the settings that its size wants."""
+    found: dict[str, list[str]] = read_yaml((files("leafe") / MODELS).read_text(encoding="utf-8"), MODELS)
+    return found
+
+
+def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
+    """The recipe of a model in an environment, and what is laid over it. Raises `UserError` where none ships."""
+    bundled = asked.model in ("", *CHECKPOINTS)
+    if asked.recipe:
+        return asked.recipe, () if not asked.model else (f"model={asked.model}",)
+    environment = asked.environment or "sokoban"
+    if bundled and environment in NANO:
+        named = () if asked.model in ("", "nano") else (f"model={asked.model}",)
+        return NANO[environment], named  # `nano` is the bundled model of that environment
+    recipe = f"{PAPER}{environment}"
+    if bundled or recipe not in recipe_names():
+        known = (
+            ", ".join(NANO) if bundled else ", ".join(name.removeprefix(PAPER) for name in recipe_names() if name.startswith(PAPER))
+        )
+        raise UserError(
+            f"no recipe ships for {asked.model or 'nano'} in {environment!r:.60}; it ships for {known}; else name one: --recipe FILE"
+        )
+    return recipe, (*paper_models().get(asked.model, ()), f"model={asked.model}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table with what it is made with. `rows` are those that are carried out, in an order in which each comes after its start."""
+
+    table: Table
+    asked: Asked
+
+    @cached_property
+    def base(self) -> RunConfig:
+        """The settings that all rows share."""
+        return load_recipe(self._recipe[0], [*self._shared, *MEASURES_ONLY])
+
+    @cached_property
+    def _recipe(self) -> tuple[str, tuple[str, ...]]:
+        return recipe_of(self.asked)
+
+    @property
+    def recipe(self) -> str:
+        """The name or the path of the recipe."""
+        return self._recipe[0]
+
+    @cached_property
+    def _shared(self) -> tuple[str, ...]:
+        recipe, laid = self._recipe
+        said = self.table.said
+        return (*laid, *said.settings, *said.sizes.get(recipe, ()), *self.asked.overrides)
+
+    @cached_property
+    def out(self) -> Path:
+        """The directory of the table; unless said the same for the same table, model and environment, so that the same command goes on."""
+        if self.asked.out:
+            return self.asked.out
+        model = Path(self.base.model).name
+        return Path("runs") / f"{self.table.name}-{self.base.environment.name.rpartition(':')[2]}-{model}"
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows that were asked for, of this environment, and those that they start from."""
+        table, here = self.table, self.base.environment.name
+        known = [row for row in table.rows.values() if not row.said.envs or here in row.said.envs]
+        wanted = [table.row(name) for name in self.asked.rows] or [row for row in known if row.said.shown]
+        if strange := [row.name for row in wanted if row not in known]:
+            raise UserError(f"the row {strange[0]} of the table {table.name} is not for {here}; leave it out of --rows")
+        found: dict[str, Row] = {}
+        for row in wanted:
+            found |= {one.name: one for one in table.chain(row)}
+        return tuple(found.values())
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The rows that are reported, in the table's order."""
+        named = {row.name for row in self.rows if row.said.shown or row.name in self.asked.rows}
+        return tuple(row for row in self.table.rows.values() if row.name in named)
+
+    @property
+    def budget(self) -> int:
+        """The turns that a row may play with, over all training tasks."""
+        return self.base.explore.turns * self.base.tasks.train
+
+    def path(self, row: Row, seed: int) -> Path:
+        """The run directory of a row at a seed."""
+        return self.out / f"seed-{seed}" / row.name
+
+    def share(self, row: Row) -> float:
+        """How much of the table's turns a row has played with, those of what it starts from included; 0 where nothing is trained."""
+        return sum(one.said.share for one in self.table.chain(row) if one.said.method)
+
+    def start(self, row: Row, seed: int) -> Path | None:
+        """The checkpoint that a row starts from, None where that is the table's model."""
+        if not row.said.start:
+            return None
+        source = self.table.row(row.said.start)
+        return (self.path(source, seed) / "checkpoints" / source.arm).resolve()
+
+    @cached_property
+    def _configs(self) -> dict[tuple[str, int], RunConfig]:
+        return {}
+
+    def config(self, row: Row, seed: int) -> RunConfig:
+        """The settings of a row's run. Raises `UserError` where the row's method or a setting of it is not there."""
+        key = row.name, seed
+        if key not in self._configs:
+            self._configs[key] = self._config(row, seed)
+        return self._configs[key]
+
+    def _config(self, row: Row, seed: int) -> RunConfig:
+        said = row.said
+        own: list[str] = [*said.settings, *said.sizes.get(self.recipe, ())]
+        if said.method:
+            own += [f"method={said.method}", f"explore.turns={int(self.base.explore.turns * said.share)}"]
+        else:
+            own = [*MEASURES_ONLY, *own]
+        if said.in_process and self.base.engine.kind != "transformers":
+            own += ["engine.kind=transformers", 'engine.base_url=""', "engine.processes=0"]
+        if start := self.start(row, seed):
+            own += [f"model={start}"]
+        try:
+            method = find(said.method or DEFAULT_METHOD).name
+            shared = [text for text in self._shared if not _of_other_method(text, method)]
+            return load_recipe(self.recipe, [*shared, f"name={row.name}", f"seed={seed}", *own])
+        except UserError as error:
+            raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None
+
+    def check(self, bench: Bench) -> dict[str, tuple[Stage, ...]]:
+        """The stages of each row. Raises `UserError` for whatever can be seen to be wrong before anything is begun."""
+        if len(set(self.asked.seeds)) < len(self.asked.seeds) or not self.asked.seeds:
+            raise UserError(f"--seeds: wanted each seed once, as 1,2,3, found {','.join(map(str, self.asked.seeds)) or 'nothing'}")
+        self._refuse_what_is_not_there()
+        configs = {(row.name, seed): self.config(row, seed) for row in self.rows for seed in self.asked.seeds}
+        for (name, seed), config in configs.items():
+            _require_same_run(self.path(self.table.row(name), seed), config)
+        return {row.name: self._stages(row, bench, configs[row.name, self.asked.seeds[0]]) for row in self.rows}
+
+    def _refuse_what_is_not_there(self) -> None:
+        """Raises `UserError` for the first row whose method or settings are not there, with the rows that are left without all such."""
+        faults: dict[str, UserError] = {}
+        for row in self.rows:
+            try:
+                self.config(row, self.asked.seeds[0])
+            except UserError as error:
+                faults[row.name] = error
+        if faults:
+            left = [row.name for row in self.shown if not faults.keys() & {one.name for one in self.table.chain(row)}]
+            rest = f"; without such rows: --rows {','.join(left)}" if left else ""
+            raise UserError(f"{next(iter(faults.values()))}{rest}")
+
+    def _stages(self, row: Row, bench: Bench, config: RunConfig) -> tuple[Stage, ...]:
+        seed = self.asked.seeds[0]
+        there = self.start(row, seed)
+        known = (
+            config if there is None or (there / "config.json").is_file() else config.model_copy(update={"model": self.base.model})
+        )
+        experiment = replace(bench(known), config=config)
+        stages = stages_of(experiment, RunDirectory(self.path(row, seed), config, None))
+        arms = [stage.name.removeprefix("evaluate ") for stage in stages if stage.name.startswith("evaluate ")]
+        if not row.said.forest and row.arm not in arms:
+            raise UserError(
+                f"the row {row.name} of the table {self.table.name} reports the arm {row.arm!r}, and its method measures"
+                f" {', '.join(arms) or 'none'}; write the row's arm: or settings:"
+            )
+        return stages
+
+
+def _of_other_method(override: str, method: str) -> bool:
+    """Whether a setting that all rows are given belongs to another method than this row's."""
+    section = override.partition("=")[0].partition(".")[0].strip()
+    return section not in ("", method, *RunConfig.model_fields) and section in method_names()
+
+
+def _require_same_run(path: Path, config: RunConfig) -> None:
+    """Raises `RunConflict` where a run is there that was made with other settings."""
+    if (path / "config.yaml").is_file():
+        before = RunDirectory.existing(path, read_only=True).config
+        if changes := differing_fields(before, config):
+            raise RunConflict(
+                f"{path} was started with other settings ({'; '.join(changes)}); go on with its own, or give another --out"
+            )
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Seeds as they are typed, `1,2,3`. Raises `UserError`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+        raise UserError(f"--seeds: wanted whole numbers, as 1,2,3, found {text!r:.80}")
+    return tuple(int(part) for part in parts)
+
+
+def names_of(text: Sequence[str]) -> tuple[str, ...]:
+    """Names as they are typed, `a,b`."""
+    return tuple(dict.fromkeys(part.strip() for one in text for part in one.split(",") if part.strip()))

@@ -1,0 +1,204 @@
+"""A table as data: which rows it has, with what method and settings each is made, and what is said about them.
+
+    about: The paper's main comparison.
+    settings: [evaluate.samples=128]
+    against: [base, leafe]
+    rows:
+      base: {}
+      leafe: {method: leafe, settings: ["leafe.arms=[leafe]"]}
+      grpo: {method: grpo}
+      leafe-from-grpo: {method: leafe, arm: leafe, start: grpo}
+    checks:
+      - {claim: GRPO raises Pass@1, row: grpo, above: base, k: 1}
+
+A row without a method measures what it starts from and trains nothing. Nothing here is carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from leafe.config import checked
+from leafe.errors import UnknownName, UserError
+from leafe.settings import Name, Settings
+from leafe.yaml_text import read_yaml
+
+FOLDER = "recipes/tables"
+LARGEST = "largest"
+Texts = tuple[str, ...]
+# What the table settles for all rows, so that they can be compared.
+SETTLED = ("name", "method", "seed", "model", "tasks", "evaluate", "explore.turns", "explore.tokens")
+
+
+class RowSettings(Settings):
+    """One row.
+
+    `arm` is reported, the method's name unless said, or a `forest` by the name that it is shown under. `start` is another row, whose
+    checkpoint is this row's model. `share` is how much of the table's turns this row itself plays with. `settings` are overrides, and
+    `sizes` more of them for single recipes. A row that is not `shown` is there for others to start from. `envs` are the environments that
+    the row is for, all unless said. `against` replaces the table's. `paper` is the row's name in the paper's table.
+    `in_process` is for methods that give the engine new weights on the way: where the recipe takes a server, the row samples here.
+    """
+
+    method: str = ""
+    arm: str = ""
+    forest: str = ""
+    start: str = ""
+    share: float = Field(1.0, gt=0, le=1)
+    settings: Texts = Field((), strict=False)
+    sizes: dict[str, list[str]] = Field(default_factory=dict)
+    shown: bool = True
+    envs: Texts = Field((), strict=False)
+    against: Texts | None = Field(None, strict=False)
+    paper: str = ""
+    in_process: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.arm and self.forest:
+            raise ValueError(f"arm and forest: wanted one of them, found {self.arm!r} and {self.forest!r}")
+        if not self.method and (self.arm or self.forest or self.share != 1):
+            raise ValueError("method: wanted one, as method: leafe, where a row has an arm, a forest or a share; found none")
+        return self
+
+
+class CheckSettings(Settings):
+    """A claim that is looked at: that a row is `above` another at `k`, or, without it, the highest of all shown rows."""
+
+    claim: str = Field(min_length=1)
+    row: str
+    above: str = ""
+    k: int | str = LARGEST
+
+    @model_validator(mode="after")
+    def _k_is_a_column(self) -> Self:
+        if self.k != LARGEST and (not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1):
+            raise ValueError(f"k: wanted a whole number of at least 1, or {LARGEST}, found {self.k!r:.80}")
+        return self
+
+
+class TableSettings(Settings):
+    """A table. `settings` are laid over the recipe, `sizes` more of them over single recipes; rows are minus each row of `against`."""
+
+    about: str = Field(min_length=1)
+    settings: Texts = Field((), strict=False)
+    sizes: dict[str, list[str]] = Field(default_factory=dict)
+    against: Texts = Field(("base",), strict=False)
+    paper: str = ""
+    rows: dict[str, Any]
+    checks: list[Any] = Field(default_factory=list)
+
+
+class _Named(Settings):
+    name: Name
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row with its name."""
+
+    name: str
+    said: RowSettings
+
+    @property
+    def arm(self) -> str:
+        """The arm that is reported."""
+        return self.said.arm or self.said.method.rpartition(":")[2].lower() or "base"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its name, its rows in their order."""
+
+    name: str
+    said: TableSettings
+    rows: Mapping[str, Row]
+    checks: tuple[CheckSettings, ...]
+
+    def row(self, name: str) -> Row:
+        """A row by its name. Raises `UnknownName`."""
+        if name not in self.rows:
+            raise UnknownName(f"row of the table {self.name}", name, self.rows)
+        return self.rows[name]
+
+    def chain(self, row: Row) -> list[Row]:
+        """What a row starts from, and what that starts from, the first first, the row itself last."""
+        found = [row]
+        while found[0].said.start:
+            found.insert(0, self.row(found[0].said.start))
+        return found
+
+
+def table_names() -> list[str]:
+    """The tables that come with the package."""
+    entries = (files("leafe") / FOLDER).iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def load_table(name_or_path: str) -> Table:
+    """A shipped table by its name, or any YAML file by its path. Raises `UserError` in one sentence for the first thing that is wrong."""
+    if not name_or_path.endswith((".yaml", ".yml")) and "/" not in name_or_path:
+        if name_or_path not in table_names():
+            raise UnknownName("table", name_or_path, table_names())
+        return parse_table((files("leafe") / FOLDER / f"{name_or_path}.yaml").read_text(encoding="utf-8"), name_or_path)
+    try:
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the table {name_or_path}: {error}; tables by name: {', '.join(table_names())}") from None
+    return parse_table(text, Path(name_or_path).stem)
+
+
+def parse_table(text: str, name: str) -> Table:
+    """A table from YAML text. Raises `UserError` like `load_table`."""
+    source = f"the table {name}"
+    checked(_Named, {"name": name}, source)
+    said = checked(TableSettings, read_yaml(text, source), source)
+    rows = {key: _row(key, value, source) for key, value in said.rows.items()}
+    checks = tuple(checked(CheckSettings, one, f"check {number} of {source}") for number, one in enumerate(said.checks, start=1))
+    table = Table(name, said, rows, checks)
+    _check(table, source)
+    return table
+
+
+def _row(name: str, value: Any, source: str) -> Row:
+    checked(_Named, {"name": name}, f"a row of {source}")
+    row = Row(name, checked(RowSettings, {} if value is None else value, f"the row {name} of {source}"))
+    for text in (*row.said.settings, *(one for many in row.said.sizes.values() for one in many)):
+        key = text.partition("=")[0].strip()
+        settled = [one for one in SETTLED if f"{key}.".startswith(f"{one}.")]
+        if key in ("explore", "environment") or settled:
+            raise UserError(f"the row {name} of {source} sets {key}, which a table settles for all its rows; leave it out")
+        if key.startswith("environment.") and row.said.method:
+            raise UserError(
+                f"the row {name} of {source} sets {key} and has a method; only a row that measures what it starts from, without a method,"
+                " may be in another environment"
+            )
+    return row
+
+
+def _check(table: Table, source: str) -> None:
+    """Refuses rows that start from what is not there or from themselves, and sentences about rows that are not there."""
+    if not any(row.said.shown for row in table.rows.values()):
+        raise UserError(f"{source} has no row that is shown, and wants one at least")
+    for row in table.rows.values():
+        seen = [row.name]
+        while start := table.row(seen[-1]).said.start:
+            if start in seen:
+                raise UserError(f"the row {row.name} of {source} starts from itself, by {' <- '.join([*seen, start])}")
+            if table.row(start).said.forest or not table.row(start).said.method:
+                raise UserError(
+                    f"the row {seen[-1]} of {source} starts from {start}, which trains nothing; take a row with a method and an arm"
+                )
+            seen.append(start)
+        for other in row.said.against or ():
+            table.row(other)
+    for name in (*table.said.against, *(name for one in table.checks for name in (one.row, one.above) if name)):
+        table.row(name)
+    if len({bool(row.said.forest) for row in table.rows.values() if row.said.shown}) > 1:
+        raise UserError(f"{source} shows arms and forests; a table shows one or the other")

@@ -1,0 +1,247 @@
+"""From the runs of a plan to its table: means over seeds, paired differences, what each row cost, and the claims that are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from leafe.evaluation.diagnose import shares
+from leafe.evaluation.passk import Interval, Resampling
+from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests
+from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
+from leafe.records import BROKEN, Tree
+from leafe.reproduce.paper import figures_of
+from leafe.reproduce.plan import Plan
+from leafe.reproduce.spec import LARGEST, CheckSettings, Row
+from leafe.reproduce.work import Failure
+from leafe.results import arms_of, exploration_of
+from leafe.run import RunDirectory
+from leafe.settings import differing_fields
+from leafe.stages import Stage, needed
+
+Stages = Mapping[str, Sequence[Stage]]
+EQUAL = 1e-9
+
+
+def summary(plan: Plan, stages: Stages, failures: Sequence[Failure] = ()) -> TableResult:
+    """What is there of a table. Rows and seeds that are not finished are named in `missing`."""
+    return _Summary(plan, stages, tuple(failures)).table()
+
+
+@dataclass(frozen=True)
+class _Summary:
+    plan: Plan
+    stages: Stages
+    failures: tuple[Failure, ...]
+
+    @cached_property
+    def how(self) -> Resampling:
+        settings = self.plan.base.evaluate
+        return Resampling(settings.resamples, settings.confidence)
+
+    @cached_property
+    def runs(self) -> dict[str, dict[int, RunDirectory]]:
+        """The finished runs of every row, those that others start from included."""
+        return {row.name: dict(self._finished(row)) for row in self.plan.rows}
+
+    def _finished(self, row: Row) -> Iterator[tuple[int, RunDirectory]]:
+        for seed in self.plan.asked.seeds:
+            path = self.plan.path(row, seed)
+            if (path / "DONE").is_file() and (path / "config.yaml").is_file():
+                run = RunDirectory.existing(path, read_only=True)
+                if not differing_fields(run.config, self.plan.config(row, seed)):
+                    yield seed, run
+
+    @cached_property
+    def pooled(self) -> dict[str, Pooled]:
+        """What every shown row reached, where at least one seed is finished."""
+        return {row.name: self._pooled(row) for row in self.plan.shown if self.runs[row.name]}
+
+    def _pooled(self, row: Row) -> Pooled:
+        runs = self.runs[row.name]
+        if row.said.forest:
+            return of_forests(row.name, {seed: _forest(run, row.said.forest) for seed, run in runs.items()})
+        return of_counts(
+            row.name, {seed: next(arm for arm in arms_of(run) if arm.name == row.arm).counts() for seed, run in runs.items()}
+        )
+
+    def table(self) -> TableResult:
+        plan, base = self.plan, self.plan.base
+        shown = {row.name for row in plan.shown}
+        forests = any(row.said.forest for row in plan.shown)
+        rows = tuple(self._row(row) for row in plan.shown)
+        subtracted = dict.fromkeys((*plan.table.said.against, *(name for row in rows for name in row.minus)))
+        return TableResult(
+            name=plan.table.name,
+            about=plan.table.said.about,
+            model=base.model,
+            environment=base.environment.name,
+            recipe=plan.recipe,
+            split=base.tasks.train_split if forests else base.tasks.test_split,
+            seeds=plan.asked.seeds,
+            budget=plan.budget,
+            measure="solved by first " if forests else "Pass@",
+            confidence=base.evaluate.confidence,
+            rows=rows,
+            claims=tuple(self._claim(check) for check in plan.table.checks if {check.row, check.above or check.row} <= shown),
+            missing=tuple(self._missing()),
+            paper=figures_of(plan),
+            against=tuple(name for name in subtracted if any(name in row.minus for row in rows)),
+        )
+
+    def _row(self, row: Row) -> RowResult:
+        pooled, runs = self.pooled.get(row.name), self.runs[row.name]
+        against = self._against(row)
+        against = against[: against.index(row.name)] if row.name in against else against  # the others are compared with it
+        cost = self._cost(row)
+        return RowResult(
+            name=row.name,
+            about=" ".join(filter(None, (row.said.method, f"from {row.said.start}" if row.said.start else ""))),
+            seeds=tuple(runs),
+            tasks=len(pooled.tasks) if pooled else 0,
+            samples=pooled.samples if pooled else 0,
+            values={column: mean(pooled, column, self.how) for column in pooled.columns} if pooled else {},
+            minus={name: gains for name in against if pooled and (gains := self._minus(row.name, name))},
+            cost=cost,
+            share=self.plan.share(row),
+            flags=tuple(self._flags(row, cost)),
+            runs=tuple(str(run.path.relative_to(self.plan.out)) for run in runs.values()),
+            extra=_explored([part for run in runs.values() for part in _reflected(run.path, _stamp(run.path))]),
+        )
+
+    def _against(self, row: Row) -> Sequence[str]:
+        return self.plan.table.said.against if row.said.against is None else row.said.against
+
+    def _minus(self, name: str, other: str) -> dict[str, Interval]:
+        mine, theirs = self.pooled[name], self.pooled.get(other)
+        found = {column: difference(mine, theirs, column, self.how) for column in mine.columns} if theirs else {}
+        return {column: one for column, one in found.items() if one is not None}
+
+    def _cost(self, row: Row) -> Cost:
+        """The mean over seeds of what a row and all that it starts from took."""
+        chain = self.plan.table.chain(row)
+        seeds = [seed for seed in self.plan.asked.seeds if all(seed in self.runs[one.name] for one in chain)]
+        spent = [
+            _added(_spent(self.runs[one.name][seed], one, self.stages[one.name]) for one in chain if one.said.method)
+            for seed in seeds
+        ]
+        known = {item.name: [one[item.name] for one in spent if item.name in one] for item in fields(Cost)}
+        return Cost(**{name: sum(values) / len(values) for name, values in known.items() if values})
+
+    def _flags(self, row: Row, cost: Cost) -> Iterator[str]:
+        share = self.plan.share(row)
+        if share and abs(share - 1) > EQUAL:
+            yield f"not at equal turns: may take {share:g} of the budget"
+        if cost.turns is not None and cost.turns > share * self.plan.budget + EQUAL:
+            yield f"over its budget of {share * self.plan.budget:,.0f} turns"
+
+    def _claim(self, check: CheckSettings) -> str:
+        row = self.pooled.get(check.row)
+        shown = {name: one for name, one in self.pooled.items() if row and one.tasks == row.tasks}
+        if row is None or not shown:
+            return verdict(check.claim, None)
+        column = _column(row, check)
+        claim = check.claim.replace("{k}", column)
+        if check.above:
+            other = shown.get(check.above)
+            return verdict(claim, difference(row, other, column, self.how) if other else None)
+        rivals = {
+            name: mean(one, column, self.how).value for name, one in shown.items() if name != check.row and column in one.shares
+        }
+        if not rivals:
+            return verdict(claim, None)
+        best = max(rivals, key=lambda name: rivals[name])
+        return verdict(claim, difference(row, shown[best], column, self.how), f" against {best}, the highest of the others")
+
+    def _missing(self) -> Iterator[str]:
+        told = {(one.row, one.seed): one.why for one in self.failures}
+        for row in self.plan.rows:
+            for seed in self.plan.asked.seeds:
+                if seed not in self.runs[row.name]:
+                    yield f"{row.name}, seed {seed}: {told.get((row.name, seed), 'not finished yet')}"
+
+
+def _column(row: Pooled, check: CheckSettings) -> str:
+    """The column of a check; a k beyond the samples is the largest that there is."""
+    if check.k == LARGEST or str(check.k) not in row.shares:
+        return row.columns[-1]
+    return str(check.k)
+
+
+def _forest(run: RunDirectory, name: str) -> Sequence[Tree]:
+    return dict(exploration_of(run))[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reflected:
+    """One task of a forest in which anything was reflected on: which reflections were read, which attempts succeeded."""
+
+    read: tuple[float, ...]
+    advised: tuple[float, ...]
+    fresh: tuple[float, ...]
+
+
+def _stamp(path: Path) -> int:
+    return (path / "stages.json").stat().st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _reflected(path: Path, stamp: int) -> tuple[_Reflected, ...]:
+    """Read once a run: forests are large, and a table is written after each of its rows."""
+    run = RunDirectory.existing(path, read_only=True)
+    return tuple(_told(tree) for _, trees in exploration_of(run) for tree in trees if tree.reflections)
+
+
+def _told(tree: Tree) -> _Reflected:
+    whole = [one for one in tree.attempts if one.stop not in BROKEN]
+    return _Reflected(
+        tuple(float(not one.unread) for one in tree.reflections if not one.no_room),
+        tuple(float(one.success) for one in whole if one.experience is not None),
+        tuple(float(one.success) for one in whole if one.experience is None),
+    )
+
+
+def _explored(parts: Sequence[_Reflected]) -> dict[str, Interval] | None:
+    """What reflection was worth in a row's forests, with intervals over tasks."""
+    found = {
+        "reflections read": shares([one.read for one in parts]),
+        "advised attempts solved": shares([one.advised for one in parts]),
+        "fresh attempts solved": shares([one.fresh for one in parts]),
+    }
+    return {name: one for name, one in found.items() if one is not None} or None
+
+
+def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def _spent(run: RunDirectory, row: Row, stages: Sequence[Stage]) -> dict[str, float]:
+    """What the stages of a row's run took until its arm was trained, as far as they say."""
+    said = [run.stages.get(stage.name) for stage in _behind(row, stages)]
+    names = [item.name for item in fields(Cost)]
+    return _added({name: one[name] for name in names if _is_count(one.get(name))} for one in said if isinstance(one, dict))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _behind(row: Row, stages: Sequence[Stage]) -> list[Stage]:
+    """The stages without which a row's result would not be there, those that measure left out."""
+    if row.said.forest:
+        return [stage for stage in stages if stage.verb == "explore" and _shown_as(stage) in row.said.forest]
+    ends = [stage for stage in stages if stage.name in (f"train {row.arm}", f"evaluate {row.arm}")]
+    found = {one.name for end in ends for one in (*needed(stages, end), end)}
+    behind = [stage for stage in stages if stage.name in found and stage.verb != "evaluate"]
+    return behind or [stage for stage in stages if stage.verb != "evaluate"]
+
+
+def _shown_as(stage: Stage) -> str:
+    return stage.name.removeprefix("explore ")

@@ -1,0 +1,110 @@
+"""Carries a table out, row by row and seed by seed. Killed at any moment, the same plan goes on where it was.
+
+A row that cannot go on, for example because nothing was there to learn from, is named and passed over with those that start from it; an
+engine that fails ends the table, which goes on later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from leafe.errors import RunConflict, Unwritable, UserError
+from leafe.experiment import Experiment
+from leafe.lab import measure_base, run_recipe
+from leafe.progress import Progress
+from leafe.proofs import folder_digest
+from leafe.reproduce.plan import Bench, Plan
+from leafe.reproduce.sharing import Shared
+from leafe.reproduce.spec import Row
+from leafe.run import RunDirectory
+from leafe.settings import RunConfig
+from leafe.viewer.report import write_report
+
+STARTED = "table start"  # a stage's name in which a run keeps what it starts from
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that ended without a result at a seed, and why."""
+
+    row: str
+    seed: int
+    why: str
+
+
+def carry_out(
+    plan: Plan, bench: Bench, progress: Progress, told: Callable[[list[Failure]], object] = lambda failures: None
+) -> list[Failure]:
+    """Everything that is not done yet, a seed after the other. `told` is called after each row with what failed so far."""
+    failures: list[Failure] = []
+    tried: set[str] = set()
+    for seed in plan.asked.seeds:
+        lost: dict[str, str] = {}
+        for row in plan.rows:
+            try:
+                if row.said.start in lost:
+                    raise UserError(f"it starts from {row.said.start}, which did not end: {lost[row.said.start]}")
+                if not _Row(plan, row, seed, tried).carry_out(bench, progress):
+                    continue
+            except (RunConflict, Unwritable):
+                raise
+            except UserError as error:
+                lost[row.name] = str(error)
+                failures.append(Failure(row.name, seed, str(error)))
+                progress.say(f"{row.name}, seed {seed}: {error}")
+            told(failures)
+    return failures
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row at one seed; `tried` holds what a step of training was tried with in this process."""
+
+    plan: Plan
+    row: Row
+    seed: int
+    tried: set[str]
+
+    def carry_out(self, bench: Bench, progress: Progress) -> bool:
+        """Does what is left of the row; whether there was anything."""
+        path, config = self.plan.path(self.row, self.seed), self.plan.config(self.row, self.seed)
+        with RunDirectory.open(path, config) as run:
+            self._check_start(run)
+            if run.done:
+                return False
+            progress.say(f"{self.row.name}, seed {self.seed}: {path}")
+            experiment = replace(bench(config), once=Shared(path.parent, progress))
+            try:
+                self._check(experiment, run, config)
+                if self.row.said.method:
+                    run_recipe(experiment, run)
+                else:
+                    measure_base(experiment, run)
+            finally:
+                experiment.free()
+            run.finish()
+            write_report(run)
+            return True
+
+    def _check(self, experiment: Experiment, run: RunDirectory, config: RunConfig) -> None:
+        """What every run is checked for before it is begun; training is tried once for the same model and settings."""
+        trial = f"{config.model} {config.train.model_dump_json()}"
+        trains = bool(self.row.said.method) and experiment.trains
+        experiment.check(trains=trains, tries=trains and not run.arms() and trial not in self.tried)
+        if trains:
+            self.tried.add(trial)
+
+    def _check_start(self, run: RunDirectory) -> None:
+        """Keeps what the run starts from. Raises `RunConflict` where that is another checkpoint than it was."""
+        folder = self.plan.start(self.row, self.seed)
+        if folder is None:
+            return
+        found = {"row": self.row.said.start, "weights": folder_digest(folder)}
+        before = run.stages.get(STARTED)
+        if before is None:
+            run.finish_stage(STARTED, found)
+        elif before != found:
+            raise RunConflict(
+                f"{run.path} started from another checkpoint than {folder} is now; delete {run.path}, and the same command makes it anew"
+            )

@@ -1,0 +1,177 @@
+"""The folder that a training goes on from when it was killed: weights that are trained, the optimiser's moments, the draws of chance.
+
+Where weights are sharded each process writes its own shards; else the first one writes all. `state.json` is written last and in place of
+the old one, and names the folder of the step that it belongs to, so a kill at any moment leaves a state that is whole. A training may go on
+with another number of processes: shards are put together and cut anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from leafe.digest import canonical, digest
+from leafe.errors import CorruptFile, RunConflict
+from leafe.jsonl import told_if_unwritable, write_text_atomically
+from leafe.manifest import change, described
+from leafe.training.precision import SplitOptimizer
+
+SCHEMA = "leafe.training/1"
+STATE = "state.json"
+LOW, RANDOM, RANDOM_GPU = ":low", ":random", ":random-gpu"  # beside the names of weights and `weight:moment`
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained: a model, its optimiser, and the lower halves of weights that are split."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    low: Mapping[Tensor, Tensor] = field(default_factory=dict)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Those that are trained, by name."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def moments(self, weight: Tensor) -> dict[str, Any]:
+        """What the optimiser keeps for a weight; what is put there it goes on with."""
+        inner = self.optimizer
+        found: dict[str, Any] = inner.moments(weight) if isinstance(inner, SplitOptimizer) else inner.state[weight]
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by the names that it is kept under."""
+        found: dict[str, Tensor] = {}
+        for name, weight in self.weights().items():
+            found[name] = weight.detach()
+            found.update({f"{name}{LOW}": self.low[weight]} if weight in self.low else {})
+            found.update({f"{name}:{key}": value for key, value in self.moments(weight).items()})
+        return found
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a state says: how many steps are done, and their losses in sum. `sharded` names the tensors that lie in all files."""
+
+    step: int
+    loss: float
+    by_kind: Mapping[str, float]
+    files: tuple[str, ...]
+    sharded: frozenset[str]
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of one training in a folder. `job` says which training, in JSON; `gather` collects a value from all processes."""
+
+    folder: Path
+    job: Mapping[str, Any]
+    rank: int = 0
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+
+    def read(self) -> Begun | None:
+        """What is there, None where there is nothing. Raises `CorruptFile` where a file is not as it was written, `RunConflict` where it
+        is another training's."""
+        path = self.folder / STATE
+        if not path.exists():
+            return None
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            if said["schema"] != SCHEMA or said.pop("digest") != digest(said, length=32):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CorruptFile(f"{path} is no {SCHEMA}; delete {self.folder} and the training begins anew") from None
+        if found := next((change(self.folder / name, before) for name, before in said["files"].items()), ""):
+            raise CorruptFile(f"{self.folder} is not as the training left it: {found}; delete it and the training begins anew")
+        if said["job"] != digest(self.job, length=32):
+            raise RunConflict(f"{self.folder} holds the state of another training; delete it, or give another folder")
+        return Begun(
+            said["step"], said["loss"], said["by_kind"], tuple(said["files"]), frozenset(said["sharded"]), frozenset(said["names"])
+        )
+
+    def write(self, step: int, trained: Trained, *, loss: float, by_kind: Mapping[str, float]) -> None:
+        """Writes the state after a step, in place of an earlier one; all processes call it."""
+        with told_if_unwritable(self.folder):
+            place = self.folder / f"step-{step:08}"
+            place.mkdir(parents=True, exist_ok=True)
+            tensors = trained.tensors()
+            sharded = {name for name, value in tensors.items() if isinstance(value, DTensor)}
+            own = {name: _local(value) for name, value in tensors.items() if name in sharded or not self.rank}
+            own[RANDOM] = torch.get_rng_state()
+            if torch.cuda.is_initialized():
+                own[RANDOM_GPU] = torch.cuda.get_rng_state()
+            path = place / f"part-{self.rank:05}.safetensors"
+            save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, path)
+            files = self.gather((path.relative_to(self.folder).as_posix(), described(path)))
+            if not self.rank:
+                said = {
+                    "schema": SCHEMA,
+                    "job": digest(self.job, length=32),
+                    "step": step,
+                    "loss": loss,
+                    "by_kind": dict(by_kind),
+                    "files": dict(files),
+                    "sharded": sorted(sharded),
+                    "names": sorted(tensors),
+                }
+                write_text_atomically(self.folder / STATE, canonical({**said, "digest": digest(said, length=32)}) + "\n")
+                for old in self.folder.glob("step-*"):
+                    if old != place:
+                        shutil.rmtree(old, ignore_errors=True)
+
+    @torch.no_grad()
+    def take(self, begun: Begun, trained: Trained) -> None:
+        """Puts what a state holds where it belongs, each process its own part."""
+        weights = trained.weights()
+        if not weights.keys() <= begun.names:
+            raise RunConflict(f"{self.folder} holds the weights of another model; delete it, or give another folder")
+        for name, weight in weights.items():
+            _fill(weight, self._whole(begun, name))
+            if f"{name}{LOW}" in begun.names:
+                _fill(trained.low[weight], self._whole(begun, f"{name}{LOW}"))
+            kept = {one.removeprefix(f"{name}:") for one in begun.names if one.startswith(f"{name}:")} - {LOW[1:]}
+            for key in sorted(kept):
+                found = self._whole(begun, f"{name}:{key}")
+                if found.shape == weight.shape:
+                    moment = torch.zeros_like(weight, dtype=found.dtype)
+                    _fill(moment, found)
+                    found = moment
+                trained.moments(weight)[key] = found
+
+    def draw_on(self, begun: Begun) -> None:
+        """Lets chance go on from where it was; a process that there was none of draws as the first one."""
+        with safe_open(self.folder / begun.files[min(self.rank, len(begun.files) - 1)], "pt") as file:
+            torch.set_rng_state(file.get_tensor(RANDOM))
+            if RANDOM_GPU in file.keys() and torch.cuda.is_available():  # noqa: SIM118  # it is no mapping
+                torch.cuda.set_rng_state(file.get_tensor(RANDOM_GPU))
+
+    def _whole(self, begun: Begun, name: str) -> Tensor:
+        parts = []
+        for file in begun.files if name in begun.sharded else begun.files[:1]:
+            with safe_open(self.folder / file, "pt") as opened:
+                parts.append(opened.get_tensor(name))
+        return torch.cat(parts) if name in begun.sharded else parts[0]
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _fill(place: Tensor, whole: Tensor) -> None:
+    """Copies a tensor, or this process's rows of it."""
+    if not isinstance(place, DTensor):
+        place.copy_(whole)
+        return
+    rows = -(-len(whole) // place.device_mesh.size())
+    place.to_local().copy_(whole[rows * place.device_mesh.get_local_rank() :][:rows])

@@ -1,0 +1,84 @@
+"""The page of a table: what each row reached, what it cost, the claims, the paper's figures, and links to the runs' own pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from urllib.parse import quote
+
+from leafe.evaluation.compare import ArmResult, Comparison
+from leafe.evaluation.tables import Cells, RowResult, TableResult, cost_rows, curve_rows, extra_rows, paper_rows, result_rows
+from leafe.viewer.charts import pass_at_k_chart
+from leafe.viewer.markup import Markup, tag
+from leafe.viewer.page import POLICY
+
+
+def render_table(table: TableResult) -> str:
+    """The whole file. The pages of runs are linked relative to it."""
+    # The stylesheet is ours and holds nothing that ends a style element, so it goes in as it is.
+    style = Markup((files("leafe") / "viewer" / "assets" / "page.css").read_text(encoding="utf-8"))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{table.name} · leafe"),
+        tag("style", style),
+    )
+    header = tag("header", tag("p", "leafe table", class_="kicker"), tag("h1", table.name), tag("p", table.title()), *_about(table))
+    body = tag("body", tag("main", header, *_sections(table)))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _about(table: TableResult) -> Iterator[Markup]:
+    yield tag("p", table.about, class_="soft")
+    if table.missing:
+        yield tag("ul", *(tag("li", one) for one in table.missing), class_="alarms said")
+
+
+def _sections(table: TableResult) -> Iterator[Markup]:
+    curves = [_curve(row) for row in table.rows if row.values]
+    chart = (
+        [pass_at_k_chart(Comparison(tuple(curves), table.confidence))] if curves and all(one.pass_at_k for one in curves) else []
+    )
+    note = (
+        "Means over seeds; intervals are a bootstrap over seeds and tasks, differences paired by seed and task. "
+        "Nothing was rolled back and no advice was given at test time unless a row's method says so."
+    )
+    yield tag(
+        "section",
+        tag("h2", "Results"),
+        *chart,
+        _table(result_rows(table), "Results"),
+        tag("p", note, class_="soft fine"),
+        *([tag("ul", *(tag("li", claim) for claim in table.claims), class_="said")] if table.claims else []),
+        _table(curve_rows(table), "All columns, %"),
+        id="results",
+    )
+    budget = tag("p", f"The budget of a row is {table.budget:,} turns. Measuring is not in it.", class_="soft fine")
+    yield tag("section", tag("h2", "Cost"), _table(cost_rows(table), "Cost"), budget, id="cost")
+    if len(extra := extra_rows(table)) > 1:
+        yield tag("section", tag("h2", "Exploration"), _table(extra, "Exploration"), id="exploration")
+    if table.paper:
+        about = tag("p", "Other models and another size than ours.", class_="soft fine")
+        yield tag("section", tag("h2", "The paper's figures"), _table(paper_rows(table), "The paper's figures"), about, id="paper")
+    yield tag("section", tag("h2", "Runs"), tag("ul", *(_links(row) for row in table.rows if row.runs)), id="runs")
+
+
+def _curve(row: RowResult) -> ArmResult:
+    """A row as the chart draws an arm; columns that are no number have no place on it."""
+    at = {int(column): interval for column, interval in row.values.items() if column.isdecimal()}
+    return ArmResult(row.name, at, {}, 0, 0, {}, row.tasks, row.samples)
+
+
+def _table(rows: Sequence[Cells], caption: str) -> Markup:
+    (first, *others), *lines = rows
+    top = tag("tr", tag("th", first, scope="col"), *(tag("th", name, scope="col", class_="count") for name in others))
+    body = (tag("tr", tag("th", name, scope="row"), *(tag("td", cell, class_="count") for cell in cells)) for name, *cells in lines)
+    table = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body))
+    return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _links(row: RowResult) -> Markup:
+    links = (tag("a", run, href=f"{quote(run)}/report.html") for run in row.runs)
+    return tag("li", tag("b", row.name), " ", *(part for link in links for part in (link, " ")))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import leafe, teach
+from command import leafe
 from players import PLACES, TERSE, Hand, Policy, breaks, erratic, grown, key_in, rules, scripted
 from safetensors.torch import load_file
 
@@ -286,10 +286,8 @@ ON_POLICY = ["grpo", "reset_groups", "opd"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    teach(folder)
-    return folder
+def model(taught: Path) -> Path:
+    return taught
 
 
 @pytest.fixture(scope="module")

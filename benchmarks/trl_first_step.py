@@ -17,12 +17,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-sys.path += sys.argv[1:2]
 
-import torch
-from first_step import EVERY, GROUPS, LONGEST, SIZE, VARIANTS, Variant, first_step, network, norm, old_logprobs
-from tiny import tiny_tokenizer
-from transformers import PrinterCallback
+import torch  # noqa: E402
+from first_step import EVERY, GROUPS, LONGEST, SIZE, VARIANTS, Variant, first_step, network, norm, old_logprobs  # noqa: E402
+from tiny import tiny_tokenizer  # noqa: E402
+from transformers import PrinterCallback  # noqa: E402
 
 
 def theirs(variant: Variant) -> tuple[float, dict[str, torch.Tensor]]:
@@ -88,6 +87,7 @@ def theirs(variant: Variant) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 def main() -> None:
+    sys.path.extend(sys.argv[1:2])  # behind what is installed
     print(f"{'loss':28} {'ours':>12} {'TRL':>12} {'norm':>10} {'TRL':>10}  largest difference, relative to the largest gradient")
     for name, variant in VARIANTS.items():
         loss, gradients = first_step(variant)

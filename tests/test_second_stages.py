@@ -279,8 +279,8 @@ RUNS = {
     "grpo": ["grpo.groups=2", "grpo.size=3", "grpo.steps=2", "grpo.kl=0.5", "grpo.passes=2"],
     "reset_groups": ["reset_groups.groups=2", "reset_groups.size=3", "reset_groups.steps=2", "reset_groups.revision=0.5"],
     "opd": ["opd.groups=2", "opd.steps=2", "opd.passes=2", "opd.entropy=0.01"],
-    "preference": [],
-    "soft_targets": ["soft_targets.top=5"],
+    "preference": ["explore.turns=12"],
+    "soft_targets": ["explore.turns=12", "soft_targets.top=5"],
 }
 ON_POLICY = ["grpo", "reset_groups", "opd"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import leafe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import FULL, Hand, key_in, rules
@@ -121,7 +122,7 @@ QUESTIONS = {
     "flex_success": (read_entries, "fact"),
     "flex_failure": (read_entries, "fact"),
 }
-PLACES = {"turn", "playbook", "lessons", "known", "new", "problem"}
+PLACES = {"turn", "outcome", "playbook", "lessons", "known", "new", "problem"}
 TEXTS = load_questions("full", "lookup", dict.fromkeys((*QUESTIONS, "flex_update", "memory_again"), PLACES))
 
 
@@ -472,3 +473,15 @@ def test_a_memory_of_a_whole_run_is_json_that_names_where_each_text_is_from(whol
 def test_lab_is_what_a_memory_is_made_with(tmp_path: Path) -> None:
     made = experiment(tmp_path, "ace", "ace.tokens=40")
     assert Playbook.of(Lab(made), made.config.own).limit == 40  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "ga_rollback"])
+def test_a_real_model_goes_through_the_real_command_line(method: str, tmp_path: Path) -> None:
+    world = "environment.args={rows: 5, columns: 5, min_length: 2, max_length: 3, horizon: 3}"
+    few = ("tasks.train=2", "tasks.test=1", "explore.turns=6", "evaluate.samples=2", "evaluate.resamples=10", "engine.threads=1")
+    own = ("ga_rollback.wait=1",) if method == "ga_rollback" else (f"{method}.batch=1",)
+    said = leafe("run", "smoke", f"method={method}", world, *few, *own, "--out", tmp_path / "run")
+    assert said.status == 0 and method in said.out, said
+    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+    figures = stages.get(f"explore {method}", stages[f"evaluate {method}"])
+    assert 0 < figures["turns"] <= 12 and (method == "ga_rollback" or figures["attempts"] >= 4)

@@ -50,11 +50,13 @@ def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown:
 def _raw(said: str, names: tuple[str, ...], *, whole: bool) -> Iterator[tuple[str, str, str]]:
     """Name, words beside the name, and text of every block."""
     tags = list(_tags(names).finditer(said))
+    closed = {tag.group(2).lower() for tag in tags if tag.group(1)}
     for number, tag in enumerate(tags):
-        if tag.group(1):
-            continue
         following = tags[number + 1] if number + 1 < len(tags) else None
         name = tag.group(2).lower()
+        mentioned = following is not None and not following.group(1) and following.group(2).lower() == name and name in closed
+        if tag.group(1) or mentioned:  # of two openings in a row the first only speaks of the tag, where tags are closed at all
+            continue
         if tag.group(3).rstrip().endswith("/") or name == "none":
             yield name, tag.group(3).rstrip("/ "), ""
         elif following is not None:

@@ -477,10 +477,10 @@ def test_lab_is_what_a_memory_is_made_with(tmp_path: Path) -> None:
     assert Playbook.of(Lab(made), made.config.own).limit == 40  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", [*METHODS, "ga_rollback"])
+@pytest.mark.parametrize("method", ["ace", "ga_rollback"])
 def test_a_real_model_goes_through_the_real_command_line(method: str, tmp_path: Path) -> None:
     world = "environment.args={rows: 5, columns: 5, min_length: 2, max_length: 3, horizon: 3}"
-    few = ("tasks.train=2", "tasks.test=1", "explore.turns=6", "evaluate.samples=2", "evaluate.resamples=10", "engine.threads=1")
+    few = ("tasks.train=2", "tasks.test=1", "explore.turns=6", "evaluate.samples=1", "evaluate.resamples=10", "engine.threads=1")
     own = ("ga_rollback.wait=1",) if method == "ga_rollback" else (f"{method}.batch=1",)
     said = leafe("run", "smoke", f"method={method}", world, *few, *own, "--out", tmp_path / "run")
     assert said.status == 0 and method in said.out, said

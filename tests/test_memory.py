@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from leafe.forest.play import once
 from leafe.forest.store import read_forest
 from leafe.lab import Lab, run_recipe, stages_of
 from leafe.memory.questions import Asked, Questions
-from leafe.methods.ace import Playbook, read_deltas, read_reflection
+from leafe.methods.ace import AceSettings, Playbook, read_deltas, read_reflection
 from leafe.methods.flex import Library, read_entries, read_update
 from leafe.methods.reasoning_bank import Bank, Item, read_items
+from leafe.preflight import Meter
 from leafe.progress import Silent
 from leafe.prompts import load_questions
 from leafe.recall import MemoryFile, Recall, Remembered, likeness, read_memory, terms, write_memory
@@ -431,7 +433,7 @@ def test_a_profile_without_the_questions_asks_for_ordinary_reflections(tmp_path:
 
     for method in METHODS:
         made = experiment(tmp_path, method, "prompts=terse")
-        made = type(made)(made.config, made.base, lambda folder: ScriptedEngine(terse), made.make_environment, made.progress)
+        made = replace(made, load_engine=lambda folder: ScriptedEngine(terse))
         figures = run(tmp_path / method, made).stages[f"explore {method}"]
         (kept,) = {one.text for one in read_memory(tmp_path / method / "memory" / f"{method}.jsonl")}
         assert kept == "open place3" and figures["unread"] == 0 and figures["duplicates"] == figures["questions"] - 1
@@ -472,9 +474,17 @@ def test_a_memory_of_a_whole_run_is_json_that_names_where_each_text_is_from(whol
     assert all(one["source"].startswith("lookup-") for one in lines[1:])
 
 
-def test_lab_is_what_a_memory_is_made_with(tmp_path: Path) -> None:
-    made = experiment(tmp_path, "ace", "ace.tokens=40")
-    assert Playbook.of(Lab(made), made.config.own).limit == 40  # type: ignore[arg-type]
+def test_a_playbook_takes_a_part_of_the_context_at_most(tmp_path: Path) -> None:
+    def limit(context: int, *overrides: str) -> int:
+        made = experiment(tmp_path, "ace", *overrides)
+        measured = replace(made, load_meter=lambda: Meter(lambda messages: 0, len, context))
+        own = made.config.own
+        assert isinstance(own, AceSettings)
+        return Playbook.of(Lab(measured), own).limit
+
+    assert (limit(1000), limit(100_000), limit(0), limit(1000, "ace.tokens=500")) == (250, 2048, 2048, 500)
+    with pytest.raises(UserError, match=r"at most half of the model's context of 1000 tokens, found 501"):
+        limit(1000, "ace.tokens=501")
 
 
 @pytest.mark.parametrize("method", ["ace", "ga_rollback"])

@@ -47,6 +47,11 @@ def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown:
     return tuple(blocks)
 
 
+def one_line(text: str) -> str:
+    """A text on one line, without what cannot be shown."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 def _raw(said: str, names: tuple[str, ...], *, whole: bool) -> Iterator[tuple[str, str, str]]:
     """Name, words beside the name, and text of every block."""
     tags = list(_tags(names).finditer(said))
@@ -80,8 +85,7 @@ def _read(name: str, beside: str, text: str) -> Block:
     ahead = _IDS.findall(head)
     if ahead and not _IDS.sub("", head).strip(" \t\r\n,;+&[]()").replace("and", "").strip(" ,"):
         ids, text = [*ids, *ahead], rest if colon else ""
-    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return Block(name, line, tuple(dict.fromkeys(one.lower() for one in ids)))
+    return Block(name, one_line(text), tuple(dict.fromkeys(one.lower() for one in ids)))
 
 
 def _check(block: Block, shown: str) -> None:

@@ -34,6 +34,7 @@ from leafe.jsonl import write_text_atomically
 from leafe.memory.questions import Questions
 from leafe.recall import Remembered, read_memory, write_memory
 from leafe.records import BROKEN, Ask, Completion, Tree
+from leafe.replies.blocks import one_line
 from leafe.run import RunDirectory, check_checkpoint
 from leafe.settings import RunConfig, Settings
 from leafe.stages import Made, Policy, Stage
@@ -139,7 +140,7 @@ def experience_of(builder: TreeBuilder, played: Played) -> Play[str | None]:
     if played.attempt.success:
         return None
     found = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True)
-    return " ".join(found.text.split()) if found else None
+    return one_line(found.text) if found else None
 
 
 def memory_path(run: RunDirectory, name: str) -> Path:
@@ -212,7 +213,7 @@ class Adaptation:
                             wave.through(rollout.key, lesson.tree.attempts, lesson)
                             lessons[rollout.key] = lesson
                     taught = [lesson for one in rollouts if (lesson := lessons[one.key]).told is not None]
-                    keeping = Rollout(f"{number}/memory", chosen[0].task, self.memory.take_in(taught))
+                    keeping = Rollout(str(number), chosen[0].task, self.memory.take_in(taught))
                     async for _ in drive([keeping], runtime, concurrency=1):
                         pass
         finally:

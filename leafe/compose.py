@@ -13,6 +13,7 @@ from leafe.engines.base import Engine
 from leafe.engines.loading import context_of, load_config, load_tokenizer
 from leafe.engines.openai_findings import Findings
 from leafe.engines.replicas import ReplicatedEngine
+from leafe.engines.serve_programs import PROGRAMS
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
@@ -62,7 +63,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Experiment:
     """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
     check_trackers(config.report_to)
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
-    if config.engine.kind == "vllm":
+    if config.engine.kind in PROGRAMS:
         return _bench_on_own_server(config, base, progress)
     load = loader_of(config, load_local_engine)
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None

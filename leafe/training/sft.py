@@ -207,7 +207,7 @@ def _trained(rollout: _Job, told: Told) -> TrainReport:
                 model = _rebuilt(rollout, whole) if sharded else trainer.accelerator.unwrap_model(model)
                 if plan.precision == "bfloat16":
                     join_model(model, low)
-                save(model, rollout.out, use_cache=use_cache)
+                save(model, rollout.out, use_cache=use_cache, keep=bool(settings.lora and settings.lora.keep))
                 tokenizer.save_pretrained(rollout.out)
     by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}
     report = _report(rollout, work, plan, steps=steps, loss=trainer.total / steps, by_kind=by_kind)

@@ -191,6 +191,9 @@ def reproduce(
 
     table1, stage1, ablation, second-stage and others ship; docs/reproduce.md has them and how to write one.
     """
+    from leafe.cli import wanted
+
+    wanted.table(table, recipe)
     from leafe.cli import tables
 
     typed = tables.Typed(model, env, recipe, seeds, rows)

@@ -27,7 +27,7 @@ from leafe.digest import digest
 from leafe.distillation.examples import usable_turns
 from leafe.engines.scoring import with_references
 from leafe.errors import UserError
-from leafe.methods.base import Method, Policy, Settings, Stage
+from leafe.methods.base import Method, Policy, Settings, Stage, require_rollback
 from leafe.records import BROKEN, Example, Shortening, Target, Tree, Turn
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
@@ -58,11 +58,7 @@ class Preferences(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: PreferenceSettings) -> Iterable[Stage]:
         """As in the drawing above. Raises `UserError` where nothing can be rolled back, or there is no model `start`."""
-        if not lab.experiment.can_roll_back:
-            raise UserError(
-                f"method preference compares actions at one history, and {lab.config.environment.name} cannot be rolled back (fidelity"
-                " 'none'); choose method=leafe, or another environment"
-            )
+        require_rollback(lab, self.name, otherwise="leafe")
         if "train preference" not in run.stages:
             lab.start(settings.start)  # which is refused now, where it is none
 

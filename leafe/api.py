@@ -168,7 +168,7 @@ def train(
     wanted = configured(values, "train").train
     check_examples(loss, examples)
     base = locate(str(model), CHECKPOINTS)
-    state = folder.with_name(f"{folder.name}.state")
+    state = folder.with_name(f".{folder.name}.state")
     with whole_folder(folder) as unfinished:
         report = fine_tune(
             base, examples, unfinished, wanted, seed=seed, threads=threads, told=told, alone=True, loss=loss, state=state

@@ -9,18 +9,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.examples import Selection
-from leafe.distillation.store import with_texts
 from leafe.engines.base import Engine
-from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
-from leafe.engines.tokens import ChatTokenizer
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
@@ -35,14 +32,16 @@ from leafe.jsonl import told_if_unwritable
 from leafe.known_methods import trains
 from leafe.loops import wait_for
 from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
-from leafe.progress import Progress
+from leafe.progress import Progress, Tracker, Untracked
 from leafe.prompts import load_prompts
 from leafe.proofs import done_once, explored, trained
 from leafe.recall import MemoryFile
 from leafe.records import Ask, Completion, Example, Task, Tree, Usage
 from leafe.run import RunDirectory, whole_folder
+from leafe.sent import as_sent
 from leafe.settings import RunConfig
 from leafe.stages import PROBE, Made, Once, done_here
+from leafe.tracked import exploring
 from leafe.training.loss import CrossEntropy, Loss
 from leafe.training.sft import fine_tune, try_training
 
@@ -74,6 +73,7 @@ class Experiment:
     host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
     check_workers: Callable[[], None] = lambda: None
     once: Once = done_here  # stages that were done elsewhere may be taken over
+    tracker: Tracker = Untracked()
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -218,6 +218,29 @@ class Experiment:
         seed = seed_for(self.config.seed, "distill")
         return Selection(**wanted.model_dump(), seed=seed)
 
+    def keep_logs_of(self, run: RunDirectory) -> None:
+        """What a server of the run's own says goes into a folder of the run from here on."""
+        self.keep_logs_in(run.path / LOGS)
+
+    def sound_alarms(self, stage: str, faults: Faults) -> None:
+        """Says at once what makes a stage's figures mean little."""
+        for sentence in alarms(faults, self.config):
+            self.progress.say(f"{stage}: {sentence}")
+
+    def keep_server(self, run: RunDirectory) -> None:
+        """Keeps with a run what its server is. Raises `UserError` for one that cannot be used and `RunConflict` for another than it was."""
+        if not self.probe:
+            return
+        found = self.probe()
+        refuse_lacking(found, trains=False)
+        before = run.stages.get(PROBE)
+        if before is None:
+            run.finish_stage(PROBE, found.as_json())
+        elif changes := differing(before, found):
+            raise RunConflict(
+                f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
+            )
+
     async def awith_engine(
         self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
     ) -> Result:
@@ -265,7 +288,8 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
     if not experiment.can_roll_back:
         experiment.progress.say(f"{experiment.config.environment.name}: {ROLLBACK_FREE}")
     explorer = EXPLORERS[spec.method] if isinstance(spec.method, str) else spec.method
-    exploration = Exploration(tasks, rules, explorer, spec.path, spec.journal, check_command(experiment.config))
+    mend, told = check_command(experiment.config), partial(exploring, experiment.tracker, stage, total=len(tasks))
+    exploration = Exploration(tasks, rules, explorer, spec.path, spec.journal, mend, told)
 
     async def work(engine: Engine) -> None:
         with experiment.progress.stage(stage, len(forest.missing) * rules.turns, "turns") as gauge:
@@ -284,9 +308,9 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
 @done_once(explored)
 def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
-    experiment.keep_logs_in(run.path / LOGS)
+    experiment.keep_logs_of(run)
     if spec.model == experiment.base:
-        server_stage(experiment, run)
+        experiment.keep_server(run)
     run.check(spec.model)
     trees = explore_tasks(experiment, stage, spec)
     solved = sum(any(attempt.success and attempt.by == "policy" for attempt in tree.attempts) for tree in trees)
@@ -295,29 +319,8 @@ def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: F
     figures = {"tasks": len(trees), "solved": solved, **sum((tree.spend for tree in trees), Usage()).figures}
     note = {} if experiment.can_roll_back else {"note": f"{experiment.config.environment.name}: {ROLLBACK_FREE}"}
     experiment.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
-    sound_alarms(experiment, stage, faults_of(trees))
+    experiment.sound_alarms(stage, faults_of(trees))
     return Made(figures | note, [spec.path] if spec.path else [])
-
-
-def sound_alarms(experiment: Experiment, stage: str, faults: Faults) -> None:
-    """Says at once what makes a stage's figures mean little."""
-    for sentence in alarms(faults, experiment.config):
-        experiment.progress.say(f"{stage}: {sentence}")
-
-
-def server_stage(experiment: Experiment, run: RunDirectory) -> None:
-    """Keeps with a run what its server is. Raises `UserError` for one that cannot be used and `RunConflict` for another than it was."""
-    if not experiment.probe:
-        return
-    found = experiment.probe()
-    refuse_lacking(found, trains=False)
-    before = run.stages.get(PROBE)
-    if before is None:
-        run.finish_stage(PROBE, found.as_json())
-    elif changes := differing(before, found):
-        raise RunConflict(
-            f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
-        )
 
 
 @done_once(trained)
@@ -337,7 +340,8 @@ def train_stage(
     """
     stage = f"train {arm}"
     run.check(model)
-    examples = _as_sent(experiment, run, model, examples)
+    served = model == experiment.base or experiment.load_measured is None
+    examples = as_sent(run, model, examples) if served else examples
     files = [run.checkpoint(arm), *files]
     if not examples:
         with told_if_unwritable(run.checkpoint(arm)), whole_folder(run.checkpoint(arm)) as folder:
@@ -362,18 +366,9 @@ def train_stage(
             alone=True,
             loss=loss,
             state=state,
+            noticed=partial(experiment.tracker.log, stage) if experiment.tracker.active else None,
         )
     shutil.rmtree(state, ignore_errors=True)
     losses = {"loss": round(report.loss, 4), **{f"{kind}_loss": round(loss, 4) for kind, loss in report.by_kind.items()}}
     cost = {"examples": sum(example.counts for example in examples), "steps": report.steps}
     return Made({**cost, "attention": report.attention, **report.machine, **losses}, files)
-
-
-def _as_sent(experiment: Experiment, run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
-    """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
-    found = run.stages.get(PROBE)
-    served = model == experiment.base or experiment.load_measured is None
-    if not served or not isinstance(found, dict) or found.get("controls", "text") == "text":
-        return examples
-    template = ChatTokenizer(load_tokenizer(model)).template
-    return [with_texts(example, template.broken) for example in examples]

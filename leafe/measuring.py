@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
 from leafe.evaluation.evaluate import evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome, costs_of
-from leafe.experiment import LOGS, Experiment, server_stage, sound_alarms
+from leafe.experiment import Experiment
 from leafe.forest.explore import Explorer
 from leafe.forest.faults import check_command
 from leafe.forest.play import once
 from leafe.proofs import done_once, measured
 from leafe.run import RunDirectory
 from leafe.stages import Made, Policy
+from leafe.tracked import measuring
+
+ROLLS_BACK = "it rolls back at test time, which plain attempts do not; turns that were taken back count"
 
 
 @done_once(measured)
 def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, *, player: Explorer = once) -> Made:
     """Measures a policy on the held-out tasks as an arm; `player` takes each attempt."""
     stage = f"evaluate {arm}"
-    experiment.keep_logs_in(run.path / LOGS)
+    experiment.keep_logs_of(run)
     if policy.model == experiment.base and not (experiment.trains and experiment.load_measured):
-        server_stage(experiment, run)
+        experiment.keep_server(run)
     run.check(policy.model)
     tasks, samples = experiment.tasks("test"), experiment.config.evaluate.samples
     seed = seed_for(experiment.config.seed, "evaluate")
@@ -29,6 +34,12 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
 
     async def work(engine: Engine) -> list[Outcome]:
         with experiment.progress.stage(stage, len(tasks) * samples, "attempts") as gauge:
+            counted = measuring(experiment.tracker, stage, run.evaluation(arm), len(tasks) * samples)
+
+            def told(one: Outcome) -> None:
+                gauge.advance()
+                counted(one)
+
             return await evaluate(
                 tasks,
                 rules,
@@ -36,12 +47,13 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
                 run.evaluation(arm),
                 samples=samples,
                 mend=check_command(experiment.config),
-                told=lambda one: gauge.advance(),
+                told=told,
                 player=player,
             )
 
     outcomes = experiment.with_engine(policy.model, work, measures=True)
-    sound_alarms(experiment, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
+    experiment.sound_alarms(stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
-    figures |= {} if player is once else costs_of(outcomes)
-    return Made(figures | policy.told(), [run.evaluation(arm)], arm=arm)
+    costs: dict[str, Any] = {} if player is once else costs_of(outcomes)
+    note = {"note": ROLLS_BACK} if costs.get("rollbacks") else {}
+    return Made({**figures, **costs, **note, **policy.told()}, [run.evaluation(arm)], arm=arm)

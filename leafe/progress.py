@@ -1,7 +1,8 @@
-"""How a long stage tells how far it is: a protocol for whoever shows it, and the fake that shows nothing."""
+"""How a long stage tells how far it is and what it comes to: protocols for whoever shows or keeps it, and fakes that do neither."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -28,6 +29,28 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """One line that stays."""
         ...
+
+
+class Tracker(Protocol):
+    """Keeps figures as they come up: those of a step of a stage, which is counted from 1 in whatever the stage does."""
+
+    @property
+    def active(self) -> bool:
+        """Whether figures are kept at all, where they cost something."""
+        ...
+
+    def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
+        """The figures of a step; the same step of a stage is kept once."""
+        ...
+
+
+class Untracked:
+    """Keeps nothing."""
+
+    active = False
+
+    def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
+        """Keeps nothing."""
 
 
 class _Still:

@@ -181,7 +181,7 @@ class RunDirectory:
 
     def training(self, arm: str) -> Path:
         """The state of an arm's training that is under way."""
-        return self.path / "training" / check_name("arm", arm)
+        return self.path / "checkpoints" / f".{check_name('arm', arm)}.state"
 
     def evaluation(self, arm: str) -> Path:
         """An arm's graded attempts."""

@@ -79,11 +79,12 @@ class EngineSettings(Settings):
     `api_key_env` is the name of an environment variable, never a key. `tokenizer` (`model`, a folder or a Hub
     name) makes ids where the server returns none. `timeout` and `patience` are in seconds: for one answer, and for a server that is away.
 
-    The last five are for `kind` vllm, which starts the server itself (`engines/serve_command.py`): the program, options of the user's own,
-    over how many GPUs the model is split, which share of their memory it takes, and how often it is started again when it dies.
+    The last five are for `kind` vllm and sglang, which start the server themselves (`engines/serve_command.py`): the program, options of
+    the user's own, over how many GPUs the model is split, which share of their memory it takes, and how often it is started again when it
+    dies.
     """
 
-    kind: Literal["transformers", "openai", "vllm"] = "transformers"
+    kind: Literal["transformers", "openai", "vllm", "sglang"] = "transformers"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     device: Text = "auto"
     threads: int = Field(0, ge=0)
@@ -124,8 +125,10 @@ class EngineSettings(Settings):
     def _server_is_named(self) -> Self:
         if self.kind == "openai" and not self.base_url:
             raise ValueError("engine.kind openai wants engine.base_url, as http://localhost:8000/v1, and found none")
-        if self.kind == "vllm" and self.base_url:
-            raise ValueError("engine.kind vllm starts a server of its own; leave out engine.base_url, or type engine.kind=openai")
+        if self.kind in ("vllm", "sglang") and self.base_url:
+            raise ValueError(
+                f"engine.kind {self.kind} starts a server of its own; leave out engine.base_url, or type engine.kind=openai"
+            )
         return self
 
 
@@ -204,11 +207,13 @@ class DistillSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """A low-rank adapter in place of full training; no `targets` means every linear layer."""
+    """A low-rank adapter in place of full training; no `targets` means every linear layer. With `keep` it lies beside the merged weights
+    as well, in `adapter`, and engine.kind=vllm loads it into the server of the base."""
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     targets: tuple[str, ...] = Field((), strict=False)
+    keep: bool = False
 
 
 Optimizer = Literal[
@@ -231,8 +236,7 @@ class TrainSettings(Settings):
     `attention`: `tree` in blocks, `flex` by FlexAttention (on a GPU), `dense` with a mask, for models that take nothing else; `auto` is the
     fastest of them that passes a trial on the model. `compile` compiles each layer, which goes with FlexAttention.
     `dtype`: `float32`; `mixed` computes in bfloat16 with float32 weights; `bfloat16` has bfloat16 weights and leaves the rest of each to
-    the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers,
-    `auto` its AdamW.
+    the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers.
     `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
     every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. What a killed training goes on from is
     written every `save_every` steps, 0 for never.
@@ -310,7 +314,8 @@ class ScaleSettings(Settings):
 class RunConfig(Settings):
     """A whole run, but for what its `method` alone knows: `config.py` makes the class that has the method's own section as well.
 
-    `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have.
+    `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have. `report_to` names trackers
+    that get the figures of all stages as they come up.
     """
 
     section: ClassVar[str] = ""  # the method's own
@@ -322,6 +327,7 @@ class RunConfig(Settings):
     environment: EnvironmentSettings
     prompts: Text = "terse"
     remind: bool = False
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field((), strict=False)
     history: HistorySettings = HistorySettings()
     tasks: TaskSettings = TaskSettings()
     engine: EngineSettings = EngineSettings()
@@ -359,6 +365,7 @@ class RunConfig(Settings):
 
 # How and where a run is done, not what comes out of it.
 MACHINE: dict[str, Any] = {
+    "report_to": True,
     "scale": True,
     "environment": {"workers", "timeout", "recycle"},
     "engine": {

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command import QUICK, WORLD, Said, leafe
 from pyarrow.parquet import read_table
+from safetensors.torch import load_file
 
-from leafe.distillation.store import FORMATS, HINTS
+from leafe.distillation.store import FORMATS, HINTS, read_examples
 from leafe.records import Observation, Task
 from leafe.run import RunDirectory
 from leafe.worlds.fakes import Lookup
@@ -82,6 +84,31 @@ def test_the_smoke_recipe_goes_through_every_stage_on_a_model_of_another_family(
     assert {path.name for path in (out / "checkpoints").iterdir()} == set(arms)
     assert json.loads((out / "checkpoints" / "leafe" / "config.json").read_text())["model_type"] == "llama"
     assert "Exploration at equal budget" in said.out and "independent" in said.out and "report.html" in said.out
+
+
+def test_matched_arms_and_an_average_go_through_the_command_line(model: Path, tmp_path: Path) -> None:
+    run, arms = tmp_path / "run", ("rehearsal-matched", "independent-matched", "average")
+    fewer = ("tasks.test=1", "evaluate.samples=1", "train.epochs=2", "distill.rehearse=tasks", "distill.success_share=1.0")
+    explored = ("controls=[independent, retry]", "explore.stop_when_solved=1")
+    command = (model, run, *explored, f"arms=[{', '.join(arms)}]", "average=0.25", *fewer)
+    said = smoke(*command)
+    assert said.status == 0 and said.err == "" and all(name in said.out for name in ("retry", *arms)), said.err
+    stages = json.loads((run / "stages.json").read_text())
+    assert all(stages[f"train {arm}"]["steps"] >= 2 for arm in ("leafe", *arms[:2]))
+    assert all(stages[f"explore {place}"]["turns"] <= 4 * 24 for place in ("round 1", "independent", "retry"))
+    matched = [list(read_examples(run / "controls" / f"{arm}.examples.jsonl")) for arm in arms[:2]]
+    assert matched[0] != matched[1] and {one.kind for side in matched for one in side} == {"rehearsal"}
+    assert {len(side) for side in matched} == {stages[f"train {arm}"]["examples"] for arm in arms[:2]}
+    folders = (model, run / "checkpoints" / "leafe", run / "checkpoints" / "average")
+    before, after, between = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.allclose(between[name], 0.75 * before[name] + 0.25 * after[name], atol=1e-6) for name in after)
+    # Killed when the average was there and not yet said to be: it is made again, of the same arm.
+    kept, written = dict(list(stages.items())[: list(stages).index("train average")]), stamps(run)
+    (run / "stages.json").write_text(json.dumps(kept))
+    (run / "DONE").unlink()
+    assert smoke(*command).status == 0 and json.loads((run / "stages.json").read_text()) == stages
+    changed = {name for name, when in stamps(run).items() if when != written.get(name)}
+    assert {Path(name).parts[1] for name in changed if name.startswith("checkpoints")} == {"average"}
 
 
 def test_tables_fit_into_eighty_characters_and_cut_no_word_off(first: tuple[Path, Said]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import leafe, teach
+from command import leafe
 from players import PLACES, TERSE, Hand, Policy, breaks, erratic, grown, key_in, rules, scripted
 from safetensors.torch import load_file
 
@@ -279,17 +279,15 @@ RUNS = {
     "grpo": ["grpo.groups=2", "grpo.size=3", "grpo.steps=2", "grpo.kl=0.5", "grpo.passes=2"],
     "reset_groups": ["reset_groups.groups=2", "reset_groups.size=3", "reset_groups.steps=2", "reset_groups.revision=0.5"],
     "opd": ["opd.groups=2", "opd.steps=2", "opd.passes=2", "opd.entropy=0.01"],
-    "preference": [],
-    "soft_targets": ["soft_targets.top=5"],
+    "preference": ["explore.turns=12"],
+    "soft_targets": ["explore.turns=12", "soft_targets.top=5"],
 }
 ON_POLICY = ["grpo", "reset_groups", "opd"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    teach(folder)
-    return folder
+def model(taught: Path) -> Path:
+    return taught
 
 
 @pytest.fixture(scope="module")

@@ -227,20 +227,6 @@ def test_bundles_hold_no_more_examples_than_asked_for_and_count_their_target_tok
         assert weight == pytest.approx(sum(example.weight * len(example.target_ids) for example in lessons()))
 
 
-def test_two_processes_take_the_steps_that_one_would_take(base: Path, tmp_path: Path) -> None:
-    settings = PLAN.model_copy(update={"batch_size": 8, "lora": LoraSettings(rank=2, alpha=4), "checkpointing": True})
-    steps: list[tuple[int, int]] = []
-    alone = fine_tune(base, lessons(), tmp_path / "alone", settings, seed=1)
-    two = settings.model_copy(update={"processes": 2})
-    shared = fine_tune(base, lessons(), tmp_path / "shared", two, seed=1, told=lambda done, total: steps.append((done, total)))
-    assert shared.loss == pytest.approx(alone.loss, rel=1e-5)
-    assert shared.by_kind == pytest.approx(alone.by_kind, rel=1e-5)
-    assert replace(shared, loss=alone.loss, by_kind=alone.by_kind) == alone
-    assert steps == [(done, alone.steps) for done in range(1, alone.steps + 1)]
-    change = moved(weights(base), weights(tmp_path / "alone"))
-    assert moved(weights(tmp_path / "alone"), weights(tmp_path / "shared")) < 0.02 * change
-
-
 def test_what_a_process_refuses_is_said_as_one_process_would_say_it(base: Path, tmp_path: Path) -> None:
     settings = PLAN.model_copy(update={"lora": LoraSettings(targets=("nonsense",)), "processes": 2})
     with pytest.raises(UserError, match=r"^train\.lora\.targets: wanted names"):

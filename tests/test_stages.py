@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 
 from leafe.config import parse
@@ -44,11 +40,6 @@ Policy = Callable[[Ask], str]
 def stubborn(ask: Ask) -> str:
     """Solves nothing without advice."""
     return "turn 1: open place2" if ask.purpose == "reflect" else ask.messages[-1].content.partition("Advice: ")[2] or "wait"
-
-
-def lucky(ask: Ask) -> str:
-    """Opens places at random."""
-    return random.Random(ask.seed).choice(["open place1", "open place2", "open place3"]) if ask.purpose == "act" else stubborn(ask)
 
 
 def hopeless(ask: Ask) -> str:
@@ -178,35 +169,3 @@ def test_stages_report_what_exploring_and_training_cost(base: Path, tmp_path: Pa
         assert run.stages["train leafe"]["steps"] == 1
         assert as_json(run)["stages"]["explore round 1"] == run.stages["explore round 1"]
         assert "prompt_tokens" not in write_report(run).read_text(encoding="utf-8")
-
-
-ARMS = ("leafe", "rehearsal-matched", "independent-matched", "average")
-
-
-def test_matched_arms_and_the_average_are_trained_and_measured(base: Path, tmp_path: Path) -> None:
-    everything = {"base": lucky, **dict.fromkeys(ARMS, hopeless)}
-    overrides = ("controls=[independent, retry]", f"arms=[{', '.join(ARMS)}]", "average=0.25", "distill.success_share=1.0")
-    here = experiment(base, everything, *overrides)
-    with RunDirectory.open(tmp_path / "run", here.config) as run:
-        run_recipe(here, run)
-        assert list(run.arms()) == ["base", *ARMS] and list(run.forests()) == ["tree, round 1", "independent", "retry"]
-        matched = [list(read_examples(run.examples(arm))) for arm in ARMS[1:3]]
-        assert len(matched[0]) == len(matched[1]) > 0 and {one.kind for side in matched for one in side} == {"rehearsal"}
-        assert matched[0] != matched[1]
-        for arm in ARMS[1:3]:
-            assert run.stages[f"train {arm}"]["examples"] == len(matched[0])
-        assert run.stages["train average"] == {"examples": 0, "steps": 0, "of": "leafe", "share": 0.25}
-        before, after, between = (
-            load_file(folder / "model.safetensors") for folder in (base, run.checkpoint("leafe"), run.checkpoint("average"))
-        )
-        assert any(not torch.equal(before[name], after[name]) for name in after)
-        assert all(torch.allclose(between[name], 0.75 * before[name] + 0.25 * after[name], atol=1e-6) for name in after)
-        assert run.check(run.checkpoint("average"))
-        written = {arm: weights(run.checkpoint(arm)) for arm in ARMS}
-    # Killed when it had trained and before it said so: the same weights come of the same files.
-    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
-    kept = dict(list(stages.items())[: list(stages).index("train leafe")])
-    (tmp_path / "run" / "stages.json").write_text(json.dumps(kept))
-    with RunDirectory.open(tmp_path / "run", here.config) as run:
-        run_recipe(here, run)
-        assert {arm: weights(run.checkpoint(arm)) for arm in ARMS} == written

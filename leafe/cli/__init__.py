@@ -178,7 +178,7 @@ def reproduce(
     table: Annotated[str, typer.Argument(help="a table's name, as table1, or a YAML file", show_default=False)],
     overrides: Overrides = None,
     *,
-    model: Annotated[str, typer.Option(help="nano, a folder or a Hub name")] = "nano",
+    model: Annotated[str, typer.Option(help="nano, a folder or a Hub name; several as A,B")] = "nano",
     env: Annotated[str, typer.Option("--env", help="an environment with a recipe for that model; sokoban unless said")] = "",
     recipe: Annotated[str, typer.Option(help="a recipe's name or YAML file, in place of the model's and the environment's")] = "",
     seeds: Annotated[str, typer.Option(help="as 1,2,3")] = "1,2,3",
@@ -289,6 +289,7 @@ def nano_build(
     steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser; the world's own number unless said")] = None,
     processes: Annotated[int, typer.Option(min=1, help="one a free core; each adds a batch to every step")] = 2,
     start: Annotated[Path | None, typer.Option(help="a checkpoint to go on from")] = None,
+    size: Annotated[str, typer.Option(help="small, medium or large; the shipped ones are medium")] = "medium",
     split: Annotated[str, typer.Option(help="whose tasks are taught, where no checkpoint ships")] = "train",
     seed: int = 0,
 ) -> None:
@@ -296,7 +297,7 @@ def nano_build(
     from leafe.cli import nano
 
     taught = nano.Taught(spec, tuple(arguments or ()), split)
-    nano.build_nano(taught, out, start, nano.Effort(steps, processes, seed))
+    nano.build_nano(taught, out, start, nano.Effort(steps, processes, seed, size))
 
 
 def main() -> None:

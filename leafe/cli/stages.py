@@ -20,6 +20,7 @@ from leafe.results import alarms_of
 from leafe.run import RunDirectory, next_free
 from leafe.settings import RunConfig
 from leafe.terminal import Bars, diagnosis_table
+from leafe.trackers import Trackers
 
 disable_progress_bar()  # ours stand alone
 
@@ -34,7 +35,7 @@ def run(config: RunConfig, out: Path | None) -> None:
             directory.finish()
 
     with directory:
-        _shown(directory, work, experiment.free)
+        _shown(directory, work, experiment)
 
 
 def explore(where: Path | RunConfig, out: Path | None) -> None:
@@ -44,7 +45,7 @@ def explore(where: Path | RunConfig, out: Path | None) -> None:
         return
     experiment, directory = _begun(where, out, verb="explore")
     with directory:
-        _shown(directory, lambda: run_verb(experiment, directory, "explore"), experiment.free)
+        _shown(directory, lambda: run_verb(experiment, directory, "explore"), experiment)
 
 
 def evaluate(where: Path | RunConfig, out: Path | None) -> None:
@@ -54,14 +55,14 @@ def evaluate(where: Path | RunConfig, out: Path | None) -> None:
         return
     experiment, directory = _begun(where, out)
     with directory:
-        _shown(directory, lambda: measure_base(experiment, directory), experiment.free)
+        _shown(directory, lambda: measure_base(experiment, directory), experiment)
 
 
 def stage(path: Path, verb: str) -> None:
     """The stages that a command means on a run directory, then the tables."""
     with RunDirectory.existing(path) as directory:
         experiment = bench_of(directory.config, Bars(console))
-        _shown(directory, lambda: run_verb(experiment, directory, verb), experiment.free)
+        _shown(directory, lambda: run_verb(experiment, directory, verb), experiment)
 
 
 def diagnose(config: RunConfig, *, turns: int, as_json: bool) -> None:
@@ -82,13 +83,18 @@ def diagnose(config: RunConfig, *, turns: int, as_json: bool) -> None:
     show_faults(named, alarms_of(named, config))
 
 
-def _shown(directory: RunDirectory, work: Callable[[], None], free: Callable[[], None]) -> None:
+def _shown(directory: RunDirectory, work: Callable[[], None], experiment: Experiment) -> None:
     """Works on a run, ends what it started and shows its tables, even where its end is a `UserError`: what there is explains it."""
+    tracker = experiment.tracker
     try:
         try:
+            if isinstance(tracker, Trackers) and not directory.done:
+                tracker.open(directory.path)
             work()
         finally:
-            free()
+            experiment.free()
+            if isinstance(tracker, Trackers):
+                tracker.close()
     except UserError:
         if directory.stages:
             show(directory, ends=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -36,6 +37,7 @@ from leafe.reproduce.plan import Asked, Plan, names_of, seeds_of
 from leafe.reproduce.spec import load_table
 from leafe.reproduce.summary import Stages, summary
 from leafe.reproduce.work import Failure, carry_out
+from leafe.settings import RunConfig
 from leafe.terminal import Bars, alarm
 from leafe.viewer.table import render_table
 
@@ -54,31 +56,55 @@ class Typed:
     rows: str
 
 
-def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> Asked:
-    """What the options mean. Raises `UserError`."""
-    model = "" if typed.recipe and typed.model == "nano" else typed.model
-    return Asked(model, typed.env, typed.recipe, seeds_of(typed.seeds), names_of([typed.rows]), out, tuple(overrides))
+def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> list[Asked]:
+    """What the options mean, once a model. Raises `UserError`."""
+    models = names_of([typed.model])
+    if not models:
+        raise UserError("--model: wanted a model or several, as nano or A,B, found nothing")
+    one = Asked("", typed.env, typed.recipe, seeds_of(typed.seeds), names_of([typed.rows]), out, tuple(overrides))
+    if len(models) == 1:
+        return [replace(one, model="" if typed.recipe and typed.model == "nano" else models[0])]
+    folders = [Path(model).name for model in models]
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"--model: wanted models whose last names differ, since each has a folder of that name, found {', '.join(models)}"
+        )
+    return [replace(one, model=model, out=out / name if out else None) for model, name in zip(models, folders, strict=True)]
 
 
-def reproduce(name: str, asked: Asked, *, dry: bool, json_only: bool) -> None:
-    """Carries a table out and shows it, or says what it will take. Raises `UserError` at the end where a row gave nothing."""
-    plan = Plan(load_table(name), asked)
+def reproduce(name: str, asked: Sequence[Asked], *, dry: bool, json_only: bool) -> None:
+    """Carries a table out for each model and shows it, or says what it takes. Raises `UserError` at the end where a row gave nothing."""
+    plans = [Plan(load_table(name), one) for one in asked]
     progress: Progress = Silent() if json_only else Bars(console)
     with only_json(json_only):
-        stages = plan.check(lambda config: bench_of(config, Silent()))
-        if dry:
-            found = _estimate(plan, stages)
+        stages = [plan.check(_quiet) for plan in plans]
+    failures: list[Failure] = []
+    figures: list[dict[str, Any]] = []
+    for plan, known in zip(plans, stages, strict=True):
+        with only_json(json_only):
+            done = _estimate(plan, known) if dry else _carried_out(plan, known, progress, failures)
+        figures.append(done.as_json() if isinstance(done, Estimate) else as_json(done))
+        if json_only:
+            continue
+        if isinstance(done, Estimate):
+            _show_estimate(plan, done)
         else:
-            failures = carry_out(plan, lambda config: bench_of(config, progress), progress, partial(_write, plan, stages))
-            table = _write(plan, stages, failures)
+            _show(plan, done)
     if json_only:
-        emit(found.as_json() if dry else as_json(table))
-    elif dry:
-        _show_estimate(plan, found)
-    else:
-        _show(plan, table)
-    if not dry and failures:
+        emit(figures[0] if len(figures) == 1 else figures)
+    if failures:
         raise UserError(f"{failures[0].row}, seed {failures[0].seed}: {failures[0].why}")
+
+
+def _quiet(config: RunConfig) -> Experiment:
+    return bench_of(config, Silent())
+
+
+def _carried_out(plan: Plan, stages: Stages, progress: Progress, failures: list[Failure]) -> TableResult:
+    """The table when everything is done that can be; adds what failed to `failures`."""
+    found = carry_out(plan, lambda config: bench_of(config, progress), progress, partial(_write, plan, stages))
+    failures += found
+    return _write(plan, stages, found)
 
 
 def _write(plan: Plan, stages: Stages, failures: Sequence[Failure]) -> TableResult:
@@ -117,7 +143,7 @@ def _table(title: str, rows: Sequence[Cells]) -> Shown:
 
 def _estimate(plan: Plan, stages: Stages) -> Estimate:
     """What a plan takes, with a played sample where the model is at hand in this process."""
-    experiment: Experiment = bench_of(plan.base, Silent())
+    experiment = _quiet(plan.base)
     longest = longest_of(experiment)
     at_hand = plan.base.model in CHECKPOINTS or Path(plan.base.model).is_dir()
     played = at_hand and plan.base.engine.kind == "transformers"
@@ -138,7 +164,7 @@ def _show_estimate(plan: Plan, found: Estimate) -> None:
     if found.sample and found.seconds is not None:
         hours = f"{_time(found.seconds)} of playing ({_time(found.seconds / found.seeds)} a seed)"
         rate = f"{found.sample.turns / found.sample.seconds:,.0f} turns/s"
-        told = f"About {hours} and {counted(found.tokens)} tokens, by a sample of {found.sample.attempts} attempts at {rate}"
+        told = f"About {hours} and {counted(found.tokens)} tokens, by {found.sample.attempts} attempts played now at {rate}"
         console.print(f"{told}; training comes on top.", highlight=False, soft_wrap=True)
     else:
         console.print("No sample was played, so there is no estimate of the time.", highlight=False)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from leafe.evaluation.compare import points, with_bounds
+from leafe.evaluation.compare import percent, points, with_bounds
 from leafe.evaluation.passk import Interval
 
 Cells = tuple[str, ...]
@@ -99,7 +99,7 @@ class TableResult:
 def result_rows(table: TableResult) -> list[Cells]:
     """A heading, and a line for each row and shown column."""
     against = table.against
-    lines: list[Cells] = [("row", table.measure.rstrip("@ "), "%", *(f"- {name}" for name in against))]
+    lines: list[Cells] = [("row", "k", f"{table.measure}k", *(f"- {name}" for name in against))]
     for row in table.rows:
         shown = [column for column in table.ends if column in row.values]
         for number, column in enumerate(shown):
@@ -108,6 +108,15 @@ def result_rows(table: TableResult) -> list[Cells]:
             lines.append(("" if number else row.name, column, with_bounds(row.values[column]), *cells))
         if not shown:
             lines.append((row.name, UNKNOWN, UNKNOWN, *("" for _ in against)))
+    return lines
+
+
+def curve_rows(table: TableResult) -> list[Cells]:
+    """A heading, and every column of each row, without intervals."""
+    lines: list[Cells] = [("row", *(f"{table.measure}{column}" for column in table.columns))]
+    for row in table.rows:
+        cells = (percent(row.values[column].value) if column in row.values else UNKNOWN for column in table.columns)
+        lines.append((row.name, *cells))
     return lines
 
 
@@ -170,6 +179,7 @@ def markdown(table: TableResult) -> str:
     parts = [f"# {_plain(table.title())}", _plain(table.about)]
     parts.append(_markdown_table(result_rows(table)))
     parts += ["\n".join(f"- {_plain(claim)}" for claim in table.claims)] if table.claims else []
+    parts.append(_markdown_table(curve_rows(table)))
     parts += [f"## What it cost\n\nThe budget is {table.budget:,} turns.", _markdown_table(cost_rows(table))]
     if len(extra := extra_rows(table)) > 1:
         parts += ["## Exploration", _markdown_table(extra)]

@@ -6,7 +6,7 @@ anew from the journal, which gives every result that is known, and then further.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from leafe.records import Task, Tree
 class Exploration:
     """What is explored: tasks, by which explorer, under which rules, and where trees and journal are kept, which may be nowhere.
 
-    `mend` is what to type to try the world alone.
+    `mend` is what to type to try the world alone; `told` gets all trees so far whenever one has grown.
     """
 
     tasks: Sequence[Task]
@@ -36,6 +36,7 @@ class Exploration:
     path: Path | None = None
     journal: Path | None = None
     mend: str = "leafe check-env NAME"
+    told: Callable[[Collection[Tree]], None] = lambda trees: None
 
 
 class ForestBuilder:
@@ -45,7 +46,7 @@ class ForestBuilder:
         self._of = exploration
         path = exploration.path
         self._final = {tree.task.id: tree for tree in read_forest(path)} if path and path.exists() else {}
-        self._grown: dict[str, Tree] = {}  # to the end of their present budgets, final or not
+        self._grown = dict(self._final)  # to the end of their present budgets, final or not
         self._budgets = {task.id: exploration.rules.turns for task in exploration.tasks}
         self._going = set(self._budgets)  # who has turns to take in the present pass
         self._files = ExitStack()
@@ -107,6 +108,7 @@ class ForestBuilder:
                         self._grown[tree.task.id] = tree
                         if self._is_final(tree):
                             self._keep(tree)
+                        self._of.told(self._grown.values())
         finally:
             self._wave_failed = wave.failed
 

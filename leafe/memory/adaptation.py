@@ -21,7 +21,6 @@ from pydantic import Field
 
 from leafe.digest import canonical
 from leafe.errors import UserError
-from leafe.experiment import LOGS, server_stage, sound_alarms
 from leafe.forest.builder import Rules, Start, TreeBuilder
 from leafe.forest.driver import Rollout, drive
 from leafe.forest.effects import Play
@@ -35,6 +34,7 @@ from leafe.jsonl import write_text_atomically
 from leafe.memory.questions import Questions
 from leafe.recall import Remembered, read_memory, write_memory
 from leafe.records import BROKEN, Ask, Completion, Tree
+from leafe.replies.blocks import one_line
 from leafe.run import RunDirectory, check_checkpoint
 from leafe.settings import RunConfig, Settings
 from leafe.stages import Made, Policy, Stage
@@ -57,27 +57,31 @@ class MemorySettings(Settings):
 
 
 def check_start(config: RunConfig, method: str, start: str) -> None:
-    """Raises `UserError` for a model to start from that cannot be had."""
-    if not start:
-        return
-    if config.engine.kind != "transformers":
+    """Raises `UserError` for another model than the run's where a server plays."""
+    if start and config.engine.kind != "transformers":
         raise UserError(
             f"{method}.start wants engine.kind=transformers, since a server serves the run's own model only; found"
             f" engine.kind={config.engine.kind}: type model={start}"
         )
-    check_checkpoint(Path(start))
 
 
-def start_of(lab: Lab, settings: MemorySettings) -> Path:
-    """The folder of the model that plays."""
-    return Path(settings.start) if settings.start else lab.base
+def start_of(lab: Lab, method: str, start: str) -> Path:
+    """The folder of the model that plays: `start`, or the run's own. Raises `UserError` where there is none."""
+    if not start:
+        return lab.base
+    folder = Path(start).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{method}.start: wanted a model's folder, as RUN/checkpoints/ARM, found {start!r:.200}, which has no config.json"
+        )
+    return check_checkpoint(folder)
 
 
-def measured_start(lab: Lab, run: RunDirectory, settings: MemorySettings) -> Iterator[Stage]:
-    """The arms that the one with the memory is compared with: `base`, and `start` where it is another model."""
+def measured_start(lab: Lab, run: RunDirectory, model: Path) -> Iterator[Stage]:
+    """The arms that a method's own is compared with: `base`, and `start` where it plays with another model."""
     yield lab.measure(run, "base", Policy(lab.base))
-    if settings.start:
-        yield lab.measure(run, "start", Policy(Path(settings.start)))
+    if model != lab.base:
+        yield lab.measure(run, "start", Policy(model))
 
 
 def adaptation_stage(lab: Lab, run: RunDirectory, name: str, *, settings: MemorySettings, make: Callable[[], Memory]) -> Stage:
@@ -136,7 +140,7 @@ def experience_of(builder: TreeBuilder, played: Played) -> Play[str | None]:
     if played.attempt.success:
         return None
     found = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True)
-    return " ".join(found.text.split()) if found else None
+    return one_line(found.text) if found else None
 
 
 def memory_path(run: RunDirectory, name: str) -> Path:
@@ -161,10 +165,10 @@ class Adaptation:
 
     def work(self) -> Made:
         """Goes over the tasks, from where a killed run was; keeps the memory and the trees."""
-        model = start_of(self.lab, self.settings)
-        self.experiment.keep_logs_in(self.run.path / LOGS)
+        model = start_of(self.lab, self.name, self.settings.start)
+        self.experiment.keep_logs_of(self.run)
         if model == self.experiment.base:
-            server_stage(self.experiment, self.run)
+            self.experiment.keep_server(self.run)
         self.run.check(model)
         journal, forest, memory = self.run.journal(self.name), self.run.forest(self.name), memory_path(self.run, self.name)
         told = memory.with_suffix(".figures.json")  # written when all else is, so that nothing is played twice after a kill
@@ -179,7 +183,7 @@ class Adaptation:
             memory.parent.mkdir(exist_ok=True)
             write_memory(memory, self.memory.items())
             write_text_atomically(told, canonical(self._figures(trees)) + "\n")
-            sound_alarms(self.experiment, self.stage, faults_of(trees))
+            self.experiment.sound_alarms(self.stage, faults_of(trees))
         journal.unlink(missing_ok=True)
         figures = json.loads(told.read_bytes())
         self.experiment.progress.say(
@@ -209,7 +213,7 @@ class Adaptation:
                             wave.through(rollout.key, lesson.tree.attempts, lesson)
                             lessons[rollout.key] = lesson
                     taught = [lesson for one in rollouts if (lesson := lessons[one.key]).told is not None]
-                    keeping = Rollout(f"{number}/memory", chosen[0].task, self.memory.take_in(taught))
+                    keeping = Rollout(str(number), chosen[0].task, self.memory.take_in(taught))
                     async for _ in drive([keeping], runtime, concurrency=1):
                         pass
         finally:

@@ -5,8 +5,9 @@
 
 The playbook is a list of bullets, each with an id and with counts of how often it was called helpful or harmful. The generator is the
 policy at work. The reflector reads an attempt, says which bullets helped and which misled, and writes lessons; the curator reads the
-lessons of a batch beside the playbook and says what to add, merge or remove. Nothing ever rewrites the whole. Three roles, bullets with
-ids and counters, changes by deltas, removal of duplicates, and several epochs over the training tasks (five at most) are as in the paper.
+lessons of a batch beside the playbook and says what to add, merge or remove. Nothing ever rewrites the whole. That there are these three
+roles, bullets with ids and counters, changes by deltas, removal of duplicates and several epochs over the training tasks could be checked
+in descriptions of the paper and of its code; that there are five epochs at most, and five rounds of the reflector, could not.
 
 Where this differs from it:
 1. The budget is counted in turns of the policy; questions to reflector and curator are counted in tokens beside them.
@@ -14,8 +15,8 @@ Where this differs from it:
 3. The reflector is asked once, and once more where its answer cannot be read; the paper lets it refine its answer over up to five rounds.
 4. What came of an attempt is the environment's own verdict and last observation; no ground truth is shown.
 5. Two texts are duplicates where most of their words are the same; the paper compares embeddings. There are no sections.
-6. The curator may merge and remove as well as add. Where the playbook outgrows its limit of tokens, the bullet goes first that was called
-   helpful least often and harmful most often, of equals the oldest.
+6. The curator may merge and remove as well as add; the published one adds only. Where the playbook outgrows its limit of tokens, the
+   bullet goes first that was called helpful least often and harmful most often, of equals the oldest.
 7. A profile without the reflector's question, as `terse`, asks for an ordinary reflection after failures, whose experience is the lesson;
    one without the curator's adds every lesson. A lesson that is in the playbook already makes its bullet count as helpful once more.
 """
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from leafe.errors import UserError
 from leafe.forest.builder import Rules, TreeBuilder
 from leafe.forest.effects import Play
 from leafe.forest.play import Played
@@ -53,13 +55,17 @@ if TYPE_CHECKING:
     from leafe.lab import Lab
 
 NAME = "ace"
-QUESTIONS = {"ace_reflect": {"turn"}, "ace_curate": {"playbook", "lessons"}}
+QUESTIONS = {"ace_reflect": {"turn", "outcome"}, "ace_curate": {"playbook", "lessons"}}
 LESSONS = 3  # the most of one attempt
 SAME = 0.8  # the share of words from which two bullets say the same
 
 
 class AceSettings(MemorySettings):
-    """`tokens` is what the playbook may take of every prompt, in tokens; 0 is a quarter of the model's context, 2048 at most."""
+    """`tokens` is what the playbook may take of every prompt, in tokens; 0 is a quarter of the model's context, 2048 at most.
+
+    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
+    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """
 
     tokens: int = Field(0, ge=0)
 
@@ -73,17 +79,21 @@ class Ace(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: AceSettings) -> Iterable[Stage]:
         """As in the drawing above. With `start` that model is measured without the playbook as well."""
-        model, needs = start_of(lab, settings), (f"explore {NAME}",)
-        yield from measured_start(lab, run, settings)
+        model, needs = start_of(lab, NAME, settings.start), (f"explore {NAME}",)
+
+        def with_playbook() -> Policy:
+            return Policy(model, notes=notes_of(remembered(run, NAME), numbered="ace_reflect" in Questions.of(lab, QUESTIONS)))
+
+        yield from measured_start(lab, run, model)
         yield adaptation_stage(lab, run, NAME, settings=settings, make=lambda: Playbook.of(lab, settings))
-        yield lab.measure(run, NAME, lambda: Policy(model, notes=notes_of(remembered(run, NAME))), needs=needs)
+        yield lab.measure(run, NAME, with_playbook, needs=needs)
 
     def trains(self, settings: AceSettings) -> bool:
         """Nothing."""
         return False
 
     def check(self, config: RunConfig, settings: AceSettings) -> None:
-        """Raises `UserError` for a model to start from that cannot be had."""
+        """Raises `UserError` for another model to start from than a server plays."""
         check_start(config, NAME, settings.start)
 
 
@@ -123,9 +133,9 @@ def read_deltas(reply: str, whole: bool, shown: str = "") -> tuple[Block, ...]:
     return blocks
 
 
-def notes_of(bullets: Sequence[Remembered]) -> tuple[str, ...]:
-    """The playbook as it stands in a prompt."""
-    return tuple(f"[{one.id}] {one.text}" for one in bullets)
+def notes_of(bullets: Sequence[Remembered], *, numbered: bool) -> tuple[str, ...]:
+    """The playbook as it stands in a prompt, with the ids where somebody is asked about them."""
+    return tuple(f"[{one.id}] {one.text}" if numbered else one.text for one in bullets)
 
 
 @dataclass
@@ -146,13 +156,20 @@ class Playbook:
         """An empty playbook for a run, with the limit that its settings and the model's context give."""
         questions = Questions.of(lab, QUESTIONS)
         meter = lab.experiment.load_meter()
-        room = settings.tokens or min(2048, meter.context // 4 if meter and meter.context else 2048)
+        context = meter.context if meter else 0
+        if context and settings.tokens > context // 2:
+            raise UserError(f"ace.tokens: wanted at most half of the model's context of {context} tokens, found {settings.tokens}")
+        room = settings.tokens or min(2048, context // 4 or 2048)
         # Where nobody can count tokens, a token is taken to be three bytes at least.
         return cls(questions, meter.text if meter else lambda text: -(-len(text.encode()) // 3), room)
 
     def rules(self, rules: Rules) -> Rules:
         """With the whole playbook as notes."""
-        return replace(rules, notes=(*rules.notes, *notes_of(self.bullets)))
+        return replace(rules, notes=(*rules.notes, *self.notes()))
+
+    def notes(self) -> tuple[str, ...]:
+        """The playbook as it stands in a prompt."""
+        return notes_of(self.bullets, numbered="ace_reflect" in self.questions)
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[Reflected | None]:
         """The reflector."""
@@ -173,7 +190,8 @@ class Playbook:
             return
         if "ace_curate" in self.questions:
             listed = "\n".join(f"- {text}" for _, text in told)
-            book = "\n".join(f"{note} ({one.helpful} helpful, {one.harmful} harmful)" for one, note in self._noted()) or "(empty)"
+            rows = [f"[{one.id}] {one.text} ({one.helpful} helpful, {one.harmful} harmful)" for one in self.bullets]
+            book = "\n".join(rows) or "nothing so far"
             key, shown = lessons[0].key, self.questions.texts["ace_curate"]
             deltas = yield from self.questions.apart(
                 key, "ace_curate", read=lambda reply, whole: read_deltas(reply, whole, shown), playbook=book, lessons=listed
@@ -203,7 +221,7 @@ class Playbook:
 
     def tokens(self) -> int:
         """What the playbook takes of a prompt, its marks and line ends included."""
-        return sum(self.count(f"- {note}\n") for note in notes_of(self.bullets))
+        return sum(self.count(f"- {note}\n") for note in self.notes())
 
     def items(self) -> Sequence[Remembered]:
         """The bullets."""
@@ -212,9 +230,6 @@ class Playbook:
     def counts(self) -> dict[str, int]:
         """What happened to bullets, and the tokens that they take now."""
         return {**self.happened, "tokens": self.tokens()}
-
-    def _noted(self) -> list[tuple[Remembered, str]]:
-        return list(zip(self.bullets, notes_of(self.bullets), strict=True))
 
     def _count(self, lessons: Sequence[Lesson]) -> None:
         known = {one.id for one in self.bullets}

@@ -4,10 +4,10 @@
                     budget is used up -> measure the same model with the library, each attempt told the entries that match its task
 
 Entries are principles, methods or facts, learned from successes (the golden zone) or failures (the warning zone). The updater compares
-each new entry with the nearest of its level and zone: it drops what is there already, merges, or adds. That a library of experience from
-both successes and failures is built by an actor and an updater without gradients, and that it can be handed to another model, could be
-checked in the abstract and the published introduction; levels, zones and the updater's three choices are told from summaries of the
-paper, whose code was not published when this was written.
+each new entry with the nearest of its level and zone: it drops what is there already, merges, or adds. In the published code there are a
+golden and a warning zone too, an updater that adds or merges within a zone and adds where its answer cannot be read, and a critic over
+several rounds; the three levels are those that the paper is summarised with, where the code has methods, rules and trajectories of each
+memory.
 
 Where this differs from it:
 1. An attempt is looked back on once. The paper's critic sends the actor back to the same problem several times before anything is kept;
@@ -15,7 +15,8 @@ Where this differs from it:
 2. Entries are found by words (`leafe.recall`): the instruction and the first observation are compared with an entry and with the task
    that it is from. The paper lets the actor look things up as it goes; here `recalled` entries of each level and zone are told at the
    start.
-3. Two entries are the same without a question where most of their words are, and near enough to be asked about where a third is.
+3. There is no zone of failures that were put right later (the code's third). Two entries are the same without a question where most of
+   their words are, and near enough to be asked about where a third is.
 4. `batch` attempts read the same library.
 5. A profile without the questions, as `terse`, asks for an ordinary reflection after failures, whose experience is a fact of the warning
    zone.
@@ -44,7 +45,7 @@ from leafe.memory.adaptation import (
 )
 from leafe.memory.questions import Questions
 from leafe.methods.base import Method, Policy, Stage
-from leafe.recall import MemoryFile, Recall, Remembered, likeness, task_key
+from leafe.recall import MemoryFile, Recall, Remembered, likeness, renewed, task_key
 from leafe.replies import ParseFailure
 from leafe.replies.blocks import Block, parse_blocks
 from leafe.run import RunDirectory
@@ -62,7 +63,11 @@ ASKED_ABOUT = 3  # entries that the updater sees beside a new one
 
 
 class FlexSettings(MemorySettings):
-    """`recalled` entries of each level and zone are told at an attempt."""
+    """`recalled` entries of each level and zone are told at an attempt.
+
+    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
+    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """
 
     recalled: int = Field(1, ge=1)
 
@@ -76,8 +81,9 @@ class Flex(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: FlexSettings) -> Iterable[Stage]:
         """As in the drawing above. With `start` that model is measured without the library as well."""
-        policy = Policy(start_of(lab, settings), memory=MemoryFile(memory_path(run, NAME), settings.recalled))
-        yield from measured_start(lab, run, settings)
+        model = start_of(lab, NAME, settings.start)
+        policy = Policy(model, memory=MemoryFile(memory_path(run, NAME), settings.recalled))
+        yield from measured_start(lab, run, model)
         yield adaptation_stage(
             lab, run, NAME, settings=settings, make=lambda: Library(Questions.of(lab, QUESTIONS), settings.recalled)
         )
@@ -88,7 +94,7 @@ class Flex(Method):
         return False
 
     def check(self, config: RunConfig, settings: FlexSettings) -> None:
-        """Raises `UserError` for a model to start from that cannot be had."""
+        """Raises `UserError` for another model to start from than a server plays."""
         check_start(config, NAME, settings.start)
 
 
@@ -130,10 +136,12 @@ class Library:
     recalled: int
     kept: list[Remembered] = field(default_factory=list)
     happened: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("added", "duplicates", "merged", "unknown_ids"), 0))
+    _recall: Recall | None = None
 
     def rules(self, rules: Rules) -> Rules:
         """With what matches a task as notes."""
-        return replace(rules, recall=Recall(self.kept, self.recalled))
+        self._recall = renewed(self._recall, self.kept, self.recalled)
+        return replace(rules, recall=self._recall)
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[tuple[Entry, ...] | None]:
         """What an attempt teaches."""

@@ -24,7 +24,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -34,7 +33,7 @@ from leafe.forest.builder import Start, TreeBuilder
 from leafe.forest.effects import Play
 from leafe.forest.play import play
 from leafe.forest.reflect import reflect
-from leafe.memory.adaptation import check_start
+from leafe.memory.adaptation import check_start, measured_start, start_of
 from leafe.methods.base import Method, Policy, Settings, Stage
 from leafe.records import Completion, Experience, StopReason, Tree, Turn
 from leafe.run import RunDirectory
@@ -77,18 +76,16 @@ class GaRollback(Method):
                 f"method {NAME} takes turns back, and {lab.config.environment.name} cannot be rolled back (fidelity 'none'); choose"
                 " another environment or method"
             )
-        policy = Policy(Path(settings.start)) if settings.start else Policy(lab.base)
-        yield lab.measure(run, "base", Policy(lab.base))
-        if settings.start:
-            yield lab.measure(run, "start", policy)
-        yield lab.measure(run, NAME, policy, player=partial(with_assistant, settings=settings))
+        model = start_of(lab, NAME, settings.start)
+        yield from measured_start(lab, run, model)
+        yield lab.measure(run, NAME, Policy(model), player=partial(with_assistant, settings=settings))
 
     def trains(self, settings: GaRollbackSettings) -> bool:
         """Nothing."""
         return False
 
     def check(self, config: RunConfig, settings: GaRollbackSettings) -> None:
-        """Raises `UserError` for a model to start from that cannot be had."""
+        """Raises `UserError` for another model to start from than a server plays."""
         check_start(config, NAME, settings.start)
 
 

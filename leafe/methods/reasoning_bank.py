@@ -40,7 +40,7 @@ from leafe.memory.adaptation import (
 )
 from leafe.memory.questions import Questions
 from leafe.methods.base import Method, Policy, Stage
-from leafe.recall import MemoryFile, Recall, Remembered, task_key
+from leafe.recall import MemoryFile, Recall, Remembered, renewed, task_key
 from leafe.replies import ParseFailure
 from leafe.replies.blocks import parse_blocks
 from leafe.run import RunDirectory
@@ -56,7 +56,11 @@ ITEMS = 3  # the most of one attempt
 
 
 class BankSettings(MemorySettings):
-    """`recalled` items are told at an attempt."""
+    """`recalled` items are told at an attempt.
+
+    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
+    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """
 
     recalled: int = Field(3, ge=1)
 
@@ -70,8 +74,9 @@ class ReasoningBank(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: BankSettings) -> Iterable[Stage]:
         """As in the drawing above. With `start` that model is measured without the bank as well."""
-        policy = Policy(start_of(lab, settings), memory=MemoryFile(memory_path(run, NAME), settings.recalled))
-        yield from measured_start(lab, run, settings)
+        model = start_of(lab, NAME, settings.start)
+        policy = Policy(model, memory=MemoryFile(memory_path(run, NAME), settings.recalled))
+        yield from measured_start(lab, run, model)
         yield adaptation_stage(
             lab, run, NAME, settings=settings, make=lambda: Bank(Questions.of(lab, QUESTIONS), settings.recalled)
         )
@@ -82,7 +87,7 @@ class ReasoningBank(Method):
         return False
 
     def check(self, config: RunConfig, settings: BankSettings) -> None:
-        """Raises `UserError` for a model to start from that cannot be had."""
+        """Raises `UserError` for another model to start from than a server plays."""
         check_start(config, NAME, settings.start)
 
 
@@ -120,10 +125,12 @@ class Bank:
     recalled: int
     kept: list[Remembered] = field(default_factory=list)
     happened: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("added", "duplicates"), 0))
+    _recall: Recall | None = None
 
     def rules(self, rules: Rules) -> Rules:
         """With what matches a task as notes."""
-        return replace(rules, recall=Recall(self.kept, self.recalled))
+        self._recall = renewed(self._recall, self.kept, self.recalled)
+        return replace(rules, recall=self._recall)
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[tuple[Item, ...] | None]:
         """What worked, or what went wrong."""

@@ -49,6 +49,14 @@ class Shape:
     context: int = 2048
 
 
+# By the names that `--size` takes: about 0.3, 1.3 and 4 million parameters.
+SIZES = {
+    "small": Shape(hidden=64, layers=4, heads=2, inner=192),
+    "medium": Shape(),
+    "large": Shape(hidden=192, layers=8, heads=6, inner=576),
+}
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long and on what.

@@ -16,6 +16,7 @@ from leafe.digest import digest
 from leafe.errors import UserError
 from leafe.forest.builder import Rules
 from leafe.forest.effects import Play
+from leafe.group import launched
 from leafe.records import Example, Target, Task, Tree, Turn
 from leafe.settings import RunConfig, Settings
 
@@ -71,6 +72,18 @@ class Groups(Protocol):
         ...
 
 
+def check_one_process(method: str, config: RunConfig) -> None:
+    """For methods with a learner, which samples and learns in turn in one process: refuses settings and launchers of several.
+
+    Raises `UserError`.
+    """
+    if config.train.processes > 1 or config.train.sharding != "none" or launched():
+        raise UserError(
+            f"method {method} trains in one process, which samples with the weights that it trains; set train.processes=1"
+            " train.sharding=none, and start it without a launcher such as torchrun"
+        )
+
+
 def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *, scored: str = "") -> None:
     """Raises `UserError` where log-probabilities or new weights cannot be had, or all attempts at a task would be the same.
 
@@ -81,6 +94,7 @@ def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *,
             f"method {name} gives the engine new weights at every step, which engine.kind={config.engine.kind} does not take;"
             " type engine.kind=transformers"
         )
+    check_one_process(name, config)
     draw = config.sampling.act
     if draw.temperature == 0:
         raise UserError(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import TracebackType
 
 from leafe.experiment import Experiment, ForestSpec, explore_tasks
+from leafe.progress import Gauge, Silent
 from leafe.reproduce.plan import Plan
 from leafe.reproduce.spec import Row
 from leafe.settings import RunConfig, differing_fields
@@ -134,11 +136,10 @@ def play_sample(experiment: Experiment) -> Sample:
     config = experiment.config
     tasks = config.tasks.model_copy(update={"train": min(SAMPLE_TASKS, config.tasks.train)})
     explore = config.explore.model_copy(update={"turns": min(config.explore.turns, 2 * longest_of(experiment)), "tokens": 0})
-    small = replace(experiment, config=config.model_copy(update={"tasks": tasks, "explore": explore}))
-    spec = ForestSpec("independent", small.explore_seed(1), small.base)
-    began = time.monotonic()
-    trees = explore_tasks(small, "a sample", spec)
-    seconds = time.monotonic() - began
+    clock = _Clock()
+    small = replace(experiment, config=config.model_copy(update={"tasks": tasks, "explore": explore}), progress=clock)
+    trees = explore_tasks(small, "a sample", ForestSpec("independent", small.explore_seed(1), small.base))
+    seconds = max(1e-3, time.monotonic() - (clock.began or 0.0))
     spends = [tree.spend for tree in trees]
     return Sample(
         attempts=sum(len(tree.attempts) for tree in trees),
@@ -146,6 +147,32 @@ def play_sample(experiment: Experiment) -> Sample:
         tokens=sum(spend.prompt_tokens + spend.sampled_tokens for spend in spends),
         seconds=seconds,
     )
+
+
+class _Clock(Silent):
+    """Notes when the first turn was taken, so that loading a model is not in the time."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+
+    def stage(self, name: str, total: float, unit: str) -> Gauge:
+        """A gauge that looks at the clock once."""
+        return _FirstTurn(self)
+
+
+class _FirstTurn:
+    def __init__(self, clock: _Clock) -> None:
+        self._clock = clock
+
+    def advance(self, amount: float = 1.0) -> None:
+        """Notes the time of the first turn."""
+        self._clock.began = self._clock.began or time.monotonic()
+
+    def __enter__(self) -> Gauge:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
 
 
 def longest_of(experiment: Experiment) -> int:

@@ -144,8 +144,18 @@ class Plan:
         source = self.table.row(row.said.start)
         return (self.path(source, seed) / "checkpoints" / source.arm).resolve()
 
+    @cached_property
+    def _configs(self) -> dict[tuple[str, int], RunConfig]:
+        return {}
+
     def config(self, row: Row, seed: int) -> RunConfig:
         """The settings of a row's run. Raises `UserError` where the row's method or a setting of it is not there."""
+        key = row.name, seed
+        if key not in self._configs:
+            self._configs[key] = self._config(row, seed)
+        return self._configs[key]
+
+    def _config(self, row: Row, seed: int) -> RunConfig:
         said = row.said
         own: list[str] = [*said.settings, *said.sizes.get(self.recipe, ())]
         if said.method:
@@ -206,7 +216,7 @@ class Plan:
 def _of_other_method(override: str, method: str) -> bool:
     """Whether a setting that all rows are given belongs to another method than this row's."""
     section = override.partition("=")[0].partition(".")[0].strip()
-    return section != method and section in method_names() and section not in RunConfig.model_fields
+    return section not in ("", method, *RunConfig.model_fields) and section in method_names()
 
 
 def _require_same_run(path: Path, config: RunConfig) -> None:

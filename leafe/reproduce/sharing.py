@@ -50,7 +50,7 @@ class Shared:
 
     def _donors(self, run: RunDirectory, key: str) -> Iterator[tuple[RunDirectory, str]]:
         for path in sorted(self.folder.glob("*/stages.json")):
-            if path.parent == run.path:
+            if path.parent == run.path or key not in path.read_text(encoding="utf-8", errors="replace"):
                 continue
             with suppress(UserError):
                 donor = RunDirectory.existing(path.parent, read_only=True)

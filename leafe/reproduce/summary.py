@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from leafe.evaluation.diagnose import shares
@@ -82,7 +83,7 @@ class _Summary:
             split=base.tasks.train_split if forests else base.tasks.test_split,
             seeds=plan.asked.seeds,
             budget=plan.budget,
-            measure="solved by the first " if forests else "Pass@",
+            measure="solved by first " if forests else "Pass@",
             confidence=base.evaluate.confidence,
             rows=rows,
             claims=tuple(self._claim(check) for check in plan.table.checks if {check.row, check.above or check.row} <= shown),
@@ -93,7 +94,8 @@ class _Summary:
 
     def _row(self, row: Row) -> RowResult:
         pooled, runs = self.pooled.get(row.name), self.runs[row.name]
-        against = [name for name in self._against(row) if name != row.name]
+        against = self._against(row)
+        against = against[: against.index(row.name)] if row.name in against else against  # the others are compared with it
         cost = self._cost(row)
         return RowResult(
             name=row.name,
@@ -107,7 +109,7 @@ class _Summary:
             share=self.plan.share(row),
             flags=tuple(self._flags(row, cost)),
             runs=tuple(str(run.path.relative_to(self.plan.out)) for run in runs.values()),
-            extra=_explored([tree for run in runs.values() for tree in _branching(run)]) if row.said.method else None,
+            extra=_explored([part for run in runs.values() for part in _reflected(run.path, _stamp(run.path))]),
         )
 
     def _against(self, row: Row) -> Sequence[str]:
@@ -173,18 +175,41 @@ def _forest(run: RunDirectory, name: str) -> Sequence[Tree]:
     return dict(exploration_of(run))[name]
 
 
-def _branching(run: RunDirectory) -> list[Tree]:
-    """The trees of a run in which anything was reflected on."""
-    return [tree for _, trees in exploration_of(run) for tree in trees if tree.reflections]
+@dataclass(frozen=True, slots=True)
+class _Reflected:
+    """One task of a forest in which anything was reflected on: which reflections were read, which attempts succeeded."""
+
+    read: tuple[float, ...]
+    advised: tuple[float, ...]
+    fresh: tuple[float, ...]
 
 
-def _explored(trees: Sequence[Tree]) -> dict[str, Interval] | None:
-    """What reflection was worth in a run's forests, with intervals over tasks."""
-    whole = [[one for one in tree.attempts if one.stop not in BROKEN] for tree in trees]
+def _stamp(path: Path) -> int:
+    return (path / "stages.json").stat().st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _reflected(path: Path, stamp: int) -> tuple[_Reflected, ...]:
+    """Read once a run: forests are large, and a table is written after each of its rows."""
+    run = RunDirectory.existing(path, read_only=True)
+    return tuple(_told(tree) for _, trees in exploration_of(run) for tree in trees if tree.reflections)
+
+
+def _told(tree: Tree) -> _Reflected:
+    whole = [one for one in tree.attempts if one.stop not in BROKEN]
+    return _Reflected(
+        tuple(float(not one.unread) for one in tree.reflections if not one.no_room),
+        tuple(float(one.success) for one in whole if one.experience is not None),
+        tuple(float(one.success) for one in whole if one.experience is None),
+    )
+
+
+def _explored(parts: Sequence[_Reflected]) -> dict[str, Interval] | None:
+    """What reflection was worth in a row's forests, with intervals over tasks."""
     found = {
-        "reflections read": shares([[float(not one.unread) for one in tree.reflections if not one.no_room] for tree in trees]),
-        "advised attempts solved": shares([[float(one.success) for one in tries if one.experience is not None] for tries in whole]),
-        "fresh attempts solved": shares([[float(one.success) for one in tries if one.experience is None] for tries in whole]),
+        "reflections read": shares([one.read for one in parts]),
+        "advised attempts solved": shares([one.advised for one in parts]),
+        "fresh attempts solved": shares([one.fresh for one in parts]),
     }
     return {name: one for name, one in found.items() if one is not None} or None
 

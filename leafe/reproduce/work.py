@@ -45,7 +45,8 @@ def carry_out(
             try:
                 if row.said.start in lost:
                     raise UserError(f"it starts from {row.said.start}, which did not end: {lost[row.said.start]}")
-                _Row(plan, row, seed, tried).carry_out(bench, progress)
+                if not _Row(plan, row, seed, tried).carry_out(bench, progress):
+                    continue
             except (RunConflict, Unwritable):
                 raise
             except UserError as error:
@@ -65,12 +66,13 @@ class _Row:
     seed: int
     tried: set[str]
 
-    def carry_out(self, bench: Bench, progress: Progress) -> None:
+    def carry_out(self, bench: Bench, progress: Progress) -> bool:
+        """Does what is left of the row; whether there was anything."""
         path, config = self.plan.path(self.row, self.seed), self.plan.config(self.row, self.seed)
         with RunDirectory.open(path, config) as run:
             self._check_start(run)
             if run.done:
-                return
+                return False
             progress.say(f"{self.row.name}, seed {self.seed}: {path}")
             experiment = replace(bench(config), once=Shared(path.parent, progress))
             try:
@@ -83,6 +85,7 @@ class _Row:
                 experiment.free()
             run.finish()
             write_report(run)
+            return True
 
     def _check(self, experiment: Experiment, run: RunDirectory, config: RunConfig) -> None:
         """What every run is checked for before it is begun; training is tried once for the same model and settings."""

@@ -26,11 +26,11 @@ class ProgressCallback(Protocol):
         ...
 
 
-def in_processes(count: int, work: Callable[[ProgressCallback], T], told: ProgressCallback) -> T:
+def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Callable[..., None]) -> T:
     """Runs `work` in `count` processes and returns what the first one returns. `work` and its result can be pickled.
 
-    A `UserError` of any process is raised here; another failure ends all of them and is raised as torch's `ChildFailedError`. None lives
-    on when this process is gone.
+    `told` gets what the first process calls its `work`'s argument with. A `UserError` of any process is raised here; another failure ends
+    all of them and is raised as torch's `ChildFailedError`. None lives on when this process is gone.
     """
     steps: Any = get_context("spawn").SimpleQueue()
     listener = Thread(target=_listen, args=(steps, told), daemon=True)
@@ -58,15 +58,15 @@ def in_processes(count: int, work: Callable[[ProgressCallback], T], told: Progre
     return first
 
 
-def _first_tells(work: Callable[[ProgressCallback], T], steps: Any, life: Connection) -> T | UserError:
+def _first_tells(work: Callable[[Callable[..., None]], T], steps: Any, life: Connection) -> T | UserError:
     lifeline.hold(life)
     first = os.environ["RANK"] == "0"
     try:
-        return work(lambda done, total: steps.put((done, total)) if first else None)
+        return work(lambda *values: steps.put(values) if first else None)
     except UserError as error:
         return error
 
 
-def _listen(steps: Any, told: ProgressCallback) -> None:
-    while (step := steps.get()) is not None:
-        told(*step)
+def _listen(steps: Any, told: Callable[..., None]) -> None:
+    while (values := steps.get()) is not None:
+        told(*values)

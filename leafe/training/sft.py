@@ -10,7 +10,7 @@ small as 1e-6 are lost in bfloat16, and no precision that they are trained in lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from leafe.distillation.passes import parts_for
 from leafe.distillation.rows import Bundle, bundles_a_step, pack_examples
@@ -42,7 +43,7 @@ from leafe.training.machine import NO_ROOM, Plan, attending, check_machine, pass
 from leafe.training.precision import join_model
 from leafe.training.resume import State
 from leafe.training.sharding import by_us, held, put_together, shard
-from leafe.training.trainer import PackedTrainer, Watch, Work
+from leafe.training.trainer import PackedTrainer, Told, Watch, Work
 from leafe.training.weights import save, with_adapter
 
 
@@ -94,6 +95,7 @@ class _Job:
     threads: int
     loss: Loss = CrossEntropy()
     state: Path | None = None
+    figures: bool = False  # whether each step's are told
 
 
 def fine_tune(
@@ -108,12 +110,14 @@ def fine_tune(
     alone: bool = False,
     loss: Loss = CrossEntropy(),
     state: Path | None = None,
+    noticed: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> TrainReport:
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
     one saves, unless a caller is `alone` all the same and none follows it (`leafe.training.follow`). With `settings.save_every` a killed
-    training goes on from the folder `state`, which is the caller's to delete. Raises `UserError` when there is nothing to train on, the
+    training goes on from the folder `state`, which is the caller's to delete. `noticed` gets each step's number and figures, for which a
+    GPU is waited for. Raises `UserError` when there is nothing to train on, the
     model cannot be trained on packed trees or the examples lack what the loss needs, `CorruptFile` when the checkpoint cannot be loaded.
     """
     if not examples:
@@ -126,20 +130,31 @@ def fine_tune(
         raise UserError(
             "train.save_every wants a folder for the state, and found none; give state=FOLDER, or set train.save_every=0"
         )
-    job = _Job(checkpoint, examples, out, settings, seed, threads, loss, state)
+    job = _Job(checkpoint, examples, out, settings, seed, threads, loss, state, noticed is not None)
     work = partial(_fine_tune, job)
+
+    def heard(done: int, total: int, figures: Mapping[str, float]) -> None:
+        told(done, total)
+        if noticed is not None:
+            noticed(done, figures)
+
     if first := leader():
         first.tell(job)
     if first or (launched() and not alone):
-        return work(told)
+        return work(heard)
     with by_hand():
-        return in_processes(settings.processes, work, told) if settings.processes > 1 else work(told)
+        return in_processes(settings.processes, work, heard) if settings.processes > 1 else work(heard)
 
 
 def help_training(job: _Job) -> None:
     """This process's part of a training that the first process of a launcher's began, which says what is refused."""
+    disable_progress_bar()
     with suppress(UserError):
-        _fine_tune(job, lambda done, total: None)
+        _fine_tune(job, _silent)
+
+
+def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
+    """Tells nobody."""
 
 
 def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1, context: int = 0) -> TrainReport:
@@ -154,7 +169,7 @@ def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1,
     once = settings.model_copy(update={"epochs": 1.0, "batch_size": 1, "processes": 1, "warmup_share": 0.0})
     once = once.model_copy(update={"sharding": "none", "save_every": 0})
     with by_hand():
-        report = _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), lambda done, total: None)
+        report = _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), _silent)
     if report.longest and not 0 < context <= report.longest:
         raise UserError(
             f"this model can be trained on up to {report.longest} tokens, beyond which packed trees change what it computes, and"
@@ -163,7 +178,7 @@ def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1,
     return report
 
 
-def _fine_tune(rollout: _Job, told: ProgressCallback) -> TrainReport:
+def _fine_tune(rollout: _Job, told: Told) -> TrainReport:
     torch.set_num_threads(max(1, rollout.threads))
     try:
         with by_us():
@@ -172,7 +187,7 @@ def _fine_tune(rollout: _Job, told: ProgressCallback) -> TrainReport:
         raise UserError(NO_ROOM) from error
 
 
-def _trained(rollout: _Job, told: ProgressCallback) -> TrainReport:
+def _trained(rollout: _Job, told: Told) -> TrainReport:
     settings, seed = rollout.settings, rollout.seed % 2**32
     sharded = settings.sharding == "fsdp"
     model, tokenizer = load_checkpoint(rollout.checkpoint, dtype=torch.float32)
@@ -192,22 +207,20 @@ def _trained(rollout: _Job, told: ProgressCallback) -> TrainReport:
                 model = _rebuilt(rollout, whole) if sharded else trainer.accelerator.unwrap_model(model)
                 if plan.precision == "bfloat16":
                     join_model(model, low)
-                save(model, rollout.out, use_cache=use_cache)
+                save(model, rollout.out, use_cache=use_cache, keep=bool(settings.lora and settings.lora.keep))
                 tokenizer.save_pretrained(rollout.out)
     by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}
     report = _report(rollout, work, plan, steps=steps, loss=trainer.total / steps, by_kind=by_kind)
     return replace(report, processes=trainer.accelerator.num_processes, sharding=settings.sharding, held=share)
 
 
-def _train(
-    rollout: _Job, work: Work, plan: Plan, model: Any, *, told: ProgressCallback, nowhere: Path
-) -> tuple[PackedTrainer, int, float]:
+def _train(rollout: _Job, work: Work, plan: Plan, model: Any, *, told: Told, nowhere: Path) -> tuple[PackedTrainer, int, float]:
     """Trains a model; how many steps there are, and which share of weights and moments a process holds at most."""
     settings = rollout.settings
     if PartialState().num_processes != processes_here():
         AcceleratorState._reset_state(reset_partial_state=True)  # of a training of this process alone, as a trial for this one
     arguments = _arguments(work.bundles, settings, plan, out=nowhere, seed=rollout.seed % 2**32)
-    watch = Watch(told, settings.save_every)
+    watch = Watch(told, settings.save_every, figures=rollout.figures)
     state = _state(rollout, arguments)
     trainer = PackedTrainer(work, rollout.loss, state, model=model, args=arguments, callbacks=[watch])
     watch.trainer = trainer

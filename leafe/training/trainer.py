@@ -25,12 +25,14 @@ from leafe.distillation.passes import ready, sent
 from leafe.distillation.rows import Bundle, shares
 from leafe.distillation.trial import Packing
 from leafe.errors import UserError
-from leafe.training.launch import ProgressCallback
 from leafe.training.loss import Loss, pass_loss
 from leafe.training.machine import FEWEST, NO_ROOM
 from leafe.training.precision import in_float32
 from leafe.training.resume import State, Trained
 from leafe.training.terms import Step
+
+Told = Callable[[int, int, Mapping[str, float]], None]
+"""How many of how many steps are done, and the figures of the last one where they are wanted."""
 
 
 class Numbers(Dataset[int]):
@@ -183,14 +185,16 @@ class PackedTrainer(Trainer):
         whole: Tensor = self.accelerator.reduce(losses, "sum")
         for kind, loss in zip(kinds, whole, strict=True):
             self.by_kind[kind] = self.by_kind.get(kind, torch.zeros_like(loss)) + loss
-        return whole.sum()
+        self.last = whole.sum()
+        return self.last
 
 
 class Watch(TrainerCallback):
-    """Tells how many of how many steps are done, and keeps the state every so many."""
+    """Tells how many of how many steps are done, with the step's figures where they are wanted, and keeps the state every so many."""
 
-    def __init__(self, told: ProgressCallback, save_every: int) -> None:
-        self._told, self._save_every = told, save_every
+    def __init__(self, told: Told, save_every: int, *, figures: bool) -> None:
+        self._told, self._save_every, self._figures = told, save_every, figures
+        self._rate = 0.0
         self.trainer: PackedTrainer | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -198,8 +202,14 @@ class Watch(TrainerCallback):
         if self.trainer is not None:
             self.trainer.begin()
 
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keeps the rate of the step, which is another one afterwards."""
+        if self.trainer is not None:
+            self._rate = float(self.trainer.bare.param_groups[0]["lr"])
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Tells, and keeps."""
         if self.trainer is not None and self._save_every and state.global_step % self._save_every == 0:
             self.trainer.keep()
-        self._told(state.global_step, state.max_steps)
+        figures = {"loss": float(self.trainer.last), "learning_rate": self._rate} if self.trainer and self._figures else {}
+        self._told(state.global_step, state.max_steps, figures)

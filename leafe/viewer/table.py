@@ -7,7 +7,7 @@ from importlib.resources import files
 from urllib.parse import quote
 
 from leafe.evaluation.compare import ArmResult, Comparison
-from leafe.evaluation.tables import Cells, RowResult, TableResult, cost_rows, extra_rows, paper_rows, result_rows
+from leafe.evaluation.tables import Cells, RowResult, TableResult, cost_rows, curve_rows, extra_rows, paper_rows, result_rows
 from leafe.viewer.charts import pass_at_k_chart
 from leafe.viewer.markup import Markup, tag
 from leafe.viewer.page import POLICY
@@ -52,6 +52,7 @@ def _sections(table: TableResult) -> Iterator[Markup]:
         _table(result_rows(table), "Results"),
         tag("p", note, class_="soft fine"),
         *([tag("ul", *(tag("li", claim) for claim in table.claims), class_="said")] if table.claims else []),
+        _table(curve_rows(table), "All columns, %"),
         id="results",
     )
     budget = tag("p", f"The budget of a row is {table.budget:,} turns. Measuring is not in it.", class_="soft fine")

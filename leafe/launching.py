@@ -98,7 +98,7 @@ class Launched:
         return self.server.name
 
     def _died(self) -> str:
-        """Nobody starts it again during the first questions, so that what it dies of is told at once."""
+        """Nobody starts it again during the first questions, so that the cause of its death is reported at once."""
         return f"the server died, {self.server.last_words}" if self.server.ended else ""
 
     def _door(self, lost: Callable[[], str], name: str) -> Door:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from players import MOVES, PLACES, Breaking, Deadly, erratic, rules
 
 from leafe.config import parse
+from leafe.differing import differing_fields
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
@@ -37,7 +38,6 @@ from leafe.scale.fakes import FakeWorkers
 from leafe.scale.line import Line, Starter, WorkerLost
 from leafe.scale.process import ProcessLink, start_process
 from leafe.scale.worlds import SpreadWorlds, spread
-from leafe.settings import differing_fields
 from leafe.worlds.fakes import Lookup
 
 RULES = rules(turns=16, max_attempts=4, max_depth=3, reflect_every=2)

@@ -232,7 +232,7 @@ def _serve(make: Callable[[], Engine], pipe: Connection, life: Connection) -> No
     disable_progress_bar()  # the parent's stand alone
     try:
         engine = make()
-    except Exception as error:  # what it is, is told where the engine was asked for
+    except Exception as error:  # reported where the engine was asked for
         pipe.send(error)
         return
     pipe.send((engine.concurrency, getattr(engine, "obstacle", "")))

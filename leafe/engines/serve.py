@@ -1,7 +1,7 @@
 """A server of this run's own: started on a model, waited for, ended, and started again when it dies.
 
 One model is served at a time: the weights of another end the server and start one for them. The server listens on this machine alone, at a
-port that was free, and answers to a key that is made for it and handed over in an environment variable. One line is told when it starts,
+port that was free, and answers to a key that is made for it and handed over in an environment variable. One line is printed when it starts,
 one every half minute while it loads, one when it is ready, one for each restart.
 """
 

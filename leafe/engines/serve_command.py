@@ -1,7 +1,7 @@
 """The command that starts a server for this run: which program, with which options. Nothing is started here, and no shell reads it.
 
 What the options say follows from the recipe, so that a server that is started again samples as the one before it did. `arguments` are the
-user's own and may not repeat what is set here. The key is no part of the command: whoever lists processes would see it.
+user's own and may not repeat what is set here. The key is no part of the command: anybody who lists processes would see it.
 """
 
 from __future__ import annotations

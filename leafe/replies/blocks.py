@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from leafe.replies.reading import ParseFailure, hollow, quoted, thoughts_apart, unwrapped
 
-LONGEST = 600  # characters of one text; what is told at every turn to come has to be short
+LONGEST = 600  # characters of one text; what stands in every later prompt has to be short
 LONGEST_REPLY = 200_000
 NONE = {"none", "nothing", "n/a", "null", "-"}
 _IDS = re.compile(r"(?<![^\W_])([a-z][0-9]{1,6})(?![^\W_])", re.IGNORECASE)

@@ -1,7 +1,7 @@
 """The far side of a line: a service that answers numbered requests as they come, and hands over in one heap whatever is ready.
 
 Requests and answers travel in heaps, since a message costs more than a step of a text world. `collect` waits until there is an answer, so a
-slow one keeps no other waiting, and whoever collects learns at once that a worker is gone. The more workers there are, the smaller are the
+slow one keeps no other waiting, and the collector learns at once that a worker is gone. The more workers there are, the smaller are the
 heaps of each and the more messages the driver pays for; where messages are dear both sides therefore wait some milliseconds for more.
 What travels is data: a service is made where it answers, and so are its connections.
 """

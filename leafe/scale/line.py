@@ -1,7 +1,7 @@
 """The near side: requests to one worker as awaitables, and a crew of workers in which a lost one is replaced.
 
 What a worker is made of is the link's business: a process, an actor, a fake. A link that says that its worker is gone fails every request
-that it had with `WorkerLost`, and whoever asked decides what becomes of it.
+that it had with `WorkerLost`, and the caller decides what becomes of it.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class _Job:
     threads: int
     loss: Loss = CrossEntropy()
     state: Path | None = None
-    figures: bool = False  # whether each step's are told
+    figures: bool = False  # whether each step's are reported
 
 
 def fine_tune(

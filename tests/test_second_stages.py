@@ -239,6 +239,13 @@ def test_actions_that_cannot_be_told_apart_are_no_pair(answers: list[str], horiz
     assert len(found) == 2 * ("no such" in answers)
 
 
+def test_a_reply_that_the_other_one_begins_with_is_no_pair() -> None:
+    """Without an end token, as in a reply that was cut, it would have no token of its own to be preferred for."""
+    policy = scripted(ONE, TWO, "turn 1: x", "open place12")
+    tree = grown(explore, Hand(Lookup(places=12), policy), key_in(12, horizon=2), max_attempts=2)
+    assert tree.attempts[1].success and list(pairs(tree, TERSE, 8)) == []
+
+
 # Soft targets
 
 

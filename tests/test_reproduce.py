@@ -464,6 +464,17 @@ def test_the_bundled_models_take_the_recipes_that_were_chosen_for_them() -> None
     assert {figure.model for figure in figures_of(plan)} == {"Qwen2.5-7B", "Llama3.1-8B"}
 
 
+def test_what_is_typed_counts_more_than_sizes_and_less_than_what_makes_a_row() -> None:
+    table = load_table("table1")
+    plan = Plan(table, Asked(rows=("grpo", "leafe"), overrides=("train.learning_rate=3e-5", "grpo.size=4", "leafe.rounds=2")))
+    grpo, own = (plan.config(table.row(name), 1) for name in ("grpo", "leafe"))
+    assert grpo.train.learning_rate == own.train.learning_rate == 3e-5
+    assert grpo.own.model_dump()["size"] == 4 and own.own.model_dump()["rounds"] == 2
+    assert Plan(table, Asked()).config(table.row("grpo"), 1).train.learning_rate == 1e-4
+    ablation = load_table("ablation")
+    assert Plan(ablation, Asked(overrides=("distill.beta=2",))).config(ablation.row("beta-0"), 1).distill.beta == 0
+
+
 def test_a_claim_is_yes_or_no_only_where_the_interval_leaves_out_zero() -> None:
     said = {
         verdict("A", Interval(*bounds)).partition(" (")[0] for bounds in ((0.1, 0.05, 0.2), (-0.1, -0.2, -0.01), (0.1, -0.1, 0.2))

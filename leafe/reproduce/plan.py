@@ -81,7 +81,8 @@ class Plan:
     @cached_property
     def base(self) -> RunConfig:
         """The settings that all rows share."""
-        return load_recipe(self._recipe[0], [*self._shared, *MEASURES_ONLY])
+        shared = (text for text in self._shared_by(()) if not _of_other_method(text, DEFAULT_METHOD))
+        return load_recipe(self._recipe[0], [*shared, *MEASURES_ONLY])
 
     @cached_property
     def _recipe(self) -> tuple[str, tuple[str, ...]]:
@@ -92,11 +93,11 @@ class Plan:
         """The name or the path of the recipe."""
         return self._recipe[0]
 
-    @cached_property
-    def _shared(self) -> tuple[str, ...]:
+    def _shared_by(self, sizes: Sequence[str]) -> tuple[str, ...]:
+        """What is laid over the recipe. What was typed counts more than sizes, and less than the settings that make a row what it is."""
         recipe, laid = self._recipe
         said = self.table.said
-        return (*laid, *said.settings, *said.sizes.get(recipe, ()), *self.asked.overrides)
+        return (*laid, *said.settings, *said.sizes.get(recipe, ()), *sizes, *self.asked.overrides)
 
     @cached_property
     def out(self) -> Path:
@@ -158,7 +159,7 @@ class Plan:
 
     def _config(self, row: Row, seed: int) -> RunConfig:
         said = row.said
-        own: list[str] = [*said.settings, *said.sizes.get(self.recipe, ())]
+        own: list[str] = list(said.settings)
         if said.method:
             own += [f"method={said.method}", f"explore.turns={int(self.base.explore.turns * said.share)}"]
         else:
@@ -169,7 +170,7 @@ class Plan:
             own += [f"model={start}"]
         try:
             method = find(said.method or DEFAULT_METHOD).name
-            shared = [text for text in self._shared if not _of_other_method(text, method)]
+            shared = [text for text in self._shared_by(said.sizes.get(self.recipe, ())) if not _of_other_method(text, method)]
             return load_recipe(self.recipe, [*shared, f"name={row.name}", f"seed={seed}", *own])
         except UserError as error:
             raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None

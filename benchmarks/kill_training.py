@@ -24,8 +24,8 @@ Moment = tuple[int, int]  # a step, and how many bytes of its journal there are
 
 def moment(folder: Path) -> Moment:
     """Where a training is."""
-    found = [(int(path.name.split(".")[0].removeprefix("step-")), path) for path in folder.glob("step-*.journal.jsonl")]
     try:
+        found = [(int(path.name.split(".")[0].removeprefix("step-")), path) for path in folder.glob("step-*.journal.jsonl")]
         step, path = max(found, default=(0, folder))
         return (step, path.stat().st_size) if step else (0, 0)
     except FileNotFoundError:  # it was removed in between

@@ -276,7 +276,8 @@ def test_turns_are_added_up_and_rows_that_are_not_at_equal_turns_are_marked(
         "lost": None,
     }
     assert rows["half"]["cost"]["steps"] == 4 and rows["half"]["cost"]["examples"] == 6
-    assert rows["first"]["flags"] == rows["half"]["flags"] == [] and rows["half"]["share"] == 1
+    assert rows["first"]["flags"] == [] and rows["half"]["share"] == 1
+    assert rows["half"]["flags"] == ["took 29 % of the turns that it may"]
     assert "not at equal turns" in rows["more"]["flags"][0] and "2 of the budget" in rows["more"]["flags"][0]
     assert "over its budget of 96 turns" in rows["more"]["flags"][1]
     config = RunDirectory.existing(made.out / "seed-1" / "half", read_only=True).config

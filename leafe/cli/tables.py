@@ -135,7 +135,10 @@ def _table(title: str, rows: Sequence[Cells]) -> Shown:
     heading, *lines = rows
     shown = Shown(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, text in enumerate(heading):
-        shown.add_column(escape(text), justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
+        widest = max(map(len, text.split()), default=None)
+        shown.add_column(
+            escape(text), justify="right" if number else "left", no_wrap=number == 0, overflow="fold", min_width=widest
+        )
     for line in lines:
         shown.add_row(*map(escape, line))
     return shown

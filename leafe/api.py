@@ -22,6 +22,7 @@ from typing import Any, Literal, overload
 
 from leafe.compose import bench_of, load_local_engine
 from leafe.config import configured, dump, parse
+from leafe.differing import differing_fields
 from leafe.digest import seed_for
 from leafe.distillation.examples import Selection
 from leafe.distillation.examples import distill as distill_trees
@@ -48,7 +49,7 @@ from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.records import Example, Tree
 from leafe.run import RunDirectory, whole_folder
-from leafe.settings import DEFAULT_METHOD, EngineSettings, RunConfig, TrainSettings, differing_fields
+from leafe.settings import DEFAULT_METHOD, EngineSettings, RunConfig, TrainSettings
 from leafe.training.launch import ProgressCallback
 from leafe.training.loss import CrossEntropy, Loss, check_examples
 from leafe.training.sft import TrainReport, fine_tune

@@ -13,6 +13,7 @@ from leafe.engines.base import Engine
 from leafe.engines.loading import context_of, load_config, load_tokenizer
 from leafe.engines.openai_findings import Findings
 from leafe.engines.replicas import ReplicatedEngine
+from leafe.engines.serve_programs import PROGRAMS
 from leafe.engines.tokens import ChatTokenizer
 from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
@@ -59,13 +60,42 @@ def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
     return loads[0]() if len(loads) == 1 else ReplicatedEngine(loads)
 
 
+def slower(settings: EngineSettings, device: str, obstacle: str) -> list[str]:
+    """Why an engine in this process is slower than it could be on the device, in sentences with what to type."""
+    said = []
+    if device.startswith("cuda") and settings.dtype == "float32":
+        said.append(
+            "the engine samples in float32 on a GPU, with twice the memory and a fraction of the speed of bfloat16; type engine.dtype=auto"
+            " for what the GPU and the checkpoint allow"
+        )
+    if obstacle:
+        said.append(
+            f"the engine takes the plain forward pass, several times slower than its own steps, since with those {obstacle:.160};"
+            " engine.kind=vllm may be faster for this model"
+        )
+    return said
+
+
+def _told(load: Callable[[Path], Engine], config: RunConfig, progress: Progress) -> Callable[[Path], Engine]:
+    """The same engines, with a word about what makes one slow."""
+
+    def loaded(folder: Path) -> Engine:
+        engine = load(folder)
+        if isinstance(engine, (TransformersEngine, ReplicatedEngine)):
+            for sentence in slower(config.engine, device_of(config.engine.device), engine.obstacle):
+                progress.say(sentence)
+        return engine
+
+    return loaded
+
+
 def bench_of(config: RunConfig, progress: Progress) -> Experiment:
     """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
     check_trackers(config.report_to)
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
-    if config.engine.kind == "vllm":
+    if config.engine.kind in PROGRAMS:
         return _bench_on_own_server(config, base, progress)
-    load = loader_of(config, load_local_engine)
+    load = _told(loader_of(config, load_local_engine), config, progress)
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 
     def explores(folder: Path) -> Engine:

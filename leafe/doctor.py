@@ -1,4 +1,4 @@
-"""What this machine has and lacks, each with the command that mends it.
+"""What this machine has and lacks, each with the command that fixes it.
 
 Looks at metadata and at the system's own files, and tries imports in a process of their own, so it answers where libraries are broken.
 What is wanted is read from the package's own metadata and stands nowhere else.

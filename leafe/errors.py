@@ -51,7 +51,7 @@ class UnknownName(UserError, LookupError):
 
 
 class MissingDependency(UserError, ImportError):
-    """An optional library is absent. `install` is the command that mends it."""
+    """An optional library is absent. `install` is the command that fixes it."""
 
     def __init__(self, what: str, install: str) -> None:
         super().__init__(f"{what} is not installed; type: {install}")
@@ -73,7 +73,7 @@ def unwritable(path: object, error: BaseException) -> Unwritable:
     leafe.errors.Unwritable: cannot write run/forest.jsonl: No space left on device; make room and type the same command again: it goes on
     """
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
-    mend = "make room" if is_full(error) else "mend that"
+    mend = "make room" if is_full(error) else "fix that"
     return Unwritable(f"cannot write {path}: {reason}; {mend} and type the same command again: it goes on")
 
 

@@ -218,6 +218,29 @@ class Experiment:
         seed = seed_for(self.config.seed, "distill")
         return Selection(**wanted.model_dump(), seed=seed)
 
+    def keep_logs_of(self, run: RunDirectory) -> None:
+        """What a server of the run's own says goes into a folder of the run from here on."""
+        self.keep_logs_in(run.path / LOGS)
+
+    def sound_alarms(self, stage: str, faults: Faults) -> None:
+        """Says at once what makes a stage's figures mean little."""
+        for sentence in alarms(faults, self.config):
+            self.progress.say(f"{stage}: {sentence}")
+
+    def keep_server(self, run: RunDirectory) -> None:
+        """Keeps with a run what its server is. Raises `UserError` for one that cannot be used and `RunConflict` for another than it was."""
+        if not self.probe:
+            return
+        found = self.probe()
+        refuse_lacking(found, trains=False)
+        before = run.stages.get(PROBE)
+        if before is None:
+            run.finish_stage(PROBE, found.as_json())
+        elif changes := differing(before, found):
+            raise RunConflict(
+                f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
+            )
+
     async def awith_engine(
         self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
     ) -> Result:
@@ -285,9 +308,9 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
 @done_once(explored)
 def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec) -> Made:
     """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
-    experiment.keep_logs_in(run.path / LOGS)
+    experiment.keep_logs_of(run)
     if spec.model == experiment.base:
-        server_stage(experiment, run)
+        experiment.keep_server(run)
     run.check(spec.model)
     trees = explore_tasks(experiment, stage, spec)
     solved = sum(any(attempt.success and attempt.by == "policy" for attempt in tree.attempts) for tree in trees)
@@ -296,29 +319,8 @@ def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: F
     figures = {"tasks": len(trees), "solved": solved, **sum((tree.spend for tree in trees), Usage()).figures}
     note = {} if experiment.can_roll_back else {"note": f"{experiment.config.environment.name}: {ROLLBACK_FREE}"}
     experiment.progress.say(f"{stage}: {solved} of {len(trees)} tasks solved")
-    sound_alarms(experiment, stage, faults_of(trees))
+    experiment.sound_alarms(stage, faults_of(trees))
     return Made(figures | note, [spec.path] if spec.path else [])
-
-
-def sound_alarms(experiment: Experiment, stage: str, faults: Faults) -> None:
-    """Says at once what makes a stage's figures mean little."""
-    for sentence in alarms(faults, experiment.config):
-        experiment.progress.say(f"{stage}: {sentence}")
-
-
-def server_stage(experiment: Experiment, run: RunDirectory) -> None:
-    """Keeps with a run what its server is. Raises `UserError` for one that cannot be used and `RunConflict` for another than it was."""
-    if not experiment.probe:
-        return
-    found = experiment.probe()
-    refuse_lacking(found, trains=False)
-    before = run.stages.get(PROBE)
-    if before is None:
-        run.finish_stage(PROBE, found.as_json())
-    elif changes := differing(before, found):
-        raise RunConflict(
-            f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
-        )
 
 
 @done_once(trained)

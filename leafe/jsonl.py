@@ -114,7 +114,7 @@ class Appender:
             try:
                 self._write(line)
             except BaseException:
-                with suppress(OSError):  # tried again before the next record, and by whoever opens the file next
+                with suppress(OSError):  # tried again before the next record, and by the next to open the file
                     self._take_back()
                 raise
         self._end += len(line)

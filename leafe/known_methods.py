@@ -1,7 +1,7 @@
 """Methods by name: those that ship, those that other packages offer, and any class as `module:Class`.
 
 Another package offers its classes through the entry point group `leafe.methods`. Nothing is imported before it is asked for, and nothing
-here knows what a method does: what a class has to have is looked at, so that one that lacks it is told in a sentence.
+here knows what a method does: what a class has to have is looked at, so that a class that lacks it is refused in a sentence.
 """
 
 from __future__ import annotations

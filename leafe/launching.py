@@ -12,25 +12,28 @@ from pathlib import Path
 
 import httpx
 
+from leafe.digest import digest
 from leafe.engines.base import Engine
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.openai_findings import Findings
 from leafe.engines.serve import OwnServer
 from leafe.engines.serve_command import ServeCommand
 from leafe.engines.serve_engine import ServedEngine
+from leafe.engines.serve_programs import ADAPTER, PROGRAMS
 from leafe.errors import EngineError, UserError
 from leafe.loops import wait_for
 from leafe.progress import Progress
 from leafe.serving import Door, probe_door, served_engine, tell
-from leafe.settings import EngineSettings, RunConfig
+from leafe.settings import EngineSettings, LoraSettings, RunConfig
 from leafe.training.checkpoint import device_of, dtype_of
 from leafe.training.memory import give_back
 
 
-def serve_command(settings: EngineSettings) -> ServeCommand:
+def serve_command(settings: EngineSettings, lora: LoraSettings | None = None) -> ServeCommand:
     """What the settings say about the server. Raises `UserError` for arguments that cannot be passed on."""
     on_gpu = settings.dtype == "auto" and device_of("auto").startswith("cuda")
     return ServeCommand(
+        server=PROGRAMS[settings.kind],
         command=settings.command,
         arguments=settings.arguments,
         # Said outright: by itself vLLM would serve a base of bfloat16 and what was trained from it, in float32, with different precisions.
@@ -38,6 +41,7 @@ def serve_command(settings: EngineSettings) -> ServeCommand:
         max_context=settings.max_context,
         tensor_parallel=settings.tensor_parallel,
         memory_share=settings.memory_share,
+        rank=lora.rank if lora and lora.keep and settings.kind == "vllm" else 0,
     )
 
 
@@ -47,7 +51,9 @@ class Launched:
     def __init__(self, config: RunConfig, base: Path, progress: Progress) -> None:
         self._config, self._base, self._progress = config, base, progress
         settings = config.engine
-        self.server = OwnServer(serve_command(settings), patience=settings.patience, restarts=settings.restarts, told=progress.say)
+        command = serve_command(settings, config.train.lora)
+        self._adapts = bool(command.rank)
+        self.server = OwnServer(command, patience=settings.patience, restarts=settings.restarts, told=progress.say)
         self._found: Findings | None = None
 
     def probe(self) -> Findings:
@@ -69,25 +75,34 @@ class Launched:
             if known:
                 await self._start(folder)
             found = known or await self._probed(folder)
-            return served_engine(self._config, folder, self._progress, found, door=self._door(lost))
+            return served_engine(self._config, folder, self._progress, found, door=self._door(lost, found.model))
 
         return ServedEngine(self.server, connect, concurrency=self._config.engine.concurrency)
 
     async def _probed(self, folder: Path) -> Findings:
-        await self._start(folder)
-        found = await probe_door(self._config, folder, self._progress, self._door(self._died))
-        return replace(found, server=f"vLLM {self.server.version}" if self.server.version else "")
+        name = await self._start(folder)
+        found = await probe_door(self._config, folder, self._progress, self._door(self._died, name))
+        return replace(found, server=self.server.version)
 
-    async def _start(self, folder: Path) -> None:
+    async def _start(self, folder: Path) -> str:
+        """Has a folder served, by a server of its own or as an adapter on the base's, and says under which name."""
         give_back()
+        adapter = folder / ADAPTER
+        if self._adapts and folder != self._base and adapter.is_dir():
+            await self.server.start(self._base, self._config.model)
+            name = f"{folder.name}-{digest(str(folder))[:8]}"
+            await self.server.load_adapter(name, adapter)
+            self._progress.say(f"{folder.name} is served as an adapter on {self._config.model}")
+            return name
         await self.server.start(folder, self._config.model if folder == self._base else folder.name)
+        return self.server.name
 
     def _died(self) -> str:
-        """Nobody starts it again during the first questions, so that what it dies of is told at once."""
+        """Nobody starts it again during the first questions, so that the cause of its death is reported at once."""
         return f"the server died, {self.server.last_words}" if self.server.ended else ""
 
-    def _door(self, lost: Callable[[], str]) -> Door:
+    def _door(self, lost: Callable[[], str], name: str) -> Door:
         # A transport of its own keeps requests to this machine from a proxy that the surroundings name.
         most = self._config.engine.concurrency
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=most, max_keepalive_connections=most))
-        return Door(self.server.base_url, self.server.key, self.server.name, transport, lost)
+        return Door(self.server.base_url, self.server.key, name, transport, lost)

@@ -8,7 +8,7 @@ from leafe.digest import seed_for
 from leafe.engines.base import Engine
 from leafe.evaluation.evaluate import evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome, costs_of
-from leafe.experiment import LOGS, Experiment, server_stage, sound_alarms
+from leafe.experiment import Experiment
 from leafe.forest.explore import Explorer
 from leafe.forest.faults import check_command
 from leafe.forest.play import once
@@ -24,9 +24,9 @@ ROLLS_BACK = "it rolls back at test time, which plain attempts do not; turns tha
 def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, *, player: Explorer = once) -> Made:
     """Measures a policy on the held-out tasks as an arm; `player` takes each attempt."""
     stage = f"evaluate {arm}"
-    experiment.keep_logs_in(run.path / LOGS)
+    experiment.keep_logs_of(run)
     if policy.model == experiment.base and not (experiment.trains and experiment.load_measured):
-        server_stage(experiment, run)
+        experiment.keep_server(run)
     run.check(policy.model)
     tasks, samples = experiment.tasks("test"), experiment.config.evaluate.samples
     seed = seed_for(experiment.config.seed, "evaluate")
@@ -52,7 +52,7 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
             )
 
     outcomes = experiment.with_engine(policy.model, work, measures=True)
-    sound_alarms(experiment, stage, ArmOutcomes(arm, tuple(outcomes)).faults)
+    experiment.sound_alarms(stage, ArmOutcomes(arm, tuple(outcomes)).faults)
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
     costs: dict[str, Any] = {} if player is once else costs_of(outcomes)
     note = {"note": ROLLS_BACK} if costs.get("rollbacks") else {}

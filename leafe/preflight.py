@@ -116,7 +116,7 @@ def _context_sentences(config: RunConfig, played: Rehearsed, meter: Meter) -> It
         return
     shortest = reflect_messages(scene, trajectory[:1], ended=True, shortening=_shortest(scene.prompts, trajectory[:1]))
     reflection = meter.prompt(shortest) + config.sampling.reflect.max_tokens
-    _require_room(reflection, "looking back at one turn", "reflect", config, context=meter.context)
+    _require_room(reflection, "reflecting on one turn", "reflect", config, context=meter.context)
     observed = (meter.prompt(act_messages(scene, trajectory)) - first) / len(trajectory)
     replied = sum(meter.text(turn.completion.text) for turn in trajectory) / len(trajectory)
     turn, horizon = observed + max(0.0, act - replied), scene.task.horizon

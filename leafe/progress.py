@@ -1,4 +1,4 @@
-"""How a long stage tells how far it is and what it comes to: protocols for whoever shows or keeps it, and fakes that do neither."""
+"""How a long stage tells how far it is and what it comes to: protocols for what shows or keeps it, and fakes that do neither."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Gauge(Protocol):
 
 
 class Progress(Protocol):
-    """Whoever shows gauges."""
+    """Displays progress."""
 
     def stage(self, name: str, total: float, unit: str) -> Gauge:
         """A new gauge that runs to `total`, counted in `unit` (a plural noun)."""

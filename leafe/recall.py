@@ -92,6 +92,11 @@ def likeness(one: str, other: str) -> float:
     return len(mine & theirs) / len(mine | theirs) if mine or theirs else float(one == other)
 
 
+def renewed(last: Recall | None, items: Sequence[Remembered], count: int) -> Recall:
+    """A recall over `items`: the last one where nothing has changed since, which has counted their words already."""
+    return last if last is not None and last.items == tuple(items) else Recall(items, count)
+
+
 class Recall:
     """The `count` best matching texts of each group for a task, the best first. What shares no word with the task is not told.
 
@@ -103,9 +108,9 @@ class Recall:
     """
 
     def __init__(self, items: Sequence[Remembered], count: int) -> None:
-        self._items, self._count = tuple(items), count
-        self._terms = [Counter(terms(item.key)) for item in self._items]
-        self._length = sum(counted.total() for counted in self._terms) / max(1, len(self._items)) or 1.0
+        self.items, self._count = tuple(items), count
+        self._terms = [Counter(terms(item.key)) for item in self.items]
+        self._length = sum(counted.total() for counted in self._terms) / max(1, len(self.items)) or 1.0
         self._spread = Counter(term for counted in self._terms for term in counted)
 
     def __call__(self, task: Task, root: Observation) -> tuple[str, ...]:
@@ -115,16 +120,16 @@ class Recall:
     def best(self, query: str) -> list[Remembered]:
         """The items themselves, group by group in the order in which groups came up first."""
         asked = sorted(set(terms(query)))
-        scores = [self._score(number, asked) for number in range(len(self._items))]
+        scores = [self._score(number, asked) for number in range(len(self.items))]
         chosen = []
-        for group in dict.fromkeys(item.group for item in self._items):
-            ours = [number for number, item in enumerate(self._items) if item.group == group and scores[number] > 0]
+        for group in dict.fromkeys(item.group for item in self.items):
+            ours = [number for number, item in enumerate(self.items) if item.group == group and scores[number] > 0]
             ours.sort(key=lambda number: (-scores[number], -number))
-            chosen += [self._items[number] for number in ours[: self._count]]
+            chosen += [self.items[number] for number in ours[: self._count]]
         return chosen
 
     def _score(self, number: int, asked: Sequence[str]) -> float:
-        counted, total = self._terms[number], len(self._items)
+        counted, total = self._terms[number], len(self.items)
         long = K1 * (1 - B + B * counted.total() / self._length)
         return math.fsum(
             math.log(1 + (total - self._spread[term] + 0.5) / (self._spread[term] + 0.5))

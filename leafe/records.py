@@ -231,7 +231,8 @@ class Usage:
     def figures(self) -> dict[str, int]:
         """The cost as a stage reports it: what was read and written to act always, the rest where there is any."""
         always = {"turns": self.turns, "prompt_tokens": self.prompt_tokens, "sampled_tokens": self.sampled_tokens}
-        rest = {name: getattr(self, name) for name in ("reflection_tokens", "replayed_steps", "rollbacks")}
+        counted = ("reflection_tokens", "replayed_steps", "rollbacks", "expert_steps", "discarded")
+        rest = {name: getattr(self, name) for name in counted}
         return always | {name: amount for name, amount in rest.items() if amount}
 
 

@@ -26,11 +26,12 @@ from types import TracebackType
 from typing import IO, Any
 
 from leafe.config import dump, parse
+from leafe.differing import differing_fields
 from leafe.digest import text_digest
 from leafe.errors import CorruptFile, RunConflict, UserError
 from leafe.jsonl import write_text_atomically
 from leafe.manifest import change, files_of, given, is_whole, manifest_of, sealed
-from leafe.settings import RunConfig, differing_fields
+from leafe.settings import RunConfig
 from leafe.shown import ARM, FOREST, arms, check_name, forests
 
 HEADER = "# A leafe run; the digest of the lines below is "

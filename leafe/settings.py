@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -79,11 +78,12 @@ class EngineSettings(Settings):
     `api_key_env` is the name of an environment variable, never a key. `tokenizer` (`model`, a folder or a Hub
     name) makes ids where the server returns none. `timeout` and `patience` are in seconds: for one answer, and for a server that is away.
 
-    The last five are for `kind` vllm, which starts the server itself (`engines/serve_command.py`): the program, options of the user's own,
-    over how many GPUs the model is split, which share of their memory it takes, and how often it is started again when it dies.
+    The last five are for `kind` vllm and sglang, which start the server themselves (`engines/serve_command.py`): the program, options of
+    the user's own, over how many GPUs the model is split, which share of their memory it takes, and how often it is started again when it
+    dies.
     """
 
-    kind: Literal["transformers", "openai", "vllm"] = "transformers"
+    kind: Literal["transformers", "openai", "vllm", "sglang"] = "transformers"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     device: Text = "auto"
     threads: int = Field(0, ge=0)
@@ -124,8 +124,10 @@ class EngineSettings(Settings):
     def _server_is_named(self) -> Self:
         if self.kind == "openai" and not self.base_url:
             raise ValueError("engine.kind openai wants engine.base_url, as http://localhost:8000/v1, and found none")
-        if self.kind == "vllm" and self.base_url:
-            raise ValueError("engine.kind vllm starts a server of its own; leave out engine.base_url, or type engine.kind=openai")
+        if self.kind in ("vllm", "sglang") and self.base_url:
+            raise ValueError(
+                f"engine.kind {self.kind} starts a server of its own; leave out engine.base_url, or type engine.kind=openai"
+            )
         return self
 
 
@@ -204,11 +206,13 @@ class DistillSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """A low-rank adapter in place of full training; no `targets` means every linear layer."""
+    """A low-rank adapter in place of full training; no `targets` means every linear layer. With `keep` it lies beside the merged weights
+    as well, in `adapter`, and engine.kind=vllm loads it into the server of the base."""
 
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     targets: tuple[str, ...] = Field((), strict=False)
+    keep: bool = False
 
 
 Optimizer = Literal[
@@ -231,8 +235,7 @@ class TrainSettings(Settings):
     `attention`: `tree` in blocks, `flex` by FlexAttention (on a GPU), `dense` with a mask, for models that take nothing else; `auto` is the
     fastest of them that passes a trial on the model. `compile` compiles each layer, which goes with FlexAttention.
     `dtype`: `float32`; `mixed` computes in bfloat16 with float32 weights; `bfloat16` has bfloat16 weights and leaves the rest of each to
-    the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers,
-    `auto` its AdamW.
+    the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers.
     `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
     every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. What a killed training goes on from is
     written every `save_every` steps, 0 for never.
@@ -383,19 +386,3 @@ MACHINE: dict[str, Any] = {
     },
     "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes", "sharding", "save_every"},
 }
-
-
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _leaves(item, (*path, key))
-    else:
-        yield path, canonical(value)
-
-
-def differing_fields(before: RunConfig, after: RunConfig) -> list[str]:
-    """What makes two configurations different runs, as `["train.epochs: 2.0 -> 3.0"]`; settings of the machine are left out."""
-    old, new = (dict(_leaves(config.model_dump(mode="json", exclude=MACHINE))) for config in (before, after))
-    differing = [path for path in {**old, **new} if old.get(path) != new.get(path)]
-    groups = {path[:depth] for path in differing for depth in range(len(path))}
-    return [f"{'.'.join(path)}: {old.get(path, 'none')} -> {new.get(path, 'none')}" for path in differing if path not in groups]

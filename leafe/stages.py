@@ -22,7 +22,7 @@ PROBE = "probe"  # where a run keeps what a server was found to be
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is explored with or measured: a model, and what is told to it beside the task.
+    """What is explored with or measured: a model, and what its prompt says beside the task.
 
     `model` is a checkpoint's folder. `notes` stand in the first prompt of every attempt, as a playbook does, and behind them what `memory`
     holds for the attempt's task; `prompts` is a profile or a folder of prompts, empty for the run's own.
@@ -34,7 +34,7 @@ class Policy:
     memory: MemoryFile | None = None
 
     def told(self) -> dict[str, Any]:
-        """What is told beside the task, for the record; empty where nothing is."""
+        """What the prompt says beside the task, for the record; empty where it says nothing."""
         recalled = {"file": self.memory.path.name, "count": self.memory.count} if self.memory else {}
         told = {"notes": list(self.notes), "prompts": self.prompts, "memory": recalled}
         return {name: value for name, value in told.items() if value}

@@ -1,4 +1,4 @@
-"""What trackers are told while stages are under way: cumulative figures by how much is done, at most a hundred times a stage."""
+"""What trackers receive while stages are under way: cumulative figures by how much is done, at most a hundred times a stage."""
 
 from __future__ import annotations
 

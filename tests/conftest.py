@@ -40,7 +40,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 @pytest.fixture(scope="session")
 def taught(once: Once) -> Path:
-    """A small Llama that plays `lookup` a little, of `command.teach`."""
-    from command import teach
+    """A small Llama that plays `lookup` a little, of `taught.teach`."""
+    from taught import teach
 
     return once("taught", teach)

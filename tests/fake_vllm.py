@@ -1,4 +1,5 @@
-"""A program that takes the options of `vllm serve`, refuses others, and serves as vLLM does: for tests that start a server.
+"""A program that takes the options of `vllm serve`, or with --model-path those of SGLang's server, refuses others, and serves as they do:
+for tests that start a server.
 
 What it does besides stands in the environment variable FAKE_VLLM, as JSON: `folder`, where each start leaves a line in `starts.jsonl`, and
 `starts`, what happens at the first start, the second and so on; the last holds for all further ones.
@@ -22,7 +23,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -54,7 +55,29 @@ def searching(messages: list[Body], draw: random.Random) -> str:
     return f"turn 1: {place}" if messages[-1]["content"].endswith("Reflect.") else place
 
 
+def options_of_sglang() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="launch_server", allow_abbrev=False)
+    parser.add_argument("--model-path", dest="model", required=True)
+    parser.add_argument("--served-model-name", required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--dtype", choices=["auto", "half", "float16", "bfloat16", "float", "float32"])
+    parser.add_argument("--context-length", dest="max_model_len", type=int, default=2048)
+    parser.add_argument("--tp-size", type=int)
+    parser.add_argument("--mem-fraction-static", type=float)
+    parser.add_argument("--sampling-defaults", choices=["openai", "model"])
+    parser.add_argument("--log-level-http")
+    parser.add_argument("--config", type=Path)
+    found = parser.parse_args(sys.argv[2:] if sys.argv[1:2] == ["serve"] else None)
+    assert found.config.stat().st_mode & 0o077 == 0
+    os.environ["VLLM_API_KEY"] = found.config.read_text().removeprefix("api-key: ").strip()
+    found.model_tag = None
+    return found
+
+
 def options() -> argparse.Namespace:
+    if "--model-path" in sys.argv:
+        return options_of_sglang()
     parser = argparse.ArgumentParser(prog="vllm serve", allow_abbrev=False)
     parser.add_argument("model_tag", nargs="?")
     parser.add_argument("--model")
@@ -70,6 +93,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--generation-config")
     parser.add_argument("--disable-uvicorn-access-log", action="store_true")
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--max-lora-rank", type=int, choices=[1, 8, 16, 32, 64, 128, 256, 320, 512])
     given = sys.argv[1:]
     return parser.parse_args(given[1:] if given[:1] == ["serve"] else given)
 
@@ -78,10 +103,33 @@ class Versioned(FakeServer):
     """Tells its version, and is killed after so many answers."""
 
     left = sys.maxsize
+    adapters: ClassVar[list[str]] = []
+
+    def take(self, body: bytes) -> tuple[int, Any]:
+        """An adapter, as vLLM does where it was told to by an option and by a variable."""
+        asked = json.loads(body)
+        if "--enable-lora" not in sys.argv or os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") != "True":
+            return 404, {"detail": "Not Found"}
+        if asked["lora_name"] in self.adapters or not (Path(asked["lora_path"]) / "adapter_config.json").is_file():
+            return 400, {"error": {"message": "it is loaded already, or no adapter", "code": 400}}
+        self.adapters.append(asked["lora_name"])
+        return 200, f"Success: LoRA adapter '{asked['lora_name']}' added successfully."
+
+    def models(self) -> tuple[int, Any]:
+        """With the adapters."""
+        status, listed = super().models()
+        own = listed["data"][0]
+        return status, listed | {"data": [own, *({**own, "id": name, "parent": own["id"]} for name in self.adapters)]}
 
     def answer(self, method: str, path: str, body: bytes, authorization: str = "") -> tuple[int, Any]:
         if path == "/version":
             return 200, {"version": "0.30.0"}
+        if path == "/get_server_info" and "--model-path" in sys.argv:
+            return 200, {"version": "0.5.3", "tp_size": 1}
+        if path == "/v1/load_lora_adapter":
+            return self.take(body)
+        if method == "POST" and (name := json.loads(body).get("model")) in self.adapters:
+            body = body.replace(json.dumps(name).encode(), json.dumps(self.model).encode(), 1)
         if method == "POST":
             type(self).left -= 1
             if self.left < 0:

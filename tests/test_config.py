@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.config import config_class, dump, load_recipe, parse, recipe_names
+from leafe.differing import differing_fields
 from leafe.errors import UnknownName, UserError
 from leafe.methods.leafe import Leafe, LeafeSettings
 from leafe.records import Sampling
-from leafe.settings import RunConfig, differing_fields
+from leafe.settings import RunConfig
 from leafe.yaml_text import read_values
 
 MINIMAL = "name: trial\nenvironment: {name: sokoban}\n"

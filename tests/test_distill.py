@@ -359,6 +359,8 @@ def test_matched_successes_are_as_many_and_were_found_within_the_same_turns() ->
             "a",
             "x",
         }
+    one, other = matched(first, second, TERSE, replace(EVERYTHING, seed=3), by_task=False)
+    assert len(one) == len(other) == 3 and {example.origin for example in one} - {"a-s", "a", "b"}
     longer = [replace(second[0], spend=replace(second[0].spend, turns=5))]
     draws = set()
     for seed in range(20):

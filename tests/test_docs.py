@@ -15,6 +15,7 @@ from command import leafe
 from tiny import tiny_model, tiny_tokenizer
 from transformers import TrainingArguments
 
+from leafe import __version__
 from leafe.config import parse
 from leafe.distillation.store import read_examples
 from leafe.engines.scripted import ScriptedEngine
@@ -156,3 +157,24 @@ def test_the_environment_of_the_documentation_is_checked_explored_and_measured(
     assert mended and lessons
     assert sum(tree.spend.rollbacks for tree in trees) == 0 if fidelity == "NONE" else mended[0].spend.rollbacks > 0
     assert not any("try open" in message.content for example in lessons for message in example.messages)
+
+
+ROOT = DOCS.parent
+
+
+def test_the_readme_links_to_nothing_that_a_package_index_lacks_and_names_pages_that_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(target.startswith("https://") for target in re.findall(r"\]\(([^)]+)\)", text))
+    named = set(re.findall(r"`(docs/[a-z_]+\.md|[A-Z]+\.md)`", text)) - {"README.md"}
+    assert named >= {"docs/api.md", "docs/methods.md"} and all((ROOT / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("name", ["llms.txt", "AGENTS.md", "CONTRIBUTING.md"])
+def test_pages_for_those_who_come_link_to_files_that_are_there(name: str) -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert all((ROOT / target).is_file() for target in targets)
+
+
+def test_the_citation_names_the_version_that_this_is() -> None:
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert __version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -11,17 +11,20 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import QUICK, leafe
 from tiny import tiny_model, tiny_tokenizer
 
+from leafe.compose import slower
 from leafe.engines.base import Engine
 from leafe.engines.replicas import ReplicatedEngine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, EngineError, UserError
 from leafe.records import Ask, Completion, Message, Sampling
+from leafe.settings import EngineSettings
 
 
 def own_number(ask: Ask) -> str:
@@ -60,6 +63,15 @@ def answers(engine: Engine, asks: list[Ask]) -> list[Completion]:
     return asyncio.run(work())
 
 
+def test_what_makes_an_engine_slow_is_said_with_what_to_type() -> None:
+    settings = EngineSettings()
+    assert slower(settings, "cpu", "") == [] == slower(EngineSettings(dtype="auto"), "cuda:0", "")
+    (precision,) = slower(settings, "cuda:0", "")
+    assert "samples in float32 on a GPU" in precision and "type engine.dtype=auto" in precision
+    (path,) = slower(settings, "cpu", "its logits are off by 0.3")
+    assert "plain forward pass" in path and "since with those its logits are off by 0.3;" in path
+
+
 def gone(number: int) -> bool:
     """Whether a process has ended, waiting some seconds for it."""
     for _ in range(500):
@@ -91,6 +103,13 @@ def test_what_is_drawn_does_not_depend_on_how_many_processes_there_are(checkpoin
     assert shared.stats.sampled_tokens == alone.stats.sampled_tokens
 
 
+def hindered(answer: object) -> Engine:
+    """An engine that says why it is slow, as those of a GPU do."""
+    made: Any = scripted(answer)
+    made.obstacle = "its logits are off by 0.3"
+    return made
+
+
 def test_a_task_stays_with_its_process_and_tasks_are_shared_out() -> None:
     asks = [ask(task, turn, system="The same for all.") for turn in range(4) for task in range(6)]
     numbers = [completion.text for completion in answers(ReplicatedEngine([partial(scripted, own_number)] * 2), asks)]
@@ -114,7 +133,8 @@ def test_a_refusal_reaches_the_one_who_asked() -> None:
 
 def test_a_process_that_is_killed_fails_what_it_had_and_what_comes_after() -> None:
     async def work() -> None:
-        engine = ReplicatedEngine([partial(scripted, slow)])
+        engine = ReplicatedEngine([partial(hindered, slow)])
+        assert engine.obstacle == "its logits are off by 0.3"
         number = int((await engine.generate(Ask((Message("user", "at once"),), Sampling(), 0))).text)
         waiting = [asyncio.create_task(engine.generate(ask(task))) for task in range(3)]
         await asyncio.sleep(0.1)

@@ -29,6 +29,7 @@ from leafe.progress import Silent
 from leafe.records import Ask, Completion, StopReason, Tree
 from leafe.results import comparison_of
 from leafe.run import RunDirectory
+from leafe.viewer.report import write_report
 from leafe.worlds.fakes import Lookup
 
 
@@ -154,6 +155,9 @@ def test_the_arm_says_that_it_rolls_back_at_test_time_and_is_the_same_after_a_ki
     assert found["turns"] == sum(outcome.turns for outcome in one) and max(outcome.turns for outcome in one) <= 4
     assert found["reflection_tokens"] > 0 and f"{found['rollbacks']} rollbacks at test time" in table
     assert "rolls back at test time" in found["note"]
+    with RunDirectory.existing(tmp_path / "whole") as directory:
+        page = write_report(directory).read_text(encoding="utf-8")
+    assert f"none; {found['rollbacks']} rollbacks at test time" in page
     plain = read_outcomes(tmp_path / "whole" / "eval" / "base.jsonl")
     assert not any(outcome.rollbacks for outcome in plain) and "rollbacks" not in (tmp_path / "whole/eval/base.jsonl").read_text()
 

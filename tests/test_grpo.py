@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from first_step import VARIANTS, first_step, norm
 
 from leafe.compose import bench_of
 from leafe.config import parse
@@ -97,6 +98,21 @@ def test_a_run_that_was_killed_when_training_was_over_does_not_train_again(whole
     with RunDirectory.existing(whole, read_only=True) as before:
         assert again.stages["train grpo"] == before.stages["train grpo"]
     assert not (path / "grpo.over").exists()
+
+
+@pytest.mark.parametrize(
+    ("variant", "loss", "gradient"),
+    [
+        ("GRPO", 0.0, 13.538631),
+        ("Dr. GRPO", -0.02777777, 2.930939),
+        ("DAPO", -0.12827781, 13.535120),
+        ("DAPO with an entropy bonus", -0.18445224, 13.502231),
+    ],
+)
+def test_a_first_step_is_that_of_trl(variant: str, loss: float, gradient: float) -> None:
+    """The figures are those of TRL 1.16.0, which `benchmarks/trl_first_step.py` compares with gradient by gradient."""
+    found, gradients = first_step(VARIANTS[variant])
+    assert found == pytest.approx(loss, abs=1e-5) and norm(gradients) == pytest.approx(gradient, rel=1e-4)
 
 
 def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ FLOORS = {
     "shown": 0,
     "config": 1,
     "settings": 1,
+    "differing": 1,
     "known_methods": 1,
     "stages": 1,
     "run": 1,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import leafe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from players import FULL, Hand, key_in, rules
@@ -25,9 +27,10 @@ from leafe.forest.play import once
 from leafe.forest.store import read_forest
 from leafe.lab import Lab, run_recipe, stages_of
 from leafe.memory.questions import Asked, Questions
-from leafe.methods.ace import Playbook, read_deltas, read_reflection
+from leafe.methods.ace import AceSettings, Playbook, read_deltas, read_reflection
 from leafe.methods.flex import Library, read_entries, read_update
 from leafe.methods.reasoning_bank import Bank, Item, read_items
+from leafe.preflight import Meter
 from leafe.progress import Silent
 from leafe.prompts import load_questions
 from leafe.recall import MemoryFile, Recall, Remembered, likeness, read_memory, terms, write_memory
@@ -46,7 +49,9 @@ from leafe.worlds.fakes import Lookup
         ("<lesson>Open place2 first.</lesson>", [("lesson", "Open place2 first.", ())]),
         ("<think>hm <lesson>no</lesson></think>\n< LESSON >a\n b</lesson>", [("lesson", "a b", ())]),
         ("```\n<lesson>**left**</lesson>\n```", [("lesson", "left", ())]),
-        ("<lesson>one<lesson>two</lesson>", [("lesson", "one", ()), ("lesson", "two", ())]),
+        ("As a <lesson> I say:\n<lesson>two</lesson>", [("lesson", "two", ())]),
+        ("<lesson>one\n<lesson>two", [("lesson", "one", ()), ("lesson", "two", ())]),
+        ("<lesson>one\n<remove>b3</remove>", [("lesson", "one", ()), ("remove", "", ("b3",))]),
         ("so: <lesson>to the end", [("lesson", "to the end", ())]),
         ("<remove>B3, b4 and b3</remove>", [("remove", "", ("b3", "b4"))]),
         ('<remove id="b7"/>', [("remove", "", ("b7",))]),
@@ -121,7 +126,7 @@ QUESTIONS = {
     "flex_success": (read_entries, "fact"),
     "flex_failure": (read_entries, "fact"),
 }
-PLACES = {"turn", "playbook", "lessons", "known", "new", "problem"}
+PLACES = {"turn", "outcome", "playbook", "lessons", "known", "new", "problem"}
 TEXTS = load_questions("full", "lookup", dict.fromkeys((*QUESTIONS, "flex_update", "memory_again"), PLACES))
 
 
@@ -428,7 +433,7 @@ def test_a_profile_without_the_questions_asks_for_ordinary_reflections(tmp_path:
 
     for method in METHODS:
         made = experiment(tmp_path, method, "prompts=terse")
-        made = type(made)(made.config, made.base, lambda folder: ScriptedEngine(terse), made.make_environment, made.progress)
+        made = replace(made, load_engine=lambda folder: ScriptedEngine(terse))
         figures = run(tmp_path / method, made).stages[f"explore {method}"]
         (kept,) = {one.text for one in read_memory(tmp_path / method / "memory" / f"{method}.jsonl")}
         assert kept == "open place3" and figures["unread"] == 0 and figures["duplicates"] == figures["questions"] - 1
@@ -469,6 +474,26 @@ def test_a_memory_of_a_whole_run_is_json_that_names_where_each_text_is_from(whol
     assert all(one["source"].startswith("lookup-") for one in lines[1:])
 
 
-def test_lab_is_what_a_memory_is_made_with(tmp_path: Path) -> None:
-    made = experiment(tmp_path, "ace", "ace.tokens=40")
-    assert Playbook.of(Lab(made), made.config.own).limit == 40  # type: ignore[arg-type]
+def test_a_playbook_takes_a_part_of_the_context_at_most(tmp_path: Path) -> None:
+    def limit(context: int, *overrides: str) -> int:
+        made = experiment(tmp_path, "ace", *overrides)
+        measured = replace(made, load_meter=lambda: Meter(lambda messages: 0, len, context))
+        own = made.config.own
+        assert isinstance(own, AceSettings)
+        return Playbook.of(Lab(measured), own).limit
+
+    assert (limit(1000), limit(100_000), limit(0), limit(1000, "ace.tokens=500")) == (250, 2048, 2048, 500)
+    with pytest.raises(UserError, match=r"at most half of the model's context of 1000 tokens, found 501"):
+        limit(1000, "ace.tokens=501")
+
+
+@pytest.mark.parametrize("method", ["ace", "ga_rollback"])
+def test_a_real_model_goes_through_the_real_command_line(method: str, tmp_path: Path) -> None:
+    world = "environment.args={rows: 5, columns: 5, min_length: 2, max_length: 3, horizon: 3}"
+    few = ("tasks.train=2", "tasks.test=1", "explore.turns=6", "evaluate.samples=1", "evaluate.resamples=10", "engine.threads=1")
+    own = ("ga_rollback.wait=1",) if method == "ga_rollback" else (f"{method}.batch=1",)
+    said = leafe("run", "smoke", f"method={method}", world, *few, *own, "--out", tmp_path / "run")
+    assert said.status == 0 and method in said.out, said
+    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+    figures = stages.get(f"explore {method}", stages[f"evaluate {method}"])
+    assert 0 < figures["turns"] <= 12 and (method == "ga_rollback" or figures["attempts"] >= 4)

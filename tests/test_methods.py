@@ -286,10 +286,10 @@ def test_a_run_that_an_older_version_began_is_read_and_gone_on_with(tmp_path: Pa
     RunDirectory.open(tmp_path / "run", config).close()
     new = dump(config)
     section = "leafe:\n  rounds: 1\n  controls:\n  - independent\n  arms:\n  - leafe\n  - rehearsal\n  - independent\n"
-    assert section in new and "method: leafe\n" in new
-    old = new.replace(section, section.removeprefix("leafe:\n").replace("\n  ", "\n").removeprefix("  ")).replace(
-        "method: leafe\n", ""
-    )
+    later = "  average: 0.5\n  averaged: leafe\n"
+    assert section + later in new and "method: leafe\n" in new
+    top = section.removeprefix("leafe:\n").replace("\n  ", "\n").removeprefix("  ")
+    old = new.replace(section + later, top).replace("method: leafe\n", "")
     (tmp_path / "run" / "config.yaml").write_text(HEADER + text_digest(old) + "\n" + old)
     with RunDirectory.existing(tmp_path / "run", read_only=True) as run:
         assert run.config == config

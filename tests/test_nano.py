@@ -21,7 +21,7 @@ from leafe.nano.build import Plan, Shape, build
 from leafe.nano.curriculum import DRILL, Curriculum, Lesson, Lookback, Move, Stage, Writer, batches
 from leafe.nano.sokoban_teacher import INSTRUCTION, PLAN, SokobanTeacher
 from leafe.nano.tokenizer import END, ROLES, build_tokenizer
-from leafe.nano.worlds import SOKOBAN
+from leafe.nano.worlds import SOKOBAN, world
 from leafe.prompts import load_prompts
 from leafe.records import Completion, Message, Observation, Turn
 from leafe.replies import parse_reflection, render_reflection
@@ -271,6 +271,11 @@ def short_episodes(*stages: Stage) -> Curriculum:
     return Curriculum("sokoban", stages, plain_teacher)
 
 
+def quick(*stages: Stage) -> Curriculum:
+    """Lessons of a world that costs nothing to play."""
+    return replace(world("lookup", {"places": 3, "horizon": 2}, split="train").curriculum, stages=stages)
+
+
 def plain_teacher(stage: Stage) -> SokobanTeacher:
     return SokobanTeacher(longest=stage.longest)
 
@@ -291,14 +296,13 @@ def test_steps_are_taken_however_few_there_are(tmp_path: Path) -> None:
     found = []
     for steps in (1, 2):
         plan = Plan(steps=steps, tokens=512, shape=SMALL)
-        build(short_episodes(Stage(0.3, 2), Stage(0.3, 2), Stage(0.4, 2)), tmp_path / str(steps), plan)
+        build(quick(Stage(0.3, 2), Stage(0.3, 2), Stage(0.4, 2)), tmp_path / str(steps), plan)
         found.append((tmp_path / str(steps) / "model.safetensors").read_bytes())
     assert found[0] != found[1]
 
 
 def test_two_processes_build_one_checkpoint(tmp_path: Path) -> None:
     plan = Plan(steps=2, tokens=512, processes=2, shape=SMALL)
-    curriculum = replace(SOKOBAN, stages=(Stage(1.0, 2),))  # of the package alone: a process loads the modules of what it is given
-    build(curriculum, tmp_path, plan, print)
+    build(quick(Stage(1.0, 2)), tmp_path, plan, print)  # of the package alone: a process loads the modules of what it is given
     AutoModelForCausalLM.from_pretrained(tmp_path)
     assert json.loads((tmp_path / "build.json").read_text())["steps_done"] == 2

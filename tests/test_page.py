@@ -18,7 +18,7 @@ from leafe.records import Attempt, Completion, Experience, Observation, Reflecti
 from leafe.results import ExplorationRow, exploration_row
 from leafe.viewer.markup import preformatted, tag
 from leafe.viewer.page import PageContent, render_page
-from leafe.viewer.trees import ENDINGS, pool, replaced_turn
+from leafe.viewer.trees import ENDINGS, lanes, replaced_turn
 
 BOARD = "You moved.\n#####\n#PXO#\n#####"
 HOSTILE = [
@@ -350,16 +350,16 @@ def test_a_reflection_without_room_is_told_apart_from_one_that_cannot_be_read() 
 
 
 def test_each_branch_hangs_from_the_turn_that_it_was_rolled_back_to() -> None:
-    found = {worker.attempt.index: (worker.owner, worker.start, worker.end) for worker in pool(small_tree())}
+    found = {worker.attempt.index: (worker.owner, worker.start, worker.end) for worker in lanes(small_tree())}
     assert found == {0: (None, 0, 3), 1: (0, 1, 3), 2: (1, 2, 3), 3: (None, 0, 1), 4: (None, 0, 0)}
-    assert [worker.attempt.index for worker in pool(small_tree())] == [0, 1, 2, 3, 4]
+    assert [worker.attempt.index for worker in lanes(small_tree())] == [0, 1, 2, 3, 4]
 
 
 def test_no_lane_is_crossed_by_the_line_of_another() -> None:
     tree = small_tree()
     early = Attempt(5, 1, StopReason.TURN_LIMIT, False, 0.0, "5/3", 0, 3)
     tree = replace(tree, turns=(*tree.turns, turn(5, 3, "up", parent="0/2")), attempts=(*tree.attempts, early))
-    drawn = pool(tree)
+    drawn = lanes(tree)
     rows = {worker.attempt.index: row for row, worker in enumerate(drawn)}
     assert [worker.attempt.index for worker in drawn] == [0, 5, 1, 2, 3, 4]
     for worker in drawn:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import leafe, teach
+from command import leafe
 from players import PLACES, TERSE, Hand, Policy, breaks, erratic, grown, key_in, rules, scripted
 from safetensors.torch import load_file
 
@@ -239,6 +239,13 @@ def test_actions_that_cannot_be_told_apart_are_no_pair(answers: list[str], horiz
     assert len(found) == 2 * ("no such" in answers)
 
 
+def test_a_reply_that_the_other_one_begins_with_is_no_pair() -> None:
+    """Without an end token, as in a reply that was cut, it would have no token of its own to be preferred for."""
+    policy = scripted(ONE, TWO, "turn 1: x", "open place12")
+    tree = grown(explore, Hand(Lookup(places=12), policy), key_in(12, horizon=2), max_attempts=2)
+    assert tree.attempts[1].success and list(pairs(tree, TERSE, 8)) == []
+
+
 # Soft targets
 
 
@@ -279,17 +286,15 @@ RUNS = {
     "grpo": ["grpo.groups=2", "grpo.size=3", "grpo.steps=2", "grpo.kl=0.5", "grpo.passes=2"],
     "reset_groups": ["reset_groups.groups=2", "reset_groups.size=3", "reset_groups.steps=2", "reset_groups.revision=0.5"],
     "opd": ["opd.groups=2", "opd.steps=2", "opd.passes=2", "opd.entropy=0.01"],
-    "preference": [],
-    "soft_targets": ["soft_targets.top=5"],
+    "preference": ["explore.turns=12"],
+    "soft_targets": ["explore.turns=12", "soft_targets.top=5"],
 }
 ON_POLICY = ["grpo", "reset_groups", "opd"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    teach(folder)
-    return folder
+def model(taught: Path) -> Path:
+    return taught
 
 
 @pytest.fixture(scope="module")
@@ -454,7 +459,9 @@ class Unreturning(Lookup):
     [
         ("reset_groups", "reset_groups.turn=drawn", "turn: wanted 'named' where revision is above 0"),
         ("reset_groups", "sampling.act.temperature=0.7", "reset_groups.revision wants sampling.act.temperature=1"),
-        ("reset_groups", "reset_groups.advantage=pkpo reset_groups.k=3", "k: wanted less than the 3 continuations"),
+        ("reset_groups", "reset_groups.advantage=pkpo reset_groups.k=3", "k: wanted less than the 3 attempts"),
+        ("reset_groups", "reset_groups.reward=reward", "reward: wanted 'success' for the advantage max_rl"),
+        ("reset_groups", "reset_groups.normalise=0", "^reset_groups.normalise: wanted"),
         ("opd", "sampling.act.temperature=0.7 opd.kl=0", "method opd wants sampling.act.temperature=1"),
         ("opd", "engine.kind=openai engine.base_url=http://localhost:1/v1", "method opd gives the engine new weights"),
         ("preference", "preference.start=x engine.kind=openai engine.base_url=http://localhost:1/v1", "preference.start wants"),

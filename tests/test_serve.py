@@ -28,10 +28,11 @@ from leafe.engines import serve, serve_log
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.openai_http import Waiting
 from leafe.engines.serve import OwnServer
-from leafe.engines.serve_command import OURS, ServeCommand
+from leafe.engines.serve_command import ServeCommand
 from leafe.engines.serve_engine import ServedEngine
 from leafe.engines.serve_log import HALF, LONGEST_LINE, ServerLog, telling
 from leafe.engines.serve_process import ServerProcess
+from leafe.engines.serve_programs import PROGRAMS, SGLANG, Program
 from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion, Message, Sampling
 
@@ -151,13 +152,39 @@ def test_the_recipe_s_settings_stand_in_the_command_and_nothing_else_listens(tmp
     assert "--max-model-len" not in COMMAND.line(tmp_path, "policy", 7) and "--model" in COMMAND.line(tmp_path, "policy", 7)
 
 
-@pytest.mark.parametrize("option", OURS)
-def test_options_that_are_set_already_are_refused_however_they_are_written(option: str) -> None:
+def test_the_same_settings_are_told_to_sglang_in_its_own_words_and_the_key_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"engine.kind=sglang starts the program sglang, .*engine\.command=\[sglang-env/bin/sglang\]"
+    ):
+        ServeCommand(server=SGLANG).program()
+    assert ServeCommand((sys.executable,), server=SGLANG).program()[1:] == ("-m", "sglang.launch_server")
+    how = ServeCommand((sys.executable, "x", "serve"), ("--dp-size", "2"), "bfloat16", 4096, tensor_parallel=2, server=SGLANG)
+    pairs = dict(pairwise(how.line(tmp_path, "policy", 7, tmp_path / "key.yaml")))
+    assert (pairs["--model-path"], pairs["--served-model-name"]) == (str(tmp_path), "policy")
+    assert (pairs["--context-length"], pairs["--tp-size"], pairs["--mem-fraction-static"]) == ("4096", "2", "0.9")
+    assert (pairs["--host"], pairs["--config"], pairs["--dp-size"]) == ("127.0.0.1", str(tmp_path / "key.yaml"), "2")
+
+
+def test_a_server_of_sglang_is_started_asked_and_ended(plan: Plan, told: list[str], model: Path, tmp_path: Path) -> None:
+    own = OwnServer(ServeCommand((sys.executable, FAKE), dtype="float32", server=SGLANG), patience=60, told=told.append)
+    found = run(answers(engine_on(own, model), asked(3)))
+    assert all(completion.text for completion in found) and own.version == "SGLang 0.5.3"
+    assert own.key not in " ".join(plan.starts[0]["line"]) and plan.starts[0]["key"] == own.key
+    assert not list(tmp_path.glob("*.yaml")) and any("SGLang 0.5.3" in line for line in told)
+    own.free()
+    assert plan.left == []
+
+
+@pytest.mark.parametrize(("program", "option"), [(program, option) for program in PROGRAMS.values() for option in program.ours])
+def test_options_that_are_set_already_are_refused_however_they_are_written(program: Program, option: str) -> None:
     written = [option, f"{option}=1", option.replace("-", "_").replace("__", "--", 1), *([option[:-1]] if len(option) > 6 else [])]
     for argument in written:
         if argument.startswith("-"):
             with pytest.raises(UserError, match="is set by leafe itself"):
-                ServeCommand(arguments=("--enforce-eager", argument))
+                ServeCommand(arguments=("--enforce-eager", argument), server=program)
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("--seed\n",), ("--seed\0", "1"), ("",)])
@@ -279,7 +306,7 @@ def test_a_server_is_waited_for_and_tells_its_version_and_how_it_is_going(
     monkeypatch.setattr(serve, "TELL_EVERY", 0.2)
     server.keep_logs_in(plan.folder / "logs")
     run(server.start(model, "policy"))
-    assert server.version == "0.30.0" and "the server is ready after" in told[-1]
+    assert server.version == "vLLM 0.30.0" and "the server is ready after" in told[-1]
     assert any("loading for" in line for line in told) and any(f"127.0.0.1:{plan.starts[0]['port']}" in line for line in told)
     run(server.start(model, "policy"))
     assert len(plan.starts) == 1  # the same weights again are those that it has

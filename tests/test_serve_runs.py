@@ -89,6 +89,22 @@ def test_a_run_whose_server_is_killed_gives_the_forest_of_an_undisturbed_one_and
     assert not any(start["key"] in said.out + said.err for start in plan.starts)
 
 
+def test_trained_adapters_are_loaded_into_the_server_of_the_base_also_when_it_died(plan: Plan, model: Path, tmp_path: Path) -> None:
+    plan({}, {"answers": 24}, {})
+    said = run(plan, model, "arms=[leafe, rehearsal]", "train.lora={rank: 2, keep: true}", "evaluate.samples=8")
+    assert said.status == 0, said.err
+    assert [start["model"] for start in plan.starts] == [str(model)] * len(plan.starts)  # no checkpoint was served
+    assert len(plan.starts) == 3 and "starting it again" in words(said)
+    pairs = [list(zip(start["line"], start["line"][1:], strict=False)) for start in plan.starts]
+    assert all(("--max-lora-rank", "8") in pair for pair in pairs)
+    for arm in ("leafe", "rehearsal"):
+        adapter = tmp_path / "run" / "checkpoints" / arm / "adapter"
+        assert sorted(path.name for path in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+        assert f"{arm} is served as an adapter" in words(said)
+    with RunDirectory.existing(tmp_path / "run", read_only=True) as directory:
+        assert [directory.stages[f"evaluate {arm}"]["attempts"] for arm in ("base", "leafe", "rehearsal")] == [16, 16, 16]
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from players import MOVES, PLACES, Breaking, Deadly, erratic, rules
 
 from leafe.config import parse
+from leafe.differing import differing_fields
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
@@ -31,12 +32,12 @@ from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import explore
 from leafe.records import Ask, Message, Observation, Sampling, StopReason, Task, Tree
 from leafe.scale import worlds as worlds_module
+from leafe.scale.desk import Desk, Order
 from leafe.scale.engine import SpreadEngine
 from leafe.scale.fakes import FakeWorkers
 from leafe.scale.line import Line, Starter, WorkerLost
 from leafe.scale.process import ProcessLink, start_process
 from leafe.scale.worlds import SpreadWorlds, spread
-from leafe.settings import differing_fields
 from leafe.worlds.fakes import Lookup
 
 RULES = rules(turns=16, max_attempts=4, max_depth=3, reflect_every=2)
@@ -133,6 +134,38 @@ def test_calls_travel_in_heaps() -> None:
     fake = FakeWorkers()
     driven(lookup, lookup().tasks("train", 40), PLACES, host=partial(spread, fake, 1), concurrency=40)
     assert fake.messages < fake.orders
+
+
+class OneByOne:
+    """A service whose answers are ready one after another."""
+
+    async def serve(self, request: int) -> int:
+        for _ in range(3 * request):
+            await asyncio.sleep(0)
+        return request
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("gather", "count", "most"), [(0.0, 30, 30), (0.1, 30, 2), (0.1, 7, 7)])
+def test_where_messages_are_dear_answers_wait_for_each_other_and_a_few_do_not(gather: float, count: int, most: int) -> None:
+    async def work() -> list[list[int]]:
+        desk, heaps = Desk(OneByOne), []
+        await desk.hand_in([Order(number, number) for number in range(1, count + 1)])
+        while sum(map(len, heaps)) < count:
+            heaps.append([answer.result for answer in await desk.collect(gather)])
+        return heaps
+
+    heaps = asyncio.run(work())
+    assert sorted(number for heap in heaps for number in heap) == list(range(1, count + 1))
+    assert len(heaps) <= most and ((gather and count > 8) or len(heaps) > count // 2)
+
+
+def test_a_forest_is_the_same_where_messages_wait_for_each_other() -> None:
+    tasks = lookup().tasks("train", 40)
+    fake = FakeWorkers(gather=0.002)
+    here = driven(lookup, tasks, PLACES, concurrency=40)
+    assert driven(lookup, tasks, PLACES, host=partial(spread, fake, 2), concurrency=40) == here
 
 
 def test_an_attempt_that_breaks_breaks_in_a_worker_as_it_does_here() -> None:

@@ -95,6 +95,7 @@ REFUSED = {
     ("evaluate", "nano", "--env", "sokobam"): "'sokoban'",
     ("diagnose", "smoke", "--tasks", "3"): "--env",
     ("train", "nowhere"): "nowhere",
+    ("reproduce", "tabel1"): "'table1'",
     ("run", "smoke", "prompts=curt", "--out", "full"): "curt",
     ("run", "smoke", "--out", "full"): "full",
 }

@@ -191,6 +191,9 @@ def reproduce(
 
     table1, stage1, ablation, second-stage and others ship; docs/reproduce.md has them and how to write one.
     """
+    from leafe.cli import wanted
+
+    wanted.table(table, recipe)
     from leafe.cli import tables
 
     typed = tables.Typed(model, env, recipe, seeds, rows)
@@ -272,7 +275,7 @@ def new_env(name: Annotated[str, typer.Argument(help="a module's name, as my_maz
 
 @app.command()
 def doctor(*, as_json: AsJson = False) -> None:
-    """Says what is installed, what is missing, and the command that mends it."""
+    """Says what is installed, what is missing, and the command that fixes it."""
     from leafe.cli import health
 
     raise SystemExit(health.doctor(as_json=as_json))

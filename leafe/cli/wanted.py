@@ -11,6 +11,7 @@ from pathlib import Path
 from leafe.config import load_recipe, of_model, recipe_names
 from leafe.errors import UnknownName, UserError
 from leafe.refusals import refuse
+from leafe.reproduce.spec import load_table
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 
@@ -47,6 +48,13 @@ def run_or_recipe(where: str, overrides: Sequence[str], out: Path | None) -> Pat
     if given:
         raise UserError(f"{where} is no recipe, and a run keeps the settings that it was started with; leave out all but {where}")
     return run(Path(where))
+
+
+def table(name: str, recipe: str) -> None:
+    """Refuses a table or a recipe that is not there. Raises `UserError`."""
+    load_table(name)
+    if recipe:
+        load_recipe(recipe)
 
 
 def without_env(given: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Why a forest gave no example: the first of its causes, found by counting, and what mends that one.
+"""Why a forest gave no example: the first of its causes, found by counting, and what fixes that one.
 
 A setting is named only where changing it would help. Nothing is read or printed here.
 """
@@ -74,7 +74,7 @@ def _of_reflections(trees: Sequence[Tree], faults: Faults, config: RunConfig) ->
 
 
 def _of_no_reflection(trees: Sequence[Tree], config: RunConfig) -> str:
-    """Why nobody looked back."""
+    """Why there was no reflection."""
     if not config.explore.max_depth or config.explore.max_attempts == 1:
         name = "max_depth" if not config.explore.max_depth else "max_attempts"
         return f"explore.{name}={getattr(config.explore, name)} leaves no branch to reflect for: raise it"

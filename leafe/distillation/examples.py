@@ -82,9 +82,9 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, selection: Selection) -> 
     shares: list[float] = []
     for tree in {tree.task.id: tree for tree, _ in successes}.values():
         usable = usable_turns(tree)
-        walks = [tree.trajectory(attempt.leaf) for attempt in by_tree[tree.task.id]]
-        turns = {turn.id: turn for walk in walks for turn in walk if turn.id in usable}
-        times = Counter(turn.id for walk in walks for turn in walk)
+        paths = [tree.trajectory(attempt.leaf) for attempt in by_tree[tree.task.id]]
+        turns = {turn.id: turn for path in paths for turn in path if turn.id in usable}
+        times = Counter(turn.id for path in paths for turn in path)
         won = sum(attempt.success for attempt in tree.attempts)
         found += (_example("rehearsal", selection, prompts, tree, turn=turn) for turn in turns.values())
         shares += (times[turn] / won for turn in turns)
@@ -92,18 +92,19 @@ def rehearsal(trees: Iterable[Tree], prompts: Prompts, selection: Selection) -> 
 
 
 def matched(
-    trees: Sequence[Tree], others: Sequence[Tree], prompts: Prompts, selection: Selection
+    trees: Sequence[Tree], others: Sequence[Tree], prompts: Prompts, selection: Selection, *, by_task: bool = True
 ) -> tuple[list[Example], list[Example]]:
     """The rehearsal examples of two forests over the same tasks, matched in turns and in number.
 
-    Of each task those attempts count that ended within the turns that both forests spent on it; of the side with more examples as many
-    as the other has are drawn by the seed. Each side's come in the forest's order of task ids.
+    Of each task those attempts count that ended within the turns that both forests spent on it. Without `by_task` all count: where tasks
+    are left once they are solved, it is all turns together that are equal. Of the side with more examples as many as the other has are
+    drawn by the seed. Each side's come in the forest's order of task ids.
     """
     spent = [{tree.task.id: tree.spend.turns for tree in forest} for forest in (trees, others)]
     sides = []
     for forest in (trees, others):
         ordered = sorted((tree for tree in forest if all(tree.task.id in one for one in spent)), key=lambda tree: tree.task.id)
-        equal = [tree.within(min(one[tree.task.id] for one in spent)) for tree in ordered]
+        equal = [tree.within(min(one[tree.task.id] for one in spent)) for tree in ordered] if by_task else ordered
         sides.append(list(rehearsal(equal, prompts, selection)))
     fewest = min(len(side) for side in sides)
     draw = random.Random(seed_for(selection.seed, "matched"))

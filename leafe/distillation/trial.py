@@ -4,7 +4,7 @@ No list of names: every way of attending is tried on the model itself, and beyon
 chunk, an original context) on a small twin of it in which that limit is short. What differs is refused; what differs only beyond a limit
 is allowed up to it.
 
-Logits are compared after the last tokens of each sample. The difference is told in units of what attention does: the root mean square over
+Logits are compared after the last tokens of each sample. The difference is given in units of what attention does: the root mean square over
 the vocabulary of the error, divided by how much logits after the same token differ with what came before. In float32 rounding gave at most
 2e-5 on the architectures of `docs/architectures.md`, and the least fault 3e-3 (Doge beyond `keep_window_size`).
 

@@ -1,6 +1,6 @@
 """A model and its tokenizer from a folder: what can be sampled from and trained, or one sentence that says why not.
 
-Only safetensors are read and no code that comes with a model is run. What a folder is, is told from its small files before any weights
+Only safetensors are read and no code that comes with a model is run. A folder is judged by its small files before any weights
 are read. It does not try whether the model computes what it should.
 """
 

@@ -1,7 +1,7 @@
 """Reading what a server answered, strictly: an answer is a reply, a word that the context is full, or malformed.
 
 Nothing is guessed and nothing is repaired, since what is read here is journaled and trained on. The one liberty: reasoning that a server
-parted from the reply is put before it again in `<think>` tags, where the model wrote it. `Malformed` names the field and what it held.
+split off from the reply is put before it again in `<think>` tags, where the model wrote it. `Malformed` names the field and what it held.
 """
 
 from __future__ import annotations

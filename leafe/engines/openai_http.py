@@ -1,6 +1,6 @@
 """Talking to a server that may be busy, broken or away, and saying what happened without giving away a key.
 
-Three kinds of trouble are told apart. A server that is *away* (no connection, a gateway that says so, too many requests) is waited for, up
+There are three kinds of trouble. A server that is *away* (no connection, a gateway that says so, too many requests) is waited for, up
 to `patience` seconds, which is more than a restart takes. A request that *fails* (lost in the middle, timed out, answered 500) is sent
 again, `retries` times. Anything else is an answer, which this file does not judge. A request that times out while others are answered is a
 sign that the server has more on hand than it can do: from then on it is sent less at once.

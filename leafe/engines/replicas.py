@@ -49,7 +49,8 @@ class _Request:
 
 
 class ReplicatedEngine:
-    """A process for each of `makes`, which give equal engines and have to be picklable. `concurrency` is the sum of theirs.
+    """A process for each of `makes`, which give equal engines and have to be picklable. `concurrency` is the sum of theirs,
+    `obstacle` that of any.
 
     Raises what they raise. Requests may come from one event loop at a time.
     """
@@ -62,7 +63,9 @@ class ReplicatedEngine:
         try:
             for number, make in enumerate(makes):  # one by one: what has started is stopped when the next cannot
                 self._replicas.append(_Replica(make, number, self._add_up))
-            self.concurrency = sum(replica.ready() for replica in self._replicas)
+            ready = [replica.ready() for replica in self._replicas]
+            self.concurrency = sum(concurrency for concurrency, _ in ready)
+            self.obstacle = next((obstacle for _, obstacle in ready if obstacle), "")
         except BaseException:
             for replica in self._replicas:
                 replica.stop()
@@ -126,8 +129,8 @@ class _Replica:
         """Requests in flight."""
         return len(self._waiting)
 
-    def ready(self) -> int:
-        """Waits until the engine is there and returns its concurrency. Raises what kept it from being there."""
+    def ready(self) -> tuple[int, str]:
+        """Waits until the engine is there; its concurrency, and its obstacle if it has one. Raises what kept it from being there."""
         try:
             first = self._pipe.recv()
         except EOFError:
@@ -135,7 +138,8 @@ class _Replica:
         if isinstance(first, BaseException):
             raise first
         self._listener.start()
-        return int(first)
+        concurrency, obstacle = first
+        return int(concurrency), str(obstacle)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Sends a request and waits for its answer."""
@@ -228,10 +232,10 @@ def _serve(make: Callable[[], Engine], pipe: Connection, life: Connection) -> No
     disable_progress_bar()  # the parent's stand alone
     try:
         engine = make()
-    except Exception as error:  # what it is, is told where the engine was asked for
+    except Exception as error:  # reported where the engine was asked for
         pipe.send(error)
         return
-    pipe.send(engine.concurrency)
+    pipe.send((engine.concurrency, getattr(engine, "obstacle", "")))
     asyncio.run(_answer_all(engine, pipe))
 
 

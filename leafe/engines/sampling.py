@@ -4,7 +4,7 @@ The invariant: no global random state. The number for token `index` of a request
 inverting the cumulative distribution in the order of the ids, so a row's draw never depends on the other rows.
 
 `draw` is for a processor. `draw_there` computes the same by tensors alone, for a GPU: it neither sorts nor heaps up a whole vocabulary, and
-takes chances in float32, so one draw in some millions may fall on a neighbour.
+takes probabilities in float32, so one draw in some millions may fall on a neighbour.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def _invert(logprobs: torch.Tensor, samplings: Sequence[Sampling], numbers: Sequ
     cumulative = probs.cumsum(dim=-1)
     target = torch.tensor(numbers, dtype=torch.float64, device=logprobs.device) * cumulative[:, -1]
     found = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-    # With a number just below one, rounding can put the target on the end of the heap, behind ids of no chance at all.
+    # With a number just below one, rounding can put the target on the end of the cumulative sum, behind ids of probability 0.
     last = (cumulative < cumulative[:, -1:]).sum(dim=-1)
     return torch.minimum(found, last)
 
 
 def _nucleus(probs: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
-    """`chances` with zeros outside the smallest set of most probable ids that holds `top_p` of the mass."""
+    """`probs` with zeros outside the smallest set of most probable ids that holds `top_p` of the mass."""
     mass = torch.tensor([sampling.top_p for sampling in samplings], dtype=torch.float64, device=probs.device)
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from leafe.engines.base import Engine, Scores
+from leafe.errors import UserError
 from leafe.records import Example, Message, Target
+
+Answer = TypeVar("Answer")
 
 Question = tuple[Sequence[Message], Sequence[int]]  # ids, had they been sampled after the messages
 
 
 async def score_all(engine: Engine, questions: Sequence[Question], *, top: int = 0) -> list[Scores]:
     """What the engine makes of each question, in their order. Raises as `Engine.score` does."""
-    room = asyncio.Semaphore(engine.concurrency)
 
     async def one(question: Question) -> Scores:
+        return await engine.score(*question, top)
+
+    return await _bounded(engine, questions, one)
+
+
+async def score_fitting(engine: Engine, questions: Sequence[Question]) -> list[Scores | None]:
+    """The same for ids that the engine has sampled, None for a question that is longer than the context."""
+
+    async def one(question: Question) -> Scores | None:
+        try:
+            return await engine.score(*question)
+        except UserError:  # of the engine's own ids, only the length can be wrong
+            return None
+
+    return await _bounded(engine, questions, one)
+
+
+async def _bounded(engine: Engine, questions: Sequence[Question], ask: Callable[[Question], Awaitable[Answer]]) -> list[Answer]:
+    room = asyncio.Semaphore(engine.concurrency)
+
+    async def one(question: Question) -> Answer:
         async with room:
-            return await engine.score(*question, top)
+            return await ask(question)
 
     return list(await asyncio.gather(*map(one, questions)))
 

@@ -1,7 +1,7 @@
 """A server of this run's own: started on a model, waited for, ended, and started again when it dies.
 
 One model is served at a time: the weights of another end the server and start one for them. The server listens on this machine alone, at a
-port that was free, and answers to a key that is made for it and handed over in an environment variable. One line is told when it starts,
+port that was free, and answers to a key that is made for it and handed over in an environment variable. One line is printed when it starts,
 one every half minute while it loads, one when it is ready, one for each restart.
 """
 
@@ -27,8 +27,7 @@ from leafe.engines.serve_command import ServeCommand
 from leafe.engines.serve_process import ServerProcess
 from leafe.errors import EngineError
 
-KEY_NAME = "VLLM_API_KEY"
-QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+QUIET = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 WITHIN = 3600.0  # seconds in which so many restarts are tried
 PORTS = 3  # that are tried at a start
 LOOK_EVERY = 0.2  # seconds
@@ -54,6 +53,7 @@ class OwnServer:
         self._begun: deque[float] = deque()  # when it was started again
         self._processes: list[ServerProcess] = []
         self._folder: Path | None = None
+        self._adapters: dict[str, Path] = {}
         weakref.finalize(
             self, _stop_all, self._processes, os.getpid()
         )  # also when this process ends in order; else the keeper does
@@ -81,11 +81,38 @@ class OwnServer:
             return
         await asyncio.to_thread(self.free)
         self.model, self.name = model, name
+        self._adapters.clear()
         try:
             await self._launch()
         except BaseException:
             self.model = None
             raise
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Serves an adapter on the model that runs, under a name, also when the server has to be started again.
+
+        Raises `EngineError` where the server does not take it.
+        """
+        if name not in self._adapters:
+            await self._hand_over(name, folder)
+            self._adapters[name] = folder
+
+    async def _hand_over(self, name: str, folder: Path) -> None:
+        body = {"lora_name": name, "lora_path": str(folder.absolute())}
+        async with self._client(timeout=self._patience) as client:
+            try:
+                answer = await client.post(f"{self.base_url}/load_lora_adapter", json=body)
+                said = "" if answer.status_code == 200 else f"{answer.status_code}: {answer.text:.300}"
+            except httpx.HTTPError as error:
+                said = f"{type(error).__name__} {error}"
+        if said:
+            raise EngineError(
+                f"{self._words} does not take the adapter in {folder} ({said}); set train.lora.keep=false to serve merged weights"
+            )
+
+    def _client(self, timeout: float = 10.0) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {self.key}"}
+        return httpx.AsyncClient(headers=headers, timeout=timeout, transport=httpx.AsyncHTTPTransport())
 
     async def restart(self) -> None:
         """A server in place of one that died, perhaps at another address. Raises `EngineError` once it has died too often."""
@@ -100,6 +127,8 @@ class OwnServer:
             self._told(f"the server died ({died}); starting it again, {len(self._begun)} of at most {self._restarts} times")
             try:
                 await self._launch()
+                for name, folder in self._adapters.items():
+                    await self._hand_over(name, folder)
             except EngineError:
                 continue
             return
@@ -130,9 +159,12 @@ class OwnServer:
         """A process that was just started, and its port. It does not outlive an error."""
         assert self.model is not None
         port = _free_port()
-        line = self._command.line(self.model, self.name, port)
+        program, key_file = self._command.server, self._key_file()
+        line = self._command.line(self.model, self.name, port, key_file)
         self._told(f"starting a server for {self.name} at 127.0.0.1:{port} ({self._words}); loading may take minutes")
-        process = ServerProcess(line, {**QUIET, **os.environ, KEY_NAME: self.key}, secret=self.key)
+        key = {program.key: self.key} if program.key else {}
+        key |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if self._command.rank else {}
+        process = ServerProcess(line, {**QUIET, **program.surroundings, **os.environ, **key}, secret=self.key)
         self._processes[:] = [process]
         self.base_url = f"http://127.0.0.1:{port}/v1"
         if self._folder:
@@ -142,16 +174,28 @@ class OwnServer:
         except BaseException:
             process.stop()
             raise
+        finally:
+            if key_file:
+                key_file.unlink(missing_ok=True)
+
+    def _key_file(self) -> Path | None:
+        """The key in a file that nobody else can read and that is gone once the server is ready, where its program wants one."""
+        if self._command.server.key:
+            return None
+        descriptor, path = tempfile.mkstemp(prefix="leafe-server-", suffix=".yaml")
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(f"api-key: {self.key}\n")
+        return Path(path)
 
     async def _is_ready(self, process: ServerProcess, port: int) -> bool:
         """Waits until the process answers; whether it does, or has died. Raises `EngineError` when it takes too long."""
         begun = told = monotonic()
-        headers = {"Authorization": f"Bearer {self.key}"}
-        async with httpx.AsyncClient(headers=headers, timeout=10.0, transport=httpx.AsyncHTTPTransport()) as client:
+        async with self._client() as client:
             while not process.ended:
                 if await self._lists(client):
-                    self.version = await _version(client, port)
-                    of = f" (vLLM {self.version})" if self.version else ""
+                    version = await _version(client, f"http://127.0.0.1:{port}{self._command.server.version}")
+                    self.version = f"{self._command.server.title} {version}" if version else ""
+                    of = f" ({self.version})" if version else ""
                     self._told(f"the server is ready after {monotonic() - begun:.0f} s{of}")
                     return True
                 now = monotonic()
@@ -207,9 +251,9 @@ def _next_log(folder: Path) -> Path:
     return folder / f"server-{number:03d}.log"
 
 
-async def _version(client: httpx.AsyncClient, port: int) -> str:
+async def _version(client: httpx.AsyncClient, address: str) -> str:
     try:
-        found: Any = (await client.get(f"http://127.0.0.1:{port}/version")).json()["version"]
+        found: Any = (await client.get(address)).json()["version"]
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return ""
     return str(found)[:40]

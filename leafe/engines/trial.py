@@ -5,7 +5,7 @@ after each piece are compared with those of the whole text alone: on the model i
 (a window, a chunk, an original context) on a small twin in which that limit is short. What differs is refused; what differs only beyond a
 limit caps the length of a conversation.
 
-Differences are told in units of what attention does: the root mean square over the vocabulary of the error, divided by how much logits
+Differences are given in units of what attention does: the root mean square over the vocabulary of the error, divided by how much logits
 after the same token differ with what came before. In float32 rounding gave at most 2e-5. In sixteen bits a single choice of experts may
 fall otherwise, so there the median over places counts, at a tolerance that only shows gross faults, and a twin in float32 is tried beside.
 """

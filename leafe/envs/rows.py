@@ -1,4 +1,4 @@
-"""One line of somebody's JSON lines as a record. What cannot be read is told with what to do about it."""
+"""One line of somebody's JSON lines as a record. A line that cannot be read is refused with what to do about it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_row(line: bytes, where: str, what: str = "a JSON object") -> dict[str, 
         found = f"the byte {line[error.start]:#x} is none of UTF-8"
         raise CorruptFile(f"{where} is no JSON: {found}; save the file as UTF-8, as with: iconv -f latin1 -t utf-8") from None
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{where} is no JSON ({str(error)[:120]}); mend that line or fetch the file again") from None
+        raise CorruptFile(f"{where} is no JSON ({str(error)[:120]}); fix that line or fetch the file again") from None
     if not isinstance(row, dict):
         raise CorruptFile(f"{where} should be {what} and is {text.strip()[:40]!r}")
     return row

@@ -93,7 +93,7 @@ class SingleTurn(Environment):
                 try:
                     canonical(row).encode()
                 except ValueError as error:
-                    raise CorruptFile(f"{where}: its text cannot be written to a file ({error}); mend that line") from None
+                    raise CorruptFile(f"{where}: its text cannot be written to a file ({error}); fix that line") from None
                 yield row
 
     def _question(self, row: Mapping[str, Any]) -> str:

@@ -130,6 +130,11 @@ def with_bounds(interval: Interval, *, signed: bool = False) -> str:
     return f"{form(interval.value)} [{form(interval.low)}, {form(interval.high)}]"
 
 
+def rolled_back(arm: ArmResult) -> str:
+    """What has to stand beside the figures of an arm that was rolled back while it was measured; empty for any other."""
+    return f"; {arm.rollbacks:,} rollbacks at test time" if arm.rollbacks else ""
+
+
 def table_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     """A heading and two rows an arm, at k = 1 and at the largest k of all, in percent: narrow enough for eighty characters."""
     shown = dict.fromkeys(comparison.ks[:1] + comparison.ks[-1:])
@@ -142,7 +147,7 @@ def _rows(arm: ArmResult, shown: Sequence[int]) -> Iterator[tuple[str, ...]]:
     classes = (f"{count} {name}" for name, count in arm.errors.items())
     told = (f"{number} of {attempts} broke: {', '.join(classes)}",) if number else ()
     broken = ", ".join((*told, *loud(arm.faults))) or "none"
-    broken += f"; {arm.rollbacks:,} rollbacks at test time" if arm.rollbacks else ""
+    broken += rolled_back(arm)
     for number, k in enumerate(shown):
         value = with_bounds(arm.pass_at_k[k]) if k in arm.pass_at_k else "-"
         gain = with_bounds(arm.minus_base[k], signed=True) if k in arm.minus_base else "-"

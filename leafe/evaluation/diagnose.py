@@ -2,9 +2,9 @@
 
 From one tree exploration and one of independent samples at the same budget: how many reflections can be read, which turns they name,
 whether branches succeed more often than fresh attempts, how many tasks each way solves, and the reflection gap: at the turns that
-reflections named, how often the first action is one of the best with the advice in the prompt and without it. The gap is told twice:
+reflections named, how often the first action is one of the best with the advice in the prompt and without it. The gap is reported twice:
 for reflections on attempts that had no advice, which is what a model's own mistakes are, and for reflections on branches, which are
-the cases that advice did not mend. Where no expert is at hand the gap in actions cannot be measured, and the gap in success stands
+the cases that advice did not fix. Where no expert is at hand the gap in actions cannot be measured, and the gap in success stands
 alone.
 """
 

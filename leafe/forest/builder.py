@@ -1,6 +1,6 @@
 """A tree while it grows: turns, attempts, reflections and what they cost.
 
-The rules say what may be spent; the growth counts. Turns that the policy takes are the budget, tokens may be one too; replayed steps and
+The rules say what may be spent; the builder counts. Turns that the policy takes are the budget, tokens may be one too; replayed steps and
 reflections are counted apart. Everything here is a function of the rules and of the results that were fed in.
 """
 

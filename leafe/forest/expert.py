@@ -8,11 +8,13 @@ states, so that a small budget is spread over the whole way.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from leafe.comparing import compare_messages, read_comparison
+from leafe.digest import seed_for
 from leafe.errors import EpisodeError
 from leafe.forest.builder import Start, TreeBuilder, last_id
 from leafe.forest.effects import Expert, Plan, Play, Restored, Rollback, Step
@@ -205,12 +207,17 @@ def _same(action: str) -> str:
 
 
 def _alternatives(builder: TreeBuilder, way: Sequence[_State], count: int) -> Play[None]:
-    """`count` rounds over the states, each of which takes one more alternative where the policy comes up with one."""
+    """`count` rounds over the states, each of which takes one more alternative where the policy comes up with one.
+
+    Where the budget does not hold a round, its states are drawn.
+    """
     for state in way:
         state.draws = DRAWS * count
+    draw = random.Random(seed_for(builder.rules.seed, builder.task.id, "states"))
     for _ in range(count):
-        for state in way:
-            yield from _one_more(builder, state)
+        left = max(0, builder.rules.turns - builder.spend.turns)
+        for number in sorted(draw.sample(range(len(way)), min(left, len(way)))):
+            yield from _one_more(builder, way[number])
 
 
 def _one_more(builder: TreeBuilder, state: _State) -> Play[None]:

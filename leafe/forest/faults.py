@@ -125,7 +125,7 @@ def loud(faults: Faults) -> Iterator[str]:
 
 
 def alarms(faults: Faults, config: RunConfig) -> tuple[str, ...]:
-    """A sentence on each thing that is too frequent, with the setting or the command that mends it."""
+    """A sentence on each thing that is too frequent, with the setting or the command that fixes it."""
     return (*_on_replies(faults, config), *_on_attempts(faults, config), *on_reflections(faults, config))
 
 

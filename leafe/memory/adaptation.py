@@ -21,7 +21,6 @@ from pydantic import Field
 
 from leafe.digest import canonical
 from leafe.errors import UserError
-from leafe.experiment import LOGS, server_stage, sound_alarms
 from leafe.forest.builder import Rules, Start, TreeBuilder
 from leafe.forest.driver import Rollout, drive
 from leafe.forest.effects import Play
@@ -35,6 +34,7 @@ from leafe.jsonl import write_text_atomically
 from leafe.memory.questions import Questions
 from leafe.recall import Remembered, read_memory, write_memory
 from leafe.records import BROKEN, Ask, Completion, Tree
+from leafe.replies.blocks import one_line
 from leafe.run import RunDirectory, check_checkpoint
 from leafe.settings import RunConfig, Settings
 from leafe.stages import Made, Policy, Stage
@@ -140,7 +140,7 @@ def experience_of(builder: TreeBuilder, played: Played) -> Play[str | None]:
     if played.attempt.success:
         return None
     found = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True)
-    return " ".join(found.text.split()) if found else None
+    return one_line(found.text) if found else None
 
 
 def memory_path(run: RunDirectory, name: str) -> Path:
@@ -166,9 +166,9 @@ class Adaptation:
     def work(self) -> Made:
         """Goes over the tasks, from where a killed run was; keeps the memory and the trees."""
         model = start_of(self.lab, self.name, self.settings.start)
-        self.experiment.keep_logs_in(self.run.path / LOGS)
+        self.experiment.keep_logs_of(self.run)
         if model == self.experiment.base:
-            server_stage(self.experiment, self.run)
+            self.experiment.keep_server(self.run)
         self.run.check(model)
         journal, forest, memory = self.run.journal(self.name), self.run.forest(self.name), memory_path(self.run, self.name)
         told = memory.with_suffix(".figures.json")  # written when all else is, so that nothing is played twice after a kill
@@ -183,7 +183,7 @@ class Adaptation:
             memory.parent.mkdir(exist_ok=True)
             write_memory(memory, self.memory.items())
             write_text_atomically(told, canonical(self._figures(trees)) + "\n")
-            sound_alarms(self.experiment, self.stage, faults_of(trees))
+            self.experiment.sound_alarms(self.stage, faults_of(trees))
         journal.unlink(missing_ok=True)
         figures = json.loads(told.read_bytes())
         self.experiment.progress.say(
@@ -213,7 +213,7 @@ class Adaptation:
                             wave.through(rollout.key, lesson.tree.attempts, lesson)
                             lessons[rollout.key] = lesson
                     taught = [lesson for one in rollouts if (lesson := lessons[one.key]).told is not None]
-                    keeping = Rollout(f"{number}/memory", chosen[0].task, self.memory.take_in(taught))
+                    keeping = Rollout(str(number), chosen[0].task, self.memory.take_in(taught))
                     async for _ in drive([keeping], runtime, concurrency=1):
                         pass
         finally:

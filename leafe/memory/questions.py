@@ -66,8 +66,9 @@ class Questions:
         attempt, trajectory = played.attempt.index, played.trajectory
         shortening, replies = trajectory[-1].shortening, list[Completion]()
         found, error = None, ""
+        outcome = "It reached its goal." if played.attempt.success else "It did not reach its goal."
         for _ in range(TRIES):
-            asked = self.text(name, error, turn=len(trajectory))
+            asked = self.text(name, error, turn=len(trajectory), outcome=outcome)
 
             def question(short: Shortening, asked: str = asked) -> tuple[Message, ...]:
                 return question_messages(builder.scene, trajectory, asked, ended=True, notes=builder.notes, shortening=short)

@@ -5,8 +5,9 @@
 
 The playbook is a list of bullets, each with an id and with counts of how often it was called helpful or harmful. The generator is the
 policy at work. The reflector reads an attempt, says which bullets helped and which misled, and writes lessons; the curator reads the
-lessons of a batch beside the playbook and says what to add, merge or remove. Nothing ever rewrites the whole. Three roles, bullets with
-ids and counters, changes by deltas, removal of duplicates, and several epochs over the training tasks (five at most) are as in the paper.
+lessons of a batch beside the playbook and says what to add, merge or remove. Nothing ever rewrites the whole. That there are these three
+roles, bullets with ids and counters, changes by deltas, removal of duplicates and several epochs over the training tasks could be checked
+in descriptions of the paper and of its code; that there are five epochs at most, and five rounds of the reflector, could not.
 
 Where this differs from it:
 1. The budget is counted in turns of the policy; questions to reflector and curator are counted in tokens beside them.
@@ -14,8 +15,8 @@ Where this differs from it:
 3. The reflector is asked once, and once more where its answer cannot be read; the paper lets it refine its answer over up to five rounds.
 4. What came of an attempt is the environment's own verdict and last observation; no ground truth is shown.
 5. Two texts are duplicates where most of their words are the same; the paper compares embeddings. There are no sections.
-6. The curator may merge and remove as well as add. Where the playbook outgrows its limit of tokens, the bullet goes first that was called
-   helpful least often and harmful most often, of equals the oldest.
+6. The curator may merge and remove as well as add; the published one adds only. Where the playbook outgrows its limit of tokens, the
+   bullet goes first that was called helpful least often and harmful most often, of equals the oldest.
 7. A profile without the reflector's question, as `terse`, asks for an ordinary reflection after failures, whose experience is the lesson;
    one without the curator's adds every lesson. A lesson that is in the playbook already makes its bullet count as helpful once more.
 """
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from leafe.lab import Lab
 
 NAME = "ace"
-QUESTIONS = {"ace_reflect": {"turn"}, "ace_curate": {"playbook", "lessons"}}
+QUESTIONS = {"ace_reflect": {"turn", "outcome"}, "ace_curate": {"playbook", "lessons"}}
 LESSONS = 3  # the most of one attempt
 SAME = 0.8  # the share of words from which two bullets say the same
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
+from leafe.errors import UserError
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig, Settings
 from leafe.stages import Made, Policy, Stage
@@ -26,7 +27,7 @@ from leafe.stages import Made, Policy, Stage
 if TYPE_CHECKING:
     from leafe.lab import Lab
 
-__all__ = ["Made", "Method", "Policy", "Settings", "Stage"]
+__all__ = ["Made", "Method", "Policy", "Settings", "Stage", "require_rollback"]
 
 
 class Method(ABC):
@@ -49,3 +50,12 @@ class Method(ABC):
 
     def check(self, config: RunConfig, settings: Any) -> None:  # noqa: B027  # there is nothing that it has to do
         """Raises `UserError` for settings that cannot go together; called whenever a configuration is read."""
+
+
+def require_rollback(lab: Lab, name: str, *, otherwise: str) -> None:
+    """Raises `UserError` where a method goes back to turns and the environment cannot; `otherwise` is a method that it can be used with."""
+    if not lab.experiment.can_roll_back:
+        raise UserError(
+            f"method {name} goes back to turns, and {lab.config.environment.name} cannot be rolled back (fidelity 'none'); choose"
+            f" method={otherwise}, or another environment"
+        )

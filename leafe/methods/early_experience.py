@@ -47,16 +47,6 @@ if TYPE_CHECKING:
 
 ARM, CONTROL = "early_experience", "imitation"
 PLACE = "experience"
-SPENT = (
-    "turns",
-    "prompt_tokens",
-    "sampled_tokens",
-    "reflection_tokens",
-    "replayed_steps",
-    "rollbacks",
-    "expert_steps",
-    "discarded",
-)
 NO_COMPARISON = "there was no comparison to learn from, so self-reflection is imitation here"
 ONE_STEP = "imitation takes one optimiser step, which leaves none for world modelling; type train.epochs=2 or more"
 
@@ -191,11 +181,9 @@ class _Here:
     def _figures(self, trees: list[Tree]) -> dict[str, int]:
         found = {tree.task.id: list(forks(tree)) for tree in trees}
         states = [fork for some in found.values() for fork in some]
-        spent = {name: sum(getattr(tree.spend, name) for tree in trees) for name in SPENT}
         compared = sum(fork.comparison is not None for fork in states)
         return {
             "budget": self.lab.config.explore.turns * len(trees),
-            **spent,
             "experts": sum(bool(some) for some in found.values()),
             "states": len(states),
             "alternatives": sum(len(fork.others) for fork in states),

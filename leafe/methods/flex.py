@@ -45,7 +45,7 @@ from leafe.memory.adaptation import (
 )
 from leafe.memory.questions import Questions
 from leafe.methods.base import Method, Policy, Stage
-from leafe.recall import MemoryFile, Recall, Remembered, likeness, task_key
+from leafe.recall import MemoryFile, Recall, Remembered, likeness, renewed, task_key
 from leafe.replies import ParseFailure
 from leafe.replies.blocks import Block, parse_blocks
 from leafe.run import RunDirectory
@@ -136,10 +136,12 @@ class Library:
     recalled: int
     kept: list[Remembered] = field(default_factory=list)
     happened: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("added", "duplicates", "merged", "unknown_ids"), 0))
+    _recall: Recall | None = None
 
     def rules(self, rules: Rules) -> Rules:
         """With what matches a task as notes."""
-        return replace(rules, recall=Recall(self.kept, self.recalled))
+        self._recall = renewed(self._recall, self.kept, self.recalled)
+        return replace(rules, recall=self._recall)
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[tuple[Entry, ...] | None]:
         """What an attempt teaches."""

@@ -17,28 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING
 
 from leafe.chat import Prompts
 from leafe.evaluation.evaluate import attempt
 from leafe.forest.builder import Rules
 from leafe.forest.effects import Play
 from leafe.methods.base import Method, Stage
-from leafe.on_policy.groups import OnPolicySettings, check_on_policy, reward_of, sampled_examples
+from leafe.on_policy.groups import ComparedSettings, check_on_policy, compared, reward_of, sampled_examples
 from leafe.on_policy.training import on_policy_stages
 from leafe.records import BROKEN, Example, Task, Tree
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
-from leafe.training.advantages import Advantage, advantages, teaches
 
 if TYPE_CHECKING:
     from leafe.engines.base import Engine
     from leafe.lab import Lab
 
 
-class GrpoSettings(OnPolicySettings):
+class GrpoSettings(ComparedSettings):
     """`groups` tasks a step, `size` attempts a group, `passes` optimiser steps on each batch, from the model `start` or else the base.
 
     `k` is that of the advantage `pkpo`. `steps` plans for so many batches; 0 for as many as the budget is sure to hold. With `dynamic`
@@ -46,16 +43,6 @@ class GrpoSettings(OnPolicySettings):
     of the divergence from the model that training starts from, `entropy` that of a bonus for entropy. `normalise` is over what the loss
     is a mean (`targets`, `sequence`, or a number of tokens).
     """
-
-    size: int = Field(8, ge=2)
-    advantage: Advantage = "grpo"
-    k: int = Field(4, ge=1)
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> Self:
-        if self.advantage == "pkpo" and self.k >= self.size:
-            raise ValueError(f"k: wanted less than the {self.size} attempts of a group, found {self.k}")
-        return self
 
 
 class Grpo(Method):
@@ -94,13 +81,10 @@ class Attempts:
     async def learn(self, place: str, trees: Sequence[Tree], engine: Engine) -> Sequence[Example]:
         """Every turn of every attempt, with the attempt's advantage, where rewards differ."""
         whole = [(sample, tree) for sample, tree in enumerate(trees) if tree.attempts[0].stop not in BROKEN]
-        rewards = [reward_of(tree, 0, self.settings) for _, tree in whole]
-        if len(whole) < 2 or not teaches(rewards):
-            return []
-        found = advantages(rewards, self.settings.advantage, k=min(self.settings.k, len(whole) - 1))
+        rewarded = [(one, reward_of(one[1], 0, self.settings)) for one in whole]
         return [
             example
-            for (sample, tree), weight in zip(whole, found, strict=True)
+            for (sample, tree), weight in compared(rewarded, self.settings)
             for example in sampled_examples(
                 self.prompts, tree, tree.turns, kind=self.arm, group=place, attempt=sample, weight=weight
             )

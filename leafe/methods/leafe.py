@@ -179,4 +179,5 @@ class _Here:
     def _matched(self, arm: str) -> list[Example]:
         """One side of the successes of tree and independent samples, matched in turns and in number."""
         trees, others = self.lab.trees(self.run, 1), self.lab.trees(self.run, "independent")
-        return matched(trees, others, self.lab.prompts, self.lab.selection())[MATCHED.index(arm)]
+        by_task = not self.lab.config.explore.stop_when_solved
+        return matched(trees, others, self.lab.prompts, self.lab.selection(), by_task=by_task)[MATCHED.index(arm)]

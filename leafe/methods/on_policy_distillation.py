@@ -24,13 +24,13 @@ from pydantic import Field
 
 from leafe.chat import Notes, Prompts, Scene, act_messages
 from leafe.digest import seed_for
-from leafe.errors import UserError
+from leafe.engines.scoring import score_fitting
 from leafe.forest.builder import Rules, Start, TreeBuilder
 from leafe.forest.effects import Play
 from leafe.forest.explore import UNREFLECTED
 from leafe.forest.play import play
 from leafe.forest.reflect import reflect
-from leafe.methods.base import Method, Stage
+from leafe.methods.base import Method, Stage, require_rollback
 from leafe.on_policy.groups import OnPolicySettings, check_on_policy, reward_of, sampled_examples
 from leafe.on_policy.training import on_policy_stages
 from leafe.records import BROKEN, Example, Message, Task, Tree, Turn
@@ -57,11 +57,7 @@ class OnPolicyDistillation(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: OnPolicyDistillationSettings) -> Iterable[Stage]:
         """As in the drawing above. Raises `UserError` where the budget holds no step, or nothing can be rolled back."""
-        if not lab.experiment.can_roll_back:
-            raise UserError(
-                f"method opd goes back to turns, and {lab.config.environment.name} cannot be rolled back (fidelity 'none');"
-                " choose method=grpo, or another environment"
-            )
+        require_rollback(lab, self.name, otherwise="grpo")
         return on_policy_stages(lab, run, settings, Advised(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: OnPolicyDistillationSettings) -> None:
@@ -129,14 +125,9 @@ class Advised:
             return []
         prompts = {turn.id: (turn, messages) for turn, messages in advised_prompts(self.prompts, tree)}
         turns = [turn for turn, _ in prompts.values()]
-        found = []
-        for example in sampled_examples(self.prompts, tree, turns, kind=self.arm, group=place, attempt=0, weight=1.0):
-            try:
-                scores = await engine.score(prompts[example.origin][1], example.target_ids)
-            except UserError:  # the advice leaves no room in the context
-                continue
-            found.append(weighted(example, scores.logprobs, self.settings.limit))
-        return found
+        found = list(sampled_examples(self.prompts, tree, turns, kind=self.arm, group=place, attempt=0, weight=1.0))
+        scores = await score_fitting(engine, [(prompts[one.origin][1], one.target_ids) for one in found])
+        return [weighted(one, told.logprobs, self.settings.limit) for one, told in zip(found, scores, strict=True) if told]
 
 
 def weighted(example: Example, teacher: Sequence[float], limit: float) -> Example:

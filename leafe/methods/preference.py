@@ -11,7 +11,7 @@ Where this differs from DPO:
    outcome is the best of all attempts that took it; that may speak for the superseded one.
 2. Tokens that both begin with say nothing, so that they are not pushed down with the rest of the worse action.
 3. The preferred action was sampled with advice in the prompt, and is scored and learned without.
-4. Pairs of the same action are left out, and so are replies that hold no action or quote an experience.
+4. Pairs of the same action are left out, and so are replies that hold no action, quote an experience or are the beginning of the other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from leafe.digest import digest
 from leafe.distillation.examples import usable_turns
 from leafe.engines.scoring import with_references
 from leafe.errors import UserError
-from leafe.methods.base import Method, Policy, Settings, Stage
+from leafe.methods.base import Method, Policy, Settings, Stage, require_rollback
 from leafe.records import BROKEN, Example, Shortening, Target, Tree, Turn
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
@@ -58,11 +58,7 @@ class Preferences(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: PreferenceSettings) -> Iterable[Stage]:
         """As in the drawing above. Raises `UserError` where nothing can be rolled back, or there is no model `start`."""
-        if not lab.experiment.can_roll_back:
-            raise UserError(
-                f"method preference compares actions at one history, and {lab.config.environment.name} cannot be rolled back (fidelity"
-                " 'none'); choose method=leafe, or another environment"
-            )
+        require_rollback(lab, self.name, otherwise="leafe")
         if "train preference" not in run.stages:
             lab.start(settings.start)  # which is refused now, where it is none
 
@@ -100,7 +96,6 @@ def _scored(lab: Lab, settings: PreferenceSettings, examples: Sequence[Example])
     """The examples with what the model that training starts from makes of them."""
     if not examples:
         return examples
-
     return lab.experiment.with_engine(lab.start(settings.start), lambda engine: with_references(engine, examples))
 
 
@@ -113,11 +108,24 @@ def pairs(tree: Tree, prompts: Prompts, most: int) -> Iterator[Example]:
             continue
         superseded = tree.trajectory(tree.attempts[attempt.parent].leaf)[attempt.turn - 1]
         told_apart = revised.id in outcome and superseded.id in outcome and outcome[revised.id] != outcome[superseded.id]
-        comparable = {revised.id, superseded.id} <= usable and revised.completion.token_ids and superseded.completion.token_ids
+        comparable = {revised.id, superseded.id} <= usable and _parted(revised, superseded)
         if told_apart and comparable and revised.action != superseded.action:
             found += 1
             better, worse = sorted((revised, superseded), key=lambda turn: outcome[turn.id], reverse=True)
             yield from _pair(tree, prompts, better, worse)
+
+
+def _shared(one: Turn, other: Turn) -> int:
+    """How many tokens both replies begin with."""
+    return sum(
+        1
+        for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one.completion.token_ids, other.completion.token_ids, strict=False))
+    )
+
+
+def _parted(one: Turn, other: Turn) -> bool:
+    """Whether each reply has a token that the other has not: one that was cut short may be the beginning of the other."""
+    return _shared(one, other) < min(len(one.completion.token_ids), len(other.completion.token_ids))
 
 
 def _outcomes(tree: Tree) -> dict[str, tuple[bool, float]]:
@@ -137,8 +145,7 @@ def _pair(tree: Tree, prompts: Prompts, better: Turn, worse: Turn) -> Iterator[E
         max(better.shortening.observations, worse.shortening.observations),
     )
     messages = bare_messages(Scene(prompts, tree.task, tree.root), tree.trajectory(better.parent), cut)
-    sides = [better.completion.token_ids, worse.completion.token_ids]
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*sides, strict=False)))
+    shared = _shared(better, worse)
     group = digest(KIND, better.id, worse.id)
     for turn, weight in ((better, 1.0), (worse, -1.0)):
         ids = turn.completion.token_ids

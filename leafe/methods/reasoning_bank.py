@@ -40,7 +40,7 @@ from leafe.memory.adaptation import (
 )
 from leafe.memory.questions import Questions
 from leafe.methods.base import Method, Policy, Stage
-from leafe.recall import MemoryFile, Recall, Remembered, task_key
+from leafe.recall import MemoryFile, Recall, Remembered, renewed, task_key
 from leafe.replies import ParseFailure
 from leafe.replies.blocks import parse_blocks
 from leafe.run import RunDirectory
@@ -125,10 +125,12 @@ class Bank:
     recalled: int
     kept: list[Remembered] = field(default_factory=list)
     happened: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("added", "duplicates"), 0))
+    _recall: Recall | None = None
 
     def rules(self, rules: Rules) -> Rules:
         """With what matches a task as notes."""
-        return replace(rules, recall=Recall(self.kept, self.recalled))
+        self._recall = renewed(self._recall, self.kept, self.recalled)
+        return replace(rules, recall=self._recall)
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[tuple[Item, ...] | None]:
         """What worked, or what went wrong."""

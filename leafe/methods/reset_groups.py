@@ -29,19 +29,18 @@ from pydantic import Field, model_validator
 from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.examples import Selection, counterfactual
-from leafe.errors import UserError
 from leafe.forest.builder import Rules, Start, TreeBuilder
 from leafe.forest.effects import Play
 from leafe.forest.explore import UNREFLECTED
 from leafe.forest.play import play
 from leafe.forest.reflect import reflect
-from leafe.methods.base import Method, Stage
-from leafe.on_policy.groups import OnPolicySettings, check_on_policy, reward_of, sampled_examples
+from leafe.methods.base import Method, Stage, require_rollback
+from leafe.on_policy.groups import ComparedSettings, check_on_policy, compared, reward_of, sampled_examples
 from leafe.on_policy.training import on_policy_stages
 from leafe.records import BROKEN, Example, Target, Task, Tree
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
-from leafe.training.advantages import Advantage, advantages, teaches
+from leafe.training.advantages import Advantage
 
 if TYPE_CHECKING:
     from leafe.engines.base import Engine
@@ -50,22 +49,18 @@ if TYPE_CHECKING:
 REVISION = "revision"  # the kind of the further term's examples
 
 
-class ResetGroupsSettings(OnPolicySettings):
+class ResetGroupsSettings(ComparedSettings):
     """`groups` tasks a step, `size` continuations a group, at the turn that the reflection has `named` or that is `drawn`.
 
     `revision` is the weight of the advised action's term, `k` that of the advantage `pkpo`; the rest is as in GRPO: `leafe methods grpo`.
     """
 
-    size: int = Field(8, ge=2)
     advantage: Advantage = "max_rl"
-    k: int = Field(4, ge=1)
     turn: Literal["named", "drawn"] = "named"
     revision: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
-    def _they_agree(self) -> Self:
-        if self.advantage == "pkpo" and self.k >= self.size:
-            raise ValueError(f"k: wanted less than the {self.size} continuations of a group, found {self.k}")
+    def _advice_is_asked_for(self) -> Self:
         if self.revision and self.turn == "drawn":
             raise ValueError("turn: wanted 'named' where revision is above 0, whose advice comes of a reflection, found 'drawn'")
         return self
@@ -80,11 +75,7 @@ class ResetGroups(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: ResetGroupsSettings) -> Iterable[Stage]:
         """As in the drawing above. Raises `UserError` where the budget holds no step, or nothing can be rolled back."""
-        if not lab.experiment.can_roll_back:
-            raise UserError(
-                f"method reset_groups goes back to turns, and {lab.config.environment.name} cannot be rolled back (fidelity 'none');"
-                " choose method=grpo, or another environment"
-            )
+        require_rollback(lab, self.name, otherwise="grpo")
         return on_policy_stages(lab, run, settings, Continuations(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: ResetGroupsSettings) -> None:
@@ -132,16 +123,15 @@ class Continuations:
         """The continuations' own turns with their advantages, and the advised action."""
         (tree,) = trees
         bare = [one.index for one in tree.attempts if one.turn is not None and one.experience is None and one.stop not in BROKEN]
-        rewards = [reward_of(tree, index, self.settings) for index in bare]
-        examples = list(self._compared(place, tree, bare, rewards))
-        return [*examples, *await self._revised(place, tree, fmean(rewards), engine)] if rewards else examples
+        rewarded = [(index, reward_of(tree, index, self.settings)) for index in bare]
+        examples = list(self._compared(place, tree, rewarded))
+        if not rewarded:
+            return examples
+        return [*examples, *await self._revised(place, tree, fmean(reward for _, reward in rewarded), engine)]
 
-    def _compared(self, place: str, tree: Tree, bare: Sequence[int], rewards: Sequence[float]) -> Iterator[Example]:
+    def _compared(self, place: str, tree: Tree, rewarded: Sequence[tuple[int, float]]) -> Iterator[Example]:
         """The continuations, where their rewards differ."""
-        if len(bare) < 2 or not teaches(rewards):
-            return
-        found = advantages(rewards, self.settings.advantage, k=min(self.settings.k, len(bare) - 1))
-        for index, weight in zip(bare, found, strict=True):
+        for index, weight in compared(rewarded, self.settings):
             own = [turn for turn in tree.turns if turn.attempt == index]
             yield from sampled_examples(self.prompts, tree, own, kind=self.arm, group=place, attempt=index, weight=weight)
 
@@ -152,7 +142,8 @@ class Continuations:
             worth = reward_of(tree, example.attempt, self.settings) - expected
             if worth and example.target_ids:
                 scores = await engine.score(example.messages, example.target_ids)
-                targets = tuple(map(lambda one, value: Target(one, logprob=min(0.0, value)), example.target_ids, scores.logprobs))
+                pairs = zip(example.target_ids, scores.logprobs, strict=True)
+                targets = tuple(Target(one, logprob=min(0.0, value)) for one, value in pairs)
                 weight = self.settings.revision * worth
                 revised.append(replace(example, kind=REVISION, group=f"{place}-{REVISION}", weight=weight, targets=targets))
         return revised

@@ -99,7 +99,7 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausa
 
 
 def build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], None] = lambda _: None) -> None:
-    """Trains a checkpoint into `out`, in `plan.processes` processes. `log` is told the loss now and then.
+    """Trains a checkpoint into `out`, in `plan.processes` processes. `log` is called with the loss now and then.
 
     Where there are several processes, curriculum and log are pickled. An interrupted build of the same curriculum and plan goes on.
     """

@@ -58,7 +58,7 @@ class Lesson:
 
 
 class Teacher(Protocol):
-    """Whoever can make lessons of a world."""
+    """Makes lessons of a world."""
 
     def lessons(self, seed: int) -> Iterator[Lesson]:
         """An endless stream, a function of the seed."""

@@ -52,7 +52,7 @@ class Past:
 
 
 class Tutor(Protocol):
-    """Whoever knows a world well enough to act badly in it on purpose and to say what would have been good."""
+    """Knows a world well enough to act badly in it on purpose and to say what would have been good."""
 
     oracle: bool  # whether situations shall hold the expert's actions, which may cost a search each
 

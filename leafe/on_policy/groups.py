@@ -7,9 +7,9 @@ budget.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leafe.chat import Prompts, Scene, bare_messages
 from leafe.digest import digest
@@ -19,9 +19,12 @@ from leafe.forest.effects import Play
 from leafe.group import launched
 from leafe.records import Example, Target, Task, Tree, Turn
 from leafe.settings import RunConfig, Settings
+from leafe.training.advantages import BINARY, Advantage, advantages, teaches
 
 if TYPE_CHECKING:
     from leafe.engines.base import Engine
+
+Member = TypeVar("Member")
 
 
 class OnPolicySettings(Settings):
@@ -43,7 +46,25 @@ class OnPolicySettings(Settings):
     high: float = Field(0.2, gt=0)
     kl: float = Field(0.0, ge=0)
     entropy: float = Field(0.0, ge=0)
-    normalise: Literal["targets", "sequence"] | int = "sequence"
+    normalise: Literal["targets", "sequence"] | Annotated[int, Field(ge=1)] = "sequence"
+
+
+class ComparedSettings(OnPolicySettings):
+    """Those of methods whose groups have `size` members, each with an `advantage` over the others; `k` is that of `pkpo`."""
+
+    size: int = Field(8, ge=2)
+    advantage: Advantage = "grpo"
+    k: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _advantage_fits(self) -> Self:
+        if self.advantage == "pkpo" and self.k >= self.size:
+            raise ValueError(f"k: wanted less than the {self.size} attempts of a group, found {self.k}")
+        if self.advantage in BINARY and self.reward == "reward":
+            raise ValueError(
+                f"reward: wanted 'success' for the advantage {self.advantage}, which knows nothing between, found 'reward'"
+            )
+        return self
 
 
 class Groups(Protocol):
@@ -111,6 +132,15 @@ def reward_of(tree: Tree, attempt: int, settings: OnPolicySettings) -> float:
     """What an attempt came to: success, or the environment's own reward."""
     played = tree.attempts[attempt]
     return float(played.success) if settings.reward == "success" else played.reward
+
+
+def compared(members: Sequence[tuple[Member, float]], settings: ComparedSettings) -> list[tuple[Member, float]]:
+    """Members of a group, given with their rewards, each with its advantage; none where the group teaches nothing."""
+    rewards = [reward for _, reward in members]
+    if len(members) < 2 or not teaches(rewards):
+        return []
+    found = advantages(rewards, settings.advantage, k=min(settings.k, len(rewards) - 1))
+    return [(member, advantage) for (member, _), advantage in zip(members, found, strict=True)]
 
 
 def sampled_examples(

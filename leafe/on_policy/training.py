@@ -9,6 +9,7 @@ count. A killed run goes on from the learner's state and the journal of the step
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
 from collections.abc import Iterable, Sequence
@@ -217,9 +218,10 @@ class _Training:
                     break
                 drawn = [(number, self._task(number)) for number in range(batch.position, batch.position + count)]
                 played = await self._played(engine, journal, {number: self._plays(number, task, rules) for number, task in drawn})
-                for number, _ in drawn:
-                    place = f"{step}-{number}"
-                    examples = await self.groups.learn(place, played[number], engine)
+                taught = await asyncio.gather(
+                    *(self.groups.learn(f"{step}-{number}", played[number], engine) for number, _ in drawn)
+                )
+                for (number, _), examples in zip(drawn, taught, strict=True):
                     batch.pay(played[number])
                     batch.groups += bool(examples)
                     batch.empty += not examples

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from leafe.replies.reading import ParseFailure, hollow, quoted, thoughts_apart, unwrapped
 
-LONGEST = 600  # characters of one text; what is told at every turn to come has to be short
+LONGEST = 600  # characters of one text; what stands in every later prompt has to be short
 LONGEST_REPLY = 200_000
 NONE = {"none", "nothing", "n/a", "null", "-"}
 _IDS = re.compile(r"(?<![^\W_])([a-z][0-9]{1,6})(?![^\W_])", re.IGNORECASE)
@@ -47,14 +47,21 @@ def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown:
     return tuple(blocks)
 
 
+def one_line(text: str) -> str:
+    """A text on one line, without what cannot be shown."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 def _raw(said: str, names: tuple[str, ...], *, whole: bool) -> Iterator[tuple[str, str, str]]:
     """Name, words beside the name, and text of every block."""
     tags = list(_tags(names).finditer(said))
+    closed = {tag.group(2).lower() for tag in tags if tag.group(1)}
     for number, tag in enumerate(tags):
-        if tag.group(1):
-            continue
         following = tags[number + 1] if number + 1 < len(tags) else None
         name = tag.group(2).lower()
+        mentioned = following is not None and not following.group(1) and following.group(2).lower() == name and name in closed
+        if tag.group(1) or mentioned:  # of two openings in a row the first only speaks of the tag, where tags are closed at all
+            continue
         if tag.group(3).rstrip().endswith("/") or name == "none":
             yield name, tag.group(3).rstrip("/ "), ""
         elif following is not None:
@@ -78,8 +85,7 @@ def _read(name: str, beside: str, text: str) -> Block:
     ahead = _IDS.findall(head)
     if ahead and not _IDS.sub("", head).strip(" \t\r\n,;+&[]()").replace("and", "").strip(" ,"):
         ids, text = [*ids, *ahead], rest if colon else ""
-    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return Block(name, line, tuple(dict.fromkeys(one.lower() for one in ids)))
+    return Block(name, one_line(text), tuple(dict.fromkeys(one.lower() for one in ids)))
 
 
 def _check(block: Block, shown: str) -> None:

@@ -1,4 +1,4 @@
-"""What all forms of replies share: thoughts, tags, what stands for an answer and is none, and how a fault is told.
+"""What all forms of replies share: thoughts, tags, what stands for an answer and is none, and how a fault is worded.
 
 A character is looked at a bounded number of times, so a hostile reply of a megabyte costs no more than any other. Nothing here decides
 what a reply means; it says what is there.

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 
+from leafe.differing import differing_fields
 from leafe.experiment import Experiment, ForestSpec, explore_tasks
 from leafe.progress import Gauge, Silent
 from leafe.reproduce.plan import Plan
 from leafe.reproduce.spec import Row
-from leafe.settings import RunConfig, differing_fields
+from leafe.settings import RunConfig
 from leafe.stages import Stage, all_of
 
 SAMPLE_TASKS = 64

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from leafe.config import load_recipe, recipe_names
+from leafe.differing import differing_fields
 from leafe.errors import RunConflict, UserError
 from leafe.experiment import Experiment
 from leafe.known_methods import find, method_names
@@ -19,7 +20,7 @@ from leafe.lab import stages_of
 from leafe.nano import CHECKPOINTS
 from leafe.reproduce.spec import Row, Table
 from leafe.run import RunDirectory
-from leafe.settings import DEFAULT_METHOD, RunConfig, differing_fields
+from leafe.settings import DEFAULT_METHOD, RunConfig
 from leafe.stages import Stage
 from leafe.yaml_text import read_yaml
 

@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from leafe.differing import differing_fields
 from leafe.evaluation.diagnose import shares
 from leafe.evaluation.passk import Interval, Resampling
 from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests
@@ -19,7 +20,6 @@ from leafe.reproduce.spec import LARGEST, CheckSettings, Row
 from leafe.reproduce.work import Failure
 from leafe.results import arms_of, exploration_of
 from leafe.run import RunDirectory
-from leafe.settings import differing_fields
 from leafe.stages import Stage, needed
 
 Stages = Mapping[str, Sequence[Stage]]

@@ -113,6 +113,8 @@ class RayWorkers:
 class RayLink:
     """The way to one `actor`."""
 
+    gather = 0.003  # a call costs the driver a third of a millisecond, and steps of worlds that are worth an actor take longer
+
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
@@ -122,7 +124,7 @@ class RayLink:
 
     async def collect(self) -> list[Answer]:
         """Waits for answers."""
-        found: list[Answer] = await _answer(self.actor.collect.remote())
+        found: list[Answer] = await _answer(self.actor.collect.remote(self.gather))
         return found
 
     async def end(self) -> None:

@@ -1,8 +1,9 @@
 """The far side of a line: a service that answers numbered requests as they come, and hands over in one heap whatever is ready.
 
 Requests and answers travel in heaps, since a message costs more than a step of a text world. `collect` waits until there is an answer, so a
-slow one keeps no other waiting, and whoever collects learns at once that a worker is gone. What travels is data: a service is made where it
-answers, and so are its connections.
+slow one keeps no other waiting, and the collector learns at once that a worker is gone. The more workers there are, the smaller are the
+heaps of each and the more messages the driver pays for; where messages are dear both sides therefore wait some milliseconds for more.
+What travels is data: a service is made where it answers, and so are its connections.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 from leafe.errors import EngineError, EnvironmentFailure, LeafeError, ReplayDiverged, StepTimeout, UserError
 
+MANY = 8  # requests to one worker under way, from which on messages wait a little to become fewer
 KINDS: dict[str, type[LeafeError]] = {
     kind.__name__: kind for kind in (EnvironmentFailure, StepTimeout, ReplayDiverged, EngineError, UserError)
 }
@@ -81,9 +83,11 @@ class Desk:
             key = order.number or self._quiet
             self._running[key] = asyncio.create_task(self._serve(key, order.request))
 
-    async def collect(self) -> list[Answer]:
-        """All answers that are ready, at least one."""
+    async def collect(self, gather: float = 0.0) -> list[Answer]:
+        """All answers that are ready, at least one; where many are to come, those of `gather` more seconds as well."""
         await self._some.wait()
+        if gather and len(self._running) >= MANY:
+            await asyncio.sleep(gather)
         self._some.clear()
         ready, self._ready = self._ready, []
         return ready

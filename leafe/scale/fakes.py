@@ -18,7 +18,8 @@ from leafe.scale.line import Link, WorkerLost
 class FakeWorkers:
     """Starts workers. `ends(n)` says whether the worker ends with which message `n` of all, from 1, is exchanged, before it arrives.
 
-    `swallows(n)` says whether the message alone is lost, as in a worker that hangs. There may be `room` workers at once, 0 is any number.
+    `swallows(n)` says whether the message alone is lost, as in a worker that hangs. There may be `room` workers at once, 0 is any
+    number. `gather` is as of any link.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class FakeWorkers:
         *,
         swallows: Callable[[int], bool] = lambda message: False,
         room: int = 0,
+        gather: float = 0.0,
     ) -> None:
-        self.swallows, self.room = swallows, room
+        self.swallows, self.room, self.gather = swallows, room, gather
         self.ends, self.messages, self.started, self.orders = ends, 0, 0, 0
         self.open: list[FakeLink] = []
 
@@ -48,6 +50,7 @@ class FakeLink:
     def __init__(self, workers: FakeWorkers, make: Callable[[], Service]) -> None:
         self._workers, self._desk = workers, Desk(make)
         self._dead, self._over = False, asyncio.Event()
+        self.gather = workers.gather
 
     async def hand_in(self, orders: list[Order]) -> None:
         """Sends orders, which nobody gets once the worker has ended; the sender is not told, as over a network."""
@@ -58,7 +61,7 @@ class FakeLink:
 
     async def collect(self) -> list[Answer]:
         """Waits for answers, or for the end."""
-        collecting, ending = asyncio.ensure_future(self._desk.collect()), asyncio.ensure_future(self._over.wait())
+        collecting, ending = asyncio.ensure_future(self._desk.collect(self.gather)), asyncio.ensure_future(self._over.wait())
         try:
             await asyncio.wait((collecting, ending), return_when=asyncio.FIRST_COMPLETED)
             if self._dead:

@@ -1,7 +1,7 @@
 """The near side: requests to one worker as awaitables, and a crew of workers in which a lost one is replaced.
 
 What a worker is made of is the link's business: a process, an actor, a fake. A link that says that its worker is gone fails every request
-that it had with `WorkerLost`, and whoever asked decides what becomes of it.
+that it had with `WorkerLost`, and the caller decides what becomes of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from leafe.errors import EngineError, UserError
-from leafe.scale.desk import Answer, Order, Service
+from leafe.scale.desk import MANY, Answer, Order, Service
 
 GRACE = 5.0  # seconds in which what was told last has to be sent
 STARTS = 3  # workers in a row that may end in one place before they answered anything
@@ -25,7 +25,12 @@ class WorkerLost(Exception):
 
 
 class Link(Protocol):
-    """A way to one worker, which has a `Desk`."""
+    """A way to one worker, which has a `Desk`. `gather` is for how many seconds orders are put together, where a message is dear."""
+
+    @property
+    def gather(self) -> float:
+        """Seconds, 0 for sending at once."""
+        ...
 
     async def hand_in(self, orders: list[Order]) -> None:
         """Sends orders. Raises `WorkerLost`."""
@@ -95,6 +100,8 @@ class Line:
     async def _send_all(self) -> None:
         try:
             while self._orders:
+                if self._link.gather and self.busy >= MANY:
+                    await asyncio.sleep(self._link.gather)
                 orders, self._orders = self._orders, []
                 await self._link.hand_in(orders)
         except WorkerLost as why:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class ProgressCallback(Protocol):
-    """Whoever is told how many of how many steps are done."""
+    """Is called with how many of how many steps are done."""
 
     def __call__(self, done: int, total: int) -> None:
         """Called after every step."""

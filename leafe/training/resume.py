@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from leafe.digest import canonical, digest
-from leafe.errors import CorruptFile, RunConflict
+from leafe.errors import CorruptFile, RunConflict, UserError
 from leafe.jsonl import told_if_unwritable, write_text_atomically
 from leafe.manifest import change, described
 from leafe.training.precision import SplitOptimizer
@@ -101,34 +101,54 @@ class State:
         )
 
     def write(self, step: int, trained: Trained, *, loss: float, by_kind: Mapping[str, float]) -> None:
-        """Writes the state after a step, in place of an earlier one; all processes call it."""
-        with told_if_unwritable(self.folder):
-            place = self.folder / f"step-{step:08}"
-            place.mkdir(parents=True, exist_ok=True)
-            tensors = trained.tensors()
-            sharded = {name for name, value in tensors.items() if isinstance(value, DTensor)}
-            own = {name: _local(value) for name, value in tensors.items() if name in sharded or not self.rank}
-            own[RANDOM] = torch.get_rng_state()
-            if torch.cuda.is_initialized():
-                own[RANDOM_GPU] = torch.cuda.get_rng_state()
-            path = place / f"part-{self.rank:05}.safetensors"
+        """Writes the state after a step, in place of an earlier one; all processes call it. Raises `UserError` in all where one cannot."""
+        tensors = trained.tensors()
+        sharded = {name for name, value in tensors.items() if isinstance(value, DTensor)}
+        files = self._agreed(lambda: self._write_part(step, tensors, sharded))
+        said = {
+            "schema": SCHEMA,
+            "job": digest(self.job, length=32),
+            "step": step,
+            "loss": loss,
+            "by_kind": dict(by_kind),
+            "files": dict(files),
+            "sharded": sorted(sharded),
+            "names": sorted(tensors),
+        }
+        self._agreed(lambda: self._name(said))
+
+    def _write_part(self, step: int, tensors: Mapping[str, Tensor], sharded: Set[str]) -> tuple[str, dict[str, Any]]:
+        """This process's tensors; the name of their file and what it is."""
+        path = self.folder / f"step-{step:08}" / f"part-{self.rank:05}.safetensors"
+        own = {name: _local(value) for name, value in tensors.items() if name in sharded or not self.rank}
+        own[RANDOM] = torch.get_rng_state()
+        if torch.cuda.is_initialized():
+            own[RANDOM_GPU] = torch.cuda.get_rng_state()
+        with told_if_unwritable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, path)
-            files = self.gather((path.relative_to(self.folder).as_posix(), described(path)))
-            if not self.rank:
-                said = {
-                    "schema": SCHEMA,
-                    "job": digest(self.job, length=32),
-                    "step": step,
-                    "loss": loss,
-                    "by_kind": dict(by_kind),
-                    "files": dict(files),
-                    "sharded": sorted(sharded),
-                    "names": sorted(tensors),
-                }
-                write_text_atomically(self.folder / STATE, canonical({**said, "digest": digest(said, length=32)}) + "\n")
-                for old in self.folder.glob("step-*"):
-                    if old != place:
-                        shutil.rmtree(old, ignore_errors=True)
+            return path.relative_to(self.folder).as_posix(), described(path)
+
+    def _name(self, said: Mapping[str, Any]) -> None:
+        """Makes a state whose files are written the one that counts, and takes the ones before it away."""
+        if self.rank:
+            return
+        with told_if_unwritable(self.folder / STATE):
+            write_text_atomically(self.folder / STATE, canonical({**said, "digest": digest(said, length=32)}) + "\n")
+        for old in self.folder.glob("step-*"):
+            if old.name != f"step-{said['step']:08}":
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _agreed(self, work: Callable[[], Any]) -> list[Any]:
+        """What the work gives in each process. What one of them refuses all of them raise, so that none waits for it."""
+        try:
+            found: Any = work()
+        except UserError as error:
+            found = error
+        everywhere = self.gather(found)
+        if refused := next((one for one in everywhere if isinstance(one, UserError)), None):
+            raise refused
+        return everywhere
 
     @torch.no_grad()
     def take(self, begun: Begun, trained: Trained) -> None:

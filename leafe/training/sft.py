@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments, set_seed
@@ -95,7 +94,7 @@ class _Job:
     threads: int
     loss: Loss = CrossEntropy()
     state: Path | None = None
-    figures: bool = False  # whether each step's are told
+    figures: bool = False  # whether each step's are reported
 
 
 def fine_tune(
@@ -207,7 +206,7 @@ def _trained(rollout: _Job, told: Told) -> TrainReport:
                 model = _rebuilt(rollout, whole) if sharded else trainer.accelerator.unwrap_model(model)
                 if plan.precision == "bfloat16":
                     join_model(model, low)
-                save(model, rollout.out, use_cache=use_cache)
+                save(model, rollout.out, use_cache=use_cache, keep=bool(settings.lora and settings.lora.keep))
                 tokenizer.save_pretrained(rollout.out)
     by_kind = {kind: float(loss) / steps for kind, loss in sorted(trainer.by_kind.items())}
     report = _report(rollout, work, plan, steps=steps, loss=trainer.total / steps, by_kind=by_kind)
@@ -217,8 +216,6 @@ def _trained(rollout: _Job, told: Told) -> TrainReport:
 def _train(rollout: _Job, work: Work, plan: Plan, model: Any, *, told: Told, nowhere: Path) -> tuple[PackedTrainer, int, float]:
     """Trains a model; how many steps there are, and which share of weights and moments a process holds at most."""
     settings = rollout.settings
-    if PartialState().num_processes != processes_here():
-        AcceleratorState._reset_state(reset_partial_state=True)  # of a training of this process alone, as a trial for this one
     arguments = _arguments(work.bundles, settings, plan, out=nowhere, seed=rollout.seed % 2**32)
     watch = Watch(told, settings.save_every, figures=rollout.figures)
     state = _state(rollout, arguments)

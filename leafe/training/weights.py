@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from leafe.engines.serve_programs import ADAPTER
 from leafe.engines.twin import quiet, random_ids, text_config
 from leafe.errors import UserError
 from leafe.settings import LoraSettings
@@ -54,13 +55,18 @@ def untie_embeddings(model: Any) -> None:
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def save(model: Any, out: Path, *, use_cache: bool | None) -> None:
+def save(model: Any, out: Path, *, use_cache: bool | None, keep: bool = False) -> None:
     """Saves a trained model whole, an adapter merged into it, so that every tool loads the result; `use_cache` is for its configuration.
+
+    With `keep` the adapter is saved as well, in the folder `ADAPTER` of `out`.
 
     Raises `UserError` when what was saved does not compute what was trained.
     """
     trained = _logits(model)
     if hasattr(model, "merge_and_unload"):
+        if keep:
+            model.save_pretrained(out / ADAPTER)
+            (out / ADAPTER / "README.md").unlink(missing_ok=True)  # a card with blanks to fill in
         model = model.merge_and_unload()
     if use_cache is not None:
         model.config.use_cache = use_cache

@@ -162,7 +162,7 @@ def _reply_notes(turn: Turn) -> Iterator[str]:
 
 
 def _reflections(shown: _Shown, attempt: Attempt) -> Iterator[Markup]:
-    """What came of each look back at an attempt, with what was said where nothing could be read."""
+    """The outcome of each reflection on an attempt, with the reply where nothing could be read."""
     own = [reflection for reflection in shown.tree.reflections if reflection.attempt == attempt.index]
     if own:
         yield tag("ul", *map(_reflection, own), class_="looks")

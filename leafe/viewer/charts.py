@@ -1,6 +1,6 @@
 """The Pass@k curves as inline SVG: k on a logarithmic axis, a band for each interval, and the arm's name where its curve ends.
 
-An arm is told from another by its dash pattern and its points' shape as well as by its colour. Colours stand in the stylesheet, so
+An arm differs from another by its dash pattern and its points' shape as well as by its colour. Colours stand in the stylesheet, so
 that the drawing follows the reader's light or dark theme. Numbers come from the comparison and are not computed here.
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from importlib.resources import files
 
-from leafe.evaluation.compare import ArmResult, Comparison, percent, points
+from leafe.evaluation.compare import ArmResult, Comparison, percent, points, rolled_back
 from leafe.evaluation.passk import Interval
 from leafe.forest.faults import HEADING, Faults, fault_cells
 from leafe.records import Tree
@@ -148,7 +148,7 @@ def _cell(interval: Interval | None, signed: bool) -> Markup:
 
 
 def _cost(arm: ArmResult) -> Markup:
-    broken = broken_text(arm.errors) if arm.errors else "none"
+    broken = (broken_text(arm.errors) if arm.errors else "none") + rolled_back(arm)
     return _count_row(arm.name, *(f"{count:,}" for count in (arm.tasks, arm.samples, arm.turns, arm.tokens)), broken)
 
 

@@ -47,7 +47,7 @@ def write_report(run: RunDirectory) -> Path:
 
 
 def telling(trees: Sequence[Tree]) -> list[Tree]:
-    """A few trees that show the method: first those where a failed first attempt was mended by a branch, then any with a branch."""
+    """A few trees that show the method: first those where a failed first attempt was put right by a branch, then any with a branch."""
 
     def rank(tree: Tree) -> tuple[int, str]:
         branched = [attempt for attempt in tree.attempts if attempt.turn is not None]

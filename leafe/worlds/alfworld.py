@@ -39,7 +39,7 @@ class ALFWorld(GameEnvironment):
     """Household tasks in text. A split is a folder of the data: `train`, `valid_seen` (also `valid`), `valid_unseen` (also `test`).
 
     `data` is the folder that `alfworld-download` filled, or the `json_2.1.1` in it; without it the variable ALFWORLD_DATA says where.
-    `types` keeps some of the six task types: names out of pick, look, clean, heat, cool and two, parted by commas. With `admissible`
+    `types` keeps some of the six task types: names out of pick, look, clean, heat, cool and two, separated by commas. With `admissible`
     every observation ends with the commands that are possible; without it, observations are the original's. A `lenient` world reads
     commands without regard to case, articles and a final full stop; without it, a command is matched as it is typed, as in the original.
     """
@@ -162,7 +162,7 @@ def _chosen(types: str | int | None) -> tuple[str, ...]:
         if word not in known:
             raise UnknownName("task type", word, known)
     if not words:
-        raise UserError(f"types wants some of {', '.join(TYPES)}, parted by commas, found {types!r}")
+        raise UserError(f"types wants some of {', '.join(TYPES)}, separated by commas, found {types!r}")
     return tuple(dict.fromkeys(known[word] for word in words))
 
 

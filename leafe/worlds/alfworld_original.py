@@ -1,4 +1,4 @@
-"""ALFWorld in its original engine: the reference for ours, for whoever wants to see the same game in both.
+"""ALFWorld in its original engine: the reference for ours, for those who want to see the same game in both.
 
 It needs the extra `alfworld-reference`, which compiles a planner when it is installed. What the original parses is remembered, which
 makes it twice as fast and changes none of its answers; it still takes about a second for a game and a fiftieth of one for a step. It

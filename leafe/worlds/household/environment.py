@@ -28,7 +28,7 @@ FORMS = (
 class Household(GameEnvironment):
     """Find things in a house and bring them where they are wanted, perhaps washed, warm or cold.
 
-    `goals` are some of put, two, wash, warm, chill and light, parted by commas. `skew` is the share of items that lie where their kind
+    `goals` are some of put, two, wash, warm, chill and light, separated by commas. `skew` is the share of items that lie where their kind
     is usually kept, 0 strews them evenly. With `admissible` every observation ends with the commands that are possible. A
     `lenient` world reads commands without regard to case, articles and a final full stop.
     """

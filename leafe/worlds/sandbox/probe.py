@@ -1,7 +1,7 @@
 """Whether a sandbox contains on this machine: a program that tries to get out, run in it once a process.
 
 `require` is called before the first program that is not ours. A kernel that ignores a limit, a bubblewrap that is too old or forbidden,
-an interpreter that cannot be reached: each is one sentence with what mends it. The battery of hostile programs in the tests goes
+an interpreter that cannot be reached: each is one sentence with what fixes it. The battery of hostile programs in the tests goes
 further; this is what can be tried in a tenth of a second on every machine.
 """
 
@@ -105,4 +105,4 @@ def require(kind: str = "bubblewrap", interpreter: str | None = None) -> None:
     """Raises `UserError` where programs cannot be contained."""
     found = objection(kind, interpreter)
     if found is not None:
-        raise UserError(f"{found.why}; to mend it: {found.mend}")
+        raise UserError(f"{found.why}; to fix it: {found.mend}")

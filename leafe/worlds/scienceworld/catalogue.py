@@ -105,7 +105,7 @@ def checked_simplifications(text: str) -> str:
 
 
 def chosen_kinds(types: str | None, simplifications: str) -> tuple[Kind, ...]:
-    """The tasks of a list of names or official numbers, parted by commas; without a list all that the simplifications allow."""
+    """The tasks of a list of names or official numbers, separated by commas; without a list all that the simplifications allow."""
     if types is None:
         return tuple(kind for kind in KINDS if not _needs_electricity(kind, simplifications))
     words = [word.strip() for word in types.split(",") if word.strip()]

@@ -42,7 +42,7 @@ class Episode:
 class ScienceWorld(Environment):
     """Thirty tasks of elementary science. Splits are the official ones: `train`, `dev` (also `valid`), `test`.
 
-    `simplifications` are `easy`, `none` or a list parted by commas; `types` keeps some tasks, by name or number; `horizon` replaces the
+    `simplifications` are `easy`, `none` or a list separated by commas; `types` keeps some tasks, by name or number; `horizon` replaces the
     tasks' own limits. With `objects` every observation ends with what can be named in an action. `simulators` is how many Java processes
     there may be at once, for however many episodes, and `heap` how many MiB of heap each may take. `deterministic=false` leaves out the
     flags that make a replay exact: only to see what happens without them. The simulator itself reads actions without regard to case and

@@ -54,7 +54,7 @@ def needs() -> tuple[str, Path]:
 
 
 class JavaProcess:
-    """The process, listening on `port` for whoever knows `token`."""
+    """The process, listening on `port` for those who know `token`."""
 
     def __init__(self, options: Options) -> None:
         self._java, folder = needs()

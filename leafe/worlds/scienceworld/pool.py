@@ -165,7 +165,7 @@ class Pool(Generic[One]):
             seat.simulator.close()
 
     def _forget(self) -> None:
-        """In a process that was forked off: the simulators are the parent's, and so is whoever holds the lock."""
+        """In a process that was forked off: the simulators are the parent's, and so is the holder of the lock."""
         self._changed = threading.Condition()
         for seat in self._seats:
             if seat.simulator:

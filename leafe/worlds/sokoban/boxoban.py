@@ -1,6 +1,6 @@
 """Boxoban level files: text to levels and back.
 
-A file is blocks of a header `; number` and the rows of one board, parted by empty lines. `write_levels` and `read_levels` are
+A file is blocks of a header `; number` and the rows of one board, separated by empty lines. `write_levels` and `read_levels` are
 inverses. Nothing here judges whether a level can be solved, and no split is decided here.
 """
 

@@ -1,4 +1,4 @@
-"""The shop's pages as the original's text mode writes them: what stands on the page, parted by [SEP], and what can be clicked on it.
+"""The shop's pages as the original's text mode writes them: what stands on the page, separated by [SEP], and what can be clicked on it.
 
 A character that cannot be printed is shown as a space. After a purchase the original shows a page of empty fields; here it has the product,
 the options and the score alone.

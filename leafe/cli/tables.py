@@ -24,6 +24,7 @@ from leafe.evaluation.tables import (
     cost_rows,
     counted,
     extra_rows,
+    flag_lines,
     markdown,
     paper_rows,
     result_rows,
@@ -120,6 +121,8 @@ def _write(plan: Plan, stages: Stages, failures: Sequence[Failure]) -> TableResu
 def _show(plan: Plan, table: TableResult) -> None:
     console.print(_table(table.title(), result_rows(table)))
     console.print(_table(f"What it cost; the budget is {table.budget:,} turns", cost_rows(table)))
+    for line in flag_lines(table):
+        console.print(escape(line), highlight=False, soft_wrap=True)
     if len(extra := extra_rows(table)) > 1:
         console.print(_table("Exploration, %", extra))
     if table.paper:

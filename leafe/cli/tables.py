@@ -24,6 +24,7 @@ from leafe.evaluation.tables import (
     cost_rows,
     counted,
     extra_rows,
+    flag_lines,
     markdown,
     paper_rows,
     result_rows,
@@ -120,6 +121,8 @@ def _write(plan: Plan, stages: Stages, failures: Sequence[Failure]) -> TableResu
 def _show(plan: Plan, table: TableResult) -> None:
     console.print(_table(table.title(), result_rows(table)))
     console.print(_table(f"What it cost; the budget is {table.budget:,} turns", cost_rows(table)))
+    for line in flag_lines(table):
+        console.print(escape(line), highlight=False, soft_wrap=True)
     if len(extra := extra_rows(table)) > 1:
         console.print(_table("Exploration, %", extra))
     if table.paper:
@@ -135,7 +138,10 @@ def _table(title: str, rows: Sequence[Cells]) -> Shown:
     heading, *lines = rows
     shown = Shown(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, text in enumerate(heading):
-        shown.add_column(escape(text), justify="right" if number else "left", no_wrap=number == 0, overflow="fold")
+        widest = max(map(len, text.split()), default=None)
+        shown.add_column(
+            escape(text), justify="right" if number else "left", no_wrap=number == 0, overflow="fold", min_width=widest
+        )
     for line in lines:
         shown.add_row(*map(escape, line))
     return shown

@@ -122,14 +122,23 @@ def curve_rows(table: TableResult) -> list[Cells]:
 
 def cost_rows(table: TableResult) -> list[Cells]:
     """A heading, and what each row took."""
-    heading = ("row", "turns", "of budget", "prompt tokens", "sampled tokens", "reflect tokens", "steps", "examples", "")
+    heading = ("row", "turns", "of budget", "prompt tokens", "sampled tokens", "reflect tokens", "steps", "examples")
     lines: list[Cells] = [heading]
     for row in table.rows:
         cost = row.cost
         used = f"{100 * cost.turns / table.budget:.0f} %" if cost.turns is not None and table.budget else UNKNOWN
         counts = (cost.prompt_tokens, cost.sampled_tokens, cost.reflection_tokens, cost.steps, cost.examples)
-        lines.append((row.name, counted(cost.turns), used, *map(counted, counts), "; ".join(row.flags)))
+        lines.append((row.name, counted(cost.turns), used, *map(counted, counts)))
     return lines
+
+
+def flag_lines(table: TableResult) -> Cells:
+    """What has to stand beside the costs, each sentence once behind the rows that it is about."""
+    owners: dict[str, list[str]] = {}
+    for row in table.rows:
+        for flag in row.flags:
+            owners.setdefault(flag, []).append(row.name)
+    return tuple(f"{', '.join(names)}: {flag}" for flag, names in owners.items())
 
 
 def extra_rows(table: TableResult) -> list[Cells]:
@@ -181,6 +190,7 @@ def markdown(table: TableResult) -> str:
     parts += ["\n".join(f"- {_plain(claim)}" for claim in table.claims)] if table.claims else []
     parts.append(_markdown_table(curve_rows(table)))
     parts += [f"## What it cost\n\nThe budget is {table.budget:,} turns.", _markdown_table(cost_rows(table))]
+    parts += ["\n".join(f"- {_plain(one)}" for one in flags)] if (flags := flag_lines(table)) else []
     if len(extra := extra_rows(table)) > 1:
         parts += ["## Exploration", _markdown_table(extra)]
     if table.paper:

@@ -24,6 +24,7 @@ from leafe.stages import Stage, needed
 
 Stages = Mapping[str, Sequence[Stage]]
 EQUAL = 1e-9
+MOST = 0.9  # a row that took a smaller share of its turns is marked: it may not have learned from as much as the others
 
 
 def summary(plan: Plan, stages: Stages, failures: Sequence[Failure] = ()) -> TableResult:
@@ -137,6 +138,8 @@ class _Summary:
             yield f"not at equal turns: may take {share:g} of the budget"
         if cost.turns is not None and cost.turns > share * self.plan.budget + EQUAL:
             yield f"over its budget of {share * self.plan.budget:,.0f} turns"
+        if cost.turns is not None and cost.turns < MOST * share * self.plan.budget:
+            yield f"took {100 * cost.turns / (share * self.plan.budget):.0f} % of the turns that it may"
 
     def _claim(self, check: CheckSettings) -> str:
         row = self.pooled.get(check.row)

@@ -7,7 +7,17 @@ from importlib.resources import files
 from urllib.parse import quote
 
 from leafe.evaluation.compare import ArmResult, Comparison
-from leafe.evaluation.tables import Cells, RowResult, TableResult, cost_rows, curve_rows, extra_rows, paper_rows, result_rows
+from leafe.evaluation.tables import (
+    Cells,
+    RowResult,
+    TableResult,
+    cost_rows,
+    curve_rows,
+    extra_rows,
+    flag_lines,
+    paper_rows,
+    result_rows,
+)
 from leafe.viewer.charts import pass_at_k_chart
 from leafe.viewer.markup import Markup, tag
 from leafe.viewer.page import POLICY
@@ -56,7 +66,8 @@ def _sections(table: TableResult) -> Iterator[Markup]:
         id="results",
     )
     budget = tag("p", f"The budget of a row is {table.budget:,} turns. Measuring is not in it.", class_="soft fine")
-    yield tag("section", tag("h2", "Cost"), _table(cost_rows(table), "Cost"), budget, id="cost")
+    flags = [tag("ul", *(tag("li", line) for line in flag_lines(table)), class_="said")]
+    yield tag("section", tag("h2", "Cost"), _table(cost_rows(table), "Cost"), budget, *flags, id="cost")
     if len(extra := extra_rows(table)) > 1:
         yield tag("section", tag("h2", "Exploration"), _table(extra, "Exploration"), id="exploration")
     if table.paper:

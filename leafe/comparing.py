@@ -63,9 +63,9 @@ def made_comparison(prompts: Prompts, expert: Turn, others: Sequence[Turn]) -> s
 
 def read_comparison(prompts: Prompts, reply: str, action: str, *, whole: bool = True) -> str:
     """The thought of a reply to `compare`. Raises `ParseFailure` for one that no reply with the expert's action could begin with."""
-    thought = parse_thought(reply, whole=whole)
+    thought = parse_thought(reply, action=action, whole=whole)
     if thought in prompts.compare:
-        raise ParseFailure("the comparison was that of the example, word for word")
+        raise ParseFailure("the comparison repeats the question")
     if parse_action(prompts.form, render_thought(prompts.form, thought, action)) != action:
         raise ParseFailure("the comparison holds what would be read as another action")
     return thought

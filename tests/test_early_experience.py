@@ -154,7 +154,7 @@ def test_a_policy_that_has_words_compares_by_itself_and_learns_thought_and_actio
         "I sing. <action>sing</action>",
         "<think>I open red.",
         "</think><think> I would rather open green",
-        FULL.compare[FULL.compare.index("I hold the cup") :].strip(),
+        FULL.compare[FULL.compare.index("Write no tags") :].strip(),
     ],
 )
 def test_a_comparison_that_is_none_or_could_be_read_as_an_action_is_counted_and_not_learned(said: str) -> None:
@@ -173,6 +173,15 @@ def test_whatever_a_comparison_holds_its_target_says_the_action_of_the_expert(te
         except ParseFailure:
             continue
         assert parse_action(prompts.form, f"<think>{thought}</think>\n{render_action(prompts.form, action)}") == action
+
+
+def test_a_comparison_with_the_action_of_the_expert_in_tags_is_read_as_its_thought() -> None:
+    assert (
+        read_comparison(FULL, "<think>A bat helps nobody.</think>\n<action>open red</action>", "open red") == "A bat helps nobody."
+    )
+    assert read_comparison(FULL, "So be it. <action> open red </action>", "open red") == "So be it."
+    with pytest.raises(ParseFailure, match="decides for 'sing', which is another action"):
+        read_comparison(FULL, "<think>A bat helps nobody.</think>\n<action>sing</action>", "open red")
 
 
 def test_a_comparison_that_was_cut_is_not_read() -> None:

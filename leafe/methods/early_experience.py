@@ -15,7 +15,7 @@ Where this differs from the paper:
    is asked for like the alternatives'.
 3. World modelling takes one epoch, but not more than `world_model_share` of all steps, so that imitation has some left.
 4. One comparison of a state names all its alternatives.
-5. A comparison that could be read as another action, is cut or repeats the example of its prompt is left out.
+5. A comparison that decides for another action or could be read as one, is cut or repeats the question is left out.
 6. Where replies are bare and have no room for thoughts, as the bundled models' are, the comparison is made from the outcomes by a
    template and is a reply of its own to a question; no model has written it. It weighs as much as the expert's action does.
 7. `kind: both` does one after the other, which the paper measures apart.

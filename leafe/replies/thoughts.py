@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from leafe.replies.reading import ParseFailure, hollow, tags_in, thought_tags, thoughts_apart
+from leafe.replies.reading import ParseFailure, hollow, pairs, quoted, tags_in, thought_tags, thoughts_apart
 
 
-def parse_thought(reply: str, *, whole: bool = True) -> str:
-    """What a reply says, to be used as a thought: what stands beside its own thoughts, or else those.
+def parse_thought(reply: str, *, action: str = "", whole: bool = True) -> str:
+    """What a reply says, to be used as a thought ahead of `action`: what stands beside its own thoughts, or else those.
 
-    Raises `ParseFailure` where it was cut (`whole=False`), is empty, only stands for an answer, or holds tags.
+    The action itself in tags is passed over. Raises `ParseFailure` where the reply was cut (`whole=False`), is empty, only stands for an
+    answer, decides for another action, or holds other tags.
     """
     if not whole:
         raise ParseFailure("the reply was cut at its limit: say less")
     parts = thoughts_apart(reply)
-    text = parts.said.strip() or "\n".join(closed.strip() for closed in parts.closed).strip()
+    said = parts.said
+    for pair in reversed(pairs(said, "action")):
+        if pair.text.strip() != action.strip():
+            raise ParseFailure(f"the reply decides for {quoted(pair.text)}, which is another action")
+        said = said[: pair.start] + said[pair.end :]
+    text = said.strip() or "\n".join(closed.strip() for closed in parts.closed).strip()
     if hollow(text):
         raise ParseFailure("wanted thoughts in words")
     if tags_in(text) or any(True for _ in thought_tags(text)):

@@ -60,6 +60,7 @@ from leafe.worlds.fakes import Lookup
         ("<lesson>At b2: go on.</lesson>", [("lesson", "At b2: go on.", ())]),
         ("<lesson>None.</lesson>", []),
         ("nothing: <none/>", []),
+        ("None.", []),
     ],
 )
 def test_a_reply_in_blocks_is_read_where_it_says_one_thing(reply: str, expected: list[tuple[str, str, tuple[str, ...]]]) -> None:
@@ -271,6 +272,7 @@ def test_items_of_an_answer_are_read_in_their_three_parts() -> None:
         "<title>Search</title><description>where</description><content>Open all.</content><title>Go</title><content>Far.</content>"
     )
     assert read_items(reply, True) == (Item("Search", "where", "Open all."), Item("Go", "", "Far."))
+    assert read_items(f"{reply}<title>Cut</title><content>He", False) == read_items(reply, True)
     for wrong, words in {
         "<title>a</title>": "no <content>",
         "<content>a</content>": "no <title>",

@@ -109,6 +109,8 @@ def read_items(reply: str, whole: bool, shown: str = "") -> tuple[Item, ...]:
         if block.name in items[-1]:
             raise ParseFailure(f"an item had two {block.name}s; each wants a <title> of its own")
         items[-1][block.name] = block.text
+    if not whole and len(items) > 1 and "content" not in items[-1]:
+        items.pop()  # the one that the reply was cut in
     if len(items) > ITEMS:
         raise ParseFailure(f"there were {len(items)} items, and at most {ITEMS} are wanted")
     for item in items:

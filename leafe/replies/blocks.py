@@ -37,6 +37,8 @@ def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown:
     if len(reply) > LONGEST_REPLY:
         raise ParseFailure(f"the reply was {len(reply):,} characters long, and at most {LONGEST_REPLY:,} are read")
     said = unwrapped(thoughts_apart(reply).said)
+    if _says_none("", said):
+        return ()
     found = list(_raw(said, (*names, "none"), whole=whole))
     if not found:
         listed = " or ".join(f"<{name}>...</{name}>" for name in names)

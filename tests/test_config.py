@@ -146,7 +146,7 @@ def test_an_unknown_setting_in_a_file_is_refused_like_one_on_the_command_line() 
         ("train=3", "train: wanted a group of settings, found 3"),
         ("name=a/b", "name: wanted letters, digits, '.', '_' and '-', a letter or digit first, found 'a/b'"),
         ("model=''", "model: wanted text that is not empty, found ''"),
-        ("engine.kind=vlm", "engine.kind: wanted 'transformers', 'openai' or 'vllm', found 'vlm'"),
+        ("engine.kind=vlm", "engine.kind: wanted 'transformers', 'openai', 'vllm' or 'sglang', found 'vlm'"),
         (
             "engine={kind: vllm, base_url: 'http://host/v1'}",
             "engine.kind vllm starts a server of its own; leave out engine.base_url",
@@ -278,6 +278,7 @@ def test_differing_fields_name_the_setting_and_both_values() -> None:
         "train.lora.rank: none -> 8",
         "train.lora.alpha: none -> 32",
         "train.lora.targets: none -> []",
+        "train.lora.keep: none -> false",
     ]
 
 

@@ -301,6 +301,7 @@ def test_steps_are_taken_however_few_there_are(tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_checkpoint(tmp_path: Path) -> None:
     plan = Plan(steps=2, tokens=512, processes=2, shape=SMALL)
     build(quick(Stage(1.0, 2)), tmp_path, plan, print)  # of the package alone: a process loads the modules of what it is given

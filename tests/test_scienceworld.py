@@ -406,6 +406,7 @@ def test_a_simulator_that_dies_costs_one_episode_and_no_more(world: ScienceWorld
 
 
 @with_simulator
+@pytest.mark.slow
 def test_check_env_passes_on_a_few_tasks() -> None:
     arguments = {"types": "lifespan-longest-lived,chemistry-mix-paint-secondary-color", "horizon": 6}
     report = check_environment(

@@ -227,6 +227,7 @@ def test_bundles_hold_no_more_examples_than_asked_for_and_count_their_target_tok
         assert weight == pytest.approx(sum(example.weight * len(example.target_ids) for example in lessons()))
 
 
+@pytest.mark.slow
 def test_what_a_process_refuses_is_said_as_one_process_would_say_it(base: Path, tmp_path: Path) -> None:
     settings = PLAN.model_copy(update={"lora": LoraSettings(targets=("nonsense",)), "processes": 2})
     with pytest.raises(UserError, match=r"^train\.lora\.targets: wanted names"):

@@ -16,8 +16,9 @@ from leafe.config import parse
 from leafe.engines.base import Engine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.errors import EngineError, UserError
-from leafe.experiment import Experiment, ForestSpec, explore_tasks, measure_stage
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
 from leafe.jsonl import read_lines
+from leafe.measuring import measure_stage
 from leafe.progress import Silent
 from leafe.run import RunDirectory
 from leafe.stages import Policy

@@ -480,6 +480,7 @@ def test_an_interruption_is_one_line_and_the_status_of_the_shell() -> None:
     assert said.status == 130 and said.err.count("\n") == 1 and "the same command" in said.err
 
 
+@pytest.mark.slow
 def test_the_bundled_model_can_be_built_anew(tmp_path: Path) -> None:
     said = leafe("nano", "build", "--steps", "1", "--processes", "1", "--out", tmp_path / "nano")
     assert said.status == 0 and "step 1/1 loss" in said.out

@@ -78,7 +78,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_samples(kind: str, given
 
 
 @given(samples, st.sampled_from(["qwen2", "llama"]), st.integers(0, 5))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_any_samples_pack_without_changing_loss_or_gradients(given: list[Sample], kind: str, seed: int) -> None:
     assert_same(model(kind, torch.float64, seed), given, [pack(given)], 1e-11)
     assert_same(model(kind, torch.float32, seed), given, [pack(given)], ROUNDING)

@@ -89,6 +89,7 @@ def test_a_run_whose_server_is_killed_gives_the_forest_of_an_undisturbed_one_and
     assert not any(start["key"] in said.out + said.err for start in plan.starts)
 
 
+@pytest.mark.slow
 def test_trained_adapters_are_loaded_into_the_server_of_the_base_also_when_it_died(plan: Plan, model: Path, tmp_path: Path) -> None:
     plan({}, {"answers": 24}, {})
     said = run(plan, model, "arms=[leafe, rehearsal]", "train.lora={rank: 2, keep: true}", "evaluate.samples=8")
@@ -132,6 +133,7 @@ def test_a_server_that_dies_for_lack_of_memory_is_told_in_its_own_words(plan: Pl
     assert Path(said.err.strip().rpartition("its log is ")[2]).is_file()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_given_up_ends_the_stage_and_the_same_command_goes_on(plan: Plan, model: Path, tmp_path: Path) -> None:
     plan({"answers": 40}, {})
     said = run(plan, model, "engine.restarts=0")

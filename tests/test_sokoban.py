@@ -288,6 +288,7 @@ def test_broken_level_files_are_named_in_one_sentence(tmp_path: Path) -> None:
         Sokoban(levels=str(tmp_path / "absent")).tasks("train", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("LEAFE_DATA" not in os.environ, reason="LEAFE_DATA names no folder with boxoban/")
 def test_the_first_published_test_levels_are_read_and_solved() -> None:
     path = Path(os.environ["LEAFE_DATA"], "boxoban", "unfiltered", "test", "000.txt")

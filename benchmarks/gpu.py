@@ -102,7 +102,7 @@ def guarded(results: Results, name: str) -> Iterator[None]:
     """A part that may fail without the others."""
     try:
         yield
-    except Exception:
+    except Exception:  # whatever a machine of minutes does; the other parts go on
         results.say(name, failed=traceback.format_exc())
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -253,7 +253,7 @@ def tried(name: str, work: Callable[[], Any]) -> Found:
     try:
         found = work()
         return found if isinstance(found, dict) else {name: found}
-    except Exception as error:
+    except Exception as error:  # whatever fails on the machine is printed and kept, and the other measurements go on
         traceback.print_exc()
         return {name: f"{type(error).__name__}: {error}"[:200]}
 
@@ -393,7 +393,7 @@ def correctness(deadline: float) -> Found:
         try:
             with kernels(off):
                 found |= {f"{name}: {key}": value for key, value in greedy().items()}
-        except Exception as error:
+        except Exception as error:  # as above
             traceback.print_exc()
             found[name] = f"{type(error).__name__}: {error}"[:300]
     found |= logit_difference("0.5b" if device() == "cuda" else "tiny") if left(deadline) > 8 else {}
@@ -495,7 +495,7 @@ def measure(deadline: float, only: Sequence[str] = ()) -> Found:
         start = time.perf_counter()
         try:
             found[name] = part() if left(deadline) > 5 else {"left out": "no time"}
-        except Exception as error:
+        except Exception as error:  # as above
             traceback.print_exc()
             found[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
             print(f"{name} FAILED: {found[name]['failed']}", flush=True)

@@ -324,7 +324,7 @@ def correct(say: Say, device: str) -> None:
             worst = max(float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True))
             largest = max(float(one.abs().max()) for one in wanted)
             say(f"correct {kind}", trial=difference, loss=packed, loss_alone=losses, gradient_off=worst, gradient_largest=largest)
-        except Exception:
+        except Exception:  # a way that fails is said to fail, and the others are tried
             say(f"correct {kind}", failed=traceback.format_exc())
 
 
@@ -349,7 +349,7 @@ def guarded(experiment: Experiment, name: str, work: Callable[[], Any]) -> bool:
     try:
         work()
         return True
-    except Exception:
+    except Exception:  # as above
         experiment.say(name, failed=traceback.format_exc())
         return False
     finally:

@@ -168,11 +168,17 @@ class Lab:
         return Stage(f"train {arm}", work, needs, "train")
 
     def start(self, name: str) -> Path:
-        """The folder of a model that training starts from: a folder, as an arm's checkpoint in another run, or a name; the base if empty.
+        """The folder of a model that the method's setting `start` names: an arm's checkpoint in another run, or a name; the base if empty.
 
         Raises `UserError` where there is none, and `CorruptFile` where it was changed since a run trained it.
         """
-        return check_checkpoint(locate(name, CHECKPOINTS)) if name else self.base
+        if not name:
+            return self.base
+        try:
+            folder = locate(name, CHECKPOINTS)
+        except UserError as error:
+            raise UserError(f"{self.config.section}.start: {error}") from None
+        return check_checkpoint(folder)
 
     def steps(self, examples: Sequence[Example], epochs: float | None = None) -> int:
         """How many optimiser steps training on examples takes, for `train.epochs` unless told otherwise."""

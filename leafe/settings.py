@@ -139,6 +139,13 @@ class DrawSettings(Settings):
     max_tokens: int = Field(16, ge=1)
     max_repeats: int = Field(0, ge=0)
 
+    @field_validator("max_repeats")
+    @classmethod
+    def _once_is_no_repeat(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("wanted 0 for no limit, or at least 2, found 1")
+        return value
+
     def sampling(self) -> Sampling:
         """The same as a record."""
         return Sampling(self.temperature, self.top_p, self.max_tokens, self.max_repeats)

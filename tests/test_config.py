@@ -146,6 +146,7 @@ def test_an_unknown_setting_in_a_file_is_refused_like_one_on_the_command_line() 
         ("train=3", "train: wanted a group of settings, found 3"),
         ("name=a/b", "name: wanted letters, digits, '.', '_' and '-', a letter or digit first, found 'a/b'"),
         ("model=''", "model: wanted text that is not empty, found ''"),
+        ("sampling.act.max_repeats=1", "sampling.act.max_repeats: wanted 0 for no limit, or at least 2, found 1"),
         ("engine.kind=vlm", "engine.kind: wanted 'transformers', 'openai', 'vllm' or 'sglang', found 'vlm'"),
         (
             "engine={kind: vllm, base_url: 'http://host/v1'}",

@@ -460,7 +460,7 @@ def test_a_model_to_start_from_is_measured_without_the_memory_too_and_refused_wh
 ) -> None:
     made = experiment(tmp_path, method, f"{method}.start={tmp_path / 'nowhere'}")
     with RunDirectory.open(tmp_path / "run", made.config) as directory:
-        with pytest.raises(UserError, match=rf"{method}\.start: wanted a model's folder.*nowhere"):
+        with pytest.raises(UserError, match=rf"{method}\.start: no checkpoint in .*nowhere"):
             stages_of(made, directory)
         (tmp_path / "nowhere").mkdir()
         (tmp_path / "nowhere" / "config.json").write_text("{}")

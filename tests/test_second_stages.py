@@ -481,8 +481,8 @@ def test_settings_that_cannot_go_together_are_refused_when_they_are_read(name: s
             "explore.turns=4",
             r"2 groups of up to 10 turns = 20; type explore\.turns=5, or make reset_groups\.groups",
         ),
-        ("opd", "opd.start=./nowhere", r"no checkpoint in './nowhere'"),
-        ("preference", "preference.start=./nowhere", r"no checkpoint in './nowhere'"),
+        ("opd", "opd.start=./nowhere", r"opd\.start: no checkpoint in './nowhere'"),
+        ("preference", "preference.start=./nowhere", r"preference\.start: no checkpoint in './nowhere'"),
         *[(name, "", "cannot be rolled back") for name in ("reset_groups", "opd", "preference")],
     ],
 )

@@ -35,7 +35,7 @@ from leafe.memory.questions import Questions
 from leafe.recall import Remembered, read_memory, write_memory
 from leafe.records import BROKEN, Ask, Completion, Tree
 from leafe.replies.blocks import one_line
-from leafe.run import RunDirectory, check_checkpoint
+from leafe.run import RunDirectory
 from leafe.settings import RunConfig, Settings
 from leafe.stages import Made, Policy, Stage
 
@@ -63,18 +63,6 @@ def check_start(config: RunConfig, method: str, start: str) -> None:
             f"{method}.start wants engine.kind=transformers, since a server serves the run's own model only; found"
             f" engine.kind={config.engine.kind}: type model={start}"
         )
-
-
-def start_of(lab: Lab, method: str, start: str) -> Path:
-    """The folder of the model that plays: `start`, or the run's own. Raises `UserError` where there is none."""
-    if not start:
-        return lab.base
-    folder = Path(start).expanduser()
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{method}.start: wanted a model's folder, as RUN/checkpoints/ARM, found {start!r:.200}, which has no config.json"
-        )
-    return check_checkpoint(folder)
 
 
 def measured_start(lab: Lab, run: RunDirectory, model: Path) -> Iterator[Stage]:
@@ -165,7 +153,7 @@ class Adaptation:
 
     def work(self) -> Made:
         """Goes over the tasks, from where a killed run was; keeps the memory and the trees."""
-        model = start_of(self.lab, self.name, self.settings.start)
+        model = self.lab.start(self.settings.start)
         self.experiment.keep_logs_of(self.run)
         if model == self.experiment.base:
             self.experiment.keep_server(self.run)

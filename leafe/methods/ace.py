@@ -41,7 +41,6 @@ from leafe.memory.adaptation import (
     experience_of,
     measured_start,
     remembered,
-    start_of,
 )
 from leafe.memory.questions import Questions
 from leafe.methods.base import Method, Policy, Stage
@@ -79,7 +78,7 @@ class Ace(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: AceSettings) -> Iterable[Stage]:
         """As in the drawing above. With `start` that model is measured without the playbook as well."""
-        model, needs = start_of(lab, NAME, settings.start), (f"explore {NAME}",)
+        model, needs = lab.start(settings.start), (f"explore {NAME}",)
 
         def with_playbook() -> Policy:
             return Policy(model, notes=notes_of(remembered(run, NAME), numbered="ace_reflect" in Questions.of(lab, QUESTIONS)))

@@ -33,7 +33,7 @@ from leafe.forest.builder import Start, TreeBuilder
 from leafe.forest.effects import Play
 from leafe.forest.play import play
 from leafe.forest.reflect import reflect
-from leafe.memory.adaptation import check_start, measured_start, start_of
+from leafe.memory.adaptation import check_start, measured_start
 from leafe.methods.base import Method, Policy, Settings, Stage
 from leafe.records import Completion, Experience, StopReason, Tree, Turn
 from leafe.run import RunDirectory
@@ -76,7 +76,7 @@ class GaRollback(Method):
                 f"method {NAME} takes turns back, and {lab.config.environment.name} cannot be rolled back (fidelity 'none'); choose"
                 " another environment or method"
             )
-        model = start_of(lab, NAME, settings.start)
+        model = lab.start(settings.start)
         yield from measured_start(lab, run, model)
         yield lab.measure(run, NAME, Policy(model), player=partial(with_assistant, settings=settings))
 

@@ -36,7 +36,6 @@ from leafe.memory.adaptation import (
     experience_of,
     measured_start,
     memory_path,
-    start_of,
 )
 from leafe.memory.questions import Questions
 from leafe.methods.base import Method, Policy, Stage
@@ -74,7 +73,7 @@ class ReasoningBank(Method):
 
     def stages(self, lab: Lab, run: RunDirectory, settings: BankSettings) -> Iterable[Stage]:
         """As in the drawing above. With `start` that model is measured without the bank as well."""
-        model = start_of(lab, NAME, settings.start)
+        model = lab.start(settings.start)
         policy = Policy(model, memory=MemoryFile(memory_path(run, NAME), settings.recalled))
         yield from measured_start(lab, run, model)
         yield adaptation_stage(

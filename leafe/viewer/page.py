@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
-from importlib.resources import files
 
 from leafe.evaluation.compare import ArmResult, Comparison, percent, points, rolled_back
 from leafe.evaluation.passk import Interval
@@ -17,9 +16,8 @@ from leafe.records import Tree
 from leafe.results import ExplorationRow
 from leafe.viewer.attempts import task_section
 from leafe.viewer.charts import pass_at_k_chart
+from leafe.viewer.document import document
 from leafe.viewer.markup import Markup, join, plural, tag
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 NOT_MEASURED = Comparison(())
 
@@ -50,21 +48,10 @@ def broken_text(errors: Mapping[str, int]) -> str:
 
 def render_page(content: PageContent) -> str:
     """The whole file."""
-    # The stylesheet is ours and holds nothing that ends a style element, so it goes in as it is.
-    style = Markup((files("leafe") / "viewer" / "assets" / "page.css").read_text(encoding="utf-8"))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{content.run} · leafe"),
-        tag("style", style),
-    )
     lede = (*_lede(content.comparison), *_alarms(content.alarms))
     header = tag("header", tag("p", "leafe run", class_="kicker"), tag("h1", content.run), *lede, *_config(content))
     sections = (*_measured(content.comparison), *_explored(content.exploration, content.notice), *_trees(content), *_notes(content))
-    body = tag("body", tag("main", header, *sections))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return document(content.run, header, *sections)
 
 
 def _lede(comparison: Comparison) -> Iterator[Markup]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from urllib.parse import quote
 
 from leafe.evaluation.compare import ArmResult, Comparison
@@ -19,25 +18,14 @@ from leafe.evaluation.tables import (
     result_rows,
 )
 from leafe.viewer.charts import pass_at_k_chart
+from leafe.viewer.document import document
 from leafe.viewer.markup import Markup, tag
-from leafe.viewer.page import POLICY
 
 
 def render_table(table: TableResult) -> str:
     """The whole file. The pages of runs are linked relative to it."""
-    # The stylesheet is ours and holds nothing that ends a style element, so it goes in as it is.
-    style = Markup((files("leafe") / "viewer" / "assets" / "page.css").read_text(encoding="utf-8"))
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{table.name} · leafe"),
-        tag("style", style),
-    )
     header = tag("header", tag("p", "leafe table", class_="kicker"), tag("h1", table.name), tag("p", table.title()), *_about(table))
-    body = tag("body", tag("main", header, *_sections(table)))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return document(table.name, header, *_sections(table))
 
 
 def _about(table: TableResult) -> Iterator[Markup]:

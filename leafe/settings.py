@@ -139,13 +139,6 @@ class DrawSettings(Settings):
     max_tokens: int = Field(16, ge=1)
     max_repeats: int = Field(0, ge=0)
 
-    @field_validator("max_repeats")
-    @classmethod
-    def _once_is_no_repeat(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError("wanted 0 for no limit, or at least 2, found 1")
-        return value
-
     def sampling(self) -> Sampling:
         """The same as a record."""
         return Sampling(self.temperature, self.top_p, self.max_tokens, self.max_repeats)
@@ -358,6 +351,8 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _replies_fit(self) -> Self:
         for key, draw in {"act": self.sampling.act, "reflect": self.sampling.reflect}.items():
+            if draw.max_repeats == 1:
+                raise ValueError(f"sampling.{key}.max_repeats: wanted 0 for no limit, or at least 2, found 1")
             if self.engine.max_context and draw.max_tokens >= self.engine.max_context:
                 wanted = f"less than engine.max_context, which is {self.engine.max_context}"
                 raise ValueError(f"sampling.{key}.max_tokens: wanted {wanted}, found {draw.max_tokens}")

@@ -206,6 +206,7 @@ class Experiment:
             recall=memory.recall() if memory else None,
             stop_when_solved=settings.stop_when_solved,
             memory=settings.memory,
+            closing=sampling.closing,
         )
 
     def explore_seed(self, number: int) -> int:

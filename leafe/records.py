@@ -86,12 +86,19 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request to the policy. `seed` alone decides the draw; `purpose` is for counting and for what the prompt was made for."""
+    """One request to the policy. `seed` alone decides the draw; `purpose` is for counting and for what the prompt was made for.
+
+    `begun` is the beginning of the reply, which the completion goes on from and does not hold.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling
     seed: int
     purpose: Literal["act", "reflect"] = "act"
+    begun: str = field(default="", metadata=OMITTED)
+
+
+Finish = Literal["stop", "length", "repetition", "closed", "context"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +106,13 @@ class Completion:
     """What an engine drew. `token_ids` are the sampled ids, the end token included, with one log-probability each.
 
     `finish` is `stop` (the model ended), `length` (`max_tokens`), `repetition` (`max_repeats`) or `context` (the prompt left no room;
-    nothing was drawn).
+    nothing was drawn). A reply that was cut and given an end is `closed`; not all of its text was sampled, so it has no ids.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    finish: Literal["stop", "length", "repetition", "context"] = "stop"
+    finish: Finish = "stop"
     prompt_tokens: int = 0
     counted: int = 0  # tokens drawn, as a server counts them that does not say which
 

@@ -89,6 +89,7 @@ def served_engine(config: RunConfig, base: Path, progress: Progress, found: Find
         tokenizer=tokens.tokenizer if found.ids == "encoded" else None,
         encode=tokens.text_ids,
         dialect=found.dialect,
+        continues=found.continues,
         max_context=found.max_context,
         cap=settings.max_context,
         count=lambda messages: len(tokens.prompt_ids(messages)),

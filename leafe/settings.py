@@ -145,10 +145,11 @@ class DrawSettings(Settings):
 
 
 class SamplingSettings(Settings):
-    """One way of drawing for actions, another for reflections."""
+    """One way of drawing for actions, another for reflections; `closing` are the tokens for the action of a reply that was cut."""
 
     act: DrawSettings = DrawSettings()
     reflect: DrawSettings = DrawSettings(max_tokens=48)
+    closing: int = Field(0, ge=0)
 
 
 class HistorySettings(Settings):

@@ -102,7 +102,7 @@ class FakeServer:
 
     def completion(self, request: Body) -> Body:
         self.check(request)
-        prompt = self.tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, return_dict=False)
+        prompt = self.tokenizer.apply_chat_template(request["messages"], **self.ending(request), return_dict=False)
         prompt = [*prompt, *[7] * self.template_ids]
         most = request["max_tokens"]
         self.fits(len(prompt), most)
@@ -117,6 +117,15 @@ class FakeServer:
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids), "total_tokens": len(prompt) + len(ids)}
         more = {"prompt_token_ids": prompt} if self.kind == "vllm" and request.get("return_token_ids") else {}
         return {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": usage, **more}
+
+    def ending(self, request: Body) -> dict[str, bool]:
+        """How the prompt ends: llama.cpp goes on with a last message of the assistant's by itself, vLLM where it is told to."""
+        begun = request["messages"][-1]["role"] == "assistant"
+        if self.kind == "vllm" and request.get("continue_final_message") and request.get("add_generation_prompt", True):
+            raise said("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
+        if (self.kind == "llama" and begun) or (self.kind == "vllm" and request.get("continue_final_message")):
+            return {"continue_final_message": True}
+        return {"add_generation_prompt": bool(request.get("add_generation_prompt", True))}
 
     def text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -89,6 +89,8 @@ def test_each_share_is_counted_over_what_it_is_a_share_of() -> None:
         turn(3, parsed=False, shortening=Shortening(observations=1)),
         turn(4, shortening=Shortening(thoughts=2)),
         turn(5, finish="repetition"),
+        *(turn(number, finish="closed") for number in (6, 7, 8)),
+        *(turn(number) for number in (9, 10)),
     )
     attempts = (
         ended(StopReason.TOKEN_LIMIT),
@@ -98,11 +100,12 @@ def test_each_share_is_counted_over_what_it_is_a_share_of() -> None:
     )
     found = faults_of([tree(turns, attempts, UNREAD, UNREAD_CUT, NO_ROOM, NOTHING), tree((), (), READ)])
     assert found == Faults(
-        replies=5,
-        no_action=0.4,
-        cut=0.4,
-        repeated=0.2,
-        shortened=0.4,
+        replies=10,
+        no_action=0.2,
+        cut=0.2,
+        closed=0.3,
+        repeated=0.1,
+        shortened=0.2,
         attempts=4,
         out_of_room=0.25,
         broken=0.75,
@@ -113,7 +116,7 @@ def test_each_share_is_counted_over_what_it_is_a_share_of() -> None:
         no_room=0.2,
         errors={"EnvironmentFailure": 2, "ReplayDiverged": 1},
     )
-    assert fault_cells(found) == ("40.0", "40.0", "20.0", "40.0", "25.0", "75.0", "40.0", "20.0")
+    assert fault_cells(found) == ("20.0", "20.0", "30.0", "10.0", "20.0", "25.0", "75.0", "40.0", "20.0")
 
 
 def test_what_was_not_counted_is_a_dash_and_raises_no_alarm() -> None:

@@ -196,7 +196,8 @@ class Careful(FakeServer):
     def completion(self, request: Body) -> Body:
         found = super().completion(request)
         messages = [Message(message["role"], message["content"]) for message in request["messages"]]
-        ids = LOCAL.prompt_ids(messages)
+        begun = [messages.pop().content] if messages[-1].role == "assistant" else []
+        ids = [*LOCAL.prompt_ids(messages), *LOCAL.text_ids("".join(begun))]
         more = {"prompt_token_ids": ids} if "prompt_token_ids" in found else {}
         return found | {"usage": found["usage"] | {"prompt_tokens": len(ids)}} | more
 

@@ -142,8 +142,8 @@ def usable_turns(tree: Tree) -> set[str]:
         before, _, after = text.rpartition(turn.action) if turn.action else ("", "", "")  # only blank replies hold no text at all
         if turn.parent in quoting or any(advice in before or advice in after for advice in told):
             quoting.add(turn.id)
-    # A reply that was ended where it repeated itself would teach to repeat.
-    whole = (turn for turn in tree.turns if turn.parsed and turn.completion.finish != "repetition")
+    # A reply that was ended where it repeated itself would teach to repeat, one that was closed to think for too long.
+    whole = (turn for turn in tree.turns if turn.parsed and turn.completion.finish not in ("repetition", "closed"))
     return {turn.id for turn in whole if turn.id not in quoting}
 
 

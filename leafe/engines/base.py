@@ -38,7 +38,10 @@ class Scores:
 
 
 class Engine(Protocol):
-    """Anything that draws completions. `concurrency` is how many requests in flight keep it busy."""
+    """Anything that draws completions. `concurrency` is how many requests in flight keep it busy.
+
+    An engine that goes on with a reply that is `begun` says so by an attribute `continues`; where it is missing none is asked to.
+    """
 
     stats: EngineStats
     concurrency: int
@@ -65,3 +68,8 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Lets go of the model or the connection; requests in flight are cancelled."""
         ...
+
+
+def continues(engine: Engine) -> bool:
+    """Whether an engine goes on with a reply that is begun."""
+    return bool(getattr(engine, "continues", False))

@@ -43,7 +43,8 @@ class OpenAIEngine:
     `tokenizer` makes the ids of replies that come without, by `encode` where its chat template has tokens of its own.
     `max_context` is what the server says of its context, None where it says
     nothing; a `cap` below that is kept by `count`, the tokens of a conversation. `arrange` makes of a conversation what the server's chat
-    template takes, `prompt_ids` the ids of its prompt, which only `score` wants. `told` hears that the server is away and that it is back;
+    template takes, `prompt_ids` the ids of its prompt, which only `score` wants. `continues` is whether the server goes on with a last
+    message of the assistant's. `told` hears that the server is away and that it is back;
     `lost` says why it will not come back, if it will not.
     """
 
@@ -56,6 +57,7 @@ class OpenAIEngine:
         tokenizer: Any = None,
         encode: Callable[[str], Sequence[int]] | None = None,
         dialect: Dialect = Dialect(),
+        continues: bool = False,
         max_context: int | None = None,
         cap: int = 0,
         count: Callable[[Sequence[Message]], int] = lambda messages: 0,
@@ -69,6 +71,7 @@ class OpenAIEngine:
     ) -> None:
         self.stats = EngineStats()
         self.concurrency = concurrency
+        self.continues = continues
         self.model = model
         self.tokenizer = tokenizer
         self._encode = encode or (ControlTokens(tokenizer, tokenizer.all_special_tokens).ids if tokenizer is not None else None)
@@ -82,10 +85,11 @@ class OpenAIEngine:
     async def generate(self, ask: Ask) -> Completion:
         """One completion by the server. Raises `EngineError` when it cannot be reached, refuses, or answers something else."""
         most = ask.sampling.max_tokens
-        if self._cap and (length := self._count(ask.messages)) + most > self._cap:
+        messages = (*ask.messages, Message("assistant", ask.begun)) if ask.begun else ask.messages
+        if self._cap and (length := self._count(messages)) + most > self._cap:
             self.stats.requests += 1
             return Completion("", finish="context", prompt_tokens=length)
-        payload = self._dialect.payload(replace(ask, messages=self._arrange(ask.messages)), self.model)
+        payload = self._dialect.payload(replace(ask, messages=self._arrange(messages)), self.model)
         answer = await self._client.post(COMPLETIONS, payload, longest=longest_answer(most))
         self.stats.requests += 1
         if answer.is_overflow:

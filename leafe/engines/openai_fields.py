@@ -23,6 +23,8 @@ PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
 REPETITION = repetition_field(2)  # sent where a limit on repeats is asked for; vLLM knows it
 GROUPS = (REPETITION, NEUTRAL, IDS, LOGPROBS, PENALTIES, {"seed": 0})
+# The last message is the assistant's and has no end: vLLM and SGLang are told so, llama.cpp's server does so by itself.
+GO_ON = {"add_generation_prompt": False, "continue_final_message": True}
 OPTIONAL = frozenset(name for group in GROUPS for name in group)
 
 
@@ -37,7 +39,7 @@ class Dialect:
     samples_by_config: bool = False
 
     def payload(self, ask: Ask, model: str) -> dict[str, Any]:
-        """The body of a request."""
+        """The body of a request. Where a reply is begun it is the last of the messages already."""
         sampling = ask.sampling
         fields = {
             "model": model,
@@ -51,6 +53,7 @@ class Dialect:
             **NEUTRAL,
             **repetition_field(sampling.max_repeats),
             "seed": ask.seed % SEEDS,
+            **(GO_ON if ask.begun else {}),
         }
         if self.samples_by_config:
             fields["generation_config"] = _generation_config(sampling)

@@ -19,6 +19,11 @@ PROMPTS = {
     "unknown": "its chat template was not compared with a local one",
 }
 
+CONTINUES = {
+    True: "it goes on with a reply that is begun for it",
+    False: "it was not seen to go on with a reply that is begun for it, so what is cut stays cut (sampling.closing)",
+}
+
 CONTROLS = {
     "text": "control tokens that a text spells out are text to it",
     "tokens": "it takes control tokens that a text spells out for the tokens, so a space is put into them (engine.control_tokens)",
@@ -39,7 +44,8 @@ class Findings:
     `ids` are `sampled` (returned by the server), `encoded` (made from the text by a local tokenizer) or `none`. `seeds_differ` is None
     where the temperature is zero. `prompt` compares the server's chat template with the local one: `equal` (id for id), `counted` (as many
     ids), `differs` or `unknown`. `decoded` is whether the local tokenizer makes the reply's text of the server's ids, None for unknown.
-    `controls` is what the server makes of control tokens that a text spells out. `server` is the program and its version, where it tells.
+    `continues` is whether it goes on with a reply that is begun for it. `controls` is what the server makes of control tokens that a text
+    spells out. `server` is the program and its version, where it tells.
     """
 
     model: str
@@ -55,6 +61,7 @@ class Findings:
     decoded: bool | None
     controls: Controls = "unknown"
     server: str = ""
+    continues: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The same for a file, with the sentences about it."""
@@ -77,7 +84,8 @@ class Findings:
         if self.dialect.refused:
             instead = "samples by a configuration in each request" if self.dialect.samples_by_config else "sets these as it likes"
             said.append(f"it refuses {', '.join(sorted(self.dialect.refused))}, and {instead}")
-        return [*said, PROMPTS[self.prompt].format(*self.prompt_tokens), CONTROLS[self.controls], *self.flags]
+        prompt = PROMPTS[self.prompt].format(*self.prompt_tokens)
+        return [*said, prompt, CONTROLS[self.controls], CONTINUES[self.continues], *self.flags]
 
     @property
     def flags(self) -> list[str]:
@@ -122,6 +130,6 @@ def refuse_lacking(found: Findings, *, trains: bool) -> None:
 def differing(before: Mapping[str, Any], now: Findings) -> list[str]:
     """What a server has become that another process of the same run found otherwise, as `["ids: sampled -> none"]`."""
     kept = ["model", "dialect", "ids", "logprobs", "prompt", "seeds_differ"]
-    kept += ["controls"] if "controls" in before else []  # which older runs did not ask for
+    kept += [name for name in ("controls", "continues") if name in before]  # which older runs did not ask for
     found = now.as_json()
     return [f"{name}: {before.get(name)} -> {found[name]}" for name in kept if before.get(name) != found[name]]

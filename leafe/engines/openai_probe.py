@@ -13,7 +13,7 @@ from typing import Any
 
 from leafe.engines.openai import COMPLETIONS, Arrange, longest_answer
 from leafe.engines.openai_answers import Answer, Malformed, Reply, json_of, read_reply
-from leafe.engines.openai_fields import GROUPS, OPTIONAL, Dialect
+from leafe.engines.openai_fields import GO_ON, GROUPS, OPTIONAL, Dialect
 from leafe.engines.openai_findings import Controls, Findings, Prompt
 from leafe.engines.openai_http import Client
 from leafe.engines.tokens import ChatTokenizer
@@ -24,6 +24,7 @@ SAID = (Message("system", "You answer in one sentence."), Message("user", "Tell 
 TOKENS = 24
 SEEDS = (11, 12, 13, 11)  # the last one again
 HOT = 2.0
+BEGUN = "<think>\nI like cats.\n</think>\n<action>"  # of the shape that cut replies are given
 REPEATS = 3  # of a control token in a text, so that a token more or less decides nothing
 MOST_TOKENS = 8  # of a tokenizer that are tried
 CONTEXT_NAMES = ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length")
@@ -78,6 +79,7 @@ async def probe(client: Client, question: Question) -> Findings:
         prompt_tokens=counts,
         decoded=_decodes(question.tokenizer, first),
         controls=await trial.controls(dialect, counts[0]),
+        continues=prompt in ("equal", "counted") and await trial.continues(dialect, counts[0]),
     )
 
 
@@ -187,6 +189,18 @@ class _Trial:
                 more = None
             return "text" if more == as_text else "tokens" if more == as_tokens else "unknown"
         return "unknown" if known else "text"
+
+    async def continues(self, dialect: Dialect, asked: int) -> bool:
+        """Whether the server goes on with a reply that is begun: then a prompt of `asked` tokens is longer by what was begun alone."""
+        tokens = self.question.tokenizer
+        begun = self.question.arrange((*SAID, Message("assistant", BEGUN)))
+        messages = [{"role": message.role, "content": message.content} for message in begun]
+        answer = await self.answer(dialect, messages=messages, **GO_ON)
+        try:
+            more = read_reply(answer.body, most=TOKENS).prompt_tokens - asked if answer.status == 200 else None
+        except Malformed:
+            return False
+        return tokens is not None and more == len(tokens.text_ids(BEGUN))
 
     async def prompt_ids(self, dialect: Dialect) -> list[int] | None:
         """The ids of the prompt, where the server returns them."""

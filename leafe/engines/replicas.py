@@ -55,6 +55,8 @@ class ReplicatedEngine:
     Raises what they raise. Requests may come from one event loop at a time.
     """
 
+    continues = True  # as every engine does that holds its model
+
     def __init__(self, makes: Sequence[Callable[[], Engine]]) -> None:
         self.stats = EngineStats()
         self._replicas: list[_Replica] = []

@@ -31,6 +31,8 @@ class ScriptedEngine:
     raises the same. `max_context` is in tokens, 0 for a context without end.
     """
 
+    continues = True
+
     def __init__(
         self,
         answer: Callable[[Ask], str] | Sequence[str],
@@ -59,7 +61,7 @@ class ScriptedEngine:
         if self._fail_after is not None and index >= self._fail_after:
             raise EngineError(f"the script says to fail after {self._fail_after} requests")
         self.asks.append(ask)
-        prompt = self._lengths.of(ask.messages)
+        prompt = self._lengths.of(ask.messages) + self._length(ask.begun)
         self.stats.requests += 1
         if self.max_context and prompt + ask.sampling.max_tokens > self.max_context:
             return Completion("", finish="context", prompt_tokens=prompt)

@@ -34,6 +34,12 @@ class ServedEngine:
         self._watch: asyncio.Task[None] | None = None
         self._lost = ""
 
+    @property
+    def continues(self) -> bool:
+        """Whether the server goes on with a reply that is begun; False until it was asked for a first one."""
+        task = self._connected
+        return task is not None and task.done() and not task.cancelled() and not task.exception() and task.result().continues
+
     async def generate(self, ask: Ask) -> Completion:
         """One completion. Raises `EngineError` when the server cannot be started, died too often or answers something else."""
         return await (await self._ready()).generate(ask)

@@ -68,6 +68,8 @@ class TransformersEngine:
     Raises `UserError` when the cache cannot hold one conversation.
     """
 
+    continues = True
+
     def __init__(
         self,
         model: Any,
@@ -133,7 +135,7 @@ class TransformersEngine:
 
     async def generate(self, ask: Ask) -> Completion:
         """One completion, a function of the ask and the weights alone. Raises `EngineError` when the forward pass fails."""
-        ids = self._prompt(ask.messages)
+        ids = self._prompt(ask.messages) + (self.tokens.text_ids(ask.begun) if ask.begun else [])
         if len(ids) + ask.sampling.max_tokens > self.max_context:
             return Completion("", finish="context", prompt_tokens=len(ids))
         return self._completion(await self._answered(ask, ids))

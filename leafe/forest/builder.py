@@ -25,6 +25,7 @@ class Rules:
     With `new_luck` a branch draws the world's randomness anew from its first step on. `notes` are told in the first prompt of every
     attempt, ahead of what earlier ones taught, and behind them what `recall` gives for the task and its first observation. After
     `stop_when_solved` successes no attempt starts any more (0: whatever succeeds). `memory` is how many experiences a verbal retry is told.
+    `closing` are the tokens for the action of a reply that was cut (0: it stays so).
     """
 
     prompts: Prompts
@@ -45,6 +46,7 @@ class Rules:
     recall: Callable[[Task, Observation], tuple[str, ...]] | None = None
     stop_when_solved: int = 0
     memory: int = 3
+    closing: int = 0
 
 
 @dataclass
@@ -102,6 +104,10 @@ class TreeBuilder:
     def ask_to_act(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
         """A request for the next action of an attempt, with its own seed."""
         return Ask(messages, self.rules.act, self._seed(attempt), "act")
+
+    def ask_to_close(self, attempt: int, messages: tuple[Message, ...], begun: str) -> Ask:
+        """A request for the end of a reply that is begun, with its own seed."""
+        return Ask(messages, replace(self.rules.act, max_tokens=self.rules.closing), self._seed(attempt), "act", begun)
 
     def ask_to_reflect(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
         """A request for a reflection on an attempt, with its own seed."""

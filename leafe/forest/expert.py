@@ -18,7 +18,7 @@ from leafe.digest import seed_for
 from leafe.errors import EpisodeError
 from leafe.forest.builder import Start, TreeBuilder, last_id
 from leafe.forest.effects import Expert, Plan, Play, Restored, Rollback, Step
-from leafe.forest.play import begin, play, reply_for, stop_of, verdict
+from leafe.forest.play import action_in, begin, play, reply_for, stop_of, verdict
 from leafe.forest.reflect import NO_ROOM, answer
 from leafe.history import first_shortening
 from leafe.records import (
@@ -222,7 +222,6 @@ def _alternatives(builder: TreeBuilder, way: Sequence[_State], count: int) -> Pl
 
 def _one_more(builder: TreeBuilder, state: _State) -> Play[None]:
     """Draws until an action comes that was not taken here yet, and takes it."""
-    form = builder.rules.prompts.form
     while state.draws and not builder.exhausted():
         state.draws -= 1
         reply, shortening = yield from reply_for(builder, Start(), list(state.before), None)
@@ -231,7 +230,7 @@ def _one_more(builder: TreeBuilder, state: _State) -> Play[None]:
             return
         builder.add_completion(reply)
         try:
-            action = parse_action(form, reply.text, whole=reply.finish != "length")
+            action = action_in(builder.rules.prompts, reply)
         except ParseFailure:
             action = ""
         if not action or _same(action) in state.seen:

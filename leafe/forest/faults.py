@@ -21,6 +21,7 @@ QUOTED = 200  # characters of an error in a sentence
 HEADING = {
     "no_action": "replies without action",
     "cut": "replies cut",
+    "closed": "replies closed",
     "repeated": "replies repeating",
     "shortened": "prompts shortened",
     "out_of_room": "attempts out of room",
@@ -35,7 +36,7 @@ class Faults:
     """Shares of `replies` (one a turn), of `attempts` and of `reflections`. `error` is what broke attempts most often.
 
     `errors` counts broken attempts by class.
-    `repeated` replies were ended where they only repeated themselves.
+    `closed` replies were cut and then given an end; `repeated` ones were ended where they only repeated themselves.
     `shortened` replies were given to a prompt that left out some of its history, which is no fault but worth knowing. `unread_cut` is
     the share of reflections that could not be read and whose last reply was cut.
     """
@@ -43,6 +44,7 @@ class Faults:
     replies: int = 0
     no_action: float | None = None
     cut: float | None = None
+    closed: float | None = None
     repeated: float | None = None
     shortened: float | None = None
     attempts: int = 0
@@ -82,6 +84,7 @@ def faults_of(trees: Sequence[Tree]) -> Faults:
         replies=len(turns),
         no_action=share(sum(not turn.parsed for turn in turns), len(turns)),
         cut=share(sum(turn.completion.finish == "length" for turn in turns), len(turns)),
+        closed=share(sum(turn.completion.finish == "closed" for turn in turns), len(turns)),
         repeated=share(sum(turn.completion.finish == "repetition" for turn in turns), len(turns)),
         shortened=share(sum(turn.shortening != Shortening() for turn in turns), len(turns)),
         attempts=len(attempts),
@@ -120,7 +123,13 @@ def fault_cells(faults: Faults, *, none: str = "-") -> tuple[str, ...]:
 
 def loud(faults: Faults) -> Iterator[str]:
     """What is too frequent to be passed over, in two or three words each, as `96 % no action`."""
-    shares = {"no action": faults.no_action, "cut": faults.cut, "repeating": faults.repeated, "out of room": faults.out_of_room}
+    shares = {
+        "no action": faults.no_action,
+        "cut": faults.cut,
+        "closed": faults.closed,
+        "repeating": faults.repeated,
+        "out of room": faults.out_of_room,
+    }
     return (f"{_percent(value)} {words}" for words, value in shares.items() if value is not None and _is_loud(value))
 
 
@@ -163,6 +172,9 @@ def _on_replies(faults: Faults, config: RunConfig) -> Iterator[str]:
         yield f"{silent}; {cut}" if _is_loud(faults.cut) else f"{silent}: {_of_form(config)}"
     elif _is_loud(faults.cut):
         yield cut
+    if _is_loud(faults.closed):
+        limit = f"sampling.act.max_tokens={config.sampling.act.max_tokens}"
+        yield f"{_part(faults.closed, 'reply', 'replies')} thought until {limit} and had to be closed: raise it"
     if _is_loud(faults.repeated):
         yield f"{_part(faults.repeated, 'reply', 'replies')} only repeated themselves in the end: the model may be too small for this world"
 

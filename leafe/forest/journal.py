@@ -30,11 +30,15 @@ def _drawn_by(sampling: Sampling) -> list[Any]:
     return [getattr(sampling, name) for name in _SAMPLING]
 
 
+def _begun(ask: Ask) -> str:
+    return f" after {digest(ask.begun)}" if ask.begun else ""
+
+
 def mark_of(effect: Effect) -> str:
     """A short text that two effects share exactly when they ask for the same thing."""
     if isinstance(effect, Ask):
         said = [message.content for message in effect.messages]
-        return f"{effect.purpose} {effect.seed} {digest(said, _drawn_by(effect.sampling))}"
+        return f"{effect.purpose} {effect.seed} {digest(said, _drawn_by(effect.sampling))}{_begun(effect)}"
     if isinstance(effect, Reset):
         return "reset"
     if isinstance(effect, Expert):
@@ -56,7 +60,7 @@ class Marks:
             return mark_of(effect)
         sha = self._said.of(effect.messages)[0].copy()
         sha.update(f"],{canonical(_drawn_by(effect.sampling))}]".encode())
-        return f"{effect.purpose} {effect.seed} {sha.hexdigest()[:16]}"
+        return f"{effect.purpose} {effect.seed} {sha.hexdigest()[:16]}{_begun(effect)}"
 
 
 def _with_content(state: tuple[Any, str], message: Message) -> tuple[Any, str]:

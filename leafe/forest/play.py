@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from leafe.chat import Notes, act_messages, fill
+from leafe.chat import Notes, Prompts, act_messages, fill
 from leafe.errors import EpisodeError, ReplayDiverged, StepTimeout
 from leafe.forest.builder import Start, TreeBuilder, last_id, unread
+from leafe.forest.closing import closed
 from leafe.forest.effects import Play, Reset, Rollback, Step
 from leafe.history import first_shortening, shorter
 from leafe.records import Attempt, Completion, Observation, Shortening, StopReason, Tree, Turn, taken
 from leafe.replies import ParseFailure, parse_action
+from leafe.replies.closing import last_action
 
 Pause = Callable[[int, tuple[Turn, ...]], Play[bool | None]]
 
@@ -146,8 +148,14 @@ def reply_for(
         completion: Completion = yield builder.ask_to_act(len(builder.attempts), messages)
         further = shorter(rules.prompts, trajectory, shortening) if rules.history.keep == "fit" else None
         if completion.finish != "context" or further is None:
-            return completion, shortening
+            return (yield from closed(builder, messages, completion)), shortening
         shortening = further
+
+
+def action_in(prompts: Prompts, reply: Completion) -> str:
+    """The action that a reply takes. Raises `ParseFailure`."""
+    text = last_action(reply.text) if reply.finish == "closed" else reply.text
+    return parse_action(prompts.form, text, whole=reply.finish != "length")
 
 
 def _take(builder: TreeBuilder, reply: _Reply, trajectory: list[Turn], before: Observation) -> Play[Turn]:
@@ -155,7 +163,7 @@ def _take(builder: TreeBuilder, reply: _Reply, trajectory: list[Turn], before: O
     prompts, attempt, index = builder.rules.prompts, len(builder.attempts), len(trajectory) + 1
     problem = ""
     try:
-        action = parse_action(prompts.form, reply.completion.text, whole=reply.completion.finish != "length")
+        action = action_in(prompts, reply.completion)
     except ParseFailure as failure:
         action, problem = unread(reply.completion), str(failure)
     stepped = not (problem and prompts.unread)

@@ -53,6 +53,8 @@ class SpreadEngine:
     another folder, for `load`.
     """
 
+    continues = True  # as every engine does that holds its model
+
     def __init__(
         self,
         start: Starter,

@@ -1,0 +1,254 @@
+"""A reply that thinks until its limit is closed, and the action is asked for alone (docs/replies.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fake_server import FakeServer
+from hypothesis import given
+from hypothesis import strategies as st
+from players import FULL, key_in, rules
+from test_engine_transformers import asks, engine, run
+from test_openai_probe import LOCAL, found
+from tiny import WORDS, tiny_model, tiny_tokenizer
+
+from leafe.distillation.examples import Selection, usable_turns
+from leafe.distillation.examples import distill as examples_of
+from leafe.engines.openai import OpenAIEngine
+from leafe.engines.openai_findings import differing
+from leafe.engines.scripted import ScriptedEngine
+from leafe.engines.transformers import TransformersEngine
+from leafe.errors import EngineError
+from leafe.forest.builder import TreeBuilder
+from leafe.forest.driver import Rollout, Runtime, drive
+from leafe.forest.explore import EXPLORERS
+from leafe.forest.faults import alarms, faults_of
+from leafe.forest.journal import Journal
+from leafe.on_policy.groups import sampled_examples
+from leafe.records import Ask, Completion, Message, Sampling, Tree
+from leafe.replies import ParseFailure, parse_action
+from leafe.replies.closing import OPENING, closed_action, closed_thoughts, last_action, with_action
+from leafe.worlds.fakes import Lookup
+
+RAMBLE = "<think>It may lie in <action>open place1</action>, or not. " + "Hm, let me see about that. " * 30
+ACT = Sampling(max_tokens=120)
+
+
+@pytest.mark.parametrize(
+    ("cut", "begun"),
+    [
+        ("<think>I may go", "<think>I may go\n</think>\n<action>"),
+        ("I may go", "I may go\n<action>"),
+        ("<think>Up.</think>\nSo I", "<think>Up.</think>\nSo I\n<action>"),
+        ("<think>Not <action>up</action>, since", "<think>Not <action>up</action>, since\n</think>\n<action>"),
+        ("<think>I go</thi", "<think>I go\n</think>\n<action>"),
+        ("Caf\ufffd", "Caf\n<action>"),
+        ("", "\n<action>"),
+        ("<think>a < b and then", "<think>a < b and then\n</think>\n<action>"),
+    ],
+)
+def test_thoughts_are_closed_where_they_are_open(cut: str, begun: str) -> None:
+    assert closed_thoughts(cut) == begun
+
+
+@pytest.mark.parametrize(
+    ("said", "whole", "action"),
+    [
+        ("open place2</action>", True, "open place2"),
+        ("open place2</action> and so on and on", False, "open place2"),
+        ("\n  open place2\n</action>", False, "open place2"),
+        ("open place2\nTurn 2. Empty.", False, "open place2"),
+        ("open place2\n\nTurn 2.\n<action>open place3</action>", False, "open place2"),
+        ("open place2 <action>open place3</action>", False, "open place2"),
+        ("open place2</ACTION >", True, "open place2"),
+        ("open place2", True, "open place2"),
+        ("open place2", False, None),  # nobody knows whether it goes on
+        ("", True, ""),
+        ("</action>", True, ""),
+    ],
+)
+def test_the_action_ends_with_its_tag_or_its_line(said: str, whole: bool, action: str | None) -> None:
+    assert closed_action(said, whole=whole) == action
+
+
+TEXTS = st.lists(
+    st.sampled_from(
+        [
+            "<think>",
+            "</think>",
+            "<action>",
+            "</action>",
+            "go up",
+            "\n",
+            " ",
+            "Action: down",
+            "```",
+            "<answer>",
+            "</answer>",
+            "<Thinking>",
+            "<",
+        ]
+    )
+).map("".join)
+
+
+@given(TEXTS, TEXTS, st.booleans())
+def test_nothing_that_was_thought_becomes_the_action(cut: str, said: str, whole: bool) -> None:
+    action = closed_action(said, whole=whole)
+    if action is None:
+        return
+    reply = with_action(closed_thoughts(cut), action)
+    assert last_action(reply) == f"{OPENING}{action}</action>"
+    try:
+        read = parse_action("tags", last_action(reply))
+    except ParseFailure:
+        return  # it was empty, or only stood for an action
+    assert read and read in action
+
+
+def rambling(ends: Callable[[Ask], str] = lambda ask: "open place2</action>") -> Callable[[Ask], str]:
+    """A policy that thinks for ever, and acts where its thoughts are closed."""
+
+    def answer(ask: Ask) -> str:
+        if ask.purpose == "reflect":
+            return "<turn>none</turn>"
+        return ends(ask) if ask.begun else RAMBLE
+
+    return answer
+
+
+def tree_of(
+    policy: Callable[[Ask], str], *, method: str = "independent", continues: bool = True, **settings: object
+) -> tuple[Tree, list[Ask]]:
+    """A tree that the driver grew with a scripted engine, and what that engine was asked."""
+    engine_ = ScriptedEngine(policy)
+    engine_.continues = continues  # type: ignore[misc]
+    wanted = rules(FULL, **{"act": ACT, "closing": 40, "max_attempts": 1, **settings})
+    task = key_in(2)
+
+    async def grow() -> Tree:
+        work = iter([Rollout(task.id, task, EXPLORERS[method](TreeBuilder(task, wanted)))])
+        [(_, tree)] = [pair async for pair in drive(work, Runtime(engine_, Lookup), concurrency=4)]
+        return tree
+
+    return asyncio.run(grow()), engine_.asks
+
+
+def test_a_cut_reply_takes_the_action_that_is_written_behind_its_closed_thoughts() -> None:
+    tree, asked = tree_of(rambling())
+    [turn] = tree.turns
+    assert tree.attempts[0].success and turn.parsed and turn.action == "open place2"
+    assert turn.completion.finish == "closed" and turn.completion.text.endswith("\n</think>\n<action>open place2</action>")
+    assert [ask.begun for ask in asked] == ["", RAMBLE[:120].rstrip() + "\n</think>\n<action>"]
+    assert asked[1].sampling == replace(ACT, max_tokens=40) and asked[1].seed != asked[0].seed
+    paid = 120 + len("open place2</action>")
+    assert turn.completion.drawn == tree.spend.sampled_tokens == paid
+    shares = faults_of([tree])
+    assert (shares.closed, shares.cut, shares.no_action) == (1.0, 0.0, 0.0)
+
+
+def test_what_was_closed_is_not_learned_from() -> None:
+    tree, _ = tree_of(rambling())
+    assert usable_turns(tree) == set() and examples_of([tree], FULL, Selection()) == []
+    assert list(sampled_examples(FULL, tree, tree.turns, kind="grpo", group="g", attempt=0, weight=1.0)) == []
+
+
+def cut_as_ever(tree: Tree) -> bool:
+    return all(turn.completion.finish == "length" and not turn.parsed for turn in tree.turns)
+
+
+def test_a_reply_stays_cut_where_nothing_can_close_it() -> None:
+    endless, _ = tree_of(rambling(lambda ask: "open " * 30))
+    assert cut_as_ever(endless) and endless.turns[0].completion.drawn == 160
+    assert endless.turns[0].completion.text == RAMBLE[:120]
+    other, asked = tree_of(rambling(), continues=False)
+    assert cut_as_ever(other) and not any(ask.begun for ask in asked)
+    off, asked = tree_of(rambling(), closing=0)
+    assert cut_as_ever(off) and not any(ask.begun for ask in asked) and off.turns[0].completion == other.turns[0].completion
+
+
+def test_many_closed_replies_are_told_of(tmp_path: Path) -> None:
+    from test_faults import config
+
+    tree, _ = tree_of(rambling())
+    assert any("had to be closed" in line and "sampling.act.max_tokens" in line for line in alarms(faults_of([tree]), config()))
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_tree(tmp_path: Path) -> None:
+    """Wherever it is killed, between a cut reply and its end too."""
+    task, ends = key_in(2, horizon=4), lambda ask: f"open place{3 + ask.seed % 3}</action>"
+    wanted = rules(FULL, act=ACT, closing=40, max_attempts=2)
+
+    def grown(fail_after: int | None, path: Path | None) -> Tree:
+        journal = Journal(path) if path else None
+        try:
+            runtime = Runtime(ScriptedEngine(rambling(ends), fail_after=fail_after), Lookup, journal=journal)
+
+            async def grow() -> Tree:
+                work = iter([Rollout(task.id, task, EXPLORERS["tree"](TreeBuilder(task, wanted)))])
+                [(_, tree)] = [pair async for pair in drive(work, runtime, concurrency=4)]
+                return tree
+
+            return asyncio.run(grow())
+        finally:
+            if journal:
+                journal.close()
+
+    whole = grown(None, None)
+    assert sum(turn.completion.finish == "closed" for turn in whole.turns) == len(whole.turns) > 4
+    for stop in range(1, 8):
+        path = tmp_path / f"{stop}.jsonl"
+        with pytest.raises(EngineError):
+            grown(stop, path)
+        assert grown(None, path) == whole
+
+
+def test_the_engine_in_process_goes_on_from_what_is_begun() -> None:
+    [[plain]] = asks(Sampling(0.0, 1.0, 6), tasks=1, samples=1, turns=1)
+    ask = replace(plain, begun=f"{WORDS[0]} {WORDS[1]}")
+    ids = [*LOCAL.prompt_ids(ask.messages), *LOCAL.text_ids(ask.begun)]
+    model, greedy = tiny_model(), list(ids)
+    while len(greedy) < len(ids) + 6 and (len(greedy) == len(ids) or greedy[-1] not in LOCAL.stop_ids):
+        greedy.append(int(model(torch.tensor([greedy])).logits[0, -1].argmax()))
+
+    async def use(served: TransformersEngine) -> tuple[Completion, Completion]:
+        return await served.generate(ask), await served.generate(replace(ask, sampling=Sampling(0.0, 1.0, 512)))
+
+    rest, full = run(use, engine())
+    assert list(rest.token_ids) == greedy[len(ids) :] and rest.prompt_tokens == len(ids)
+    assert full.finish == "context"
+
+
+def test_servers_are_asked_to_go_on_and_found_out() -> None:
+    assert [found(FakeServer(kind), served="policy").continues for kind in ("vllm", "llama", "transformers", "openai", "mute")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    vllm = found(FakeServer("vllm"))
+    older = {name: value for name, value in vllm.as_json().items() if name != "continues"}
+    assert differing(vllm.as_json(), vllm) == differing(older, vllm) == []
+    assert differing(vllm.as_json(), replace(vllm, continues=False)) == ["continues: True -> False"]
+    assert any("sampling.closing" in line for line in found(FakeServer("transformers"), served="policy").lines)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama"])
+def test_a_server_hears_the_reply_that_is_begun(kind: str) -> None:
+    server = FakeServer(kind, play=lambda messages, draw: "go left" if messages[-1]["role"] == "assistant" else "hm")
+    messages, begun = (Message("user", "Where to?"),), "I think so.\n<action>"
+    client = OpenAIEngine("http://server/v1", "policy", tokenizer=tiny_tokenizer(), continues=True, transport=server.transport())
+    reply = asyncio.run(client.generate(Ask(messages, Sampling(max_tokens=16), 1, begun=begun)))
+    assert reply.text.strip() == "go left" and client.continues
+    assert reply.prompt_tokens == len(LOCAL.prompt_ids(messages)) + len(LOCAL.text_ids(begun))
+    assert server.asked[-1]["messages"][-1] == {"role": "assistant", "content": begun}
+    plain = asyncio.run(
+        OpenAIEngine("http://server/v1", "policy", transport=server.transport()).generate(Ask(messages, Sampling(max_tokens=16), 1))
+    )
+    assert plain.text.strip() == "hm" and "continue_final_message" not in server.asked[-1]

@@ -131,6 +131,27 @@ def test_a_way_that_fails_its_trial_is_refused_though_it_is_asked_for() -> None:
         choose_packing(model, "tree")
 
 
+def test_an_architecture_is_tried_once_and_weights_that_give_no_numbers_are_refused_all_the_same() -> None:
+    def passes(model: Any, work: Callable[[Any], Any]) -> int:
+        calls: list[None] = []
+        with model.register_forward_hook(lambda *_: calls.append(None)):
+            work(model)
+        return len(calls)
+
+    def engine(model: Any) -> None:
+        give_back(model, take_over(model).attention)
+
+    for trial in (engine, choose_packing):
+        fields = {"rope_parameters": {"rope_type": "default", "rope_theta": 12345.0 + len(trial.__name__)}}  # which no other test tries
+        assert passes(made_of(LlamaForCausalLM, **fields), trial) > 5
+        assert passes(made_of(LlamaForCausalLM, **fields).train(), trial) == 1
+        broken = made_of(LlamaForCausalLM, **fields)
+        broken.model.norm.weight.data.fill_(float("nan"))
+        with pytest.raises(UserError, match="logits are off by"):
+            trial(broken)
+        assert passes(made_of(LlamaForCausalLM, **fields), trial) == 1
+
+
 def test_a_trial_changes_neither_the_model_nor_what_is_drawn_next() -> None:
     model = ARCHITECTURES.build("phi3, longrope").train()
     before = {name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}

@@ -24,7 +24,7 @@ from torch import Tensor
 from leafe.distillation.attention import tree_attention
 from leafe.distillation.pack import PackedRow, Sample, pack, term_logits
 from leafe.distillation.passes import ready
-from leafe.engines.twin import limits, random_ids, spread, twin
+from leafe.engines.twin import architecture, computes, limits, random_ids, spread, twin
 from leafe.errors import UserError
 
 Kind = Literal["tree", "flex", "dense"]
@@ -35,6 +35,7 @@ SHORT = 16  # tokens of a limit in a twin
 LONG = 48  # tokens of a path where no limit is
 TAIL = 3  # tokens that all samples end with
 _known: dict[tuple[Any, ...], Cap] = {}
+_passed: dict[tuple[Any, ...], Packing] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,15 @@ def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] 
 def try_packing(model: Any, kind: Kind, device: str | None = None) -> Packing:
     """Tries one way of attending, on the model or on small copies on a `device`. Raises `UserError` that says what differs.
 
-    A model in bfloat16 rounds too much to be tried, so its twin in float32 stands in for it.
+    A model in bfloat16 rounds too much to be tried, so its twin in float32 stands in for it. A process tries each architecture once.
     """
+    known = (*architecture(model), kind, device)
+    if known not in _passed or (device is None and not computes(model)):
+        _passed[known] = _packing(model, kind, device)
+    return _passed[known]
+
+
+def _packing(model: Any, kind: Kind, device: str | None) -> Packing:
     named, rounds = limits(model.config), model.dtype != torch.float32 or device is not None
     large = sum(weight.numel() for weight in model.parameters()) > LARGE
     small = twin(model, device=device) if large or rounds else None

@@ -26,7 +26,7 @@ from torch import nn
 from leafe.engines.prefixes import Copy
 from leafe.engines.slots import ATTENTION, BlockCache, Layout, Piece, forward, plan
 from leafe.engines.steps import step_of
-from leafe.engines.twin import decoder, limits, quiet, random_ids, spread, twin
+from leafe.engines.twin import architecture, computes, decoder, limits, quiet, random_ids, spread, twin
 from leafe.errors import UserError
 
 TOLERANCE = 1e-3
@@ -38,6 +38,7 @@ BLOCK, STEP_BLOCK = 8, 16  # the second is the least that the kernels of a GPU t
 LARGE = 20_000_000  # weights of a model that is tried on few tokens, and its twin on more
 Layouts = Callable[[Sequence[Piece], BlockCache, torch.device], Layout]
 _known: dict[tuple[Any, ...], tuple[int | None, int | None]] = {}
+_passed: dict[tuple[Any, ...], tuple[float, int | None, int | None]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,16 @@ class Taken:
 def take_over(model: Any) -> Taken:
     """Sets the model's attention to the engine's, after a trial that shows that the model computes the same with it.
 
+    A process tries each architecture once.
+
     Raises `UserError` for a model that keeps state of another kind or whose attention cannot be replaced, and leaves it as it was.
     """
     usual: str = decoder(model).config._attn_implementation
     try:
-        difference, longest, most = _trials(model)
+        known = architecture(model)
+        if known not in _passed or not computes(model):
+            _passed[known] = _trials(model)
+        difference, longest, most = _passed[known]
         _replace(model)
     except Exception as error:  # whatever a foreign forward pass raises
         give_back(model, usual)

@@ -57,6 +57,23 @@ def decoder(model: Any) -> Any:
     return part if isinstance(part, PreTrainedModel) else model
 
 
+def architecture(model: Any) -> tuple[Any, ...]:
+    """All that a model computes by, its weights aside: what a trial has shown of one model holds for every other one of the same."""
+    return type(model), model.config.to_json_string(), decoder(model).config._attn_implementation, model.dtype, model.device
+
+
+@torch.no_grad()
+def computes(model: Any) -> bool:
+    """Whether a model gives numbers at all, which is a matter of its weights."""
+    training = model.training
+    model.eval()  # what is dropped at random would change what is drawn next
+    try:
+        logits: Tensor = model(input_ids=torch.tensor([random_ids(model, 4, 7)], device=model.device), use_cache=False).logits
+    finally:
+        model.train(training)
+    return bool(logits.isfinite().all())
+
+
 def vocabulary(model: Any) -> int:
     """How many ids a model embeds."""
     size = getattr(text_config(model.config), "vocab_size", None)

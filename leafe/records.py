@@ -106,7 +106,7 @@ class Completion:
     """What an engine drew. `token_ids` are the sampled ids, the end token included, with one log-probability each.
 
     `finish` is `stop` (the model ended), `length` (`max_tokens`), `repetition` (`max_repeats`) or `context` (the prompt left no room;
-    nothing was drawn). A reply that was cut and given an end is `closed`; not all of its text was sampled, so it has no ids.
+    nothing was drawn). A reply that was given an end is `closed`; not all of its text was sampled, so it has no ids.
     """
 
     text: str

@@ -152,6 +152,15 @@ def test_a_cut_reply_takes_the_action_that_is_written_behind_its_closed_thoughts
     assert (shares.closed, shares.cut, shares.no_action) == (1.0, 0.0, 0.0)
 
 
+def test_a_reply_that_only_repeats_itself_is_closed_unless_it_holds_an_action() -> None:
+    limit = replace(ACT, max_tokens=400, max_repeats=4)
+    tree, _ = tree_of(rambling(), act=limit)
+    assert tree.turns[0].completion.finish == "closed" and tree.turns[0].action == "open place2"
+    said = "<action>open place2</action> " + "Hm, let me see about that. " * 30
+    tree, asked = tree_of(lambda ask: said, act=limit)
+    assert tree.turns[0].completion.finish == "repetition" and tree.turns[0].action == "open place2" and len(asked) == 1
+
+
 def test_what_was_closed_is_not_learned_from() -> None:
     tree, _ = tree_of(rambling())
     assert usable_turns(tree) == set() and examples_of([tree], FULL, Selection()) == []

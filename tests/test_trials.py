@@ -142,7 +142,9 @@ def test_an_architecture_is_tried_once_and_weights_that_give_no_numbers_are_refu
         give_back(model, take_over(model).attention)
 
     for trial in (engine, choose_packing):
-        fields = {"rope_parameters": {"rope_type": "default", "rope_theta": 12345.0 + len(trial.__name__)}}  # which no other test tries
+        fields = {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 12345.0 + len(trial.__name__)}
+        }  # which no other test tries
         assert passes(made_of(LlamaForCausalLM, **fields), trial) > 5
         assert passes(made_of(LlamaForCausalLM, **fields).train(), trial) == 1
         broken = made_of(LlamaForCausalLM, **fields)

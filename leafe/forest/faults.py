@@ -36,7 +36,7 @@ class Faults:
     """Shares of `replies` (one a turn), of `attempts` and of `reflections`. `error` is what broke attempts most often.
 
     `errors` counts broken attempts by class.
-    `closed` replies were cut and then given an end; `repeated` ones were ended where they only repeated themselves.
+    `closed` replies were cut or repeated themselves, and were given an end; `repeated` ones held an action before they repeated themselves.
     `shortened` replies were given to a prompt that left out some of its history, which is no fault but worth knowing. `unread_cut` is
     the share of reflections that could not be read and whose last reply was cut.
     """
@@ -174,7 +174,7 @@ def _on_replies(faults: Faults, config: RunConfig) -> Iterator[str]:
         yield cut
     if _is_loud(faults.closed):
         limit = f"sampling.act.max_tokens={config.sampling.act.max_tokens}"
-        yield f"{_part(faults.closed, 'reply', 'replies')} thought until {limit} and had to be closed: raise it"
+        yield f"{_part(faults.closed, 'reply', 'replies')} came to no action within {limit} and had to be closed: raise it"
     if _is_loud(faults.repeated):
         yield f"{_part(faults.repeated, 'reply', 'replies')} only repeated themselves in the end: the model may be too small for this world"
 

@@ -154,7 +154,7 @@ def _reply_notes(turn: Turn) -> Iterator[str]:
     if turn.completion.finish == "length":
         yield "cut at its limit of tokens"
     if turn.completion.finish == "closed":
-        yield "cut at its limit of tokens; its thoughts were closed for it and the action asked for"
+        yield "cut or without end; its thoughts were closed for it and the action alone was asked for"
     if turn.completion.finish == "repetition":
         yield "ended where it only repeated itself"
     left_out = {"thoughts": turn.shortening.thoughts, "observations": turn.shortening.observations}

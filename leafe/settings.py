@@ -145,7 +145,7 @@ class DrawSettings(Settings):
 
 
 class SamplingSettings(Settings):
-    """One way of drawing for actions, another for reflections; `closing` are the tokens for the action of a reply that was cut."""
+    """One way of drawing for actions, another for reflections; `closing` are the tokens for the answer of a cut reply."""
 
     act: DrawSettings = DrawSettings()
     reflect: DrawSettings = DrawSettings(max_tokens=48)

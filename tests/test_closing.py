@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +31,9 @@ from leafe.forest.explore import EXPLORERS
 from leafe.forest.faults import alarms, faults_of
 from leafe.forest.journal import Journal
 from leafe.on_policy.groups import sampled_examples
-from leafe.records import Ask, Completion, Message, Sampling, Tree
-from leafe.replies import ParseFailure, parse_action
-from leafe.replies.closing import OPENING, closed_action, closed_thoughts, last_action, with_action
+from leafe.records import Ask, Completion, Experience, Message, Sampling, Tree
+from leafe.replies import ParseFailure, parse_action, parse_reflection
+from leafe.replies.closing import answer_in, begun_with, closed_action, closed_reflection
 from leafe.worlds.fakes import Lookup
 
 RAMBLE = "<think>It may lie in <action>open place1</action>, or not. " + "Hm, let me see about that. " * 30
@@ -53,7 +54,7 @@ ACT = Sampling(max_tokens=120)
     ],
 )
 def test_thoughts_are_closed_where_they_are_open(cut: str, begun: str) -> None:
-    assert closed_thoughts(cut) == begun
+    assert begun_with(cut, "action") == begun
 
 
 @pytest.mark.parametrize(
@@ -65,50 +66,56 @@ def test_thoughts_are_closed_where_they_are_open(cut: str, begun: str) -> None:
         ("open place2\nTurn 2. Empty.", False, "open place2"),
         ("open place2\n\nTurn 2.\n<action>open place3</action>", False, "open place2"),
         ("open place2 <action>open place3</action>", False, "open place2"),
+        ("open place2</think> and", False, "open place2"),
         ("open place2</ACTION >", True, "open place2"),
         ("open place2", True, "open place2"),
         ("open place2", False, None),  # nobody knows whether it goes on
-        ("", True, ""),
-        ("</action>", True, ""),
+        ("", True, None),
+        ("</action>", True, None),
     ],
 )
 def test_the_action_ends_with_its_tag_or_its_line(said: str, whole: bool, action: str | None) -> None:
-    assert closed_action(said, whole=whole) == action
+    assert closed_action(said, whole=whole) == (f"{action}</action>" if action else None)
 
 
-TEXTS = st.lists(
-    st.sampled_from(
-        [
-            "<think>",
-            "</think>",
-            "<action>",
-            "</action>",
-            "go up",
-            "\n",
-            " ",
-            "Action: down",
-            "```",
-            "<answer>",
-            "</answer>",
-            "<Thinking>",
-            "<",
-        ]
-    )
-).map("".join)
+@pytest.mark.parametrize(
+    ("said", "whole", "answer"),
+    [
+        ("2</turn>\n<experience>Look left.</experience>", True, "2</turn>\n<experience>Look left.</experience>"),
+        ("2</turn>\n<experience>Look left.</experience> Hm, hm", False, "2</turn>\n<experience>Look left.</experience>"),
+        ("2</turn>\n<experience>Look left.\nTurn 3 was", False, "2</turn>\n<experience>Look left.</experience>"),
+        ("2</turn>\n<experience>Look lef", False, None),
+        ("2\n<experience>Look left.</experience>", True, "2</turn>\n<experience>Look left.</experience>"),
+        ("none</turn>", True, "none</turn>"),
+        ("none\nSo it", False, "none</turn>"),
+        ("2", False, None),
+    ],
+)
+def test_a_reflection_ends_with_its_tags_or_lines(said: str, whole: bool, answer: str | None) -> None:
+    assert closed_reflection(said, "turn", whole=whole) == answer
+
+
+def test_the_other_half_of_a_reflection_ends_likewise() -> None:
+    assert closed_reflection("Look left.\nHm", "experience", whole=False) == "Look left.</experience>"
+    assert closed_reflection("Look lef", "experience", whole=False) is None
+
+
+PARTS = "<think>,</think>,<Thinking>,<action>,</action>,<turn>,</turn>,<experience>,</experience>,<answer>,</answer>,go up, ,1,none,```,<"
+TEXTS = st.lists(st.sampled_from([*PARTS.split(","), "\n", "Action: down"])).map("".join)
 
 
 @given(TEXTS, TEXTS, st.booleans())
-def test_nothing_that_was_thought_becomes_the_action(cut: str, said: str, whole: bool) -> None:
-    action = closed_action(said, whole=whole)
-    if action is None:
-        return
-    reply = with_action(closed_thoughts(cut), action)
-    assert last_action(reply) == f"{OPENING}{action}</action>"
-    try:
-        read = parse_action("tags", last_action(reply))
-    except ParseFailure:
-        return  # it was empty, or only stood for an action
-    assert read and read in action
+def test_nothing_that_was_thought_becomes_the_answer(cut: str, said: str, whole: bool) -> None:
+    action, reflection = closed_action(said, whole=whole), closed_reflection(said, "turn", whole=whole)
+    if action is not None:
+        assert answer_in(begun_with(cut, "action") + action, "action") == f"<action>{action}"
+        with suppress(ParseFailure):  # it only stood for an action
+            read = parse_action("tags", f"<action>{action}")
+            assert read and read in action
+    if reflection is not None:
+        assert answer_in(begun_with(cut, "turn") + reflection, "turn") == f"<turn>{reflection}"
+        with suppress(ParseFailure):
+            parse_reflection("tags", f"<turn>{reflection}", 3)
 
 
 def rambling(ends: Callable[[Ask], str] = lambda ask: "open place2</action>") -> Callable[[Ask], str]:
@@ -150,6 +157,27 @@ def test_a_cut_reply_takes_the_action_that_is_written_behind_its_closed_thoughts
     assert turn.completion.drawn == tree.spend.sampled_tokens == paid
     shares = faults_of([tree])
     assert (shares.closed, shares.cut, shares.no_action) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("end", "finish", "experience"),
+    [
+        (" 1</turn>\n<experience>The key is in place2.\nAnd so on", "closed", Experience(1, "The key is in place2.")),
+        ("none</turn> and on", "closed", None),
+        ("none" * 20, "length", None),
+    ],
+)
+def test_a_reflection_that_was_cut_is_closed(end: str, finish: str, experience: Experience | None) -> None:
+    def policy(ask: Ask) -> str:
+        if ask.purpose == "act":
+            return "<action>open place3</action>"
+        return end if ask.begun else RAMBLE
+
+    tree, asked = tree_of(policy, method="tree", reflect=ACT, max_attempts=2, closing=60)
+    reflection = tree.reflections[0]
+    assert reflection.replies[0].finish == finish and reflection.experience == experience
+    assert tree.spend.reflection_tokens >= 120 + min(60, len(end))
+    assert any(ask.begun.endswith("\n</think>\n<turn>") for ask in asked)
 
 
 def test_a_reply_that_only_repeats_itself_is_closed_unless_it_holds_an_action() -> None:

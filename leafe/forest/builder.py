@@ -25,7 +25,7 @@ class Rules:
     With `new_luck` a branch draws the world's randomness anew from its first step on. `notes` are told in the first prompt of every
     attempt, ahead of what earlier ones taught, and behind them what `recall` gives for the task and its first observation. After
     `stop_when_solved` successes no attempt starts any more (0: whatever succeeds). `memory` is how many experiences a verbal retry is told.
-    `closing` are the tokens for the action of a reply that was cut (0: it stays so).
+    `closing` are the tokens for the answer of a reply that was cut before it came to one (0: it stays so).
     """
 
     prompts: Prompts
@@ -105,9 +105,10 @@ class TreeBuilder:
         """A request for the next action of an attempt, with its own seed."""
         return Ask(messages, self.rules.act, self._seed(attempt), "act")
 
-    def ask_to_close(self, attempt: int, messages: tuple[Message, ...], begun: str) -> Ask:
+    def ask_to_close(self, ask: Ask, begun: str) -> Ask:
         """A request for the end of a reply that is begun, with its own seed."""
-        return Ask(messages, replace(self.rules.act, max_tokens=self.rules.closing), self._seed(attempt), "act", begun)
+        sampling = replace(ask.sampling, max_tokens=self.rules.closing)
+        return replace(ask, sampling=sampling, seed=seed_for(ask.seed, "closing"), begun=begun)
 
     def ask_to_reflect(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
         """A request for a reflection on an attempt, with its own seed."""

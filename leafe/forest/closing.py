@@ -1,40 +1,79 @@
-"""A reply that was cut, or ended where it only repeated itself, is given an end: the policy is asked for the action alone.
+"""A reply that was cut, or ended where it only repeated itself, is given an end: the policy is asked for the answer alone.
 
-Its thoughts are closed for that. Where nothing comes of it (the engine cannot go on with a reply, the context has no room, the action has
+Its thoughts are closed for that. Where nothing comes of it (the engine cannot go on with a reply, the context has no room, the answer has
 no end either) the reply stays what it was. Not all of the text was sampled then, so what was closed is never learned from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from leafe.forest.builder import Rules, TreeBuilder
+from leafe.forest.builder import TreeBuilder
 from leafe.forest.effects import Play
-from leafe.records import Completion, Message
-from leafe.replies import ParseFailure, parse_action
-from leafe.replies.closing import closed_action, closed_thoughts, with_action
+from leafe.records import Ask, Completion
+from leafe.replies import Half, ParseFailure, parse_action, parse_reflection
+from leafe.replies.closing import answer_in, begun_with, closed_action, closed_reflection
 
 
-def closed(builder: TreeBuilder, messages: tuple[Message, ...], reply: Completion) -> Play[Completion]:
-    """A reply to `messages` as it is, or with an end where it wants one. Actions have to be in tags."""
-    if not _wants_end(builder.rules, reply):
+def closed_act(builder: TreeBuilder, ask: Ask, reply: Completion) -> Play[Completion]:
+    """A reply to a request for an action as it is, or with an end where it holds none. Actions have to be in tags."""
+    form = builder.rules.prompts.form
+    if form != "tags" or not _wants_end(builder, reply, lambda: parse_action(form, reply.text, whole=reply.finish != "length")):
         return reply
-    begun = closed_thoughts(reply.text)
-    end: Completion = yield builder.ask_to_close(len(builder.attempts), messages, begun)
-    if not end.drawn:
+    return (
+        yield from _closed(
+            builder, ask, reply, tag="action", ending=lambda end: closed_action(end.text, whole=end.finish == "stop")
+        )
+    )
+
+
+def closed_reflect(builder: TreeBuilder, ask: Ask, reply: Completion, *, kept: Half, turns: int) -> Play[Completion]:
+    """The same for a reflection over so many turns, of which the `kept` half is known already. Bare reflections stay as they are."""
+    form = builder.rules.prompts.form
+
+    def read() -> None:
+        parse_reflection(form, reply.text, turns, whole=reply.finish != "length", kept=kept)
+
+    if form == "bare" or not _wants_end(builder, reply, read):
         return reply
-    drawn, prompt = reply.drawn + end.drawn, reply.prompt_tokens + end.prompt_tokens
-    action = closed_action(end.text, whole=end.finish == "stop")
-    if not action:
-        return replace(reply, counted=drawn, prompt_tokens=prompt)
-    return Completion(with_action(begun, action), finish="closed", prompt_tokens=prompt, counted=drawn)
+    tag = tag_wanted(kept)
+    return (
+        yield from _closed(
+            builder, ask, reply, tag=tag, ending=lambda end: closed_reflection(end.text, tag, whole=end.finish == "stop")
+        )
+    )
 
 
-def _wants_end(rules: Rules, reply: Completion) -> bool:
-    if not rules.closing or rules.prompts.form != "tags" or reply.finish not in ("length", "repetition"):
+def tag_wanted(kept: Half) -> str:
+    """What a reflection begins with whose `kept` half is known."""
+    return "turn" if kept.turn is None else "experience"
+
+
+def said_in(reply: Completion, tag: str) -> str:
+    """What is read of a reply: behind closed thoughts the answer alone."""
+    return answer_in(reply.text, tag) if reply.finish == "closed" else reply.text
+
+
+def _wants_end(builder: TreeBuilder, reply: Completion, read: Callable[[], object]) -> bool:
+    if not builder.rules.closing or reply.finish not in ("length", "repetition"):
         return False
     try:
-        parse_action(rules.prompts.form, reply.text, whole=reply.finish != "length")
+        read()
     except ParseFailure:
         return True
     return False
+
+
+def _closed(
+    builder: TreeBuilder, ask: Ask, reply: Completion, *, tag: str, ending: Callable[[Completion], str | None]
+) -> Play[Completion]:
+    begun = begun_with(reply.text, tag)
+    end: Completion = yield builder.ask_to_close(ask, begun)
+    if not end.drawn:
+        return reply
+    drawn, prompt = reply.drawn + end.drawn, reply.prompt_tokens + end.prompt_tokens
+    answer = ending(end)
+    if answer is None:
+        return replace(reply, counted=drawn, prompt_tokens=prompt)
+    return Completion(begun + answer, finish="closed", prompt_tokens=prompt, counted=drawn)

@@ -36,7 +36,7 @@ class Faults:
     """Shares of `replies` (one a turn), of `attempts` and of `reflections`. `error` is what broke attempts most often.
 
     `errors` counts broken attempts by class.
-    `closed` replies were cut or repeated themselves, and were given an end; `repeated` ones held an action before they repeated themselves.
+    `closed` replies were cut or repeated themselves, and were given an end; `repeated` ones were ended where they repeat themselves.
     `shortened` replies were given to a prompt that left out some of its history, which is no fault but worth knowing. `unread_cut` is
     the share of reflections that could not be read and whose last reply was cut.
     """

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from leafe.chat import Notes, Prompts, act_messages, fill
 from leafe.errors import EpisodeError, ReplayDiverged, StepTimeout
 from leafe.forest.builder import Start, TreeBuilder, last_id, unread
-from leafe.forest.closing import closed
+from leafe.forest.closing import closed_act, said_in
 from leafe.forest.effects import Play, Reset, Rollback, Step
 from leafe.history import first_shortening, shorter
 from leafe.records import Attempt, Completion, Observation, Shortening, StopReason, Tree, Turn, taken
 from leafe.replies import ParseFailure, parse_action
-from leafe.replies.closing import last_action
 
 Pause = Callable[[int, tuple[Turn, ...]], Play[bool | None]]
 
@@ -145,17 +144,17 @@ def reply_for(
     rules, shortening = builder.rules, first_shortening(builder.rules.history, trajectory)
     while True:
         messages = act_messages(builder.scene, trajectory, Notes(advice, start.feedback, builder.notes), shortening)
-        completion: Completion = yield builder.ask_to_act(len(builder.attempts), messages)
+        ask = builder.ask_to_act(len(builder.attempts), messages)
+        completion: Completion = yield ask
         further = shorter(rules.prompts, trajectory, shortening) if rules.history.keep == "fit" else None
         if completion.finish != "context" or further is None:
-            return (yield from closed(builder, messages, completion)), shortening
+            return (yield from closed_act(builder, ask, completion)), shortening
         shortening = further
 
 
 def action_in(prompts: Prompts, reply: Completion) -> str:
     """The action that a reply takes. Raises `ParseFailure`."""
-    text = last_action(reply.text) if reply.finish == "closed" else reply.text
-    return parse_action(prompts.form, text, whole=reply.finish != "length")
+    return parse_action(prompts.form, said_in(reply, "action"), whole=reply.finish != "length")
 
 
 def _take(builder: TreeBuilder, reply: _Reply, trajectory: list[Turn], before: Observation) -> Play[Turn]:

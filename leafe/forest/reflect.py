@@ -9,12 +9,14 @@ the history leaves no room for the question it is shortened, whatever the rules 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from leafe.chat import Prompts, half_kept, reflect_messages
 from leafe.forest.builder import TreeBuilder
+from leafe.forest.closing import closed_reflect, said_in, tag_wanted
 from leafe.forest.effects import Play
 from leafe.history import shorter
-from leafe.records import Completion, Experience, Message, Reflection, Shortening, Turn
+from leafe.records import Ask, Completion, Experience, Message, Reflection, Shortening, Turn
 from leafe.replies import NO_HALF, ParseFailure, parse_reflection
 
 TRIES = 2
@@ -39,14 +41,16 @@ def reflect(
         )
 
     for _ in range(TRIES):
-        reply, shortening = yield from answer(builder, attempt, trajectory, question=question, shortening=shortening)
+        kept = half_kept(prompts, unread) if unread else NO_HALF
+        end = partial(closed_reflect, builder, kept=kept, turns=len(trajectory))
+        reply, shortening = yield from answer(builder, attempt, trajectory, question=question, shortening=shortening, end=end)
         replies.append(reply)
         if reply.finish == "context":
             error = NO_ROOM
             break
         try:
-            whole, kept = reply.finish != "length", half_kept(prompts, unread) if unread else NO_HALF
-            named = parse_reflection(prompts.form, reply.text, len(trajectory), whole=whole, kept=kept)
+            said, whole = said_in(reply, tag_wanted(kept)), reply.finish != "length"
+            named = parse_reflection(prompts.form, said, len(trajectory), whole=whole, kept=kept)
             experience, error = _own(prompts, named), None
             break
         except ParseFailure as failure:
@@ -62,6 +66,12 @@ def _own(prompts: Prompts, experience: Experience | None) -> Experience | None:
     return experience
 
 
+def as_it_is(ask: Ask, reply: Completion) -> Play[Completion]:
+    """A reply that is given no end."""
+    return reply
+    yield
+
+
 def answer(
     builder: TreeBuilder,
     attempt: int,
@@ -69,11 +79,13 @@ def answer(
     *,
     question: Callable[[Shortening], tuple[Message, ...]],
     shortening: Shortening,
+    end: Callable[[Ask, Completion], Play[Completion]] = as_it_is,
 ) -> Play[tuple[Completion, Shortening]]:
-    """The policy's reply to a question, over a history that is shortened until there is room for it."""
+    """The policy's reply to a question, over a history that is shortened until there is room for it; `end` may give it an end."""
     while True:
-        reply: Completion = yield builder.ask_to_reflect(attempt, question(shortening))
+        ask = builder.ask_to_reflect(attempt, question(shortening))
+        reply: Completion = yield ask
         further = shorter(builder.rules.prompts, trajectory, shortening)
         if reply.finish != "context" or further is None:
-            return reply, shortening
+            return (yield from end(ask, reply)), shortening
         shortening = further

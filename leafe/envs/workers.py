@@ -1,6 +1,6 @@
-"""A thread that does what it is handed, in order, for an event loop that waits without blocking.
+"""A thread that carries out work in order, for an event loop that waits without blocking.
 
-Threads of this kind end with the process, whatever they are busy with, and one that is stuck can be left behind.
+Threads of this kind end with the process, whatever they are doing, and a stuck one can be left behind.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class Worker:
         self._thread.join(PATIENCE)
 
     def abandon(self) -> None:
-        """Leaves a thread that is stuck; it ends when it next runs code of Python's."""
+        """Leaves a stuck thread behind; it ends when it next runs Python code."""
         self._work.put(None)
         if self._thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(TimeUp))
 
 
 def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], answer: asyncio.Future[Any], what: Any) -> None:
-    """Hands a result to a loop that may be gone, for somebody who may have stopped waiting."""
+    """Hands a result to a loop that may be closed, for a caller that may have stopped waiting."""
     if isinstance(what, StopIteration):  # which a future cannot hold
         what = RuntimeError("StopIteration")
     try:

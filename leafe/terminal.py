@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars with rates and time left, tables, and a person's game. Words only; no decisions."""
+"""The output of the command line: progress bars with rates and time left, tables, and a person's game. Words only; no decisions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Rate(TextColumn):
 
 
 class Bars:
-    """Shows gauges as bars on a terminal, and as nothing where the output is no terminal."""
+    """Shows gauges as bars on a terminal, and only their names where the output is no terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -81,7 +81,7 @@ class Bars:
         return _Bar(progress, progress.add_task(escape(name), total=total))
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Prints one line that stays."""
         self._console.print(f"  {escape(text)}", highlight=False)
 
 
@@ -126,7 +126,7 @@ def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
 
 
 def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
-    """What came to nothing, in percent. Columns are narrow, so that eight fit into eighty characters."""
+    """The faults, in percent. Columns are narrow, so that eight fit into eighty characters."""
     replies = "replies\nwithout\naction|replies\ncut|prompts\nshort-\nened"
     words = f"|{replies}|tries out\nof room|tries\nbroken|reflec-\ntions\nunread|reflec-\ntions no\nroom"
     table = _table("Replies, tries and reflections, %", words.split("|"))
@@ -136,7 +136,7 @@ def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
 
 
 def check_table(report: CheckReport) -> Table:
-    """What `check-env` found, a sentence a check."""
+    """The findings of `check-env`, a sentence a check."""
     table = Table(
         show_header=False,
         box=None,
@@ -159,7 +159,7 @@ def _shown(interval: Interval | None) -> str:
 
 
 def diagnosis_table(found: Diagnosis) -> Table:
-    """What `diagnose` measured."""
+    """The figures of `diagnose`."""
     table = Table(show_header=False, box=None)
     named = " ".join(f"{turn}:{count}" for turn, count in found.named_turns.items())
     rows: Mapping[str, str] = {
@@ -183,5 +183,5 @@ def diagnosis_table(found: Diagnosis) -> Table:
 
 
 def alarm(sentence: str) -> str:
-    """A sentence that must not be passed over, as the console's markup."""
+    """A sentence that must not be overlooked, as the console's markup."""
     return f"[bold red]! {escape(sentence)}[/]"

@@ -176,7 +176,7 @@ class Plan:
             raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None
 
     def check(self, bench: Bench) -> dict[str, tuple[Stage, ...]]:
-        """The stages of each row. Raises `UserError` for every fault that can be seen before anything is begun."""
+        """The stages of each row. Raises `UserError` for any fault that can be seen before anything is begun."""
         if len(set(self.asked.seeds)) < len(self.asked.seeds) or not self.asked.seeds:
             raise UserError(f"--seeds: wanted each seed once, as 1,2,3, found {','.join(map(str, self.asked.seeds)) or 'nothing'}")
         self._refuse_what_is_not_there()

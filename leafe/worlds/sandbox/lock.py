@@ -1,6 +1,6 @@
 """Shuts a process in where there is no container, then becomes the program: Landlock for files, a seccomp filter for the rest.
 
-It is started as a script by the sandbox's interpreter and imports nothing of ours. It prefers failing to starting a program that is not
+It is started as a script by the sandbox's interpreter and imports nothing of ours. It fails rather than start a program that is not
 shut in.
 
     python -I -S lock.py FILTER-TEMPLATE-FILE READABLE:READABLE -- command...
@@ -35,7 +35,7 @@ def call(libc: ctypes.CDLL, number: int, *arguments: object) -> int:
 
 
 def landlock_version(libc: ctypes.CDLL) -> int:
-    """Which Landlock the kernel has. Raises `OSError` where it has none."""
+    """The kernel's version of Landlock. Raises `OSError` where it has none."""
     return call(libc, CREATE_RULESET, None, ctypes.c_size_t(0), 1)
 
 

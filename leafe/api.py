@@ -128,7 +128,7 @@ def read_forest(run: str | Path, *, number: int = 1) -> Forest:
     with RunDirectory.existing(Path(run), read_only=True) as directory:
         path = directory.forest(number)
         if not path.exists():
-            raise UserError(f"{path} is not there yet; type: leafe explore {run}")
+            raise UserError(f"{path} does not exist yet; type: leafe explore {run}")
         config = directory.config
         return Forest(tuple(store.read_forest(directory.check(path))), config, _maker(config))
 

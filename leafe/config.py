@@ -1,6 +1,6 @@
 """Recipes: from YAML and `a.b=value` overrides to one checked `RunConfig`, and back to YAML.
 
-A recipe's `method` names the section that it has beside the settings that all methods share. A setting of that section may stand at the
+A recipe's `method` names the section that it has beside the settings that all methods share. A setting of that section may be at the
 top of a recipe as well, and sections of other methods are ignored, so that one recipe serves several methods. Bad input is one sentence
 that names the setting, what was wanted and what was found.
 """
@@ -55,7 +55,7 @@ def _refuse_unknown(root: type[BaseModel], values: Mapping[str, Any]) -> None:
     trajectory(root, values, "")
 
 
-# What each of pydantic's complaints wanted; braces are filled from the complaint's context.
+# The value that each of pydantic's complaints wanted; braces are filled from the complaint's context.
 WANTED = {
     "missing": "a value",
     "int_type": "a whole number",

@@ -4,7 +4,7 @@
     ├── UserError (ValueError)           bad input; the command line prints one sentence and exits with status 2
     │   ├── UnknownName (LookupError)    an unknown name; carries the closest match
     │   ├── MissingDependency (ImportError)
-    │   ├── CorruptFile                  a file that exists and cannot be read as what it should be
+    │   ├── CorruptFile                  a file that exists and cannot be read in its format
     │   ├── Unwritable (OSError)         a file that cannot be written, as on a full disk; nothing half-written is left of it
     │   └── RunConflict                  a run directory that belongs to another configuration or another process
     ├── EpisodeError (RuntimeError)      one episode is lost: recorded, counted by class, its siblings go on
@@ -58,7 +58,7 @@ class MissingDependency(UserError, ImportError):
 
 
 class CorruptFile(UserError):
-    """A file that exists and cannot be read as what it should be."""
+    """A file that exists and cannot be read in its format."""
 
 
 class Unwritable(UserError, OSError):

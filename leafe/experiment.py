@@ -93,7 +93,7 @@ class Experiment:
     def check(self, *, trains: bool = False, tries: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts, cluster or server that is missing or unusable, before anything is begun.
 
-        `trains` is whether what is explored will be trained on in the same go, `tries` whether a step of training is tried as well.
+        `trains` is whether the same command will also train on what is explored, `tries` whether a step of training is tried as well.
         """
         try:
             self._check(trains, tries)

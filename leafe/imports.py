@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent  # the repository's folder, wh
 
 
 def install_command(extra: str = "", *, again: str = "", folder: Path = CHECKOUT) -> str:
-    """The command that installs leafe's requirements, with an extra, or a library of its own once more.
+    """The command that installs leafe's requirements, with an extra, or that reinstalls the library `again`.
 
     In the repository's folder it keeps to the pinned versions; elsewhere leafe is an installed package.
 

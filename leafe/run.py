@@ -236,7 +236,7 @@ class RunDirectory:
 
     @property
     def done(self) -> bool:
-        """Whether everything is there."""
+        """Whether the run is complete."""
         return (self.path / "DONE").exists()
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Examples as a server was sent them, so that what is trained on is what was read."""
+"""Examples as they were sent to a server, so that training reads the same text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting of a run, once, as frozen models: what it may be, its default and its meaning.
+"""Every setting of a run, once, as frozen models: its range, its default and its meaning.
 
 A value that follows from other settings is a property. A configuration is checked when it is made, so that the rest of the program can
 rely on it, and nothing here knows its use. `config.py` reads and writes them.

@@ -17,7 +17,7 @@ from leafe.errors import UserError
 from leafe.manifest import files_of, shown_of
 
 ARM, FOREST = "arm", "forest"
-LONGEST = 40  # characters of a name, which stands in tables
+LONGEST = 40  # characters of a name, which is shown in tables
 _ROUND = re.compile(r"round-(\d+)/forest\.jsonl")
 _NAMED = re.compile(r"controls/(.+)\.jsonl")
 _BESIDE = (".journal", ".examples")  # the files beside a forest, before `.jsonl`

@@ -24,8 +24,8 @@ PROBE = "probe"  # where a run keeps the properties of its server
 class Policy:
     """A policy that is explored with or measured: a model, and the content of its prompt beside the task.
 
-    `model` is a checkpoint's folder. `notes` stand in the first prompt of every attempt, as a playbook does, and behind them what `memory`
-    holds for the attempt's task; `prompts` is a profile or a folder of prompts, empty for the run's own.
+    `model` is a checkpoint's folder. `notes` are in the first prompt of every attempt, as a playbook is, followed by the texts that
+    `memory` holds for the attempt's task; `prompts` is a profile or a folder of prompts, empty for the run's own.
     """
 
     model: Path
@@ -61,7 +61,7 @@ class Made:
 class Stage:
     """One step of a method.
 
-    `work` does it. Where it was killed it is called again and goes on from its own files; it is not called once the stage is finished.
+    `work` does it. After a kill it is called again and resumes from its own files; it is not called once the stage is finished.
     `needs` names earlier stages that must be finished before. `verb` is the command that does it apart from `leafe run`, one of `VERBS`;
     without one, only `leafe run` and stages that need it do. A stage that is `asked_only` is left out by `leafe run`.
     """
@@ -191,5 +191,5 @@ def made(path: Path, command: str, run: RunDirectory) -> Path:
     """A file that an earlier stage should have made, as it left it. Raises `UserError` with the command that makes it."""
     run.check(path)
     if not path.exists():
-        raise UserError(f"{path} is not there yet; type: {command} {run.path}")
+        raise UserError(f"{path} does not exist yet; type: {command} {run.path}")
     return path

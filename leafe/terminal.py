@@ -100,7 +100,7 @@ def _name(text: str, most: int = 14) -> str:
 
 
 def pass_table(comparison: Comparison) -> Table:
-    """Pass@k of every arm with intervals, and what it spent; one row an arm, with a line for each k."""
+    """Pass@k of every arm with intervals, and its cost; one row an arm, with a line for each k."""
     heading, *rows = table_rows(comparison)
     title = f"Pass@k on held-out tasks, % [{100 * comparison.confidence:g} % interval]"
     table = _table(title, [escape(text) for text in heading], whole=(0, 2, 3))
@@ -113,7 +113,7 @@ def pass_table(comparison: Comparison) -> Table:
 
 
 def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
-    """What each explorer found for the same budget."""
+    """The results of each explorer for the same budget."""
     # Two lines, so that nine columns fit into eighty characters.
     words = "explorer|tasks|tasks\nsolved|tries\nsolved|turns|re-\nplayed|reflec-\ntions|unread-\nable|broken"
     table = _table("Exploration at equal budget", words.split("|"))

@@ -29,7 +29,7 @@ class Outlet(Protocol):
         ...
 
     def close(self) -> None:
-        """Writes what it holds back."""
+        """Writes the figures that it holds back."""
         ...
 
 
@@ -52,7 +52,7 @@ class TensorBoard:
 
 
 class Trackio:
-    """A run of trackio, which keeps it on this machine unless it is told otherwise by its own variables."""
+    """A run of trackio, which keeps it on this machine unless its own variables say otherwise."""
 
     def __init__(self, run: Path) -> None:
         import trackio

@@ -47,7 +47,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 @app.command()
 def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None:
-    """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
+    """Does everything that a recipe names: explore, distil, train, measure, report. A killed run goes on with the same --out."""
     from leafe.cli import wanted
 
     config = wanted.recipe(recipe, overrides or [], out)
@@ -187,7 +187,7 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="prints what it would take and runs nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a table of methods side by side at one budget of turns, beside the paper's figures. Killed, the same command goes on.
+    """Makes a table of methods side by side at one budget of turns, beside the paper's figures. After a kill the same command goes on.
 
     table1, stage1, ablation, second-stage and others ship; docs/reproduce.md has them and how to write one.
     """
@@ -291,12 +291,12 @@ def nano_build(
     out: Annotated[Path | None, typer.Option(help="the checkpoint's directory; by default the shipped one's")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="optimiser steps; by default the world's own number")] = None,
     processes: Annotated[int, typer.Option(min=1, help="one a free core; each adds a batch to every step")] = 2,
-    start: Annotated[Path | None, typer.Option(help="a checkpoint to go on from")] = None,
+    start: Annotated[Path | None, typer.Option(help="a checkpoint to start from")] = None,
     size: Annotated[str, typer.Option(help="small, medium or large; the shipped ones are medium")] = "medium",
     split: Annotated[str, typer.Option(help="the split whose tasks are taught, where no checkpoint ships")] = "train",
     seed: int = 0,
 ) -> None:
-    """Trains a small model for a world from nothing, which takes hours; started again after a kill it goes on."""
+    """Trains a small model for a world from nothing, which takes hours; a killed build goes on when it is started again."""
     from leafe.cli import nano
 
     taught = nano.Taught(spec, tuple(arguments or ()), split)

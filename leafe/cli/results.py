@@ -34,7 +34,7 @@ from leafe.settings import EnvironmentSettings, EvaluateSettings
 from leafe.terminal import alarm, exploration_table, faults_table, pass_table
 from leafe.viewer.report import write_report
 
-PARTED = "texts spell out control tokens; a space stands in these, since another trainer would take them for the tokens"
+PARTED = "texts spell out control tokens; a space is put into these, since another trainer would take them for the tokens"
 
 
 def report(path: Path, *, as_json: bool) -> None:

@@ -42,7 +42,7 @@ from leafe.settings import RunConfig
 from leafe.terminal import Bars, alarm
 from leafe.viewer.table import render_table
 
-disable_progress_bar()  # ours stand alone
+disable_progress_bar()  # only our own bars are shown
 MARKDOWN, JSON, PAGE = "table.md", "table.json", "table.html"
 
 

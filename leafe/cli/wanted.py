@@ -38,7 +38,7 @@ def run(path: Path) -> Path:
 
 
 def run_or_recipe(where: str, overrides: Sequence[str], out: Path | None) -> Path | RunConfig:
-    """What an argument means: a run directory, or a recipe, with which a run is started in `out`."""
+    """The object of a command: a run directory, or a recipe, with which a run is started in `out`."""
     names_recipe = where in recipe_names() or where.endswith((".yaml", ".yml"))
     given = bool(overrides or out)
     if names_recipe and (given or not (Path(where) / "config.yaml").is_file()):

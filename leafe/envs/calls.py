@@ -50,7 +50,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the policy sees after a call, and how many steps the environment took only to come back to a turn.
+    """The observation after a call, and how many steps the environment took only to come back to a turn.
 
     `actions` are the expert's, where it was asked.
     """

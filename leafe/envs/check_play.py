@@ -97,7 +97,7 @@ class Recorder:
         return self._draw.choice(list(self._world.environment.example_actions()) or self._vocabulary or list(NO_ACTIONS))
 
     def see(self, observation: Observation) -> None:
-        """Notes what is wrong with an observation's form."""
+        """Notes faults in an observation's form."""
         text = observation.text
         if not isinstance(text, str) or not text.strip():
             self.improper.append(f"wanted some text, found {text!r:.80}")

@@ -11,7 +11,7 @@ from leafe.envs.base import Environment
 from leafe.envs.check_findings import Failed, Outcome, Skipped
 from leafe.records import Task, decode, encode
 
-SPLITS = ("train", "valid", "test")  # what is played apart by convention; other names may be second names of these
+SPLITS = ("train", "valid", "test")  # kept apart by convention; other names may be second names of these
 DRAWN = 32  # tasks of each split, where it has as many
 
 

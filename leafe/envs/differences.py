@@ -8,7 +8,7 @@ BEFORE, AFTER = 30, 90  # characters shown around the first one that differs
 
 
 def difference(first: Observation, second: Observation, names: tuple[str, str] = ("recorded", "replayed")) -> str:
-    """What differs between two observations, by field; of a long text, the surroundings of the first differing character.
+    """The differences between two observations, by field; of a long text, the surroundings of the first differing character.
 
     >>> difference(Observation("a cup", reward=1), Observation("a mug", reward=1))
     "recorded 'a cup', replayed 'a mug'"

@@ -219,7 +219,7 @@ def _made(spec: Any, kwargs: Mapping[str, Any]) -> Any:
         modes = getattr(made_by, "metadata", {}).get("render_modes", ())
         mode = {"render_mode": "ansi"} if "ansi" in modes and "render_mode" not in kwargs else {}
         return gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **mode, **kwargs)
-    except Exception as error:  # whatever a foreign constructor raises: it cannot be made from what was given
+    except Exception as error:  # whatever a foreign constructor raises: the arguments do not fit
         what = " ".join(str(error).split())
         raise UserError(
             f"Gymnasium cannot make {spec.id!r} with kwargs={dict(kwargs)}: {type(error).__name__}: {what:.300}"

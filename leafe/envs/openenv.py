@@ -273,5 +273,5 @@ def _websockets() -> Any:
     try:
         import websockets.exceptions
     except ImportError:
-        raise MissingDependency("websockets, which openenv speaks through,", install_command("openenv")) from None
+        raise MissingDependency("websockets, which openenv needs,", install_command("openenv")) from None
     return websockets

@@ -31,7 +31,7 @@ PROCESSES_A_CORE = 4  # most of them wait for the engine most of the time
 class Terms:
     """How worlds are hosted. `workers` is how many calls (threads) or worlds (processes) there are at once; 0 lets the machine decide.
 
-    `instances` is how many worlds there may be at once, whatever else would allow. `timeout` is in seconds for a step, `recycle` in
+    `instances` is how many worlds there may be at once, whatever the other bounds allow. `timeout` is in seconds for a step, `recycle` in
     episodes that a world plays before it is replaced. All are 0 for no such limit. `computes` is whether a call keeps a core busy.
     """
 

@@ -34,7 +34,7 @@ class Worker:
             return
 
     async def run(self, work: Callable[[], Result], limit: float = 0.0) -> Result:
-        """What the work returns or raises. Raises `TimeoutError` after `limit` seconds (0: never); the work then goes on alone."""
+        """Returns or raises the result of the work. Raises `TimeoutError` after `limit` seconds (0: never); the work then goes on alone."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Result] = loop.create_future()
 

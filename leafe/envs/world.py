@@ -2,8 +2,8 @@
 
 Turns count from 1; `turn` is the one about to be taken. Going back by replay compares the digest of every observation, the reset's
 included, and raises `ReplayDiverged` at the first that differs. Going back by snapshot compares nothing, because an environment
-shows its state only when it is reset or stepped: that a class restores exactly what it saved is what `leafe check-env` proves, by
-playing on after a restore and after a replay. After any failure the world refuses calls until `reset` or `replay`.
+shows its state only when it is reset or stepped: `leafe check-env` proves that a class restores exactly what it saved, by playing on
+after a restore and after a replay. After any failure the world refuses calls until `reset` or `replay`.
 It knows nothing of policies, budgets and horizons.
 """
 

@@ -61,7 +61,7 @@ SIZES = {
 class Plan:
     """The parameters of a build.
 
-    `tokens` is the padded size of a batch of one process; `start` is a checkpoint to go on from, empty for fresh weights; every
+    `tokens` is the padded size of a batch of one process; `start` is a checkpoint to begin with, empty for fresh weights; every
     `saved_every` steps the build is saved, to resume from there after a kill.
     """
 

@@ -1,7 +1,7 @@
 """The bundled model's tokenizer: byte-level BPE that keeps board cells apart, with a lean chat template.
 
 Any text can be encoded and is decoded unchanged, in Unicode's composed form (NFC). A cell of a board is one token whatever its
-neighbours, so that the same place always stands at the same distance; a word of the curriculum is one token; the seams of a board
+neighbours, so that the same place is always at the same distance; a word of the curriculum is one token; the seams of a board
 (`#`, line end, `#`) are one token each.
 """
 

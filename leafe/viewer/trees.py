@@ -1,7 +1,7 @@
 """The map of a tree: one lane an attempt, one point a turn, every branch hung from the turn that it was rolled back to.
 
 A lane lies below the lane that it hangs from, those that leave late above those that leave early, so that no line crosses another.
-Turns of one number stand in one column: a revised turn is right below the turn that it replaces. Everything is read off the tree;
+Turns of one number are in one column: a revised turn is right below the turn that it replaces. Everything is read from the tree;
 nothing is judged here.
 """
 

@@ -88,7 +88,7 @@ def _goals(words: str) -> tuple[str, ...]:
 
 
 def _checked(recipe: Recipe, horizon: int) -> Recipe:
-    """The recipe, or one sentence on what is wrong with it."""
+    """The recipe. Raises `UserError` for the first value that does not fit."""
     for ok, wish in (
         (bool(recipe.goals), f"at least one goal out of {', '.join(GOALS)}"),
         (1 <= recipe.rooms <= len(ROOMS), f"1 to {len(ROOMS)} rooms"),

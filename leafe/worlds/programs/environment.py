@@ -36,7 +36,7 @@ EXPERTS = 3  # published solutions that are tried for one that passes
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """The whole state: the problem, digests of what was submitted, and the last observation once the problem is solved."""
+    """The whole state: the problem, digests of the submissions, and the last observation once the problem is solved."""
 
     problem: Problem
     submissions: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ class Excluded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test: what the program reads, what it must answer, and how the first is shown to a person."""
+    """One test: the program's input, the answer that it must give, and the input as shown to a person."""
 
     input: str
     expected: str

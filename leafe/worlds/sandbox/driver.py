@@ -276,7 +276,7 @@ class Census:
     def __init__(self, child: int, scratch: str, limit: int) -> None:
         self.child, self.scratch, self.limit = child, scratch, limit
         self.looks = self.mappings = self.bare = 0
-        self.bare = self.scratch_bytes()  # the input stands there, which is not the program's
+        self.bare = self.scratch_bytes()  # the input is in it, which is not the program's
 
     def look(self) -> tuple[float, int, int]:
         """CPU seconds, bytes, and the number of threads."""

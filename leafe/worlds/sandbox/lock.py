@@ -17,7 +17,7 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every mac
 NO_NEW_PRIVILEGES, SECCOMP, FILTER = 38, 22, 2
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIRECTORY = 1, 2, 4, 8
 RIGHTS_OF_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many kinds of access each version of Landlock handles
-OWN_PROCESS = b"\xef\xbe\xad\xde"  # stands in the template where the number of this process belongs
+OWN_PROCESS = b"\xef\xbe\xad\xde"  # the placeholder in the template for the number of this process
 
 
 class SockFprog(ctypes.Structure):

@@ -1,4 +1,4 @@
-"""ScienceWorld as an environment: elementary science in a house of ten rooms, told in text, in the original simulator.
+"""ScienceWorld as an environment: elementary science in a house of ten rooms, in text, in the original simulator.
 
 Success is a score of 100 and nothing else: an episode is also over once the wrong thing was focused on, which the simulator scores below
 zero. Observations are the simulator's own words. There is no snapshot; going back is loading the task again and taking the same actions,

@@ -165,7 +165,7 @@ def ample_turns(level: Level) -> int:
 
 
 def _checked(recipe: Recipe, horizon: int) -> Recipe:
-    """The recipe, or one sentence on what is wrong with it."""
+    """The recipe. Raises `UserError` for the first value that does not fit."""
     room, needed = (recipe.rows - 2) * (recipe.columns - 2), 2 * recipe.boxes + 1
     for ok, wish in (
         (recipe.rows >= 3 and recipe.columns >= 3, "rows and columns of at least 3"),

@@ -113,7 +113,7 @@ def _codes(words: str) -> list[int]:
 
 
 def _class(codes: list[int]) -> str:
-    """Ascending code points as ranges, to stand in a character class."""
+    """Ascending code points as ranges, for a character class."""
     starts = [code for before, code in zip([-2, *codes], codes, strict=False) if code != before + 1]
     ends = [code for code, after in zip(codes, [*codes[1:], -2], strict=True) if after != code + 1]
     return "".join(f"{re.escape(chr(start))}-{re.escape(chr(end))}" for start, end in zip(starts, ends, strict=True))

@@ -38,7 +38,7 @@ class Postings:
 
 
 def term_hash(term: str) -> int:
-    """64 bits that stand for a term, the same in every process."""
+    """64 bits that identify a term, the same in every process."""
     return int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "big")
 
 

@@ -1,4 +1,4 @@
-"""What this machine has and lacks, each with the command that fixes it.
+"""The findings on this machine, each with the command that fixes it.
 
 Looks at metadata and at the system's own files, and tries imports in a process of their own, so it answers where libraries are broken.
 The requirements are read from the package's own metadata and nowhere else.

@@ -132,8 +132,7 @@ class Experience:
 
 @dataclass(frozen=True, slots=True)
 class Shortening:
-    """The parts that a prompt left out of its history: the thoughts of the first `thoughts` turns, the observations of the first
-    `observations`.
+    """The parts that a prompt left out: the thoughts of the first `thoughts` turns, the observations of the first `observations`.
 
     The observation of a turn is the environment's answer to it. The task, the first observation and every action stay.
     """
@@ -216,7 +215,7 @@ class Reflection:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a task's exploration cost. `turns` is what the budget counts; the rest is counted apart.
+    """The cost of a task's exploration. `turns` is what the budget counts; the rest is counted apart.
 
     `expert_steps` were taken by an environment's expert. `discarded` replies were drawn where a new action was wanted, and held none.
     """

@@ -44,7 +44,7 @@ class _Bar:
 
 
 class _Rate(TextColumn):
-    """How many a second."""
+    """The rate, in units a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__("")

@@ -109,7 +109,7 @@ def _check(node: yaml.Node) -> None:
     sizes: dict[int, tuple[int, int] | None] = {}
 
     def size(one: yaml.Node) -> tuple[int, int]:
-        """How many values a node stands for and how deep they lie; None while that is being found out."""
+        """How many values a node expands to and how deep they lie; None while that is being found out."""
         if id(one) in sizes:
             known = sizes[id(one)]
             if known is None:

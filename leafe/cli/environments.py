@@ -20,7 +20,7 @@ from leafe.terminal import check_table
 
 @dataclass(frozen=True, slots=True)
 class Thoroughness:
-    """How much is tried: rollbacks, and tasks of a split."""
+    """The effort of a check: rollbacks, and tasks of a split."""
 
     rollbacks: int
     tasks: int

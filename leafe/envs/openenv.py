@@ -129,7 +129,7 @@ class OpenEnv(Environment):
 
     def close(self) -> None:
         """Ends the session."""
-        with suppress(Exception):  # it may be gone, in any of many ways
+        with suppress(Exception):  # the connection may be gone already
             if self._socket is not None:
                 self._socket.send(json.dumps({"type": "close"}))
                 self._socket.recv(timeout=2)  # it hangs up by itself once it has closed the session

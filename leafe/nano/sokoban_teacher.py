@@ -47,7 +47,7 @@ class _Played(NamedTuple):
 
 
 def eager_moves(level: Level, state: State) -> list[str]:
-    """What looks best one move ahead: a push that brings a box nearer to a target, else a step towards the nearest loose box."""
+    """The best-looking moves one step ahead: a push that brings a box nearer to a target, else a step towards the nearest loose box."""
 
     def apart(one: int, other: int) -> int:
         return abs(one // level.columns - other // level.columns) + abs(one % level.columns - other % level.columns)

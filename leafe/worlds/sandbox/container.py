@@ -39,7 +39,7 @@ RANDOM_BYTES = bytes((37 * number + number // 251) % 256 for number in range(2**
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start: the command, its environment, descriptors to hand down, and the user to become (None for oneself).
+    """The process to start: the command, its environment, descriptors to hand down, and the user to become (None for oneself).
 
     `farewell` is the signal that ends it with all that it started.
     """

@@ -271,7 +271,7 @@ class Watch:
 
 
 class Census:
-    """What all processes of the program hold and have used; `scratch` is its folder, empty where there is no container."""
+    """The resources that all processes of the program hold and have used; `scratch` is its folder, empty where there is no container."""
 
     def __init__(self, child: int, scratch: str, limit: int) -> None:
         self.child, self.scratch, self.limit = child, scratch, limit

@@ -31,7 +31,7 @@ SPLITS = ("train", "valid", "test")
 KINDS = ("synthetic", "human")
 WAYS = ("goal", "product")
 ORDER_SEED = 233
-TESTED, VALID = 500, 1500  # where the published cut parts the shuffled list
+TESTED, VALID = 500, 1500  # where the published cut divides the shuffled list
 
 
 @dataclass(frozen=True, slots=True)

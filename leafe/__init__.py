@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What the package offers is loaded when it is first asked for, and torch with it."""
+    """Public names are loaded on first use, and torch with them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("leafe.api"), name)

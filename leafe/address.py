@@ -1,4 +1,4 @@
-"""The address of a server, checked: what goes into files, pages and messages holds no password and no key."""
+"""The checked address of a server: files, pages and messages hold no password and no key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from urllib.parse import parse_qsl, urlsplit
 
 SECRETS = frozenset({"key", "api_key", "api-key", "apikey", "token", "access_token", "password", "secret", "sig", "signature"})
-WHERE_KEYS_GO = "a key belongs into an environment variable whose name is engine.api_key_env"
+WHERE_KEYS_GO = "a key belongs in the environment variable that engine.api_key_env names"
 
 
 def server_address(text: str) -> str:
@@ -19,7 +19,7 @@ def server_address(text: str) -> str:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
-    except ValueError:  # what it says may repeat the address
+    except ValueError:  # its text may repeat the address
         host, port = None, 0
     if "@" in _before_path(text):
         raise ValueError(f"{wanted}, found one with a user or a password in it; {WHERE_KEYS_GO}")
@@ -31,7 +31,7 @@ def server_address(text: str) -> str:
 
 
 def hidden(text: str) -> str:
-    """A text without what stands before an `@` in its addresses.
+    """A text whose addresses hide everything before an `@`.
 
     >>> hidden("wanted a group, found 'http://me:secret@host/v1'")
     "wanted a group, found 'http://***@host/v1'"
@@ -40,6 +40,6 @@ def hidden(text: str) -> str:
 
 
 def _before_path(text: str) -> str:
-    """Where a user and a password would stand: everything up to the path, the query or the fragment."""
+    """The part of an address that may hold a user and a password: everything up to the path, the query or the fragment."""
     rest = text.partition("//")[2] or text
     return rest.replace("?", "/").replace("#", "/").partition("/")[0]

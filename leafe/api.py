@@ -1,13 +1,13 @@
-"""The method as functions: what `import leafe` gives.
+"""The method as functions: the interface of `import leafe`.
 
     trees = leafe.explore("sokoban", tasks=20, turns=96)
     leafe.train("nano", leafe.distill(trees), "ckpt")
     leafe.compare({"base": leafe.evaluate("sokoban"), "leafe": leafe.evaluate("sokoban", model="ckpt")})
 
-Records come back, and nothing is kept on disk that was not asked for. An environment is a name (`sokoban`, `my_package.worlds:Maze`) or
-whatever makes one when it is called, such as a class. `settings` are those of a recipe, as groups (`{"sampling": {"act":
-{"max_tokens": 64}}}`) or by their dotted names (`{"sampling.act.max_tokens": 64}`); what they do not say is as the prompt profile has
-it. Everything that a recipe's user would be told in a sentence is raised as `UserError`.
+The functions return records, and keep on disk only what is asked for. An environment is a name (`sokoban`, `my_package.worlds:Maze`) or
+a callable that makes one, such as a class. `settings` are those of a recipe, as groups (`{"sampling": {"act": {"max_tokens": 64}}}`)
+or by their dotted names (`{"sampling.act.max_tokens": 64}`); the prompt profile supplies the others. An error that the command line
+would report in a sentence is raised as `UserError`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Forest(Sequence[Tree]):
 
 
 def explore(environment: World, **options: Any) -> Forest:
-    """`aexplore`, waited for; works where an event loop runs already."""
+    """Runs `aexplore` to its end; works where an event loop runs already."""
     return wait_for(aexplore(environment, **options))
 
 
@@ -104,8 +104,8 @@ async def aexplore(
 ) -> Forest:
     """Explores `tasks` training tasks with `turns` turns of the policy each: LEAFE's tree of attempts, or one of its controls.
 
-    `out` is a file for the forest, with its settings beside it in `OUT.yaml`; the same call goes on with one that is there. Raises
-    `UserError` for what cannot be used and when every attempt at the first tasks broke, `EngineError` when the engine fails.
+    `out` is a file for the forest, with its settings beside it in `OUT.yaml`; the same call resumes an existing one. Raises
+    `UserError` for unusable input and when every attempt at the first tasks broke, `EngineError` when the engine fails.
     """
     given = {"model": str(model), "seed": seed, "tasks.train": tasks, "tasks.test": 1, "explore.turns": turns}
     experiment = _bench(environment, {**given, **(settings or {})}, progress)
@@ -128,15 +128,15 @@ def read_forest(run: str | Path, *, number: int = 1) -> Forest:
     with RunDirectory.existing(Path(run), read_only=True) as directory:
         path = directory.forest(number)
         if not path.exists():
-            raise UserError(f"{path} is not there yet; type: leafe explore {run}")
+            raise UserError(f"{path} does not exist yet; type: leafe explore {run}")
         config = directory.config
         return Forest(tuple(store.read_forest(directory.check(path))), config, _maker(config))
 
 
 def distill(forest: Forest, *, seed: int = 0, **selection: Any) -> list[Example]:
-    """Training examples out of a forest: revised actions without their experience, and a rehearsal of successes.
+    """Training examples from a forest: revised actions without their experience, and a rehearsal of successes.
 
-    `selection` says otherwise than the forest's configuration which: `qualify`, `branches_per_task`, `success_share`, `beta`, `rehearse`,
+    `selection` overrides the forest's configuration: `qualify`, `branches_per_task`, `success_share`, `beta`, `rehearse`,
     `logprobs`.
     """
     wanted = forest.config.distill.model_dump() | selection
@@ -159,7 +159,7 @@ def train(
 ) -> TrainReport:
     """Fine-tunes a model on examples into the folder `out`; `settings` are those of a recipe's section `train`, as `epochs=6`.
 
-    `told` is called with the steps done and their number, `loss` is one of `leafe.training.loss` or your own. Raises `UserError` where
+    `told` is called with the steps done and their total, `loss` is one of `leafe.training.loss` or your own. Raises `UserError` where
     there is nothing to train on, the examples lack what the loss needs, the model cannot be trained, or `out` is there already.
     """
     folder = Path(out)
@@ -222,7 +222,7 @@ def compare(
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Pass@k of each arm, and its difference to `base` (the first one unless said), paired over tasks, with intervals."""
+    """Pass@k of each arm, and its difference to `base` (by default the first one), paired over tasks, with intervals."""
     named = [replace(arm, name=name) for name, arm in arms.items()]
     first = base if base is not None else next(iter(arms), None)
     return compare_arms(named, base=first, ks=ks, how=Resampling(resamples, confidence))
@@ -258,7 +258,7 @@ def check_environment(
     split: str = "train",
     seed: int = 0,
 ) -> CheckReport:
-    """Proves what an environment declares; `report.passed` says whether it holds."""
+    """Proves what an environment declares; `report.passed` is whether it holds."""
     if isinstance(environment, str):
         spec, name = environment, environment
     else:
@@ -290,7 +290,7 @@ def load_engine(model: str | Path = "nano", **settings: Any) -> Engine:
 
 
 def _bench(environment: World, settings: SettingValues, progress: Progress | None) -> Experiment:
-    """The bench of a world under the settings of a recipe that trains nothing."""
+    """The experiment of an environment under the settings of a recipe that trains nothing."""
     values: dict[str, Any] = {"name": "api", **_no_method([]), "environment": {"name": _name_of(environment)}}
     for name, value in settings.items():
         _put(values, name, value)
@@ -302,7 +302,7 @@ def _bench(environment: World, settings: SettingValues, progress: Progress | Non
 
 
 def _no_method(controls: Sequence[str]) -> dict[str, Any]:
-    """The section of a recipe that trains nothing, with the explorer that is no tree."""
+    """The section of a recipe that trains nothing, with the controls that explore."""
     return {DEFAULT_METHOD: {"arms": [], "controls": list(controls)}}
 
 
@@ -322,7 +322,7 @@ def _made_by(environment: World, arguments: Mapping[str, Any]) -> Callable[[], E
     if isinstance(environment, str):
         return lambda: registry.make(environment, arguments)
     if not callable(environment):
-        raise UserError(f"wanted the name of an environment, or what makes one when it is called, found {environment!r:.80}")
+        raise UserError(f"wanted the name of an environment, or a callable that makes one, found {environment!r:.80}")
     return lambda: environment(**arguments)
 
 
@@ -334,19 +334,19 @@ def _name_of(environment: World) -> str:
     if isinstance(environment, str):
         return environment
     if not callable(environment):
-        raise UserError(f"wanted the name of an environment, or what makes one when it is called, found {environment!r:.80}")
+        raise UserError(f"wanted the name of an environment, or a callable that makes one, found {environment!r:.80}")
     named = environment if inspect.isclass(environment) or inspect.isfunction(environment) else type(environment)
     return f"{named.__module__}:{named.__qualname__}"
 
 
 def _kept_in(out: str | Path | None, config: RunConfig) -> Path | None:
-    """The file `out`, beside which stands what it is made with. Raises `RunConflict` where it was made with something else."""
+    """The file `out`, with its settings written beside it. Raises `RunConflict` where it was made with others."""
     if out is None:
         return None
     path, beside = Path(out), Path(f"{out}.yaml")
     if not beside.is_file():
         if path.exists():
-            raise RunConflict(f"{path} is there already, without {beside.name} that says what it was made with; give another out")
+            raise RunConflict(f"{path} is there already, without {beside.name} that holds its settings; give another out")
         beside.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(beside, dump(config))
     elif differing := differing_fields(parse(beside.read_text(encoding="utf-8"), str(beside), whole=True), config):

@@ -1,4 +1,4 @@
-"""History to messages: the only place that knows what a prompt looks like. What replies look like stands in `replies.py`.
+"""From history to messages: the only place that knows the form of a prompt. `leafe/replies/` knows the form of replies.
 
 A prompt is a function of records alone, so the same history gives the same prompt when it is sampled from, when it is trained on without
 its experiences, and when it is measured. Values are put into a template once and never read as templates themselves.
@@ -54,7 +54,7 @@ NEEDED = {
 }
 # Templates that a profile may do without. Without `unread` the world is given a reply that holds no action; without `reflect_again` an
 # unreadable reflection is asked for again in the same words; without `reflect_turn` and `reflect_advice` it is always asked for whole;
-# without `notes` they are told as feedback is.
+# without `notes` they are shown as feedback is.
 OPTIONAL = frozenset(
     {
         "notes",
@@ -77,13 +77,13 @@ _PLACE = re.compile(r"\{([a-z_]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The templates of one profile, and the environment's own line of help, which `system` may name. `form` is how replies look.
+    """The templates of one profile, and the environment's own line of help, which `system` may name. `form` is the form of replies.
 
-    `notes` tells what was learned elsewhere, `feedback` what earlier tries at this task taught. `example` and `example_reply` are a
-    worked exchange that stands ahead of the task as messages of its own. `end` shows what the last turn of an attempt came to when it is
-    looked back on. `unread` answers a reply without an action in the environment's place, `reflect_again` asks anew after an unreadable
-    reflection, `reflect_turn` and `reflect_advice` ask for the half that was not read, `left_out` stands for an observation that a
-    shortened history leaves out, `reminder` ends what is read at each turn. The five texts of
+    `notes` holds lessons from elsewhere, `feedback` those of earlier attempts at this task. `example` and `example_reply` are a worked
+    exchange, two messages before the task. `end` shows the last turn's observation when an ended attempt is reflected on.
+    `unread` answers a reply without an action in the environment's place, `reflect_again` asks anew after an unreadable
+    reflection, `reflect_turn` and `reflect_advice` ask for the missing half, `left_out` replaces an observation that a
+    shortened history leaves out, `reminder` ends the text of each turn. The five texts of
     Early Experience are in `comparing.py`.
     """
 
@@ -114,7 +114,7 @@ class Prompts:
 
 
 def check_prompts(prompts: Prompts) -> None:
-    """Raises `UserError` when a template names a value that it cannot have, or leaves out the one that it is there for."""
+    """Raises `UserError` when a template names a value that it cannot have, or omits the one that it exists for."""
     for purpose, allowed in PLACES.items():
         named = places_in(getattr(prompts, purpose))
         if named - allowed:
@@ -140,14 +140,14 @@ def fill(template: str, **values: str | int) -> str:
 
 
 def turn_text(prompts: Prompts, task: Task, turn: int, observation: str) -> str:
-    """What the policy reads before it takes turn `turn`."""
+    """The text that the policy reads before it takes turn `turn`."""
     template = prompts.first if turn == 1 else prompts.turn
     text = fill(template, turn=turn, observation=observation, horizon=task.horizon, instruction=task.instruction)
     return text + prompts.reminder
 
 
 def reply_text(prompts: Prompts, turn: Turn, *, thoughts: bool = True) -> str:
-    """What stands in a history as the policy's reply at a turn: the reply as it was, or without its thoughts the action alone."""
+    """The policy's reply at a turn as a history shows it: the reply as it was, or without its thoughts the action alone."""
     if thoughts:
         return turn.completion.text
     return render_action(prompts.form, turn.action) if turn.parsed else turn.action
@@ -155,8 +155,8 @@ def reply_text(prompts: Prompts, turn: Turn, *, thoughts: bool = True) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What is told beside the history: `advice` for the turn about to be taken; for all of them `feedback` from earlier tries at the task
-    and `notes` from elsewhere.
+    """Lessons in a prompt beside the history: `advice` for the turn about to be taken; for all turns `feedback` from earlier attempts at
+    the task and `notes` from elsewhere.
     """
 
     advice: str | None = None
@@ -172,7 +172,7 @@ WHOLE = Shortening()
 
 @dataclass(slots=True)
 class Memory:
-    """The messages of the turns of the last history that was rendered, so that a longer one costs what it has more."""
+    """The messages of the last rendered history, so that a longer one costs only its additional turns."""
 
     trajectory: list[Turn] = field(default_factory=list)
     told: str = ""
@@ -180,7 +180,7 @@ class Memory:
     messages: list[Message] = field(default_factory=list)
 
     def kept(self, trajectory: Sequence[Turn], told: str, shortening: Shortening) -> int:
-        """How many turns of `trajectory` look as they did."""
+        """How many turns of `trajectory` are rendered as before."""
         if told != self.told:
             return 0
         most = min(len(trajectory), len(self.trajectory))
@@ -194,7 +194,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What stays the same through all attempts at a task: how prompts look, the task, and what its reset shows."""
+    """Everything that stays the same through all attempts at a task: the prompts, the task, and its first observation."""
 
     prompts: Prompts
     task: Task
@@ -224,7 +224,7 @@ def reflect_messages(
 ) -> tuple[Message, ...]:
     """The prompt that asks where the trajectory went wrong, below the history, `notes` and `feedback` that the policy acted on.
 
-    `ended` says whether the attempt is over. `unread` is what was wrong with a first reply, which makes this the second question.
+    `ended` says whether the attempt is over. `unread` is the failure of a first reply, which makes this the second question.
     """
     question = _question(scene.prompts, len(trajectory), ended=ended, unread=unread)
     return question_messages(scene, trajectory, question, ended=ended, notes=notes, feedback=feedback, shortening=shortening)
@@ -240,14 +240,14 @@ def question_messages(
     feedback: tuple[str, ...] = (),
     shortening: Shortening = WHOLE,
 ) -> tuple[Message, ...]:
-    """The prompt that asks any question about a trajectory, below the history and what the policy was told."""
+    """The prompt that asks any question about a trajectory, below the history with its notes and feedback."""
     messages = _history(scene, trajectory, _told(scene.prompts, notes, feedback), shortening, ended=ended)
     messages[-1] = _extended(messages[-1], question)
     return tuple(messages)
 
 
 def _told(prompts: Prompts, notes: tuple[str, ...], feedback: tuple[str, ...]) -> str:
-    """What stands below the first observation: notes, and what earlier tries taught."""
+    """The text below the first observation: notes, and the lessons of earlier attempts."""
     if not prompts.notes:
         notes, feedback = (), (*notes, *feedback)
     listed = [(prompts.notes, "notes", notes), (prompts.feedback, "experiences", feedback)]
@@ -255,7 +255,7 @@ def _told(prompts: Prompts, notes: tuple[str, ...], feedback: tuple[str, ...]) -
 
 
 def half_kept(prompts: Prompts, unread: ParseFailure) -> Half:
-    """What is kept of a reply, because the second question asks for the rest alone."""
+    """The part of a reply that is kept, because the second question asks for the rest alone."""
     half = unread.half
     asked = prompts.reflect_turn if half.experience else prompts.reflect_advice
     return half if asked and half != NO_HALF else NO_HALF
@@ -264,7 +264,7 @@ def half_kept(prompts: Prompts, unread: ParseFailure) -> Half:
 def _question(prompts: Prompts, turns: int, *, ended: bool, unread: ParseFailure | None) -> str:
     """The question for a reflection, or for the half that a first reply lacked.
 
-    A reply that could not be read is not quoted: small models repeat what they see of their own.
+    A reply that could not be read is not quoted: small models repeat their own text when they see it.
     """
     whole = fill(prompts.reflect_end if ended else prompts.reflect, turn=turns)
     if unread is None:
@@ -278,7 +278,7 @@ def _question(prompts: Prompts, turns: int, *, ended: bool, unread: ParseFailure
 
 
 def _numbers(turns: int) -> str:
-    """The turns to choose from: small models name turns that never were unless they read all of them."""
+    """The turns to choose from: small models name turns that do not exist unless they read all of them."""
     if turns > NUMBERS_LISTED:
         return f"a number from 1 to {turns}"
     *before, last = [str(number) for number in range(1, turns + 1)]
@@ -286,7 +286,7 @@ def _numbers(turns: int) -> str:
 
 
 def bare_messages(scene: Scene, trajectory: Sequence[Turn], shortening: Shortening = WHOLE) -> tuple[Message, ...]:
-    """The experience-free prompt for the turn after `trajectory`: what a model without any advice would have read there.
+    """The experience-free prompt for the turn after `trajectory`: the text that a model without any advice would have read.
 
     `shortening` is that of the prompt that the turn was sampled from.
     """
@@ -294,7 +294,7 @@ def bare_messages(scene: Scene, trajectory: Sequence[Turn], shortening: Shorteni
 
 
 def _history(scene: Scene, trajectory: Sequence[Turn], told: str, shortening: Shortening, *, ended: bool = False) -> list[Message]:
-    """The history and what the policy stands before, from what an earlier prompt of the scene has of it already."""
+    """The history and the present observation; reuses the messages of the scene's last prompt."""
     prompts, memory = scene.prompts, scene.memory
     kept, opening = memory.kept(trajectory, told, shortening), _opening(prompts)
     messages = memory.messages[: len(opening) + 2 * kept] if kept else opening
@@ -312,18 +312,18 @@ def _history(scene: Scene, trajectory: Sequence[Turn], told: str, shortening: Sh
 
 
 def _seen(scene: Scene, trajectory: Sequence[Turn], number: int, *, told: str, shortening: Shortening) -> str:
-    """What the policy reads before it takes a turn, without the advice for it."""
+    """The text that the policy reads before it takes a turn, without the advice for it."""
     before = scene.root if number == 1 else trajectory[number - 2].observation
-    # What the last turn came to is what the policy stands before: that always stays.
+    # The last observation is the state that the policy acts in: it always stays.
     left_out = 1 < number <= len(trajectory) and number - 1 <= shortening.observations
     text = turn_text(scene.prompts, scene.task, number, scene.prompts.left_out if left_out else before.text)
     return text + told if number == 1 else text
 
 
 def _opening(prompts: Prompts) -> list[Message]:
-    """What is said ahead of every task."""
+    """The messages ahead of every task."""
     system = [Message("system", fill(prompts.system, actions_help=prompts.actions_help))] if prompts.system else []
-    # Nobody sampled the worked reply, so it is no target of training.
+    # The worked reply was not sampled, so it is no target of training.
     example = [Message("user", prompts.example), Message("assistant", prompts.example_reply)] if prompts.example else []
     return system + example
 

@@ -1,13 +1,13 @@
-"""What Early Experience asks and shows: what an action leads to, and why the expert's is the better one (arXiv 2510.08558).
+"""The prompts of Early Experience: what an action leads to, and why the expert's is the better one (arXiv 2510.08558).
 
     predict      asks what an action leads to, below the history and the action; the answer is the observation
-    alternative  one of the policy's own actions with what came of it, as it stands in the next three
-    compare      asks the policy itself why the expert's action is better, all outcomes told; its answer is a thought
+    alternative  one of the policy's own actions with its outcome, as the next three show it
+    compare      asks the policy itself why the expert's action is better, with all outcomes; its answer is a thought
     contrast     asks for the comparison without any outcome, where replies have no room for thoughts
     comparison   the answer to `contrast`, made from the outcomes and the expert's action
 
-A profile has `compare`, or both `contrast` and `comparison`, which then are used; bare replies want these two. What is trained on never
-shows an outcome in a prompt, only in a target.
+A profile has `compare`, or both `contrast` and `comparison`, which then are used; bare replies need these two. A prompt that is trained
+on never shows an outcome; only a target does.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def lacking(prompts: Prompts, *, predicts: bool, compares: bool) -> list[str]:
 
 
 def makes_comparisons(prompts: Prompts) -> bool:
-    """Whether comparisons are made by a template, and not by the policy."""
+    """Whether a template makes the comparisons, and not the policy."""
     return bool(prompts.contrast and prompts.comparison)
 
 
 def predict_messages(scene: Scene, trajectory: Sequence[Turn], turn: Turn, shortening: Shortening = WHOLE) -> tuple[Message, ...]:
-    """The prompt whose answer is what `turn`, taken after `trajectory`, led to. The turn's thoughts are left out."""
+    """The prompt whose answer is the outcome of `turn`, taken after `trajectory`. The turn's thoughts are left out."""
     reply = Message("assistant", reply_text(scene.prompts, turn, thoughts=False), sampled=True)
     question = Message("user", fill(scene.prompts.predict, turn=turn.index))
     return (*bare_messages(scene, trajectory, shortening), reply, question)
@@ -45,7 +45,7 @@ def predict_messages(scene: Scene, trajectory: Sequence[Turn], turn: Turn, short
 def compare_messages(
     scene: Scene, trajectory: Sequence[Turn], expert: Turn, others: Sequence[Turn], *, shortening: Shortening = WHOLE
 ) -> tuple[Message, ...]:
-    """The prompt that asks the policy why `expert` was better than `others`, told what came of each. It is never trained on."""
+    """The prompt that asks the policy why `expert` was better than `others`, with the outcome of each. It is never trained on."""
     *before, last = act_messages(scene, trajectory, shortening=shortening)
     return (*before, replace(last, content=last.content + _told(scene.prompts, scene.prompts.compare, expert, others)))
 
@@ -57,7 +57,7 @@ def contrast_messages(scene: Scene, trajectory: Sequence[Turn], shortening: Shor
 
 
 def made_comparison(prompts: Prompts, expert: Turn, others: Sequence[Turn]) -> str:
-    """The answer to it, from what came of each action."""
+    """The answer to `contrast`, from the outcome of each action."""
     return _told(prompts, prompts.comparison, expert, others)
 
 

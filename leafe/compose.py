@@ -1,4 +1,4 @@
-"""From a configuration to what it is carried out with: engine, environment, experiment. Nothing is begun and nothing printed.
+"""From a configuration to its engine, environment and experiment. Nothing is begun and nothing printed.
 
 A server is asked a few questions when it is first needed in a process, or by `Experiment.check` before anything is begun.
 """
@@ -77,7 +77,7 @@ def slower(settings: EngineSettings, device: str, obstacle: str) -> list[str]:
 
 
 def _told(load: Callable[[Path], Engine], config: RunConfig, progress: Progress) -> Callable[[Path], Engine]:
-    """The same engines, with a word about what makes one slow."""
+    """The same loader, which also reports what makes an engine slow."""
 
     def loaded(folder: Path) -> Engine:
         engine = load(folder)
@@ -90,7 +90,7 @@ def _told(load: Callable[[Path], Engine], config: RunConfig, progress: Progress)
 
 
 def bench_of(config: RunConfig, progress: Progress) -> Experiment:
-    """The bench of a configuration. Raises `UserError` when its model cannot be had, or was changed since a run trained it."""
+    """The experiment of a configuration. Raises `UserError` when its model is missing, or was changed since a run trained it."""
     check_trackers(config.report_to)
     base = check_checkpoint(locate(config.model, CHECKPOINTS))
     if config.engine.kind in PROGRAMS:
@@ -99,7 +99,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Experiment:
     probed = cache(partial(probe_server, config, base, progress)) if config.engine.kind == "openai" else None
 
     def explores(folder: Path) -> Engine:
-        # A server serves the base and nothing else: what is trained from it is loaded here.
+        # A server serves the base and nothing else: models trained from it are loaded here.
         return served_engine(config, base, progress, probed()) if probed and folder == base else load(folder)
 
     return Experiment(
@@ -119,7 +119,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Experiment:
 
 
 def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> Experiment:
-    """The same where a server is started for the run, which base and arms are explored and measured through."""
+    """The same where the run starts a server, through which base and arms are explored and measured."""
     launched = Launched(config, base, progress)
     return Experiment(
         config=config,
@@ -140,7 +140,7 @@ def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> E
 
 
 def _meter(settings: EngineSettings, base: Path, probed: Callable[[], Findings] | None) -> Meter:
-    """Counts with the tokenizer of the base. What a server's context is, only the server knows."""
+    """Counts with the tokenizer of the base. Only the server knows its own context."""
     tokens = ChatTokenizer(load_tokenizer(base))
     told = (probed().max_context, settings.max_context) if probed else (context_of(load_config(base), settings.max_context),)
     context = min((limit for limit in told if limit), default=0)

@@ -1,7 +1,7 @@
 """Recipes: from YAML and `a.b=value` overrides to one checked `RunConfig`, and back to YAML.
 
-A recipe's `method` says whose section it has beside the settings that all methods share. A setting of that section may stand at the top of
-a recipe as well, and sections of other methods are passed over, so that one recipe serves several methods. Bad input is one sentence
+A recipe's `method` names the section that it has beside the settings that all methods share. A setting of that section may be at the
+top of a recipe as well, and sections of other methods are ignored, so that one recipe serves several methods. Bad input is one sentence
 that names the setting, what was wanted and what was found.
 """
 
@@ -24,7 +24,7 @@ from leafe.yaml_text import DEEPEST, Dumper, read_yaml
 
 Group = TypeVar("Group", bound=BaseModel)
 
-# What a prompt profile may set: what goes with the length and the form of what is said, and with the kind of model that it was written for.
+# The settings of a prompt profile: those that depend on the length and the form of replies, and on the kind of model it was written for.
 PROFILED = frozenset({"sampling", "engine", "history", "remind", "environment", "train"})
 
 
@@ -55,7 +55,7 @@ def _refuse_unknown(root: type[BaseModel], values: Mapping[str, Any]) -> None:
     trajectory(root, values, "")
 
 
-# What each of pydantic's complaints wanted; braces are filled from the complaint's context.
+# The value that each of pydantic's complaints wanted; braces are filled from the complaint's context.
 WANTED = {
     "missing": "a value",
     "int_type": "a whole number",
@@ -81,7 +81,7 @@ def _sentence(error: ValidationError) -> str:
     context = first.get("ctx", {})
     if first["type"] == "value_error":
         return str(context["error"])
-    # Of a setting that may be of several types pydantic names the type as well.
+    # For a setting that may have several types pydantic names the type as well.
     key = ".".join(str(part) for part in first["loc"] if part not in ("[key]", "int", "float", "str") and "[" not in str(part))
     wanted = WANTED[first["type"]].format(**context) if first["type"] in WANTED else first["msg"]
     found = "nothing" if first["type"] == "missing" else f"{first['input']!r:.80}"
@@ -128,7 +128,7 @@ def config_class(method: type[KnownMethod]) -> type[RunConfig]:
     """The settings of a run with the section of a method."""
     section = method.name
     if hasattr(RunConfig, section) or section in RunConfig.model_fields:
-        raise UserError(f"a method cannot be called {section!r}, as something in every recipe is; give it another name")
+        raise UserError(f"a method cannot be called {section!r}, the name of something in every recipe; give it another name")
     own: Any = {section: (method.Settings, Field(default_factory=method.Settings))}
     model = create_model("RunConfig", __base__=RunConfig, __module__=__name__, **own)
     model.section = section
@@ -182,7 +182,7 @@ def _lay(values: dict[str, Any], path: Sequence[str], value: Any, text: str) -> 
     *groups, last = path
     for depth, group in enumerate(groups, start=1):
         inner = values.get(group)
-        # A group of its own, since an alias in the text may stand for the same one elsewhere.
+        # A copy, since an alias in the text may refer to the same group elsewhere.
         inner = values[group] = {} if inner is None else dict(inner) if isinstance(inner, dict) else inner
         if not isinstance(inner, dict):
             raise UserError(f"{'.'.join(groups[:depth])} is a single setting and holds no {last!r:.80}; found {text!r:.80}")
@@ -196,7 +196,7 @@ def dump(config: RunConfig) -> str:
 
 
 def _profile_settings(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a prompt profile sets where the recipe is silent, for all environments and then for its own: sizes that go with the prompts."""
+    """The settings of a prompt profile where the recipe has none, for all environments and then for its own: sizes that fit the prompts."""
     profile, environment = values.get("prompts", "terse"), values.get("environment")
     name = environment.get("name") if isinstance(environment, Mapping) else None
     shipped = files("leafe") / "prompts" / str(profile)
@@ -216,7 +216,7 @@ def _profile_settings(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _laid_over(lower: Any, upper: Any) -> Any:
-    """`upper`, with what it does not say taken from `lower`, group by group."""
+    """`upper`, completed from `lower`, group by group."""
     if not isinstance(lower, dict) or not isinstance(upper, dict):
         return upper
     merged = {**lower, **upper}
@@ -226,8 +226,8 @@ def _laid_over(lower: Any, upper: Any) -> Any:
 def parse(text: str, source: str, overrides: Sequence[str] = (), *, whole: bool = False) -> RunConfig:
     """A configuration from YAML text; `source` names it in messages.
 
-    What neither the text nor an override says is as the prompt profile has it, and what that does not say has the default. A `whole` text,
-    as a run directory keeps it, says everything that it was made with.
+    A setting that neither the text nor an override names comes from the prompt profile, or else has its default. A `whole` text,
+    as a run directory keeps it, names every setting of its run.
 
     >>> parse("name: trial\\nenvironment: {name: sokoban}", "trial", ["train.epochs=3"]).train.epochs
     3.0
@@ -259,7 +259,7 @@ def of_model(model: str, environment: str, overrides: Sequence[str], **counts: i
 
 
 def configured(values: Mapping[str, Any], source: str) -> RunConfig:
-    """A configuration from nested settings; what they do not say is as the prompt profile has it. Raises `UserError` like `parse`."""
+    """A configuration from nested settings, completed from the prompt profile. Raises `UserError` like `parse`."""
     _refuse_what_is_no_group(values, source)
     method = _method_of(values)
     return _validate(_on_profile(_settled(values, source, config_class(type(method)))), method)
@@ -276,7 +276,7 @@ def checked(model: type[Group], values: Any, source: str) -> Group:
 
 
 def _on_profile(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings on those of their prompt profile."""
+    """Settings laid over those of their prompt profile."""
     settled: dict[str, Any] = {}
     for layer in (*_profile_settings(values), values):
         settled = _laid_over(settled, layer)

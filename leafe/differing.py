@@ -18,7 +18,7 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def differing_fields(before: RunConfig, after: RunConfig) -> list[str]:
-    """What makes two configurations different runs, as `["train.epochs: 2.0 -> 3.0"]`; settings of the machine are left out."""
+    """The settings that make two configurations different runs, as `["train.epochs: 2.0 -> 3.0"]`; those of the machine are left out."""
     old, new = (dict(_leaves(config.model_dump(mode="json", exclude=MACHINE))) for config in (before, after))
     differing = [path for path in {**old, **new} if old.get(path) != new.get(path)]
     groups = {path[:depth] for path in differing for depth in range(len(path))}

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 SEED_BITS = 63
-# One for all calls: `json.dumps` makes another each time that it is asked for anything but its defaults.
+# One encoder for all calls: `json.dumps` makes a new one whenever an argument is not its default.
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

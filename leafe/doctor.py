@@ -1,7 +1,7 @@
-"""What this machine has and lacks, each with the command that fixes it.
+"""The findings on this machine, each with the command that fixes it.
 
 Looks at metadata and at the system's own files, and tries imports in a process of their own, so it answers where libraries are broken.
-What is wanted is read from the package's own metadata and stands nowhere else.
+The requirements are read from the package's own metadata and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATIENCE = 120  # seconds that an import may take on a slow disk
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at. `missing` keeps leafe from working, `optional` does not; `mend` is what to do, empty for nothing."""
+    """One thing examined. `missing` keeps leafe from working, `optional` does not; `mend` is the remedy, empty for none."""
 
     what: str
     found: str
@@ -39,7 +39,7 @@ class Finding:
 
 
 def examine(runs: Path = Path("runs")) -> list[Finding]:
-    """Everything that is looked at, the necessary first. `runs` is where run directories are to go."""
+    """All findings, the necessary first. `runs` is where run directories are to go."""
     return [
         python_finding(sys.version_info[:3]),
         *_own_findings(),
@@ -105,7 +105,7 @@ def import_findings(names: Sequence[str] = HEAVY) -> Iterator[Finding]:
 
 
 def _import_fault(names: str) -> str | None:
-    """What an import ends with in a process of its own, None for nothing."""
+    """The error of an import in a process of its own, None for none."""
     command = [sys.executable, "-P", "-c", f"import {names}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
@@ -175,14 +175,14 @@ def accelerator_finding(devices: Path) -> Finding:
 
 
 def java_finding(command: str | None) -> Finding:
-    """Whether there is Java, which only scienceworld wants; `command` is where."""
+    """Whether there is Java, which only scienceworld needs; `command` is its path."""
     if command:
         return Finding("Java", command, "ok")
-    return Finding("Java", "none; only scienceworld wants it", "optional", JAVA_INSTALL)
+    return Finding("Java", "none; only scienceworld needs it", "optional", JAVA_INSTALL)
 
 
 def sandbox_finding(why: str | None, mend: str = "") -> Finding:
-    """Whether programs that a model wrote can be run; `why` says why not. Only the environments of programs want it."""
+    """Whether programs that a model wrote can be run; `why` is the reason if not. Only the environments of programs need it."""
     if why is None:
-        return Finding("sandbox for programs", "contains what it was tried with", "ok")
+        return Finding("sandbox for programs", "contained its trial program", "ok")
     return Finding("sandbox for programs", why, "optional", mend)

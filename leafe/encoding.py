@@ -1,4 +1,4 @@
-"""The one way that frozen records become JSON and come back, field by field.
+"""The one conversion of frozen records to JSON and back, field by field.
 
 It knows dataclasses, tuples, mappings, string enumerations, optional values and plain ones; no record by name.
 """
@@ -41,7 +41,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 @cache
 def _fields(kind: type) -> tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]:
-    """The fields of a record that are always written, and the others with what they hold unset; none for any other type."""
+    """The fields of a record that are always written, and the others with their unset values; none for any other type."""
     every = fields(kind) if is_dataclass(kind) else ()
     always = tuple(item.name for item in every if "omitted" not in item.metadata)
     return always, tuple((item.name, item.default) for item in every if "omitted" in item.metadata)

@@ -1,10 +1,10 @@
-"""The one vocabulary of errors.
+"""The classes of all errors.
 
     LeafeError
     ├── UserError (ValueError)           bad input; the command line prints one sentence and exits with status 2
-    │   ├── UnknownName (LookupError)    a name that nothing answers to; carries the closest match
+    │   ├── UnknownName (LookupError)    an unknown name; carries the closest match
     │   ├── MissingDependency (ImportError)
-    │   ├── CorruptFile                  a file that is there and cannot be read as what it should be
+    │   ├── CorruptFile                  a file that exists and cannot be read in its format
     │   ├── Unwritable (OSError)         a file that cannot be written, as on a full disk; nothing half-written is left of it
     │   └── RunConflict                  a run directory that belongs to another configuration or another process
     ├── EpisodeError (RuntimeError)      one episode is lost: recorded, counted by class, its siblings go on
@@ -36,7 +36,7 @@ class UserError(LeafeError, ValueError):
 
 
 class UnknownName(UserError, LookupError):
-    """A name that nothing answers to.
+    """An unknown name.
 
     >>> raise UnknownName("environment", "sokobn", ["sokoban", "lookup"])
     Traceback (most recent call last):
@@ -58,7 +58,7 @@ class MissingDependency(UserError, ImportError):
 
 
 class CorruptFile(UserError):
-    """A file that is there and cannot be read as what it should be."""
+    """A file that exists and cannot be read in its format."""
 
 
 class Unwritable(UserError, OSError):
@@ -66,7 +66,7 @@ class Unwritable(UserError, OSError):
 
 
 def unwritable(path: object, error: BaseException) -> Unwritable:
-    """What to raise where the system takes no more.
+    """The error to raise where the system refuses a write.
 
     >>> raise unwritable("run/forest.jsonl", OSError(28, "No space left on device"))
     Traceback (most recent call last):

@@ -1,7 +1,7 @@
-"""What any method works with: a configuration, a way to make engines and worlds, and someone who watches.
+"""The object that every method works with: a configuration, makers of engines and worlds, and a progress display.
 
-The work of the stages that every method shares stands here too: growing a forest, training an arm, measuring one. Each writes one file of
-a run directory and goes on where it was when it was killed; `lab.py` makes stages of them.
+The shared work of stages is here too: growing a forest and training an arm (`measuring.py` has measuring). Each writes one file of
+a run directory and resumes after a kill; `lab.py` makes stages of them.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from leafe.training.loss import CrossEntropy, Loss
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
-ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): what a failed attempt taught stands in the prompt of a fresh one"
+ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): the lesson of a failed attempt goes into the prompt of a fresh one"
 MEASURED_HERE = (
     "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
 )
-LOGS = "server"  # a folder of a run, for what a server that it starts says
+LOGS = "server"  # a folder of a run, for the output of a server that it starts
 UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything but the place where results go. `base` is the folder of the model that the run starts from."""
+    """Everything that a run needs but the place of its results. `base` is the folder of the model that the run starts from."""
 
     config: RunConfig
     base: Path
@@ -65,14 +65,14 @@ class Experiment:
     progress: Progress
     threads: int = 1
     load_meter: Callable[[], Meter | None] = lambda: None
-    load_measured: Callable[[Path], Engine] | None = None  # where it is another than what is explored with
-    probe: Callable[[], Findings] | None = None  # where a server is explored with
-    require: Callable[[], None] = lambda: None  # raises where the program is missing that serves the model
+    load_measured: Callable[[Path], Engine] | None = None  # set where measuring uses another engine than exploring
+    probe: Callable[[], Findings] | None = None  # set where a server is explored with
+    require: Callable[[], None] = lambda: None  # raises where the program that serves the model is missing
     free: Callable[[], None] = lambda: None  # ends a server of the run's own, before something else needs the memory
-    keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for what such a server says
+    keep_logs_in: Callable[[Path], None] = lambda folder: None  # the folder for such a server's output
     host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
     check_workers: Callable[[], None] = lambda: None
-    once: Once = done_here  # stages that were done elsewhere may be taken over
+    once: Once = done_here  # may take over stages that were done elsewhere
     tracker: Tracker = Untracked()
 
     @cached_property
@@ -91,9 +91,9 @@ class Experiment:
         return trains(self.config.method, self.config.own)
 
     def check(self, *, trains: bool = False, tries: bool = False) -> None:
-        """Raises `UserError` for an environment, tasks, prompts, cluster or server that cannot be had or used, before anything is begun.
+        """Raises `UserError` for an environment, tasks, prompts, cluster or server that is missing or unusable, before anything is begun.
 
-        `trains` is whether what is explored will be trained on in the same go, `tries` whether a step of training is tried as well.
+        `trains` is whether the same command will also train on what is explored, `tries` whether a step of training is tried as well.
         """
         try:
             self._check(trains, tries)
@@ -147,18 +147,18 @@ class Experiment:
 
     @cached_property
     def _declared(self) -> Environment:
-        """A closed instance, for what it says about itself."""
+        """A closed instance, for its declarations."""
         environment = self.make_environment()
         environment.close()
         return environment
 
     @property
     def can_roll_back(self) -> bool:
-        """Whether the environment says that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
+        """Whether the environment declares that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
         return self._declared.fidelity is not Fidelity.NONE
 
     def runtime(self, engine: Engine, **more: Any) -> Runtime:
-        """What effects are carried out with; `more` are further fields of `Runtime`."""
+        """The runtime that carries out effects; `more` are further fields of `Runtime`."""
         said, wanted = self._declared, self.config.environment
         return Runtime(
             engine,
@@ -214,22 +214,22 @@ class Experiment:
         return seed_for(self.config.seed, "explore", number)
 
     def selection(self) -> Selection:
-        """Which turns are learned from."""
+        """The selection of turns to learn from."""
         wanted = self.config.distill
         seed = seed_for(self.config.seed, "distill")
         return Selection(**wanted.model_dump(), seed=seed)
 
     def keep_logs_of(self, run: RunDirectory) -> None:
-        """What a server of the run's own says goes into a folder of the run from here on."""
+        """Writes the output of the run's own server to a folder of the run from here on."""
         self.keep_logs_in(run.path / LOGS)
 
     def sound_alarms(self, stage: str, faults: Faults) -> None:
-        """Says at once what makes a stage's figures mean little."""
+        """Reports at once the faults that make a stage's figures mean little."""
         for sentence in alarms(faults, self.config):
             self.progress.say(f"{stage}: {sentence}")
 
     def keep_server(self, run: RunDirectory) -> None:
-        """Keeps with a run what its server is. Raises `UserError` for one that cannot be used and `RunConflict` for another than it was."""
+        """Records the server's properties with a run. Raises `UserError` for an unusable one and `RunConflict` for one that has changed."""
         if not self.probe:
             return
         found = self.probe()
@@ -245,7 +245,7 @@ class Experiment:
     async def awith_engine(
         self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
     ) -> Result:
-        """Work with an engine on a model, which is let go of whatever happens."""
+        """Does work with an engine on a model, which is closed whatever happens."""
         engine = ((self.load_measured if measures else None) or self.load_engine)(model)
         try:
             return await work(engine)
@@ -253,15 +253,15 @@ class Experiment:
             await engine.close()
 
     def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False) -> Result:
-        """The same, waited for."""
+        """Runs `awith_engine` to its end."""
         return wait_for(self.awith_engine(model, work, measures=measures))
 
 
 @dataclass(frozen=True)
 class ForestSpec:
-    """Where a forest goes and what it grows from. Without a path nothing is kept but the answer.
+    """The place of a forest and the policy that it grows from. Without a path only the answer is kept.
 
-    `method` is the explorer, a shipped one by its name; the rest is what the policy reads, as `leafe.stages.Policy` has it.
+    `method` is the explorer, a shipped one by its name; the rest is the policy's, as in `leafe.stages.Policy`.
     """
 
     method: str | Explorer
@@ -275,14 +275,14 @@ class ForestSpec:
 
 
 def explore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -> list[Tree]:
-    """`aexplore_tasks`, waited for."""
+    """Runs `aexplore_tasks` to its end."""
     return wait_for(aexplore_tasks(experiment, stage, spec))
 
 
 async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -> list[Tree]:
-    """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one goes on.
+    """Explores every training task with an explorer; trees already on the disk are kept, a half-grown one is resumed.
 
-    Raises `UserError` when every attempt at the first tasks broke; nothing of what broke is kept then.
+    Raises `UserError` when every attempt at the first tasks broke; the broken ones are not kept then.
     """
     rules = experiment.rules(spec.seed, notes=spec.notes, prompts=spec.prompts, memory=spec.memory)
     tasks = experiment.tasks("train")
@@ -308,7 +308,7 @@ async def aexplore_tasks(experiment: Experiment, stage: str, spec: ForestSpec) -
 
 @done_once(explored)
 def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec) -> Made:
-    """`grow` as a stage of a run. Its journal goes once the forest is complete, which holds all that it held."""
+    """`explore_tasks` as a stage of a run. The journal is deleted once the forest is complete, which holds everything in it."""
     experiment.keep_logs_of(run)
     if spec.model == experiment.base:
         experiment.keep_server(run)
@@ -335,9 +335,9 @@ def train_stage(
     files: Sequence[Path] = (),
     loss: Loss = CrossEntropy(),
 ) -> Made:
-    """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage says so.
+    """Fine-tunes a model into the checkpoint of an arm. Where there are no examples, the arm is a copy and its stage notes it.
 
-    `files` are what was made for this training alone.
+    `files` were made for this training alone.
     """
     stage = f"train {arm}"
     run.check(model)

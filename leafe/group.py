@@ -1,4 +1,4 @@
-"""Whether a launcher such as `torchrun` started this process, and how many there are with it."""
+"""Whether a launcher such as `torchrun` started this process, and how many processes it started."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# How processes of one launcher find each other; and what accelerate reads as the same, of the launchers of MPI.
+# Variables by which processes of one launcher find each other; and those of MPI launchers, which accelerate reads as the same.
 MEETING = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LAUNCHERS = ("LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_", "MPI_LOCAL", "PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
 
 
 def launched() -> bool:
-    """Whether this process is one of those that a launcher started: it has everything that they find each other by.
+    """Whether a launcher started this process: then every variable is set by which such processes find each other.
 
-    A part of it, such as `LOCAL_RANK` from some shell, is no launcher.
+    A part of them, such as `LOCAL_RANK` from some shell, is no launcher.
     """
     found = {name: os.environ.get(name, "") for name in MEETING}
     numbers = all(found[name].isdecimal() for name in MEETING if name != "MASTER_ADDR")
@@ -23,7 +23,7 @@ def launched() -> bool:
 
 @contextmanager
 def by_hand() -> Iterator[None]:
-    """Hides what a launcher may have left in the environment: accelerate would wait for processes that nobody started."""
+    """Hides variables that a launcher may have left behind: accelerate would wait for processes that were never started."""
     hidden = {name: value for name, value in os.environ.items() if name in MEETING or name.startswith(LAUNCHERS)}
     for name in hidden:
         del os.environ[name]

@@ -1,7 +1,7 @@
-"""What is computed along a sequence that mostly is an earlier one with a few items more, as a conversation is at its next turn.
+"""Folds over sequences that mostly extend an earlier one by a few items, as a conversation does at its next turn.
 
-The result is that of going through the whole sequence, whatever is remembered; only the work differs. Items are compared as Python
-compares them, and those that are one and the same object at next to no cost.
+The result is that of going through the whole sequence, whatever is remembered; only the work differs. Items are compared by Python's
+equality, identical objects at next to no cost.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 State = TypeVar("State")
-BACK = (2, 4, 3, 1, 6, 5)  # where the last item of an earlier sequence is looked for, from the end; a turn adds two
+BACK = (2, 4, 3, 1, 6, 5)  # positions, from the end, at which the last item of an earlier sequence is looked for; a turn adds two
 
 
 class Growing(Generic[State]):
-    """Folds `step(state, item)` over sequences, from `start`. A step leaves the state that it is given as it is.
+    """Folds `step(state, item)` over sequences, from `start`. A step does not change the state that it receives.
 
-    `remembered` is how many sequences are kept, each without its last item, which is the one that seldom stays.
+    `remembered` is how many sequences are kept, each without its last item, which seldom stays.
 
     >>> total = Growing(0, lambda sum, item: sum + item)
     >>> total.of((1, 2, 3)), total.of((1, 2, 3, 4, 5))
@@ -26,7 +26,7 @@ class Growing(Generic[State]):
 
     def __init__(self, start: State, step: Callable[[State, Any], State], *, remembered: int = 2048) -> None:
         self._start, self._step, self._remembered = start, step, remembered
-        # By the identity of the last item, which the sequence itself keeps alive.
+        # By the identity of the last item, which the sequence keeps alive.
         self._known: OrderedDict[int, tuple[tuple[Any, ...], State]] = OrderedDict()
 
     def of(self, sequence: Sequence[Any]) -> State:
@@ -51,7 +51,7 @@ class Growing(Generic[State]):
 
     def _remember(self, items: tuple[Any, ...], state: State, *, forget: Any) -> None:
         if forget is not None:
-            self._known.pop(id(forget), None)  # who goes on seldom comes back
+            self._known.pop(id(forget), None)  # a sequence that was continued is seldom needed again
         self._known[id(items[-1])] = items, state
         self._known.move_to_end(id(items[-1]))
         if len(self._known) > self._remembered:

@@ -1,4 +1,4 @@
-"""What this machine is: cores, memory, what its processor multiplies, and whether there is Java. Facts alone; the doctor judges them."""
+"""This machine: its cores, memory, bfloat16 multiplication, and Java. Facts alone; the doctor judges them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def own_cores() -> int:
 
 
 def text_of(path: Path) -> str | None:
-    """A file of the system's, None where there is none."""
+    """The text of a system file, None where it does not exist."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -25,7 +25,7 @@ def text_of(path: Path) -> str | None:
 
 
 def bfloat16_flags(cpuinfo: str) -> list[str]:
-    """What in a text such as that of `/proc/cpuinfo` says that every core multiplies bfloat16 itself; empty where nothing does."""
+    """The flags in a text such as `/proc/cpuinfo` by which every core multiplies bfloat16 itself; empty where there are none."""
     lines = [line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))]
     return sorted(BFLOAT16_FLAGS.intersection(*lines)) if lines else []
 
@@ -36,7 +36,7 @@ def multiplies_bfloat16(processor: Path = PROCESSOR) -> bool:
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that could be taken without swapping; None where the system does not tell. `meminfo` is the file that tells."""
+    """Bytes that could be taken without swapping; None where the system does not report them. `meminfo` is the file to read."""
     for line in (text_of(meminfo) or "").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

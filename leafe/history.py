@@ -1,8 +1,8 @@
 """How much of its history a policy reads: all of it, the last turns, or as much as fits into the model's context.
 
-Nothing is counted in tokens here. Where the engine says that a prompt leaves no room, the next shorter one is asked with: the oldest
-thoughts go first, then the oldest observations. A good part goes at a time, because every shortening changes the prompt from there on and
-what was computed for it is of no more use. Each turn keeps the shortening of its own prompt, so the same prompt can be rendered again.
+Where the engine reports that a prompt leaves no room, the next shorter one is tried: the oldest thoughts are left out first, then the
+oldest observations. A good part is left out at a time, because every shortening changes the prompt from there on and invalidates what
+was computed for it. No tokens are counted here. Each turn keeps the shortening of its own prompt, so the same prompt can be rendered again.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Literal
 from leafe.chat import WHOLE, Prompts, reply_text
 from leafe.records import Shortening, Turn
 
-PART = 0.25  # of what is read of the history; that much goes at a time
+PART = 0.25  # the share of the history's text that is left out at a time
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """`keep` is `all`, `last` (what is older than `turns` turns is shortened to its actions) or `fit`."""
+    """`keep` is `all`, `last` (turns older than the last `turns` are shortened to their actions) or `fit`."""
 
     keep: Literal["all", "last", "fit"] = "all"
     turns: int = 4
 
 
 def first_shortening(history: History, trajectory: Sequence[Turn]) -> Shortening:
-    """How the prompt for the turn after `trajectory` is tried first. What was left out once stays out."""
+    """The shortening that is tried first for the turn after `trajectory`. What was left out once stays out."""
     if history.keep == "last":
         older = max(0, len(trajectory) - history.turns)
         return Shortening(older, older)
@@ -34,10 +34,10 @@ def first_shortening(history: History, trajectory: Sequence[Turn]) -> Shortening
 
 
 def shorter(prompts: Prompts, trajectory: Sequence[Turn], now: Shortening) -> Shortening | None:
-    """The next shorter prompt for the turn after `trajectory`, None when only what always stays is left."""
+    """The next shorter prompt for the turn after `trajectory`, None when nothing more can be left out."""
     gone, reached = 0, []
     for step, gain in _steps(prompts, trajectory, now):
-        gone += gain  # below 0 where an observation is shorter than what stands for it
+        gone += gain  # below 0 where an observation is shorter than its replacement
         reached.append((step, gone))
     most = max((gone for _, gone in reached), default=0)
     if most <= 0:
@@ -57,6 +57,6 @@ def _steps(prompts: Prompts, trajectory: Sequence[Turn], now: Shortening) -> Ite
 
 
 def _staying(prompts: Prompts, trajectory: Sequence[Turn]) -> int:
-    """Characters of the trajectory that are read however short the history is."""
+    """Characters of the trajectory that stay in the shortest history."""
     last = len(trajectory[-1].observation.text) if trajectory else 0
     return last + sum(len(reply_text(prompts, turn, thoughts=False)) + len(prompts.turn) for turn in trajectory)

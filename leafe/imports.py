@@ -1,4 +1,4 @@
-"""Modules by name, a person's own in the working directory included, what their errors say, and how missing ones are installed."""
+"""Modules by name, including a person's own in the working directory, the text of their errors, and commands that install missing ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent  # the repository's folder, wh
 
 
 def install_command(extra: str = "", *, again: str = "", folder: Path = CHECKOUT) -> str:
-    """What to type to install what leafe wants, with an extra, or a library of its own once more.
+    """The command that installs leafe's requirements, with an extra, or that reinstalls the library `again`.
 
     In the repository's folder it keeps to the pinned versions; elsewhere leafe is an installed package.
 
@@ -37,7 +37,7 @@ def import_here(module: str) -> ModuleType:
 
 
 def told(error: BaseException) -> str:
-    """An error of somebody else's code, with the last place that it went through."""
+    """An error of other people's code, with the last place that it passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(frames[-1].filename)} line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"

@@ -23,12 +23,12 @@ from leafe.errors import CorruptFile, Unwritable, is_full, unwritable
 
 @contextmanager
 def told_if_unwritable(path: object) -> Iterator[None]:
-    """Turns what the system says against writing to `path` into one sentence."""
+    """Turns the system's refusal to write to `path` into one sentence."""
     try:
         yield
     except Unwritable:
         raise
-    except Exception as error:  # what writes weights has errors of its own
+    except Exception as error:  # writers of weights raise errors of their own
         if isinstance(error, OSError) or is_full(error):
             raise unwritable(path, error) from None
         raise
@@ -40,7 +40,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """The same for what is no text. Raises `Unwritable`."""
+    """The same for bytes. Raises `Unwritable`."""
     temporary = path.with_name(path.name + ".tmp")
     with told_if_unwritable(path):
         temporary.unlink(missing_ok=True)  # a link there must not be written through
@@ -87,7 +87,7 @@ class Appender:
     """Appends records to a JSON-lines file; opening it cuts off a torn last line.
 
     Each record is handed to the system at once, so it survives a kill of this process. `close` also forces it to the disk. Raises
-    `Unwritable` where the system takes no more: the record that did not fit is then nowhere in the file, and the next one may be tried.
+    `Unwritable` where the system refuses a write: the record is then not in the file at all, and the next one may be tried.
     """
 
     def __init__(self, path: Path, schema: str) -> None:
@@ -129,7 +129,7 @@ class Appender:
             rest = rest[taken:]
 
     def _take_back(self) -> None:
-        """Cuts off what stands behind the last whole line."""
+        """Cuts off everything after the last whole line."""
         self._file.truncate(self._end)
         self._file.seek(self._end)
 

@@ -1,7 +1,7 @@
 """Methods by name: those that ship, those that other packages offer, and any class as `module:Class`.
 
 Another package offers its classes through the entry point group `leafe.methods`. Nothing is imported before it is asked for, and nothing
-here knows what a method does: what a class has to have is looked at, so that a class that lacks it is refused in a sentence.
+here knows what a method does: only the required members are checked, so that a class that lacks some is refused in a sentence.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 
 class KnownMethod(Protocol):
-    """What is looked at in a method's class; `leafe.methods.base.Method` says what each is for."""
+    """The members that a method's class must have; `leafe.methods.base.Method` explains each."""
 
     name: str
     summary: str
@@ -72,7 +72,7 @@ def trains(spec: str, settings: BaseModel) -> bool:
 
 
 def method_names() -> list[str]:
-    """Every name that `find` answers to."""
+    """Every name that `find` knows."""
     return sorted({name for name, _, _ in _offered()})
 
 
@@ -97,7 +97,7 @@ def _origin(source: str, package: str) -> str:
 
 
 def find(spec: str) -> KnownMethod:
-    """A method by its name or as `module:Class`. Raises `UnknownName` or `UserError`, in one sentence, for what is none or is broken."""
+    """A method by its name or as `module:Class`. Raises `UnknownName` or `UserError`, in one sentence, for an unknown or a broken one."""
     if ":" in spec:
         return _made(spec, spec)
     sources = sorted(source for name, source, _ in _offered() if name == spec)
@@ -150,7 +150,7 @@ def _is_class(found: object) -> bool:
 
 
 def _lacking(found: type) -> list[str]:
-    """What a method has to have and this class has not, or has as an abstract one only."""
+    """Required members that this class lacks, or has as abstract ones only."""
     abstract = getattr(found, "__abstractmethods__", ())
     return [
         part
@@ -160,7 +160,7 @@ def _lacking(found: type) -> list[str]:
 
 
 def asked(method: KnownMethod, what: str, call: Callable[[], Answer]) -> Answer:
-    """What a call of a method's own code gives. Raises `UserError` for whatever it raises; `what` names the call."""
+    """The result of a call of a method's own code. Raises `UserError` for whatever it raises; `what` names the call."""
     try:
         return call()
     except LeafeError:
@@ -170,7 +170,7 @@ def asked(method: KnownMethod, what: str, call: Callable[[], Answer]) -> Answer:
 
 
 def one_line(error: BaseException) -> str:
-    """An error of somebody else's code on one line, with its place; one of ours speaks for itself."""
+    """An error of other people's code on one line, with its place; of one of ours the message alone."""
     named = f"{type(error).__name__}: {error}"
     text = str(error) if isinstance(error, LeafeError) else named if isinstance(error, ImportError) else told(error)
     return " ".join(text.split())[:300]

@@ -1,6 +1,6 @@
-"""What a method works with: the stages that methods share, ready to be put in order, and a way through a recipe's own.
+"""The interface of a method: the stages that methods share, ready to be put in order, and the execution of a recipe's own.
 
-A stage made here goes on where it was killed. Its policy may read notes or other prompts than the run's; both are part of what it computes
+A stage made here resumes after a kill. Its policy may read notes or other prompts than the run's; both are part of its input
 and stay the same when it is called again.
 """
 
@@ -43,7 +43,7 @@ from leafe.training.loss import ClippedRatio, CrossEntropy, Loss
 from leafe.training.terms import Normalise
 
 Examples = Callable[[], Iterable[Example]]
-Given = Policy | Callable[[], Policy]  # a policy, or what gives it once the stages before are finished
+Given = Policy | Callable[[], Policy]  # a policy, or a function that returns it once the earlier stages are finished
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Lab:
 
     @property
     def progress(self) -> Progress:
-        """Displays what is said."""
+        """The display of progress."""
         return self.experiment.progress
 
     @property
@@ -78,11 +78,11 @@ class Lab:
         return loss_module
 
     def selection(self) -> Selection:
-        """Which turns are learned from, as the recipe's section `distill` says."""
+        """The selection of turns to learn from, by the recipe's section `distill`."""
         return self.experiment.selection()
 
     def seed(self, *parts: str | int) -> int:
-        """A seed of the run's own for whatever `parts` name."""
+        """A seed of the run for the purpose that `parts` name."""
         return seed_for(self.config.seed, *parts)
 
     def explore(
@@ -96,9 +96,9 @@ class Lab:
     ) -> Stage:
         """Explores every training task with the budget of the section `explore`: the stage `explore round N` or `explore NAME`.
 
-        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts), `refine` and `retry` (from the first turn, told what
-        all earlier attempts taught, or the latest of them) or a generator function of your own. Forests with a name of their own begin
-        with the same attempts as round 1.
+        `explorer` is `tree` (reflection and rollback), `independent` (fresh attempts), `refine` and `retry` (from the first turn, with the
+        lessons of all earlier attempts in the prompt, or of the latest) or a generator function of your own. Forests with a name of their
+        own begin with the same attempts as round 1.
         """
         stage, kind = f"explore {_called(place)}", explorer if isinstance(explorer, str) else getattr(explorer, "__name__", "own")
         if isinstance(explorer, str) and explorer not in EXPLORERS:
@@ -119,7 +119,7 @@ class Lab:
         return sorted(forest_of(run.forest(place), run, f"explore {_called(place)}"), key=lambda tree: tree.task.id)
 
     def distill(self, run: RunDirectory, place: int | str, examples: Examples, *, needs: tuple[str, ...] = ()) -> Stage:
-        """Writes what `examples` gives to `run.examples(place)` and counts its kinds: the stage `distil round N` or `distil NAME`."""
+        """Writes the result of `examples` to `run.examples(place)` and counts its kinds: the stage `distil round N` or `distil NAME`."""
         stage = f"distil {_called(place)}"
 
         def work() -> Made:
@@ -151,8 +151,8 @@ class Lab:
     ) -> Stage:
         """Fine-tunes the model of `start`, or the base, on examples into the checkpoint of an arm, as the section `train` says.
 
-        Without an example the arm is a copy, and the stage says so. `files` are what was made for this training alone; `loss` makes the
-        loss, cross-entropy where there is none. `steps` gives how many optimiser steps are taken, in place of `train.epochs`; for none
+        Without an example the arm is a copy, and the stage notes it. `files` were made for this training alone; `loss` makes the
+        loss, by default cross-entropy. `steps` returns the number of optimiser steps, in place of `train.epochs`; for 0
         the arm is a copy as well.
         """
         check_name("arm", arm)
@@ -181,7 +181,7 @@ class Lab:
         return check_checkpoint(folder)
 
     def steps(self, examples: Sequence[Example], epochs: float | None = None) -> int:
-        """How many optimiser steps training on examples takes, for `train.epochs` unless told otherwise."""
+        """How many optimiser steps training on examples takes, for `epochs`, by default `train.epochs`."""
         wanted = self.config.train
         each = steps_an_epoch(examples, wanted.batch_size) if examples else 0
         return ceil((wanted.epochs if epochs is None else epochs) * each)
@@ -190,13 +190,13 @@ class Lab:
         """The examples, and an experiment whose training takes exactly so many steps on them."""
         if steps < 1:
             return [], self.experiment
-        # The trainer rounds up what a share of an epoch comes to.
+        # The trainer rounds a share of an epoch up to whole steps.
         epochs = (steps - 0.5) / self.steps(examples, 1.0)
         train = self.config.train.model_copy(update={"epochs": epochs})
         return examples, replace(self.experiment, config=self.config.model_copy(update={"train": train}))
 
     def writer(self) -> Writer:
-        """Makes targets out of texts that nobody sampled, in the ids of the base and within its context."""
+        """Makes targets from texts that were not sampled, in the ids of the base and within its context."""
         tokens = ChatTokenizer(load_tokenizer(self.base))
         return Writer(tokens, context_of(load_config(self.base), self.config.engine.max_context))
 
@@ -237,11 +237,11 @@ class Lab:
         return Stage(f"train {arm}", work, needs or (f"train {of}",), "train")
 
     def trained(self, run: RunDirectory, arm: str) -> Policy:
-        """The policy that an arm's training gives."""
+        """The policy that an arm's training produces."""
         return Policy(run.checkpoint(arm))
 
     def measure(self, run: RunDirectory, arm: str, policy: Given, *, player: Explorer = once, needs: tuple[str, ...] = ()) -> Stage:
-        """Measures a policy on the held-out tasks as an arm, as the section `evaluate` says.
+        """Measures a policy on the held-out tasks as an arm, by the section `evaluate`.
 
         `player` takes each attempt in place of a plain one; its turns count against the same horizon, and its last attempt is graded.
         """
@@ -267,7 +267,7 @@ def _called(place: int | str) -> str:
 
 
 def _there(run: RunDirectory, given: Given) -> Policy:
-    """A policy. Raises `UserError` where it is one that the run has not trained yet."""
+    """The given policy. Raises `UserError` where the run has not trained it yet."""
     policy = given() if callable(given) else given
     if policy.model.is_relative_to(run.path):
         made(policy.model / "config.json", "leafe train", run)
@@ -290,7 +290,7 @@ def run_recipe(experiment: Experiment, run: RunDirectory) -> None:
 
 
 def run_verb(experiment: Experiment, run: RunDirectory, verb: str) -> None:
-    """The stages that a command means (`explore`, `distill`, `train`, `evaluate`). Raises `UserError` where the method has none."""
+    """The stages that a command stands for (`explore`, `distill`, `train`, `evaluate`). Raises `UserError` where the method has none."""
     stages = stages_of(experiment, run)
     whole = f"leafe run {run.path / 'config.yaml'} --out {run.path}"
     carry_out(stages, run, _stages_for(verb, stages, experiment.config.method, whole))

@@ -1,4 +1,4 @@
-"""From a configuration to a server of its own: which command, the probe of what it serves, engines on base and on trained arms.
+"""From a configuration to a server of its own: its command, the probe of its properties, engines on the base and on trained arms.
 
 One server at a time serves one folder, so a checkpoint is measured by ending the server of the base and starting one for it: base and arms
 are sampled through the same program with the same options.
@@ -30,13 +30,13 @@ from leafe.training.memory import give_back
 
 
 def serve_command(settings: EngineSettings, lora: LoraSettings | None = None) -> ServeCommand:
-    """What the settings say about the server. Raises `UserError` for arguments that cannot be passed on."""
+    """The server's command by the settings. Raises `UserError` for arguments that cannot be passed on."""
     on_gpu = settings.dtype == "auto" and device_of("auto").startswith("cuda")
     return ServeCommand(
         server=PROGRAMS[settings.kind],
         command=settings.command,
         arguments=settings.arguments,
-        # Said outright: by itself vLLM would serve a base of bfloat16 and what was trained from it, in float32, with different precisions.
+        # Given explicitly: by itself vLLM would serve a bfloat16 base and its float32 checkpoints with different precisions.
         dtype="bfloat16" if on_gpu else str(dtype_of(settings.dtype)).removeprefix("torch."),
         max_context=settings.max_context,
         tensor_parallel=settings.tensor_parallel,
@@ -57,7 +57,7 @@ class Launched:
         self._found: Findings | None = None
 
     def probe(self) -> Findings:
-        """What the server of the base is, asked once and told in lines. Raises `UserError` where it cannot be started or used."""
+        """The properties of the base's server, probed once and reported in lines. Raises `UserError` where it cannot be started or used."""
         if self._found is None:
             try:
                 self._found = wait_for(self._probed(self._base))
@@ -85,7 +85,7 @@ class Launched:
         return replace(found, server=self.server.version)
 
     async def _start(self, folder: Path) -> str:
-        """Has a folder served, by a server of its own or as an adapter on the base's, and says under which name."""
+        """Serves a folder, by a server of its own or as an adapter on the base's; returns the name under which it is served."""
         give_back()
         adapter = folder / ADAPTER
         if self._adapts and folder != self._base and adapter.is_dir():
@@ -98,11 +98,11 @@ class Launched:
         return self.server.name
 
     def _died(self) -> str:
-        """Nobody starts it again during the first questions, so that the cause of its death is reported at once."""
+        """Why the server died. It is not started again during the first questions, so that the cause is reported at once."""
         return f"the server died, {self.server.last_words}" if self.server.ended else ""
 
     def _door(self, lost: Callable[[], str], name: str) -> Door:
-        # A transport of its own keeps requests to this machine from a proxy that the surroundings name.
+        # A transport of its own keeps requests to this machine from a proxy that the environment names.
         most = self._config.engine.concurrency
         transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=most, max_keepalive_connections=most))
         return Door(self.server.base_url, self.server.key, name, transport, lost)

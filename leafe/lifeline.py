@@ -1,4 +1,4 @@
-"""Children that end when their parent does, however it ends and whatever they are busy with.
+"""Children that end when their parent does, however it ends and whatever they are doing.
 
 A child holds the reading end of a pipe whose writing end is the parent's alone and stays open as long as the parent lives. When the pipe
 ends the kernel itself kills the child: that takes no thread and not Python's lock, which a long search of a regular expression may hold.
@@ -7,7 +7,7 @@ Unlike PR_SET_PDEATHSIG it does not go off when only the thread ends that starte
     parent: subprocess.Popen([..., str(lifeline.descriptor())], pass_fds=(lifeline.descriptor(),))
     child:  lifeline.hold(int(sys.argv[1]))
 
-What a child starts in a session of its own it has to look after itself.
+Processes that a child starts in sessions of their own are the child's responsibility.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _pipe() -> tuple[int, int]:
 
 
 def _forget() -> None:
-    """In a process that was forked off: the parent's pipe must end with the parent, so this copy is closed."""
+    """Called in a forked process: the parent's pipe must end with the parent, so this copy is closed."""
     if _pipe.cache_info().currsize:
         for end in _pipe():
             os.close(end)
@@ -38,7 +38,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def descriptor() -> int:
-    """The end that children hold, to be handed down to them and closed by nobody here."""
+    """The reading end, which is passed down to children and never closed here."""
     return _pipe()[0]
 
 
@@ -50,7 +50,7 @@ def connection() -> Connection:
 def hold(end: int | Connection, *, group: bool = False) -> None:
     """Called in a child: from here on it is killed when its parent ends, with `group` all of the process group that it leads.
 
-    A child whose parent is gone already does not come back from this call.
+    If the parent is gone already, this call does not return.
     """
     given = end if isinstance(end, int) else end.fileno()
     held = _own(given)
@@ -67,7 +67,7 @@ def hold(end: int | Connection, *, group: bool = False) -> None:
 
 
 def _own(given: int) -> int:
-    """The pipe opened once more: whom the kernel kills is kept with what was opened, and copies of a descriptor share that."""
+    """The pipe opened once more: the kernel stores the target of its signal with the open file, which copies of a descriptor share."""
     try:
         # Without waiting for a writer, since there is none once the parent is gone.
         return os.open(f"/proc/self/fd/{given}", os.O_RDONLY | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Asynchronous work that is waited for, in a notebook as in a program."""
+"""Runs asynchronous work to its end, in a notebook as in a program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def wait_for(work: Coroutine[Any, Any, Result]) -> Result:
-    """What `work` comes to. Where this thread's event loop runs already, as in a notebook, the work gets a thread and a loop of its own.
+    """The result of `work`. Where this thread's event loop runs already, as in a notebook, the work gets a thread and a loop of its own.
 
     An interrupt cancels the work and waits until it has cleaned up.
     """

@@ -1,7 +1,7 @@
-"""What a finished stage left on the disk: the digest and the size of each file, and whether it still is that.
+"""The files that a finished stage left on the disk: the digest and the size of each, and whether they still match.
 
 A stage's entry in `stages.json` holds its files and a digest of itself and of the names before it, so that neither a file nor the
-entry can lose a line or change a byte unseen. Entries that older versions wrote hold neither and are taken as they are.
+entry can lose a line or change a byte unseen. Entries that older versions wrote hold neither and are accepted as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from leafe.digest import digest
 
-Manifest = dict[str, dict[str, Any]]  # a file's name below the run's directory, and what `described` says of it
+Manifest = dict[str, dict[str, Any]]  # a file's name below the run's directory, and what `described` returns for it
 PART = 1 << 20  # bytes that are read at a time
 SEAL = "digest"
 FILES = "files"
@@ -33,13 +33,13 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def manifest_of(root: Path, paths: Iterable[Path]) -> Manifest:
-    """What some files below `root` are, and all files in some folders."""
+    """The descriptions of some files below `root`, and of all files in some folders."""
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.is_file()]
     return {file.relative_to(root).as_posix(): described(file) for file in files}
 
 
 def change(path: Path, before: Mapping[str, Any]) -> str:
-    """How a file differs from what was said of it, in a phrase, empty where it does not."""
+    """How a file differs from its description, in a phrase, empty where it does not."""
     if not path.is_file():
         return "it is gone"
     now = described(path)
@@ -52,9 +52,9 @@ def change(path: Path, before: Mapping[str, Any]) -> str:
 
 
 def sealed(stage: str, result: Any, files: Manifest, before: Sequence[str], *, shown: Mapping[str, Any] | None = None) -> Any:
-    """A stage's entry: what it gave, its files, which of them is shown, and the digest of it all.
+    """A stage's entry: its result, its files, which of them is shown, and the digest of it all.
 
-    What is no group of values stays as it is.
+    A result that is no group of values is returned as it is.
     """
     if not isinstance(result, Mapping | None) or (result is None and not files):
         return result
@@ -63,7 +63,7 @@ def sealed(stage: str, result: Any, files: Manifest, before: Sequence[str], *, s
 
 
 def is_whole(stage: str, entry: Any, before: Sequence[str]) -> bool:
-    """Whether an entry is as it was written, as far as it says so."""
+    """Whether an entry matches its digest; true for an entry without one."""
     if not isinstance(entry, Mapping) or not {FILES, SEAL} & entry.keys():
         return True
     rest = {name: value for name, value in entry.items() if name != SEAL}
@@ -71,20 +71,20 @@ def is_whole(stage: str, entry: Any, before: Sequence[str]) -> bool:
 
 
 def given(entry: Any) -> Any:
-    """What a stage gave, without its files and their digests."""
+    """A stage's result, without its files and their digests."""
     if not isinstance(entry, Mapping):
         return entry
     return {name: value for name, value in entry.items() if name not in (FILES, SHOWN, SEAL)} or None
 
 
 def files_of(entry: Any) -> Mapping[str, Mapping[str, Any]]:
-    """The files that a stage made, as far as it says so."""
+    """The files that a stage made, as far as its entry names them."""
     found = entry.get(FILES) if isinstance(entry, Mapping) else None
     return found if isinstance(found, Mapping) else {}
 
 
 def shown_of(entry: Any) -> dict[str, tuple[str, str]]:
-    """What a stage made that is shown: `arm` or `forest` with its name and its file, as far as the entry says so."""
+    """The results of a stage that are shown: `arm` or `forest` with its name and its file, as far as the entry names them."""
     found = entry.get(SHOWN) if isinstance(entry, Mapping) else None
     pairs = found.items() if isinstance(found, Mapping) else ()
     return {

@@ -1,4 +1,4 @@
-"""The work of measuring a policy as an arm of a run, which goes on where it was killed."""
+"""The work of measuring a policy as an arm of a run, which resumes after a kill."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Where a model lies (the bundled one, a folder, or a name on the Hugging Face Hub), and what its small files say against it.
+"""The folder of a model (the bundled one, a path, or a name on the Hugging Face Hub), and the checks of its small files.
 
-No library for models is loaded here, so that what cannot be used is refused at once. Whether a model computes what it should is not tried.
+No library for models is loaded here, so that an unusable model is refused at once. Whether a model computes correctly is not tried.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _checked(folder: Path, sentence: str) -> Path:
 
 
 def what_it_is(place: Path) -> str:
-    """What a folder or file without config.json is instead of a checkpoint, and what to do with it; empty where that is not known."""
+    """The kind of a folder or file without config.json, and what to do with it; empty where that is not known."""
     files = [place] if place.is_file() else sorted(place.glob("*")) if place.is_dir() else []
     if any(file.suffix.lower() == ".gguf" for file in files):
         return f"that is GGUF, which llama.cpp reads: {SERVE}, or give the folder with the model's safetensors"
@@ -67,7 +67,7 @@ def what_it_is(place: Path) -> str:
 def check_small_files(place: Path) -> dict[str, Any]:
     """The configuration of a model that is sampled from and trained in this process, as its config.json has it.
 
-    Raises `UserError` for a kind that cannot be used and `CorruptFile` for what cannot be read or lacks weights.
+    Raises `UserError` for an unusable kind and `CorruptFile` for a checkpoint that cannot be read or lacks weights.
     """
     if not (place / "config.json").is_file():
         wanted = what_it_is(place) or "wanted a directory with config.json, model.safetensors and a tokenizer"
@@ -88,11 +88,11 @@ def check_small_files(place: Path) -> dict[str, Any]:
 
 
 def _unusable(config: Mapping[str, Any]) -> str:
-    """Why a model of this configuration cannot be used, empty where nothing speaks against it."""
+    """Why a model of this configuration cannot be used, empty where it can."""
     for part in (config, config.get("text_config") or {}):
         quantised = part.get("quantization_config") or part.get("compression_config")
         if quantised:
-            method = quantised.get("quant_method", "how is not said")
+            method = quantised.get("quant_method", "method not named")
             return f"is quantised ({method}) and cannot be trained; {SERVE}, or give whole weights"
     if config.get("is_encoder_decoder"):
         return f"({config.get('model_type')}) reads by an encoder; wanted a decoder-only model"

@@ -1,7 +1,7 @@
 """Whether replies and prompts fit, worked out from one played episode before anything costly is begun.
 
-Nobody asks a model here: the expert's actions are played where the environment knows some, else those that it calls worth trying. What can
-never work is refused with what to type instead; what will be shortened or end early is said in a sentence.
+No model is asked here: the expert's actions are played where the environment knows some, else its example actions. Settings that can
+never work are refused with what to type instead; a sentence reports what will be shortened or end early.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Count = Callable[[Sequence[Message]], int]
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """How long things are for a model: `prompt` counts the tokens of a conversation, `text` those of a text; `context` is 0 if unknown.
+    """The sizes of texts for a model: `prompt` counts the tokens of a conversation, `text` those of a text; `context` is 0 if unknown.
 
-    `notes` says what is done for the model's chat template that its user may not expect.
+    `notes` reports changes for the model's chat template that its user may not expect.
     """
 
     prompt: Count
@@ -46,7 +46,7 @@ class Rehearsed:
 
 
 def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearsed | None:
-    """Plays a task; None where the environment breaks, which exploring will meet and tell."""
+    """Plays a task; None where the environment breaks, which exploring will meet and report."""
     world = World(environment)
     try:
         scene = Scene(prompts, task, world.reset(task))
@@ -65,7 +65,7 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
 
 
 def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[str]:
-    """What to tell the user about tasks that cannot be solved within their horizon, as far as the environment knows."""
+    """Sentences on tasks that cannot be solved within their horizon, as far as the environment knows."""
     needed = [(least, task) for task in tasks if (least := environment.fewest_turns(task)) is not None and least > task.horizon]
     if needed:
         least, task = max(needed, key=lambda one: one[0] - one[1].horizon)
@@ -76,7 +76,7 @@ def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[
 
 
 def check_lengths(config: RunConfig, played: Rehearsed, meter: Meter) -> list[str]:
-    """What to tell the user about lengths. Raises `UserError` where no reply or no prompt can fit."""
+    """Sentences on lengths, for the user. Raises `UserError` where no reply or no prompt can fit."""
     wordless = complaint(played.scene.root.text)
     about_text = [f"{config.environment.name}: {wordless}"] if wordless else []
     return [

@@ -1,4 +1,4 @@
-"""How a long stage tells how far it is and what it comes to: protocols for what shows or keeps it, and fakes that do neither."""
+"""The progress and the figures of a long stage: protocols for displays and trackers, and fakes that do nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Gauge(Protocol):
     """One stage under way; a context manager."""
 
     def advance(self, amount: float = 1.0) -> None:
-        """`amount` more of the total is done."""
+        """Adds `amount` to the work done."""
         ...
 
     def __enter__(self) -> Gauge: ...
@@ -27,16 +27,16 @@ class Progress(Protocol):
         ...
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Prints one line that stays."""
         ...
 
 
 class Tracker(Protocol):
-    """Keeps figures as they come up: those of a step of a stage, which is counted from 1 in whatever the stage does."""
+    """Keeps figures as they arise, by stage and step; each stage counts its steps from 1."""
 
     @property
     def active(self) -> bool:
-        """Whether figures are kept at all, where they cost something."""
+        """Whether figures are kept; if not, costly ones need not be computed."""
         ...
 
     def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:

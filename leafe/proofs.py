@@ -1,8 +1,8 @@
-"""What decides the files of a stage, as a digest: two stages with the same digest make the same files.
+"""The inputs that decide the files of a stage, as a digest: two stages with the same digest make the same files.
 
-Settings that say how and not what are left out, and so is every setting that the kind of stage does not read; whatever is not known to be
-unread counts, with all that the stage is called with. Models, tasks and examples count by their content. A stage whose inputs cannot be
-told by their content has no digest and is never taken for another.
+Settings of execution are left out, and so is every setting that the kind of stage does not read; a setting not known to be
+unread counts, and so do all arguments of the stage. Models, tasks and examples count by their content. A stage whose inputs cannot be
+identified by their content has no digest and is never taken for another.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LENGTH = 32
 
 
 class _Untold(TypeError):
-    """A value that cannot be told by its content."""
+    """A value that cannot be identified by its content."""
 
 
 def done_once(proof: Callable[..., Proof]) -> Callable[[Stage], Stage]:
-    """Lets an experiment take the work of a stage over from where the same was done, by what `proof` says of the same call."""
+    """Lets an experiment take over the work of a stage that was done elsewhere, by what `proof` returns for the same call."""
 
     def decorated(work: Stage) -> Stage:
         @wraps(work)
@@ -53,14 +53,14 @@ def done_once(proof: Callable[..., Proof]) -> Callable[[Stage], Stage]:
 
 
 def explored(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec, **more: Any) -> Proof:
-    """What decides a forest."""
+    """The inputs that decide a forest."""
     said = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name not in ("path", "journal")}
     key = _digest("explore", said, more, _settings(experiment, UNREAD_EXPLORING), _tasks(experiment, "train"))
     return Proof(key, (spec.path,) if spec.path else ())
 
 
 def measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, **more: Any) -> Proof:
-    """What decides an arm's graded attempts; `more` is how they are played, where that is not plainly."""
+    """The inputs that decide an arm's graded attempts; `more` is how they are played, where that is not plainly."""
     plain = more.get("player", once) is once
     unread = (*UNREAD_MEASURING, *(UNREAD_BY_PLAIN_ATTEMPTS if plain else ()))
     through = experiment.trains if experiment.probe else None  # a server measures the base only where nothing is trained
@@ -79,7 +79,7 @@ def trained(
     files: Sequence[Path] = (),
     **more: Any,
 ) -> Proof:
-    """What decides an arm's checkpoint."""
+    """The inputs that decide an arm's checkpoint."""
     config = experiment.config
     read = config.train.model_dump(mode="json", exclude=MACHINE["train"])
     seed, sent = seed_for(config.seed, "train", arm), run.stages.get(PROBE)
@@ -96,7 +96,7 @@ def folder_digest(folder: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _folder_digest(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """Read once while its files keep their sizes and times: a model may be large."""
+    """Computed once while the files keep their sizes and times: a model may be large."""
     return digest(manifest_of(folder, [folder]), length=LENGTH)
 
 
@@ -112,7 +112,7 @@ def _lines(records: Iterable[Any]) -> str:
 
 
 def _settings(experiment: Experiment, unread: Iterable[str]) -> dict[str, Any]:
-    """Every setting that counts. Tasks and models count by their content, the method's own section by what it asks its stages for."""
+    """Every setting that counts. Tasks and models count by their content, the method's own section by the arguments of its stages."""
     config = experiment.config
     kept = config.model_dump(mode="json", exclude=MACHINE)
     for name in ("name", "method", "model", "tasks", config.section, *unread):
@@ -136,7 +136,7 @@ def _digest(*parts: Any) -> str | None:
 
 
 def _told(value: Any) -> Any:
-    """A value in JSON: files by their content, functions of a module by their names. Raises `TypeError` for what has no such thing."""
+    """A value in JSON: files by their content, functions of a module by their names. Raises `TypeError` for any other function."""
     if isinstance(value, Path):
         return folder_digest(value) if value.is_dir() else described(value)
     if is_dataclass(value) and not isinstance(value, type):

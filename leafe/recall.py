@@ -1,7 +1,7 @@
-"""What a policy is told that depends on the task: a file of remembered texts, of which an attempt reads those that match it best.
+"""Notes that depend on the task: a file of remembered texts, of which an attempt reads those that match it best.
 
 Matching is by words (BM25) over the instruction and the first observation, so the same file gives the same notes in every process, and
-nothing is asked and nothing computed by a model. A line that is mostly no words, as the row of a board, counts as one word.
+no model is involved. A line that is mostly not words, as the row of a board, counts as one word.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from leafe.jsonl import read_lines, write_text_atomically
 from leafe.records import Observation, Task
 
 SCHEMA = "leafe.memory/1"
-K1, B = 1.2, 0.75  # the usual constants of BM25: how soon a repeated word counts no more, how much a long text is held back
+K1, B = 1.2, 0.75  # the usual constants of BM25: the saturation of a repeated word, and the penalty on a long text
 _WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """One remembered text: what a policy is told, and the `key` that a task is compared with. The best of each `group` are told.
+    """One remembered text: a note for a policy, and the `key` that a task is compared with. The best of each `group` are read.
 
-    `source` is the task that it was learned from. `helpful` and `harmful` count how often it was called so.
+    `source` is the task that it was learned from. `helpful` and `harmful` count how often it was judged so.
     """
 
     id: str
@@ -47,7 +47,7 @@ def write_memory(path: Path, items: Sequence[Remembered]) -> None:
 
 
 def read_memory(path: Path) -> tuple[Remembered, ...]:
-    """The texts of a file. Raises `CorruptFile` with the line's number for a line that is none."""
+    """The texts of a file. Raises `CorruptFile` with the line's number for an unreadable line."""
     found = []
     for number, line in enumerate(read_lines(path, SCHEMA), start=2):
         try:
@@ -59,23 +59,23 @@ def read_memory(path: Path) -> tuple[Remembered, ...]:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFile:
-    """A file of remembered texts, of which `count` of each group are told at an attempt."""
+    """A file of remembered texts, of which an attempt reads `count` of each group."""
 
     path: Path
     count: int
 
     def recall(self) -> Recall:
-        """What the file gives for a task."""
+        """The recall over the file's texts."""
         return Recall(read_memory(self.path), self.count)
 
 
 def task_key(task: Task, root: Observation) -> str:
-    """What a task is known by: its instruction and what its reset shows."""
+    """The text by which a task is matched: its instruction and its first observation."""
     return f"{task.instruction}\n{root.text}"
 
 
 def terms(text: str) -> tuple[str, ...]:
-    """The words of a text, in lower case; a line of which less than half is letters and digits is one more."""
+    """The words of a text, in lower case; a line of which less than half is letters and digits is one word more."""
     return (*(word.casefold() for word in _WORD.findall(text)), *_drawn(text))
 
 
@@ -98,7 +98,7 @@ def renewed(last: Recall | None, items: Sequence[Remembered], count: int) -> Rec
 
 
 class Recall:
-    """The `count` best matching texts of each group for a task, the best first. What shares no word with the task is not told.
+    """The `count` best matching texts of each group for a task, the best first. A text that shares no word with the task is left out.
 
     Of two that match equally well the one that was learned later comes first.
 
@@ -114,7 +114,7 @@ class Recall:
         self._spread = Counter(term for counted in self._terms for term in counted)
 
     def __call__(self, task: Task, root: Observation) -> tuple[str, ...]:
-        """What the policy is told at an attempt."""
+        """The notes for an attempt."""
         return tuple(item.text for item in self.best(task_key(task, root)))
 
     def best(self, query: str) -> list[Remembered]:

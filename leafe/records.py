@@ -1,4 +1,4 @@
-"""The domain: frozen records. `encode` and `decode`, which they become JSON with and come back, are to be had here too.
+"""The domain: frozen records. `encode` and `decode`, which convert them to JSON and back, can be imported from here too.
 
 A turn is stored once. A tree is turns with a parent; an attempt is a trajectory from its leaf to the root; an example is a trajectory plus
 a target. Every message says whether the policy sampled it, and loss masks come from that, never from roles. Turns count from 1:
@@ -20,23 +20,23 @@ from leafe.encoding import encode as encode
 
 
 class StopReason(StrEnum):
-    """Why an attempt ended. What the environment decides and what a limit of ours decides never share a name."""
+    """Why an attempt ended. Endings by the environment and endings by a limit of ours never share a name."""
 
     SUCCESS = "success"
     FAILURE = "failure"  # the environment ended the episode without success
     TURN_LIMIT = "turn_limit"  # the task's horizon
     TOKEN_LIMIT = "token_limit"  # the model's context is full
     BUDGET = "budget"  # the task's interaction budget is used up
-    ONE_STEP = "one_step"  # only what one action leads to was wanted
+    ONE_STEP = "one_step"  # only the result of one action was wanted
     PARSE_ERROR = "parse_error"  # too many replies in a row that hold no action
-    ROLLED_BACK = "rolled_back"  # left on the way for an earlier turn, from which another attempt goes on
+    ROLLED_BACK = "rolled_back"  # abandoned for an earlier turn, from which another attempt goes on
     REPLAY_DIVERGED = "replay_diverged"
     ENVIRONMENT_ERROR = "environment_error"
     STEP_TIMEOUT = "step_timeout"  # the environment took longer than environment.timeout
     CANCELLED = "cancelled"
 
 
-# Endings that say something about our plumbing and nothing about the policy. They are counted and never reflected or trained on.
+# Endings caused by our infrastructure and not by the policy. They are counted and never reflected or trained on.
 BROKEN = frozenset({StopReason.REPLAY_DIVERGED, StopReason.ENVIRONMENT_ERROR, StopReason.STEP_TIMEOUT, StopReason.CANCELLED})
 
 
@@ -53,7 +53,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the environment answers. `done` is its own ending, `success` its verdict; `info` is JSON and never shown to a policy."""
+    """The environment's answer. `done` is its own ending, `success` its verdict; `info` is JSON and never shown to a policy."""
 
     text: str
     done: bool = False
@@ -75,7 +75,7 @@ class Message:
 class Sampling:
     """How a completion is drawn: natural-log temperature scaling, nucleus mass, and the most tokens to draw.
 
-    A completion that says the same `max_repeats` times in a row is ended there (`engines/repetition.py`); 0 lets it go on.
+    A completion that writes the same `max_repeats` times in a row is ended there (`engines/repetition.py`); 0 lets it go on.
     """
 
     temperature: float = 1.0
@@ -88,7 +88,7 @@ class Sampling:
 class Ask:
     """One request to the policy. `seed` alone decides the draw; `purpose` is for counting and for what the prompt was made for.
 
-    `begun` is the beginning of the reply, which the completion goes on from and does not hold.
+    `begun` is the beginning of the reply, which the completion continues and does not contain.
     """
 
     messages: tuple[Message, ...]
@@ -103,7 +103,7 @@ Finish = Literal["stop", "length", "repetition", "closed", "context"]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine drew. `token_ids` are the sampled ids, the end token included, with one log-probability each.
+    """A completion that an engine drew. `token_ids` are the sampled ids, the end token included, with one log-probability each.
 
     `finish` is `stop` (the model ended), `length` (`max_tokens`), `repetition` (`max_repeats`) or `context` (the prompt left no room;
     nothing was drawn). A reply that was given an end is `closed`; not all of its text was sampled, so it has no ids.
@@ -114,7 +114,7 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     finish: Finish = "stop"
     prompt_tokens: int = 0
-    counted: int = 0  # tokens drawn, as a server counts them that does not say which
+    counted: int = 0  # tokens drawn, as counted by a server that does not return them
 
     @property
     def drawn(self) -> int:
@@ -124,7 +124,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What a reflection says: the turn that went wrong (`1 ..`) and what to do instead, in words."""
+    """The content of a reflection: the turn that went wrong (`1 ..`) and what to do instead, in words."""
 
     turn: int
     text: str
@@ -132,9 +132,9 @@ class Experience:
 
 @dataclass(frozen=True, slots=True)
 class Shortening:
-    """What a prompt left out of its history: the thoughts of the first `thoughts` turns, the observations of the first `observations`.
+    """The parts that a prompt left out: the thoughts of the first `thoughts` turns, the observations of the first `observations`.
 
-    The observation of a turn is what the environment answered it with. The task, the first observation and every action stay.
+    The observation of a turn is the environment's answer to it. The task, the first observation and every action stay.
     """
 
     thoughts: int = 0
@@ -143,9 +143,9 @@ class Shortening:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One action and what came of it. `experience` is the advice that stood in the prompt at this very turn, if any.
+    """One action and its observation. `experience` is the advice in the prompt of this very turn, if any.
 
-    `parsed` is false when the reply held no action. The environment was then given the reply's text as it was, or, where the prompts have
+    `parsed` is false when the reply held no action. The environment then received the reply's text as it was, or, where the prompts have
     a message for that, nothing at all: `stepped` is false and the observation is that message. `shortening` is what the turn's own prompt
     left out.
     """
@@ -164,7 +164,7 @@ class Turn:
 
 
 def taken(trajectory: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turns of a trajectory whose actions the world was given; they alone lead back to where it stands."""
+    """The turns of a trajectory whose actions the environment received; they alone lead back to its state."""
     return tuple(turn for turn in trajectory if turn.stepped)
 
 
@@ -174,7 +174,7 @@ class Attempt:
 
     `parent` and `turn` are the attempt that was reflected on and the turn it was rolled back to; both are None for a try from the
     root. `leaf` is the last turn of the trajectory, which for an attempt that took no turn is the branching point's own history. `root` is
-    what its own reset showed where that is not the tree's root, which only happens where nothing can be rolled back. `by` is
+    its own first observation where that is not the tree's root, which only happens where nothing can be rolled back. `by` names
     who chose its actions.
     """
 
@@ -194,7 +194,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Reflection:
-    """What the policy said about an attempt after `after_turn` turns: every reply, and the experience if one of them parsed."""
+    """The policy's replies to a reflection on an attempt after `after_turn` turns, and the experience if one of them parsed."""
 
     attempt: int
     after_turn: int
@@ -215,7 +215,7 @@ class Reflection:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a task's exploration cost. `turns` is what the budget counts; the rest is counted apart.
+    """The cost of a task's exploration. `turns` is what the budget counts; the rest is counted apart.
 
     `expert_steps` were taken by an environment's expert. `discarded` replies were drawn where a new action was wanted, and held none.
     """
@@ -231,12 +231,12 @@ class Usage:
     discarded: int = field(default=0, metadata=OMITTED)
 
     def __add__(self, other: Usage) -> Usage:
-        """What both cost together."""
+        """The sum of both costs."""
         return Usage(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(Usage)})
 
     @property
     def figures(self) -> dict[str, int]:
-        """The cost as a stage reports it: what was read and written to act always, the rest where there is any."""
+        """The cost as a stage reports it: turns and tokens of acting always, the rest where it is not 0."""
         always = {"turns": self.turns, "prompt_tokens": self.prompt_tokens, "sampled_tokens": self.sampled_tokens}
         counted = ("reflection_tokens", "replayed_steps", "rollbacks", "expert_steps", "discarded")
         rest = {name: getattr(self, name) for name in counted}
@@ -282,27 +282,27 @@ class Tree:
                 yield attempt, first[attempt.index]
 
     def revisions(self) -> Iterator[tuple[Attempt, tuple[Turn, ...]]]:
-        """Each attempt that was told an experience, with the turns it was told it at: the first after a rollback, else all of its own."""
+        """Each attempt that read an experience, with the turns at which it did: the first after a rollback, else all of its own."""
         for attempt in self.attempts:
             own = tuple(turn for turn in self.turns if turn.attempt == attempt.index)
             if attempt.experience is not None and own:
                 yield attempt, own if attempt.turn is None else own[:1]
 
     def root_of(self, turn: Turn) -> Observation:
-        """What the reset showed that the history of a turn begins with."""
+        """The first observation of a turn's history."""
         return self.attempts[turn.attempt].root or self.root
 
 
-ROUNDING = 1e-3  # what probabilities that were rounded may be above one
+ROUNDING = 1e-3  # by how much rounded probabilities may sum to more than one
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One token that an example wants, and what losses beyond plain cross-entropy read of it.
+    """One target token of an example, and the values that losses beyond plain cross-entropy read.
 
     `weight` is multiplied by the example's. `logprob` is the natural log-probability that the sampling policy gave the token, `reference`
     that of a reference policy. `top` is a teacher's distribution over the next token, `((id, probability), ...)`, and may leave out a rest.
-    Raises `ValueError` for what is no such number.
+    Raises `ValueError` for values that are no such numbers.
     """
 
     id: int
@@ -330,7 +330,7 @@ class Example:
 
     `origin` is the turn's id, `attempt` the attempt that sampled it; with `task` they lead back to the forest. Examples of a task with the
     same `group` are compared with one another, as the attempts at one prompt or the two sides of a preference, and go into one optimiser
-    step; those of one attempt in it are one sequence. `targets` say more of each target id; without them all are plain. Raises `ValueError`
+    step; those of one attempt in it are one sequence. `targets` describe each target id; without them all are plain. Raises `ValueError`
     where the ids of both differ.
     """
 

@@ -1,6 +1,6 @@
-"""What speaks against a configuration, as far as that is known without a library for models.
+"""The reasons against a configuration that are known without a library for models.
 
-The folder of its model, its environment, tasks and prompts are looked at; whether the model can be loaded is not.
+The folder of its model, its environment, tasks and prompts are checked; whether the model can be loaded is not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a run has to show: its arms, its forests, their comparison, and the sentences that stand beside them.
+"""The figures that a run shows: its arms, its forests, their comparison, and the sentences beside them.
 
-All of it is read off the run's own record and files, whatever method it is of, and every file is proved before it is used. Nothing is
+All of it is read from the run's own record and files, whatever its method, and every file is proved before it is used. Nothing is
 written or printed here.
 """
 
@@ -26,7 +26,7 @@ BASE = "base"  # the arm that training starts from
 
 @dataclass(frozen=True, slots=True)
 class ExplorationRow:
-    """What one explorer brought and what it cost. `successes` are attempts; `unparsed` reflections were answered and cannot be read."""
+    """The yield and the cost of one explorer. `successes` are attempts; `unparsed` reflections were answered and cannot be read."""
 
     name: str
     tasks: int = 0
@@ -45,7 +45,7 @@ class ExplorationRow:
 def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
     """Counts over one explorer's trees; tokens are all that were read or written, those of reflections included.
 
-    What an environment's expert did is no attempt of the policy's.
+    The actions of an environment's expert are no attempt of the policy's.
     """
     played = [[attempt for attempt in tree.attempts if attempt.by == "policy"] for tree in trees]
     attempts = [attempt for some in played for attempt in some]
@@ -91,7 +91,7 @@ def exploration_of(run: RunDirectory) -> list[tuple[str, Sequence[Tree]]]:
 
 
 def _trees(run: RunDirectory, path: Path) -> list[Tree]:
-    """The trees of a forest that is as it was left. A line that cannot be read is named, which says more than that something changed."""
+    """The trees of a forest that is as it was left. A line that cannot be read is named, which tells more than a changed digest."""
     trees = list(read_forest(path))
     run.check(path)
     return trees
@@ -103,24 +103,24 @@ def rows_of(forests: Sequence[tuple[str, Sequence[Tree]]]) -> list[ExplorationRo
 
 
 def notice_of(run: RunDirectory) -> str:
-    """What the exploration of a run noted, empty where there is nothing."""
+    """The note of a run's exploration, empty where there is none."""
     return next((note for _, note in _notes_of(run, "explore ")), "")
 
 
 def _notes_of(run: RunDirectory, kind: str) -> Iterator[tuple[str, str]]:
-    """The stages of a kind that left a note, with it."""
+    """The stages of a kind that left a note, with the note."""
     for stage, result in run.stages.items():
         if stage.startswith(kind) and isinstance(result, dict) and "note" in result:
             yield stage, str(result["note"])
 
 
 def faults_named(rows: Sequence[ExplorationRow], arms: Sequence[ArmOutcomes]) -> list[tuple[str, Faults]]:
-    """What came to nothing, for every explorer and every arm."""
+    """The faults of every explorer and every arm."""
     return [*((row.name, row.faults) for row in rows), *((arm.name, arm.faults) for arm in arms)]
 
 
 def alarms_of(named: Sequence[tuple[str, Faults]], config: RunConfig) -> tuple[str, ...]:
-    """What is so frequent in explorers and arms that their figures mean little, each sentence once behind the names that it is about."""
+    """Faults so frequent that figures mean little, each sentence once behind the names that it is about."""
     names: dict[str, list[str]] = {}
     for name, faults in named:
         for sentence in alarms(faults, config):
@@ -134,13 +134,13 @@ def ends_of(run: RunDirectory) -> tuple[str, ...]:
 
 
 def flags_of(run: RunDirectory) -> tuple[str, ...]:
-    """What has to stand beside figures that came from a server, a sentence each."""
+    """The caveats on figures that came from a server, a sentence each."""
     found = run.stages.get(PROBE)
     return tuple(map(str, found["flags"])) if isinstance(found, dict) and "flags" in found else ()
 
 
 def as_json(run: RunDirectory) -> dict[str, Any]:
-    """Everything that a run has to show, as JSON; the arms are as `leafe compare --json` has them."""
+    """All figures that a run shows, as JSON; the arms are as `leafe compare --json` has them."""
     rows, arms = rows_of(exploration_of(run)), arms_of(run)
     comparison = comparison_of(run) if arms else Comparison(())
     return {

@@ -1,15 +1,15 @@
-"""A run directory: where everything lies, which stages are finished, and that one process at a time works on it.
+"""A run directory: the place of every file, the finished stages, and the lock of the one process that works on it.
 
     config.yaml          every setting, under a line with the digest of the text
     round-1/             forest.jsonl, journal.jsonl, examples.jsonl of the first round
     controls/            the same for each forest with a name, as NAME.jsonl, NAME.journal.jsonl, NAME.examples.jsonl
     checkpoints/ARM/     eval/ARM.jsonl     report.html
-    stages.json          what each finished stage gave and its files' digests, in the order in which they finished
+    stages.json          each finished stage's result and its files' digests, in the order in which they finished
     DONE                 written last
 
-Whole files and whole folders appear by a rename, so what stands under its own name is complete; JSON lines look after themselves.
-This file knows no method and computes nothing. Which arms and forests there are is read off `stages.json`, and off the disk for
-forests that still grow.
+Whole files and whole folders appear by a rename, so anything under its own name is complete; `jsonl` protects JSON lines.
+This file knows no method and computes nothing. Arms and forests are found in `stages.json`, and on the disk where
+forests still grow.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HEADER = "# A leafe run; the digest of the lines below is "
 
 
 def next_free(parent: Path, name: str) -> Path:
-    """Makes and returns `parent/name-001`, or the number after the highest that is there; two processes never get the same one."""
+    """Makes and returns `parent/name-001`, or the number after the highest existing one; two processes never get the same one."""
     while True:
         taken = [path.name.removeprefix(f"{name}-") for path in parent.glob(f"{name}-*")]
         number = max((int(suffix) for suffix in taken if suffix.isdecimal()), default=0) + 1
@@ -50,7 +50,7 @@ def next_free(parent: Path, name: str) -> Path:
 
 
 def settle_folder(path: Path) -> None:
-    """Brings back what `whole_folder` was about to put at `path` when it was killed, and removes what it left beside it."""
+    """Restores what `whole_folder` was about to put at `path` when it was killed, and removes its remains."""
     partial, old = _beside(path)
     if os.path.lexists(path):
         _remove(old)
@@ -60,19 +60,19 @@ def settle_folder(path: Path) -> None:
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
-    """Where `whole_folder` writes, and where what stood at `path` waits until the new one is in its place."""
+    """Where `whole_folder` writes, and where the old folder waits until the new one is in its place."""
     return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
 
 
 def _remove(path: Path) -> None:
-    """A folder with all that is in it, or a link but not what it leads to."""
+    """Removes a folder with all that is in it, or a link but not its target."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _force_to_disk(folder: Path, *, deep: bool = True) -> None:
-    """So that a rename does not reach the disk before what is renamed."""
+    """Forces a folder to the disk, so that a rename does not get there before its contents."""
     for place in (*(folder.rglob("*") if deep else ()), folder):
         if not place.is_symlink() and (place.is_file() or place.is_dir()):
             descriptor = os.open(place, os.O_RDONLY)
@@ -123,7 +123,7 @@ def check_checkpoint(folder: Path) -> Path:
 class RunDirectory:
     """One run on the disk; a context manager that holds the directory for this process until it is closed.
 
-    Made by `open` for a run, by `existing` for a command on a run that is there.
+    Made by `open` for a run, by `existing` for a command on an existing run.
     """
 
     def __init__(self, path: Path, config: RunConfig, lock: IO[str] | None) -> None:
@@ -150,7 +150,7 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, path: Path, *, read_only: bool = False) -> RunDirectory:
-        """The run in a directory, with the configuration that it was started with. A reader may look on while another works."""
+        """The run in a directory, with the configuration that it was started with. A reader may open it while another process works."""
         if not (path / "config.yaml").is_file():
             raise UserError(f"{path} is no run directory: it has no config.yaml; start a run there: leafe run RECIPE --out {path}")
         lock = None if read_only else _acquire(path)
@@ -170,7 +170,7 @@ class RunDirectory:
         return self._of_place(place, "journal.jsonl", ".journal.jsonl")
 
     def examples(self, place: int | str = 1) -> Path:
-        """What is trained on that was drawn from a forest."""
+        """The training examples from a forest."""
         return self._of_place(place, "examples.jsonl", ".examples.jsonl")
 
     def checkpoint(self, arm: str) -> Path:
@@ -193,7 +193,7 @@ class RunDirectory:
         return arms(self.path, self._stages)
 
     def forests(self) -> dict[str, Path]:
-        """The forests that are there, grown or growing, by the names that they are shown under."""
+        """The existing forests, grown or growing, by the names that they are shown under."""
         return forests(self.path, self._stages)
 
     @property
@@ -203,11 +203,11 @@ class RunDirectory:
 
     @property
     def stages(self) -> Mapping[str, Any]:
-        """What each finished stage gave, first finished first."""
+        """Each finished stage's result, first finished first."""
         return {stage: given(entry) for stage, entry in self._stages.items()}
 
     def finish_stage(self, stage: str, result: Any = None, *, files: Sequence[Path] = (), arm: str = "", forest: str = "") -> None:
-        """Records that a stage is finished and what it gave, in JSON; a resumed run skips it. `files` are what it made, folders too.
+        """Records that a stage is finished, and its result in JSON; a resumed run skips it. `files` are what it made, folders too.
 
         With `arm` or `forest` the first file is shown under that name.
         """
@@ -222,13 +222,13 @@ class RunDirectory:
         self._write_stages({**self._stages, stage: sealed(stage, result, manifest_of(self.path, files), before, shown=about)})
 
     def made_by(self, stage: str) -> tuple[Path, ...]:
-        """The files that a finished stage made, as far as its entry says so."""
+        """The files that a finished stage made, as far as its entry names them."""
         return tuple(self.path / name for name in files_of(self._stages.get(stage)))
 
     def check(self, path: Path) -> Path:
         """`path`, which is a file or a folder of files that a finished stage made. Raises `CorruptFile` where one is not as it was left.
 
-        Every byte of them is read. What no stage speaks of is not looked at, such as the files of older runs.
+        Every byte of them is read. Files that no stage names are not checked, such as those of older runs.
         """
         if path.is_relative_to(self.path):
             _check(self.path, self._stages, path.relative_to(self.path).as_posix())
@@ -236,7 +236,7 @@ class RunDirectory:
 
     @property
     def done(self) -> bool:
-        """Whether everything is there."""
+        """Whether the run is complete."""
         return (self.path / "DONE").exists()
 
     def finish(self) -> None:
@@ -244,7 +244,7 @@ class RunDirectory:
         write_text_atomically(self.path / "DONE", self.config.digest + "\n")
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Releases the directory."""
         if self._lock:
             self._lock.close()
 
@@ -373,12 +373,12 @@ def _read_stages(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         stages = None
     if not isinstance(stages, dict):
-        raise CorruptFile(f"{path} is not a JSON object; delete it, and finished stages are gone through again from their files")
+        raise CorruptFile(f"{path} is not a JSON object; delete it, and finished stages are redone from their files")
     names = list(stages)
     for number, (stage, entry) in enumerate(stages.items()):
         if not is_whole(stage, entry, names[:number]):
             raise CorruptFile(
-                f"{path} is not as leafe wrote it from {stage!r} on; restore it, or take out {stage!r} and all below it, which are gone "
-                "through again then"
+                f"{path} is not as leafe wrote it from {stage!r} on; restore it, or take out {stage!r} and all below it, which are then "
+                "redone from their files"
             )
     return stages

@@ -1,4 +1,4 @@
-"""Examples as a server was sent them, so that what is trained on is what was read."""
+"""Examples as they were sent to a server, so that training reads the same text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leafe.stages import PROBE
 
 
 def as_sent(run: RunDirectory, model: Path, examples: Sequence[Example]) -> Sequence[Example]:
-    """The examples as they were sampled: what a server would have taken for control tokens was sent to it with a space in it."""
+    """The examples as they were sampled: text that a server would have taken for control tokens was sent with a space in it."""
     found = run.stages.get(PROBE)
     if not isinstance(found, dict) or found.get("controls", "text") == "text":
         return examples

@@ -27,7 +27,7 @@ from leafe.settings import API_KEY_ENV, EngineSettings, RunConfig
 
 @dataclass(frozen=True)
 class Door:
-    """Where a server is, under which name it serves the model, and how it is spoken to; `lost` is as the engine's."""
+    """A server's address, the name under which it serves the model, and how it is reached; `lost` is as the engine's."""
 
     base_url: str
     api_key: str | None
@@ -42,14 +42,14 @@ def door_of(settings: EngineSettings) -> Door:
 
 
 def probe_server(config: RunConfig, base: Path, progress: Progress) -> Findings:
-    """What the server of a configuration is, told in lines. Raises `UserError` or `EngineError`, as `probe` does."""
+    """The properties of a configuration's server, reported in lines. Raises `UserError` or `EngineError`, as `probe` does."""
     found = wait_for(probe_door(config, base, progress, door_of(config.engine)))
     tell(found, config.engine, progress)
     return found
 
 
 async def probe_door(config: RunConfig, base: Path, progress: Progress, door: Door) -> Findings:
-    """What the server behind a door is, which serves the folder `base`. Raises `UserError` or `EngineError`, as `probe` does."""
+    """The properties of the server behind a door, which serves the folder `base`. Raises `UserError` or `EngineError`, as `probe` does."""
     settings, tokens = config.engine, _tokenizer(config, base)
     question = Question(
         served=door.served,
@@ -68,7 +68,7 @@ async def probe_door(config: RunConfig, base: Path, progress: Progress, door: Do
 
 
 def tell(found: Findings, settings: EngineSettings, progress: Progress) -> None:
-    """Says what was found. Raises `UserError` for what the settings refuse."""
+    """Reports the findings. Raises `UserError` for those that the settings refuse."""
     for line in found.lines:
         progress.say(line)
     if settings.control_tokens == "refuse" and found.controls != "text":
@@ -123,7 +123,7 @@ def _tokenizer(config: RunConfig, base: Path) -> ChatTokenizer:
 
 
 def _arranged(tokens: ChatTokenizer, messages: Sequence[Message], *, breaks: bool = False) -> tuple[Message, ...]:
-    """A conversation as the chat template takes it: the server's is the same, and does not put up with other ones either.
+    """A conversation as the chat template takes it: the server's is the same, and accepts no other form either.
 
     `breaks` is whether a space is put into the control tokens that texts spell out.
     """

@@ -1,7 +1,7 @@
-"""Every setting of a run, once, as frozen models: what it may be, its default and its meaning.
+"""Every setting of a run, once, as frozen models: its range, its default and its meaning.
 
-Whatever follows from another setting is a property. A configuration is checked when it is made, so that the rest of the program may believe
-it, and nothing here knows what is done with it. `config.py` reads and writes them.
+A value that follows from other settings is a property. A configuration is checked when it is made, so that the rest of the program can
+rely on it, and nothing here knows its use. `config.py` reads and writes them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ DEFAULT_METHOD = "leafe"
 
 
 class Settings(BaseModel):
-    """A group of settings: frozen, every key known, no value turned quietly into another type."""
+    """A group of settings: frozen, every key known, no value silently converted to another type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class EnvironmentSettings(Settings):
-    """Which world is played; `args` go to its constructor.
+    """The environment that is played; `args` go to its constructor.
 
     `workers` is for worlds that are not played in line: how many are called at once on threads, or live in processes; 0 means as many
     threads as there are worlds that wait, or four processes a core. `timeout` is how many seconds a step may take before its attempt is
-    given up and its world replaced, `recycle` after how many episodes a world is replaced; 0 is never. All three say how and not what.
+    given up and its world replaced, `recycle` after how many episodes a world is replaced; 0 is never. All three set how, not what.
     """
 
     name: Text
@@ -65,16 +65,16 @@ class TaskSettings(Settings):
 
 
 class EngineSettings(Settings):
-    """What draws the completions.
+    """The engine that draws the completions.
 
-    `device`, `threads`, `processes`, `slots`, `concurrency`, `cache_gib` and `base_url` say how and where, not what: a run may be resumed
+    `device`, `threads`, `processes`, `slots`, `concurrency`, `cache_gib` and `base_url` set how and where, not what: a run may be resumed
     with others. `device` is one of torch's, `auto` a GPU where there is one. Each of `processes` holds the model, on a GPU of its own where
     there are as many; 0 is one a GPU, or for a small model on a processor one a core, two at most. `threads` is for each of them, 0 shares
-    out the cores that are free. `max_context` caps a conversation, in tokens; 0 leaves it to the model or the server. `cache_gib` is what
-    the keys and values of all processes may take, 0 half of what is free.
+    out the cores that are free. `max_context` caps a conversation, in tokens; 0 leaves it to the model or the server. `cache_gib` is the
+    memory for the keys and values of all processes, 0 half of what is free.
 
-    The rest is for servers. `control_tokens` is about a server that takes a control token which some text spells out for the token, or of
-    which that is not known: `break` puts a space into it, `refuse` refuses the server.
+    The rest is for servers. `control_tokens` is for a server that reads a control token spelled out in a text as the token, or that
+    may do so: `break` puts a space into it, `refuse` refuses the server.
     `api_key_env` is the name of an environment variable, never a key. `tokenizer` (`model`, a folder or a Hub
     name) makes ids where the server returns none. `timeout` and `patience` are in seconds: for one answer, and for a server that is away.
 
@@ -166,10 +166,10 @@ class HistorySettings(Settings):
 class ExploreSettings(Settings):
     """The budget of one task, and when it looks back. `reflect_every` 0 means at the end only.
 
-    `turns` are those that the policy takes; `tokens`, those that it writes, reflections included, end it as well where they are not 0.
+    `turns` counts the policy's turns; `tokens`, those that it writes, reflections included, ends it as well where it is not 0.
 
-    With `new_luck` a branch in a world that draws lots draws others than the attempt that it left: then no reflection can teach the draw.
-    After `stop_when_solved` successes (0: never) a task is left, and the turns that it has not used go to unsolved ones. `memory` is how
+    With `new_luck` a branch in a random world does not repeat the draws of the attempt that it left: then no reflection can teach the draw.
+    After `stop_when_solved` successes (0: never) a task is left, and its unused turns go to unsolved ones. `memory` is how
     many of the latest experiences the explorer `retry` puts into the prompt.
     """
 
@@ -191,7 +191,7 @@ class ExploreSettings(Settings):
 
 
 class DistillSettings(Settings):
-    """Which turns become examples. `qualify` is what a branch must have brought; `beta` weighs rehearsal against correction.
+    """Which turns become examples. `qualify` is the outcome that a branch must have; `beta` weighs rehearsal against correction.
 
     `rehearse` says what rehearsal is uniform over: `successes`, each turn of them once, or `tasks`, where each success of a task with `c`
     of them weighs 1/c, scaled so that the mean weight of a rehearsal example stays `beta`.
@@ -238,8 +238,8 @@ class TrainSettings(Settings):
     `dtype`: `float32`; `mixed` computes in bfloat16 with float32 weights; `bfloat16` has bfloat16 weights and leaves the rest of each to
     the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers.
     `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
-    every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. What a killed training goes on from is
-    written every `save_every` steps, 0 for never.
+    every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. The state that a killed training resumes
+    from is written every `save_every` steps, 0 for never.
     """
 
     epochs: float = Field(2.0, gt=0)
@@ -288,7 +288,7 @@ class EvaluateSettings(Settings):
 
 
 class ScaleSettings(Settings):
-    """More than this process. It all says where and not what: a run may be resumed with others.
+    """Resources beyond this process. They set where, not what: a run may be resumed with others.
 
     `workers` hold the worlds, many each; 0 keeps them here, or with `ray` takes one for `cpus` cores of the cluster, 64 at most. Without
     `ray` they are processes of this machine, with it actors: `local` starts a cluster for this run alone, `auto` joins the one that this
@@ -312,7 +312,7 @@ class ScaleSettings(Settings):
 
 
 class RunConfig(Settings):
-    """A whole run, but for what its `method` alone knows: `config.py` makes the class that has the method's own section as well.
+    """A whole run, except for its method's own settings: `config.py` makes the class that has the method's section as well.
 
     `remind` ends what the policy reads at each turn with a reminder of the form that its replies should have. `report_to` names trackers
     that get the figures of all stages as they come up.
@@ -365,7 +365,7 @@ class RunConfig(Settings):
         return digest(self.model_dump(mode="json", exclude=MACHINE))
 
 
-# How and where a run is done, not what comes out of it.
+# Settings of how and where a run is done, not of its results.
 MACHINE: dict[str, Any] = {
     "report_to": True,
     "scale": True,

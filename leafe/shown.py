@@ -1,6 +1,6 @@
 """Which files of a run are shown, and under which names: arms, the graded attempts of a policy, and forests, the trees of an exploration.
 
-Stages say so in `stages.json`. A forest that still grows is found by its place, and so is everything in runs of versions that said nothing.
+Stages record them in `stages.json`. A forest that still grows is found by its place, and so is everything in runs of older versions.
 Names are a method's own and may be any text that is safe as a file's name. Nothing here reads more of a forest than its first tree.
 """
 
@@ -17,10 +17,10 @@ from leafe.errors import UserError
 from leafe.manifest import files_of, shown_of
 
 ARM, FOREST = "arm", "forest"
-LONGEST = 40  # characters of a name, which stands in tables
+LONGEST = 40  # characters of a name, which is shown in tables
 _ROUND = re.compile(r"round-(\d+)/forest\.jsonl")
 _NAMED = re.compile(r"controls/(.+)\.jsonl")
-_BESIDE = (".journal", ".examples")  # what stands beside a forest, before `.jsonl`
+_BESIDE = (".journal", ".examples")  # the files beside a forest, before `.jsonl`
 _MEASURED = "evaluate "
 
 
@@ -56,7 +56,7 @@ def arms(root: Path, stages: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def forests(root: Path, stages: Mapping[str, Any]) -> dict[str, Path]:
-    """The trees of each forest of a run: those of rounds in their order, then the others, those that stages said nothing of last."""
+    """The trees of each forest of a run: those of rounds in their order, then the others, those that no stage recorded last."""
     said = [shown for entry in stages.values() if (shown := shown_of(entry).get(FOREST))]
     found = {name: root / file for name, file in said}
     known = {file for _, file in said}
@@ -72,7 +72,7 @@ def _round_of(file: str) -> float:
 
 
 def _by_place(root: Path, stages: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """Forests that lie where forests do, rounds first; those that a stage made and that are gone are named all the same."""
+    """Forests in their usual places, rounds first; those that a stage made and that are missing are named all the same."""
     made = {file for entry in stages.values() for file in files_of(entry)}
     there = {path.relative_to(root).as_posix() for folder in ("round-*", "controls") for path in root.glob(f"{folder}/*.jsonl")}
     files = sorted(made | there)
@@ -92,7 +92,7 @@ def _explorer(path: Path) -> Iterator[str]:
         with open(path, encoding="utf-8") as lines:
             next(lines)
             method = json.loads(next(lines)).get("method")
-    except (OSError, ValueError, AttributeError, RecursionError, StopIteration):  # who reads the forest tells what is wrong with it
+    except (OSError, ValueError, AttributeError, RecursionError, StopIteration):  # the reader of the forest reports the fault
         return
     if isinstance(method, str):
         yield method

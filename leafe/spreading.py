@@ -1,4 +1,4 @@
-"""From a configuration to its workers: where worlds live, and what engine is loaded, once `scale` names more than this process."""
+"""From a configuration to its workers: where worlds live, and which engine is loaded, once `scale` names more than this process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from leafe.scale.process import start_process
 from leafe.scale.worlds import spread
 from leafe.settings import EngineSettings, RunConfig, ScaleSettings
 
-MOST = 64  # workers, unless a number of them is said
+MOST = 64  # workers, unless their number is given
 Host = Callable[[Callable[[], Environment], Terms], WorkerPool]
 Load = Callable[[EngineSettings, Path], Engine]
 
 
 def check_of(settings: ScaleSettings) -> Callable[[], None]:
-    """What has to hold before anything is begun: that the cluster is there. Raises what `connect` raises."""
+    """The check before anything is begun: that the cluster exists. Raises what `connect` raises."""
     return partial(connect, settings.ray) if settings.ray else lambda: None
 
 
@@ -40,7 +40,7 @@ def _on_cluster(settings: ScaleSettings, make: Callable[[], Environment], terms:
 
 
 def loader_of(config: RunConfig, load: Load) -> Callable[[Path], Engine]:
-    """What loads an engine on a folder: `load` here, or in each of the replicas, where the folder has to lie too."""
+    """The loader of engines on a folder: `load` here, or in each of the replicas, where the folder has to exist too."""
     engine, scale = config.engine, config.scale
     if not scale.replicas:
         return partial(load, engine)

@@ -1,6 +1,6 @@
-"""What a method is made of: stages that are done once and survive a kill, and the policies that they explore with and measure.
+"""The parts of a method: stages that are done once and survive a kill, and the policies that they explore with and measure.
 
-A stage says what it is called, what it waits for and how it is done; the run keeps which are finished, what they gave, and which file is
+A stage has a name, the stages that it waits for, and its work; the run records which are finished, their results, and which file is
 shown as an arm or as a forest. Nothing here knows a method, an engine or a model.
 """
 
@@ -17,15 +17,15 @@ from leafe.run import RunDirectory
 
 # The commands that do a part of a run, in the order of a first pass.
 VERBS = ("explore", "distill", "train", "evaluate")
-PROBE = "probe"  # where a run keeps what a server was found to be
+PROBE = "probe"  # where a run keeps the properties of its server
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is explored with or measured: a model, and what its prompt says beside the task.
+    """A policy that is explored with or measured: a model, and the content of its prompt beside the task.
 
-    `model` is a checkpoint's folder. `notes` stand in the first prompt of every attempt, as a playbook does, and behind them what `memory`
-    holds for the attempt's task; `prompts` is a profile or a folder of prompts, empty for the run's own.
+    `model` is a checkpoint's folder. `notes` are in the first prompt of every attempt, as a playbook is, followed by the texts that
+    `memory` holds for the attempt's task; `prompts` is a profile or a folder of prompts, empty for the run's own.
     """
 
     model: Path
@@ -34,7 +34,7 @@ class Policy:
     memory: MemoryFile | None = None
 
     def told(self) -> dict[str, Any]:
-        """What the prompt says beside the task, for the record; empty where it says nothing."""
+        """The content of the prompt beside the task, for the record; empty where there is none."""
         recalled = {"file": self.memory.path.name, "count": self.memory.count} if self.memory else {}
         told = {"notes": list(self.notes), "prompts": self.prompts, "memory": recalled}
         return {name: value for name, value in told.items() if value}
@@ -42,7 +42,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a stage made: `figures` for the record, in JSON, and its `files`, folders too, whose digests are kept.
+    """The result of a stage: `figures` for the record, in JSON, and its `files`, folders too, whose digests are kept.
 
     With `arm` the first file holds graded attempts that are shown under that name, with `forest` it holds trees.
     """
@@ -61,7 +61,7 @@ class Made:
 class Stage:
     """One step of a method.
 
-    `work` does it. Where it was killed it is called again and goes on from its own files; it is not called once the stage is finished.
+    `work` does it. After a kill it is called again and resumes from its own files; it is not called once the stage is finished.
     `needs` names earlier stages that must be finished before. `verb` is the command that does it apart from `leafe run`, one of `VERBS`;
     without one, only `leafe run` and stages that need it do. A stage that is `asked_only` is left out by `leafe run`.
     """
@@ -75,9 +75,9 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What decides the files of a stage: `key` is equal for two only if they make the same, None where that cannot be told.
+    """The inputs that decide a stage's files: `key` is equal for two only if they make the same, None where that is unknown.
 
-    The first of `files` is what is made; further ones are there before. `arm` is the name that it is shown under.
+    The first of `files` is what is made; further ones exist before. `arm` is the name that it is shown under.
     """
 
     key: str | None
@@ -86,10 +86,10 @@ class Proof:
 
 
 class Once(Protocol):
-    """How the work of a stage is done that may have been done elsewhere."""
+    """Does the work of a stage, or takes it over from where it was done before."""
 
     def __call__(self, run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
-        """What `work` gives."""
+        """The result of `work`."""
         ...
 
 
@@ -101,7 +101,7 @@ def done_here(run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], 
 def check_stages(stages: Iterable[object], method: str) -> tuple[Stage, ...]:
     """The stages of a method.
 
-    Raises `UserError` for what is no stage, a name that stands there twice, and a need of what is no earlier stage.
+    Raises `UserError` for an object that is no stage, a repeated name, and a need that is no earlier stage.
     """
     checked: dict[str, Stage] = {}
     for stage in stages:
@@ -126,7 +126,7 @@ def check_stages(stages: Iterable[object], method: str) -> tuple[Stage, ...]:
 
 
 def needed(stages: Sequence[Stage], stage: Stage) -> list[Stage]:
-    """What a stage needs, and what that needs, in their order."""
+    """The stages that a stage needs, directly or through others, in their order."""
     wanted = set(stage.needs)
     for other in reversed(stages):
         if other.name in wanted:
@@ -135,9 +135,9 @@ def needed(stages: Sequence[Stage], stage: Stage) -> list[Stage]:
 
 
 def of_verb(stages: Sequence[Stage], verb: str) -> list[Stage]:
-    """What a command does: the stages of its verb that need no later verb's, such as the first round alone for `explore`.
+    """The stages of a command: those of its verb that need no later verb's, such as the first round alone for `explore`.
 
-    Training does what it needs as well.
+    Training includes the stages that it needs.
     """
     own: dict[str, Stage] = {}
     for stage in stages:
@@ -155,7 +155,7 @@ def _rank(stage: Stage) -> int:
 
 
 def carry_out(stages: Sequence[Stage], run: RunDirectory, chosen: Iterable[Stage]) -> None:
-    """Does the chosen ones of some stages that are not finished yet. Raises `UserError` where one that they need is not finished."""
+    """Does the chosen stages that are not finished yet. Raises `UserError` where one that they need is not finished."""
     by_name = {stage.name: stage for stage in stages}
     for stage in chosen:
         if stage.name in run.stages:
@@ -172,12 +172,12 @@ def carry_out(stages: Sequence[Stage], run: RunDirectory, chosen: Iterable[Stage
 
 
 def command_for(stage: Stage, run: Path) -> str:
-    """What to type for a stage of a run to be done."""
+    """The command that does a stage of a run."""
     return f"leafe {stage.verb} {run}" if stage.verb else f"leafe run {run / 'config.yaml'} --out {run}"
 
 
 def all_of(stages: Sequence[Stage]) -> Iterator[Stage]:
-    """What `leafe run` does."""
+    """The stages of `leafe run`."""
     return (stage for stage in stages if not stage.asked_only)
 
 
@@ -191,5 +191,5 @@ def made(path: Path, command: str, run: RunDirectory) -> Path:
     """A file that an earlier stage should have made, as it left it. Raises `UserError` with the command that makes it."""
     run.check(path)
     if not path.exists():
-        raise UserError(f"{path} is not there yet; type: {command} {run.path}")
+        raise UserError(f"{path} does not exist yet; type: {command} {run.path}")
     return path

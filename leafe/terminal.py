@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars with rates and time left, tables, and a person's game. Words only; no decisions."""
+"""The output of the command line: progress bars with rates and time left, tables, and a person's game. Words only; no decisions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Bar:
 
 
 class _Rate(TextColumn):
-    """How many a second."""
+    """The rate, in units a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__("")
@@ -58,7 +58,7 @@ class _Rate(TextColumn):
 
 
 class Bars:
-    """Shows gauges as bars on a terminal, and as nothing where the output is no terminal."""
+    """Shows gauges as bars on a terminal, and only their names where the output is no terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -81,7 +81,7 @@ class Bars:
         return _Bar(progress, progress.add_task(escape(name), total=total))
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Prints one line that stays."""
         self._console.print(f"  {escape(text)}", highlight=False)
 
 
@@ -100,7 +100,7 @@ def _name(text: str, most: int = 14) -> str:
 
 
 def pass_table(comparison: Comparison) -> Table:
-    """Pass@k of every arm with intervals, and what it spent; one row an arm, with a line for each k."""
+    """Pass@k of every arm with intervals, and its cost; one row an arm, with a line for each k."""
     heading, *rows = table_rows(comparison)
     title = f"Pass@k on held-out tasks, % [{100 * comparison.confidence:g} % interval]"
     table = _table(title, [escape(text) for text in heading], whole=(0, 2, 3))
@@ -113,7 +113,7 @@ def pass_table(comparison: Comparison) -> Table:
 
 
 def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
-    """What each explorer found for the same budget."""
+    """The results of each explorer for the same budget."""
     # Two lines, so that nine columns fit into eighty characters.
     words = "explorer|tasks|tasks\nsolved|tries\nsolved|turns|re-\nplayed|reflec-\ntions|unread-\nable|broken"
     table = _table("Exploration at equal budget", words.split("|"))
@@ -126,7 +126,7 @@ def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
 
 
 def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
-    """What came to nothing, in percent. Columns are narrow, so that eight fit into eighty characters."""
+    """The faults, in percent. Columns are narrow, so that eight fit into eighty characters."""
     replies = "replies\nwithout\naction|replies\ncut|prompts\nshort-\nened"
     words = f"|{replies}|tries out\nof room|tries\nbroken|reflec-\ntions\nunread|reflec-\ntions no\nroom"
     table = _table("Replies, tries and reflections, %", words.split("|"))
@@ -136,7 +136,7 @@ def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
 
 
 def check_table(report: CheckReport) -> Table:
-    """What `check-env` found, a sentence a check."""
+    """The findings of `check-env`, a sentence a check."""
     table = Table(
         show_header=False,
         box=None,
@@ -159,7 +159,7 @@ def _shown(interval: Interval | None) -> str:
 
 
 def diagnosis_table(found: Diagnosis) -> Table:
-    """What `diagnose` measured."""
+    """The figures of `diagnose`."""
     table = Table(show_header=False, box=None)
     named = " ".join(f"{turn}:{count}" for turn, count in found.named_turns.items())
     rows: Mapping[str, str] = {
@@ -183,5 +183,5 @@ def diagnosis_table(found: Diagnosis) -> Table:
 
 
 def alarm(sentence: str) -> str:
-    """A sentence that must not be passed over, as the console's markup."""
+    """A sentence that must not be overlooked, as the console's markup."""
     return f"[bold red]! {escape(sentence)}[/]"

@@ -1,4 +1,4 @@
-"""What trackers receive while stages are under way: cumulative figures by how much is done, at most a hundred times a stage."""
+"""The figures that trackers receive while stages are under way: cumulative, by how much is done, at most a hundred times a stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def due(done: int, total: int) -> bool:
 
 
 def exploring(tracker: Tracker, stage: str, known: Collection[Tree], total: int) -> None:
-    """Tells what the trees so far come to, of so many tasks."""
+    """Sends the totals of the trees so far, out of so many tasks."""
     if not due(len(known), total):
         return
     solved = sum(any(attempt.success for attempt in tree.attempts) for tree in known)
@@ -36,7 +36,7 @@ def exploring(tracker: Tracker, stage: str, known: Collection[Tree], total: int)
 
 
 def measuring(tracker: Tracker, stage: str, path: Path, total: int) -> Callable[[Outcome], None]:
-    """What is called with each outcome of a measurement; those that the file at `path` has already are counted in."""
+    """A function to call with each outcome of a measurement; those that the file at `path` has already are counted in."""
     successes = [one.success for one in read_outcomes(path)] if path.exists() else []
 
     def told(one: Outcome) -> None:

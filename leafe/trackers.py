@@ -1,7 +1,7 @@
-"""TensorBoard, trackio and W&B, told by one event stream of what exploration, training and evaluation come to.
+"""TensorBoard, trackio and W&B, fed by one event stream with the figures of exploration, training and evaluation.
 
-`report_to` names them; none is the default, and nothing leaves the machine then. A step of a stage is told once: what was told stands in
-`tracked.jsonl` of the run, a line before it is told, so that a run which was killed and goes on tells the rest. Each library is
+`report_to` names them; none is the default, and nothing leaves the machine then. A step of a stage is sent once: `tracked.jsonl` of the
+run records each step before it is sent, so that a resumed run sends the rest. Each library is
 imported here alone, when a run begins to use it.
 """
 
@@ -29,7 +29,7 @@ class Outlet(Protocol):
         ...
 
     def close(self) -> None:
-        """Writes what it holds back."""
+        """Writes the figures that it holds back."""
         ...
 
 
@@ -47,12 +47,12 @@ class TensorBoard:
             self._writer.add_scalar(f"{stage}/{name}", value, step)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._writer.close()
 
 
 class Trackio:
-    """A run of trackio, which keeps it on this machine unless it is told otherwise by its own variables."""
+    """A run of trackio, which keeps it on this machine unless its own variables say otherwise."""
 
     def __init__(self, run: Path) -> None:
         import trackio
@@ -117,7 +117,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """Tells each of several outlets once, from when `open` was called; before that, and without a name, it tells nobody."""
+    """Sends each step to several outlets once, from the call of `open` on; before that, and without a name, to none."""
 
     def __init__(self, names: Sequence[str] = (), outlets: Mapping[str, tuple[str, Callable[[Path], Outlet]]] = OUTLETS) -> None:
         self._names, self._makers = names, outlets
@@ -127,11 +127,11 @@ class Trackers:
 
     @property
     def active(self) -> bool:
-        """Whether anybody is told."""
+        """Whether figures are sent anywhere."""
         return bool(self._outlets)
 
     def open(self, run: Path) -> None:
-        """Begins to tell about a run, or goes on where it was."""
+        """Begins to track a run, or resumes."""
         if not self._names:
             return
         path = run / LEDGER
@@ -140,7 +140,7 @@ class Trackers:
         self._outlets = [self._makers[name][1](run) for name in self._names]
 
     def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
-        """Tells the figures of a step of a stage, unless they were told before."""
+        """Sends the figures of a step of a stage, unless they were sent before."""
         if not self._outlets or self._ledger is None or (stage, step) in self._told:
             return
         self._told.add((stage, step))
@@ -149,7 +149,7 @@ class Trackers:
             outlet.log(stage, step, figures)
 
     def close(self) -> None:
-        """Ends what was begun."""
+        """Closes the outlets."""
         outlets, self._outlets = self._outlets, []
         for outlet in outlets:
             outlet.close()

@@ -1,7 +1,7 @@
-"""YAML texts to values: what recipes, overrides and arguments say, as text, numbers, lists and groups and nothing else.
+"""YAML texts to values: recipes, overrides and arguments, as text, numbers, lists and groups and nothing else.
 
-A text that would take long or become large is refused by one sentence, like any other that cannot be read. A day is read as one, and
-whoever takes the value refuses it: no setting is a day.
+A text that would take long or become large is refused by one sentence, like any other that cannot be read. A date is read as one and
+then refused by its setting: no setting is a date.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HALF = re.compile(r"[\ud800-\udfff]")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, where `1e-6` is a number, as in YAML 1.2, and a key stands once."""
+    """YAML's safe subset, where `1e-6` is a number, as in YAML 1.2, and a key appears once."""
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         if self.flow_level >= DEEPEST:  # before the scanner looks ahead, which takes the square of the depth
@@ -45,13 +45,13 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise _refusal(f"the key {key.value!r:.80} stands there twice", node)
+                    raise _refusal(f"the key {key.value!r:.80} appears twice", node)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes exactly what is read as something else than text."""
+    """Quotes exactly the texts that would be read as something else."""
 
 
 for _dialect in (_Loader, Dumper):
@@ -105,11 +105,11 @@ def _refusal(problem: str, node: yaml.Node) -> yaml.YAMLError:
 
 
 def _check(node: yaml.Node) -> None:
-    """Refuses what would become large, deep or something that no setting is, before any of it is made."""
+    """Refuses values that would become large or deep, and kinds that no setting has, before any is made."""
     sizes: dict[int, tuple[int, int] | None] = {}
 
     def size(one: yaml.Node) -> tuple[int, int]:
-        """How many values a node stands for and how deep they lie; None while that is being found out."""
+        """How many values a node expands to and how deep they lie; None while that is being found out."""
         if id(one) in sizes:
             known = sizes[id(one)]
             if known is None:

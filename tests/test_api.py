@@ -72,7 +72,7 @@ def test_what_was_kept_under_other_settings_is_never_taken_for_the_answer(tmp_pa
         with pytest.raises(UserError, match="other settings"):
             leafe.explore("sokoban", tasks=1, settings=SMALL, out=kept, **other)
     (tmp_path / "graded.jsonl").write_text('{"schema":"leafe.eval/1"}\n')
-    with pytest.raises(UserError, match="what it was made with"):
+    with pytest.raises(UserError, match="that holds its settings"):
         leafe.evaluate("sokoban", tasks=1, samples=1, settings=SMALL, out=tmp_path / "graded.jsonl")
     assert kept.read_bytes() == written
 

@@ -195,7 +195,7 @@ def test_an_arm_wants_the_control_whose_successes_it_learns_from() -> None:
         ("- a", "mine should be a group of settings"),
         ("environment: {name: sokoban}", "name: wanted a value, found nothing"),
         ("name: trial", "environment: wanted a value, found nothing"),
-        ("name: a\nname: b", "mine line 1 is not YAML: the key 'name' stands there twice"),
+        ("name: a\nname: b", "mine line 1 is not YAML: the key 'name' appears twice"),
         ("1: 2", "mine should be a group of settings"),
         ("name: !!python/object:os.system {}", "is not YAML"),
     ],

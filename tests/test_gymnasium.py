@@ -245,7 +245,7 @@ def test_the_environment_describes_its_task_where_nobody_else_does() -> None:
 def test_observations_without_words_are_told() -> None:
     report = checked({"id": "CartPole-v1", "success_reward": 2.0, "horizon": 5}, rollbacks=4)
     (text,) = [finding for finding in report.findings if finding.name == "text"]
-    assert text.verdict == "pass" and "an observation is 4 numbers and says in no word what they mean" in text.sentence
+    assert text.verdict == "pass" and "an observation is 4 numbers without a word on what they mean" in text.sentence
     assert complaint(", ".join(map(str, range(147)))).startswith("an observation is 147 numbers")
     assert not complaint("  (Down)\nSFFF\nFHFH") and not complaint("You have 3 coins, 2 keys.") and not complaint("")
 

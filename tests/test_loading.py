@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "quantised weights of a part": (
         partial(edited, name="config.json", text_config={"quantization_config": {}, "compression_config": {"a": 1}}),
-        r"is quantised \(how is not said\)",
+        r"is quantised \(method not named\)",
     ),
     "GGUF": (gguf, "that is GGUF, which llama.cpp reads: serve it over HTTP"),
     "an adapter": (adapter, "that is an adapter: merge it into its model"),

@@ -1,6 +1,6 @@
-"""The command line: one verb a stage. It says what can be typed; the files beside it do the work and are loaded when they are called.
+"""The command line: one verb a stage. This file declares the commands; the files beside it do the work and are loaded when called.
 
-Nothing is imported here that a command may do without, so that help comes at once and `leafe doctor` speaks where a library is broken.
+Nothing is imported here that a command may do without, so that help comes at once and `leafe doctor` works where a library is broken.
 Bad input is one sentence on standard error and exit status 2. A failed engine is one sentence and status 1; what was done is
 kept, and the same command goes on from there.
 """
@@ -39,7 +39,7 @@ RunRecipeOrModel = Annotated[
 RecipeOrModel = Annotated[str, typer.Argument(help="a recipe's name or YAML file; with --env a model", show_default=False)]
 Env = Annotated[str | None, typer.Option("--env", help="an environment's name or module:Class, whose arguments are name=value")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as a.b=value", show_default=False)]
-Out = Annotated[Path | None, typer.Option(help="the run directory; a free one below runs/ unless said")]
+Out = Annotated[Path | None, typer.Option(help="the run directory; by default a free one below runs/")]
 Spec = Annotated[str, typer.Argument(help="a name or module:Class", show_default=False)]
 Arguments = Annotated[list[str] | None, typer.Argument(help="the environment's arguments as name=value", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -47,7 +47,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 @app.command()
 def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None:
-    """Does everything that a recipe names: explore, distil, train, measure, report. Killed, it goes on with the same --out."""
+    """Does everything that a recipe names: explore, distil, train, measure, report. A killed run goes on with the same --out."""
     from leafe.cli import wanted
 
     config = wanted.recipe(recipe, overrides or [], out)
@@ -58,7 +58,7 @@ def run(recipe: Recipe, overrides: Overrides = None, *, out: Out = None) -> None
 
 @app.command()
 def explore(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None) -> None:
-    """Stage 1: the first round and the controls, or what another method explores first. With a recipe, a run is started in --out.
+    """Stage 1: the first round and the controls, or another method's first exploration. With a recipe, a run is started in --out.
 
     Finished forests are left alone.
     """
@@ -72,7 +72,7 @@ def explore(where: RunOrRecipe, overrides: Overrides = None, *, out: Out = None)
 
 @app.command()
 def distill(path: RunPath) -> None:
-    """Draws the training examples out of the first round's forest."""
+    """Makes the training examples from the first round's forest."""
     from leafe.cli import wanted
 
     wanted.run(path)
@@ -99,13 +99,13 @@ def evaluate(
     *,
     out: Out = None,
     env: Env = None,
-    tasks: Annotated[int | None, typer.Option(min=1, help="held-out tasks, with --env; 64 unless said")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="attempts a task, with --env; 16 unless said")] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="held-out tasks, with --env; by default 64")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="attempts a task, with --env; by default 16")] = None,
 ) -> None:
     """Measures base and trained arms on the held-out tasks. With a recipe, a run is started in --out and the base alone is measured.
 
     With --env it measures any model there: leafe evaluate MODEL --env sokoban levels=FILE --samples 64. An instruction-tuned one
-    wants prompts=full. `leafe compare` puts such runs beside others.
+    needs prompts=full. `leafe compare` puts such runs beside others.
     """
     from leafe.cli import wanted
 
@@ -128,12 +128,12 @@ def diagnose(
     as_json: AsJson = False,
     turns: Annotated[int, typer.Option(min=1)] = 400,
     env: Env = None,
-    tasks: Annotated[int | None, typer.Option(min=1, help="training tasks, with --env; 20 unless said")] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="training tasks, with --env; by default 20")] = None,
 ) -> None:
     """Whether LEAFE can help: readable reflections, branches against fresh attempts, the reflection gap. Trains nothing.
 
-    Takes the model, environment, tasks and budget of a recipe, or any model with --env; `--turns` is how many branching turns the gap is
-    measured at.
+    Takes the model, environment, tasks and budget of a recipe, or any model with --env; `--turns` is the number of branching turns at
+    which the gap is measured.
     """
     from leafe.cli import wanted
     from leafe.cli.console import only_json
@@ -151,7 +151,7 @@ def diagnose(
 
 @app.command()
 def report(path: RunPath, *, as_json: AsJson = False) -> None:
-    """Writes the page of a run anew, from what is there; with --json its figures are printed as well."""
+    """Writes a run's page anew from its files; with --json its figures are printed as well."""
     from leafe.cli import results
 
     results.report(path, as_json=as_json)
@@ -164,7 +164,7 @@ def compare(
     as_json: AsJson = False,
     k: Annotated[int | None, typer.Option(help="one more k")] = None,
     base: Annotated[
-        str | None, typer.Option(help="the arm that the others are compared with, as rehearsal or RUN:leafe; `base` unless said")
+        str | None, typer.Option(help="the arm that the others are compared with, as rehearsal or RUN:leafe; by default `base`")
     ] = None,
 ) -> None:
     """Pass@k of the arms of one run or several, side by side, minus their run's base or another arm. Intervals are as in the first run."""
@@ -179,15 +179,15 @@ def reproduce(
     overrides: Overrides = None,
     *,
     model: Annotated[str, typer.Option(help="nano, a folder or a Hub name; several as A,B")] = "nano",
-    env: Annotated[str, typer.Option("--env", help="an environment with a recipe for that model; sokoban unless said")] = "",
+    env: Annotated[str, typer.Option("--env", help="an environment with a recipe for that model; by default sokoban")] = "",
     recipe: Annotated[str, typer.Option(help="a recipe's name or YAML file, in place of the model's and the environment's")] = "",
     seeds: Annotated[str, typer.Option(help="as 1,2,3")] = "1,2,3",
     rows: Annotated[str, typer.Option(help="only these rows and those that they start from, as base,leafe")] = "",
-    out: Annotated[Path | None, typer.Option(help="the table's directory; one below runs/ unless said")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="says what it will take and does nothing of it")] = False,
+    out: Annotated[Path | None, typer.Option(help="the table's directory; by default one below runs/")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="prints what it would take and runs nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Makes a table of methods side by side at one budget of turns, beside the paper's figures. Killed, the same command goes on.
+    """Makes a table of methods side by side at one budget of turns, beside the paper's figures. After a kill the same command goes on.
 
     table1, stage1, ablation, second-stage and others ship; docs/reproduce.md has them and how to write one.
     """
@@ -275,7 +275,7 @@ def new_env(name: Annotated[str, typer.Argument(help="a module's name, as my_maz
 
 @app.command()
 def doctor(*, as_json: AsJson = False) -> None:
-    """Says what is installed, what is missing, and the command that fixes it."""
+    """Prints what is installed, what is missing, and the command that fixes it."""
     from leafe.cli import health
 
     raise SystemExit(health.doctor(as_json=as_json))
@@ -288,15 +288,15 @@ def nano_build(
     ] = "sokoban",
     arguments: Arguments = None,
     *,
-    out: Annotated[Path | None, typer.Option(help="where the checkpoint goes; where the shipped one lies unless said")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser; the world's own number unless said")] = None,
+    out: Annotated[Path | None, typer.Option(help="the checkpoint's directory; by default the shipped one's")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="optimiser steps; by default the world's own number")] = None,
     processes: Annotated[int, typer.Option(min=1, help="one a free core; each adds a batch to every step")] = 2,
-    start: Annotated[Path | None, typer.Option(help="a checkpoint to go on from")] = None,
+    start: Annotated[Path | None, typer.Option(help="a checkpoint to start from")] = None,
     size: Annotated[str, typer.Option(help="small, medium or large; the shipped ones are medium")] = "medium",
-    split: Annotated[str, typer.Option(help="whose tasks are taught, where no checkpoint ships")] = "train",
+    split: Annotated[str, typer.Option(help="the split whose tasks are taught, where no checkpoint ships")] = "train",
     seed: int = 0,
 ) -> None:
-    """Trains a small model for a world from nothing, which takes hours; started again after a kill it goes on."""
+    """Trains a small model for a world from nothing, which takes hours; a killed build goes on when it is started again."""
     from leafe.cli import nano
 
     taught = nano.Taught(spec, tuple(arguments or ()), split)
@@ -305,7 +305,7 @@ def nano_build(
 
 def main() -> None:
     """Runs the command line; the entry point of the `leafe` command."""
-    # What thousands of episodes leave behind is long-lived and holds no cycles; looking for some took a seventh of a profile of exploring.
+    # The records of thousands of episodes are long-lived and hold no cycles; searching for cycles took a seventh of a profile of exploring.
     gc.set_threshold(100_000, 20, 20)
     try:
         raise SystemExit(_together() if launched() else app(standalone_mode=False))
@@ -333,7 +333,7 @@ def main() -> None:
 
 
 def _typed_wrongly(error: Any) -> None:
-    """An option or argument that is not as the command wants it; without any, the help was shown already."""
+    """Reports a wrong option or argument and exits; an error without a message has shown the help already."""
     command = getattr(error.ctx, "command_path", "leafe")
     words = " ".join(error.format_message().split()).rstrip(".")
     if words:
@@ -342,7 +342,7 @@ def _typed_wrongly(error: Any) -> None:
 
 
 def _together() -> Any:
-    """One process of several that a launcher started: the first does what was typed, the others help it to train."""
+    """One process of several that a launcher started: the first runs the typed command, the others help it to train."""
     from leafe.training import follow, sft
 
     if follow.is_first():
@@ -352,7 +352,7 @@ def _together() -> Any:
 
 
 def _broken(error: ImportError) -> None:
-    """A library cannot be imported, perhaps one that typer wants in order to read what was typed; the doctor does without any."""
+    """Reports a library that cannot be imported, perhaps one that typer needs to read the command line; the doctor needs none."""
     if sys.argv[1:2] == ["doctor"]:
         from leafe.cli import health
 

@@ -1,4 +1,4 @@
-"""Where the commands print, how JSON is kept to itself, and how values are typed."""
+"""The commands' console, a standard output that holds JSON alone, and typed values."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def only_json(asked: bool) -> Iterator[None]:
 
 
 def values_of(texts: Sequence[str]) -> dict[str, Any]:
-    """`name=value` texts, each value read as YAML. Raises `UserError` for what is none."""
+    """`name=value` texts, each value read as YAML. Raises `UserError` for any other text."""
     return read_values(texts)

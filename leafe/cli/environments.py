@@ -1,4 +1,4 @@
-"""The commands about environments: which are known, whether one keeps its word, and a game for a person."""
+"""The commands about environments: a list of them, a check of what one declares, and a game for a person."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from leafe.terminal import check_table
 
 @dataclass(frozen=True, slots=True)
 class Thoroughness:
-    """How much is tried: rollbacks, and tasks of a split."""
+    """The effort of a check: rollbacks, and tasks of a split."""
 
     rollbacks: int
     tasks: int
@@ -34,7 +34,7 @@ def envs() -> None:
 
 
 def check_env(spec: str, arguments: Sequence[str], how: Thoroughness, *, as_json: bool) -> bool:
-    """Whether what an environment declares holds."""
+    """Whether an environment's declarations hold."""
     args = values_of(arguments)
     made = partial(registry.make, spec, args)
     with only_json(as_json):
@@ -49,7 +49,7 @@ def check_env(spec: str, arguments: Sequence[str], how: Thoroughness, *, as_json
 
 
 def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
-    """A game of a person with the task of this number."""
+    """Lets a person play the task of this number."""
     environment = registry.make(spec, values_of(arguments))
     task = drawn(environment, split, number, 0)[-1]
     for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
@@ -57,7 +57,7 @@ def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
 
 
 def new_env(name: str) -> None:
-    """The beginning of an environment of one's own, and its test."""
+    """Writes a starter environment and its test."""
     world, test, spec = write_starter(name, Path())
     console.print(
         f"{world} and {test}; type: leafe check-env {spec}, leafe play {spec}, pytest {test}", highlight=False, soft_wrap=True

@@ -1,4 +1,4 @@
-"""`leafe doctor`. It imports nothing that may be broken: what it says has to be said then."""
+"""`leafe doctor`. It imports nothing that may be broken, because it has to work then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGNS = {"ok": "[green]✓[/]", "missing": "[red]✗[/]", "optional": "–"}
 
 
 def doctor(*, as_json: bool) -> int:
-    """The exit status: 1 where something is missing."""
+    """Prints the findings. Returns the exit status: 1 where something is missing."""
     refused = objection()
     contained = sandbox_finding(refused.why, refused.mend) if refused else sandbox_finding(None)
     findings = [*examine(Path("runs")), contained]

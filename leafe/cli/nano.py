@@ -16,7 +16,7 @@ from leafe.nano.worlds import SHIPPED, world
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """The world that is taught: its name or `module:Class`, arguments as `name=value`, and whose tasks where no checkpoint ships."""
+    """The world that is taught: its name or `module:Class`, arguments as `name=value`, and the split, used where no checkpoint ships."""
 
     spec: str
     arguments: tuple[str, ...]
@@ -25,7 +25,7 @@ class Taught:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Steps of the optimiser (None: the world's own number), processes, the seed, and the size of the model by its name."""
+    """Optimiser steps (None: the world's own number), processes, the seed, and the size of the model by its name."""
 
     steps: int | None
     processes: int

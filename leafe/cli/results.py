@@ -34,11 +34,11 @@ from leafe.settings import EnvironmentSettings, EvaluateSettings
 from leafe.terminal import alarm, exploration_table, faults_table, pass_table
 from leafe.viewer.report import write_report
 
-PARTED = "texts spell out control tokens; a space stands in these, since another trainer would take them for the tokens"
+PARTED = "texts spell out control tokens; a space is put into these, since another trainer would take them for the tokens"
 
 
 def report(path: Path, *, as_json: bool) -> None:
-    """The page of a run, written anew, and its tables or its figures."""
+    """Writes a run's page anew, and shows its tables or its figures."""
     with RunDirectory.existing(path) as directory:
         if as_json:
             emit({**figures_of(directory), "page": str(write_report(directory))})
@@ -108,7 +108,7 @@ def export(path: Path, kind: str, out: Path) -> None:
 
 
 def show(directory: RunDirectory, *, ends: bool = True) -> None:
-    """The tables of a run, what makes them mean little, and the path of its page. `ends`: and why there was nothing to train on."""
+    """Shows a run's tables, their warnings and the path of its page; with `ends` also why there was nothing to train on."""
     rows, arms = rows_of(exploration_of(directory)), arms_of(directory)
     if rows:
         console.print(exploration_table(rows))
@@ -123,7 +123,7 @@ def show(directory: RunDirectory, *, ends: bool = True) -> None:
 
 
 def show_faults(named: Sequence[tuple[str, Faults]], sentences: Sequence[str]) -> None:
-    """What came to nothing, and the sentences that must not be passed over."""
+    """Shows the faults, and the warnings that must be read."""
     if named:
         console.print(faults_table(named))
     for sentence in sentences:

@@ -1,4 +1,4 @@
-"""The commands that need a model: a whole run, each of its stages, and the diagnosis of a recipe. `wanted.py` says on what they work."""
+"""The commands that need a model: a whole run, each of its stages, and the diagnosis of a recipe. `wanted.py` reads their arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from leafe.settings import RunConfig
 from leafe.terminal import Bars, diagnosis_table
 from leafe.trackers import Trackers
 
-disable_progress_bar()  # ours stand alone
+disable_progress_bar()  # only our own bars are shown
 
 
 def run(config: RunConfig, out: Path | None) -> None:
@@ -59,7 +59,7 @@ def evaluate(where: Path | RunConfig, out: Path | None) -> None:
 
 
 def stage(path: Path, verb: str) -> None:
-    """The stages that a command means on a run directory, then the tables."""
+    """The stages that a command stands for on a run directory, then the tables."""
     with RunDirectory.existing(path) as directory:
         experiment = bench_of(directory.config, Bars(console))
         _shown(directory, lambda: run_verb(experiment, directory, verb), experiment)
@@ -84,7 +84,7 @@ def diagnose(config: RunConfig, *, turns: int, as_json: bool) -> None:
 
 
 def _shown(directory: RunDirectory, work: Callable[[], None], experiment: Experiment) -> None:
-    """Works on a run, ends what it started and shows its tables, even where its end is a `UserError`: what there is explains it."""
+    """Works on a run, ends what it started and shows its tables, even after a `UserError`, which they help to explain."""
     tracker = experiment.tracker
     try:
         try:

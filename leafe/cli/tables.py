@@ -42,7 +42,7 @@ from leafe.settings import RunConfig
 from leafe.terminal import Bars, alarm
 from leafe.viewer.table import render_table
 
-disable_progress_bar()  # ours stand alone
+disable_progress_bar()  # only our own bars are shown
 MARKDOWN, JSON, PAGE = "table.md", "table.json", "table.html"
 
 
@@ -58,7 +58,7 @@ class Typed:
 
 
 def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> list[Asked]:
-    """What the options mean, once a model. Raises `UserError`."""
+    """The requests that the options mean, one a model. Raises `UserError`."""
     models = names_of([typed.model])
     if not models:
         raise UserError("--model: wanted a model or several, as nano or A,B, found nothing")
@@ -74,7 +74,7 @@ def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> list[A
 
 
 def reproduce(name: str, asked: Sequence[Asked], *, dry: bool, json_only: bool) -> None:
-    """Carries a table out for each model and shows it, or says what it takes. Raises `UserError` at the end where a row gave nothing."""
+    """Carries a table out for each model and shows it, or prints its cost. Raises `UserError` at the end where a row gave nothing."""
     plans = [Plan(load_table(name), one) for one in asked]
     progress: Progress = Silent() if json_only else Bars(console)
     with only_json(json_only):
@@ -102,7 +102,7 @@ def _quiet(config: RunConfig) -> Experiment:
 
 
 def _carried_out(plan: Plan, stages: Stages, progress: Progress, failures: list[Failure]) -> TableResult:
-    """The table when everything is done that can be; adds what failed to `failures`."""
+    """The table once everything possible is done; adds each failure to `failures`."""
     found = carry_out(plan, lambda config: bench_of(config, progress), progress, partial(_write, plan, stages))
     failures += found
     return _write(plan, stages, found)
@@ -148,7 +148,7 @@ def _table(title: str, rows: Sequence[Cells]) -> Shown:
 
 
 def _estimate(plan: Plan, stages: Stages) -> Estimate:
-    """What a plan takes, with a played sample where the model is at hand in this process."""
+    """The cost of a plan, with a played sample where the model is at hand in this process."""
     experiment = _quiet(plan.base)
     longest = longest_of(experiment)
     at_hand = plan.base.model in CHECKPOINTS or Path(plan.base.model).is_dir()

@@ -1,6 +1,6 @@
-"""What a command is to work on: a recipe, a run, or a model in an environment.
+"""The object that a command works on: a recipe, a run, or a model in an environment.
 
-What cannot be worked on is refused here, before a library for models is loaded.
+An unusable one is refused here, before a library for models is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from leafe.settings import RunConfig
 
 
 def recipe(name: str, overrides: Sequence[str], out: Path | None = None) -> RunConfig:
-    """The settings of a recipe with overrides, which may be carried out in `out`."""
+    """The settings of a recipe with overrides. Raises `UserError` where they cannot be carried out, in `out` if given."""
     config = load_recipe(name, overrides)
     refuse(config, out)
     return config
@@ -38,7 +38,7 @@ def run(path: Path) -> Path:
 
 
 def run_or_recipe(where: str, overrides: Sequence[str], out: Path | None) -> Path | RunConfig:
-    """What an argument means: a run directory, or a recipe, with which a run is started in `out`."""
+    """The object of a command: a run directory, or a recipe, with which a run is started in `out`."""
     names_recipe = where in recipe_names() or where.endswith((".yaml", ".yml"))
     given = bool(overrides or out)
     if names_recipe and (given or not (Path(where) / "config.yaml").is_file()):

@@ -1,7 +1,7 @@
-"""A time limit for calls that are made in the main thread itself: the system's timer interrupts what takes longer.
+"""A time limit for calls made in the main thread: the system's timer interrupts a call that takes longer.
 
-It interrupts Python code, sleeps and reads; a library's own code is interrupted when it comes back to Python. Only one at a time, and only
-in the main thread, for signals are handled nowhere else. Nobody else may use the timer meanwhile.
+It interrupts Python code, sleeps and reads; a library's own code is interrupted when it returns to Python. Only one alarm at a time, and
+only in the main thread, because signals are handled only there. Nothing else may use the timer meanwhile.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from types import FrameType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
-AGAIN = 1.0  # seconds after which it rings again, for code that swallows what it does not know
+AGAIN = 1.0  # seconds after which it rings again, for code that swallows unknown exceptions
 
 
 class TimeUp(BaseException):
-    """The limit has passed. No `Exception`, for code of others catches those."""
+    """The limit has passed. Not an `Exception`, because other people's code catches those."""
 
 
 class Alarm:
@@ -28,13 +28,13 @@ class Alarm:
 
     @staticmethod
     def can_be_set() -> bool:
-        """Whether this is the main thread of a system with such a timer that nobody uses."""
+        """Whether this is the main thread of a system that has such a timer, not in use."""
         if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
             return False
         return signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None) and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
     def call(self, seconds: float, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Calls what is given. Raises `TimeUp` after so many seconds."""
+        """Calls `work` with the arguments. Raises `TimeUp` after so many seconds."""
         signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
         try:
             return work(*arguments)

@@ -1,7 +1,7 @@
-"""The contract of an environment: one class with `tasks`, `reset` and `step`, and a word about what rollback it can do.
+"""The contract of an environment: one class with `tasks`, `reset` and `step`, which declares the rollback that it supports.
 
-An instance holds one episode at a time. Limits are not its business: the horizon stands in the task and is counted by the
-explorer. `leafe check-env` proves what a class declares.
+An instance holds one episode at a time. Limits are not its business: the task holds the horizon, and the explorer counts turns.
+`leafe check-env` proves what a class declares.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class Fidelity(StrEnum):
 
 
 class Placement(StrEnum):
-    """Where the calls of an environment are made while many of them are played at once. It changes how long things take, nothing else."""
+    """Where an environment's calls are made while many episodes are played at once. It changes how long things take, nothing else."""
 
-    INLINE = "inline"  # at once, between two requests to the engine: for what takes a millisecond
-    THREAD = "thread"  # on a thread of its own: for what waits, as for a program or a server
-    PROCESS = "process"  # in a process of its own: for what computes long, may crash, or cannot be there twice in one process
+    INLINE = "inline"  # at once, between two requests to the engine: for calls that take a millisecond
+    THREAD = "thread"  # on a thread of its own: for calls that wait, as for a program or a server
+    PROCESS = "process"  # in a process of its own: for calls that compute long or may crash, or a world that exists only once in a process
 
 
 class Environment(ABC):
     """A text world.
 
-    A whole environment of one's own:
+    A complete environment:
 
         class Lookup(Environment):
             name, fidelity = "lookup", Fidelity.REPLAY
@@ -53,13 +53,13 @@ class Environment(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str] = ""  # one line for lists of environments
-    # Of the class, as a rule; an instance that wraps somebody else's world may set its own.
+    # Class attributes as a rule; an instance that wraps somebody else's world may set its own.
     fidelity: Fidelity
     placement: Placement = Placement.INLINE
-    instances: int = 0  # how many may be there at once; 0 is any number
+    instances: int = 0  # how many instances may exist at once; 0 is any number
     computes: bool = False  # on threads: whether a call keeps a core busy, so that no more are made at once than there are cores
-    free_text: bool = False  # whether every text is an action, as an answer is; then none can be told to be no action
-    several_lines: bool = False  # whether an action may have several lines, as a program has; a person then says where it ends
+    free_text: bool = False  # whether every text is an action, as an answer is; then no text can be called invalid
+    several_lines: bool = False  # whether an action may have several lines, as a program has; a person who plays then marks its end
     actions_help: str = ""  # one line for a person who plays, and for prompts
 
     @abstractmethod
@@ -75,22 +75,22 @@ class Environment(ABC):
 
     @abstractmethod
     def step(self, action: str) -> Observation:
-        """Takes one action. Text that is no action changes nothing and is answered with what would be one."""
+        """Takes one action. Text that is no action changes nothing; the observation then names valid actions."""
 
     def fewest_turns(self, task: Task) -> int | None:
-        """Turns without which the task cannot be solved, where that is known at once and without an episode; they need not be enough."""
+        """A lower bound on the turns that solve the task, where one is known at once and without an episode, else None."""
         return None
 
     def snapshot(self) -> Any:
-        """The whole state of the episode, not shared with it. Only where `fidelity` is `snapshot`."""
+        """The whole state of the episode, as a copy. Only where `fidelity` is `snapshot`."""
         raise NotImplementedError(f"{type(self).__name__} takes no snapshots")
 
     def restore(self, snapshot: Any) -> None:
-        """Returns to a state that `snapshot` gave. Only where `fidelity` is `snapshot`."""
+        """Returns to a state that `snapshot` returned. Only where `fidelity` is `snapshot`."""
         raise NotImplementedError(f"{type(self).__name__} takes no snapshots")
 
     def reseed(self, seed: int) -> None:
-        """Draws all that is random from here on from another seed, the same for the same one. Only where something is random."""
+        """Draws all further randomness from another seed; equal seeds give equal draws. Only where something is random."""
         raise NotImplementedError(f"{type(self).__name__} draws nothing anew")
 
     def expert(self) -> Sequence[str]:
@@ -102,7 +102,7 @@ class Environment(ABC):
         return ()
 
     def close(self) -> None:
-        """Lets go of whatever the environment holds."""
+        """Releases whatever the environment holds."""
         return None
 
 
@@ -118,7 +118,7 @@ class FrozenStateEnvironment(Environment, Generic[State]):
         return self._now
 
     def snapshot(self) -> State:
-        """The record; nothing in it can change."""
+        """The record, which is immutable."""
         return self._present()
 
     def restore(self, snapshot: State) -> None:

@@ -1,7 +1,7 @@
-"""What is asked of a world from outside, as data: five calls, an answer, and failures of two classes.
+"""The calls that a world takes from outside, as data: five kinds of call, an answer, and two classes of failure.
 
-A call and its answer mean the same wherever the world lives, in this thread or in another process: observations are made of plain data
-when they leave the world, and failures are of one of the two classes that a journal knows, with text that a file can hold.
+A call and its answer mean the same wherever the world lives, in this thread or in another process: observations are converted to plain
+data when they leave the world, and failures are of the two classes that a journal knows, with text that a file can hold.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from leafe.envs.world import World
 from leafe.errors import EnvironmentFailure, EpisodeError, ReplayDiverged, StepTimeout
 from leafe.records import Observation, Task, decode, encode
 
-START = 120.0  # seconds more for the first call, on a machine that is far too busy
+START = 120.0  # extra seconds for the first call, for an overloaded machine
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`reset` wants a task, `step` an action, `rollback` a turn, `replay` a task with actions, digests and seeds as `World.replay` does.
+    """`reset` takes a task, `step` an action, `rollback` a turn, `replay` a task with actions, digests and seeds as `World.replay` does.
 
-    `seed` is what a step draws from anew, None where it does not. `expert` asks what the environment would do and changes nothing.
+    `seed` is the new seed that a step draws from, None for none. `expert` asks for the expert's actions and changes nothing.
     """
 
     verb: Literal["reset", "step", "rollback", "replay", "expert"]
@@ -39,7 +39,7 @@ class Call:
 
     @property
     def plays_anew(self) -> bool:
-        """Whether the environment may be reset for it."""
+        """Whether the environment may be reset to carry it out."""
         return self.verb not in ("step", "expert")
 
     @property
@@ -50,7 +50,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the policy sees after a call, and how many steps the environment took only to come back to a turn.
+    """The observation after a call, and how many steps the environment took only to come back to a turn.
 
     `actions` are the expert's, where it was asked.
     """
@@ -61,22 +61,22 @@ class Answer:
 
 
 def patience_for(call: Call, limit: float, *, first: bool = False) -> float:
-    """How long a call may take where a step may take `limit` seconds (0: for ever): so much for each step that it may take.
+    """Seconds that a call may take where a step may take `limit` seconds (0: no limit): `limit` for each step that it may take.
 
-    What is `first` makes the environment too.
+    A `first` call makes the environment too, and gets `START` seconds more.
     """
     steps = len(call.actions) + 1 if call.verb == "replay" else max(1, call.turn)
     return limit * steps + START if limit and first else limit * steps
 
 
 def took_too_long(call: Call, limit: float) -> StepTimeout:
-    """What is raised for a call that did not end in its time."""
+    """The error for a call that did not end in its time."""
     what = f"step({call.action!r:.60})" if call.verb == "step" else call.verb
     return StepTimeout(f"{what} took longer than {limit:g} s; raise environment.timeout if that can be right")
 
 
 def carry_out(world: World, call: Call) -> Answer:
-    """Does what is asked. Raises `EnvironmentFailure` and `ReplayDiverged`, of these classes exactly, for a lost episode."""
+    """Carries out a call. Raises `EnvironmentFailure` and `ReplayDiverged`, of these classes exactly, for a lost episode."""
     before = world.replayed_steps
     try:
         observation = _plain(_observe(world, call))
@@ -97,17 +97,17 @@ def _observe(world: World, call: Call) -> Observation:
     if call.verb == "reset":
         return world.reset(call.task)
     if world.fidelity is Fidelity.NONE:
-        # What an interrupted run would need. Playing the actions again would be another episode, not this one.
+        # This call comes from an interrupted run. Playing the actions again would be another episode, not this one.
         raise EnvironmentFailure(f"{world.environment.name} declares fidelity 'none', so an interrupted attempt cannot go on")
     return world.replay(call.actions, call.digests, task=call.task, seeds=call.seeds)
 
 
 def _plan(world: World) -> tuple[str, ...]:
-    """The expert's actions, in text that a file can hold."""
+    """The expert's actions, as text that a file can hold."""
     found: Any = world.expert()
     try:
         actions = None if isinstance(found, str) else tuple(action.encode(errors="replace").decode() for action in found)
-    except Exception:  # of a generator that fails, or of what holds no texts
+    except Exception:  # from a generator that fails, or a value that holds no texts
         actions = None
     if actions is None:
         raise EnvironmentFailure(f"{world.environment.name}: wanted a list of texts from expert(), found {found!r:.80}")
@@ -115,7 +115,7 @@ def _plan(world: World) -> tuple[str, ...]:
 
 
 def _plain(observation: Observation) -> Observation:
-    """The observation as a file would give it back, so that a resumed run and an uninterrupted one hold equal bytes."""
+    """The observation as a file would return it, so that a resumed run and an uninterrupted one hold equal bytes."""
     if _is_plain(observation):
         return replace(observation, info=dict(observation.info)) if observation.info else observation
     try:
@@ -126,7 +126,7 @@ def _plain(observation: Observation) -> Observation:
 
 
 def _is_plain(observation: Observation) -> bool:
-    """Whether a way through a file would change nothing: as most are, and the way is dear."""
+    """Whether writing to a file and reading back would change nothing, as is usual; the conversion is expensive."""
     kinds = (type(observation.text), type(observation.done), type(observation.success), type(observation.reward))
     if type(observation) is not Observation or kinds != (str, bool, bool, float) or not isfinite(observation.reward):
         return False
@@ -139,7 +139,7 @@ def _is_scalar(value: object) -> bool:
 
 
 def _plain_failure(failure: EpisodeError) -> EpisodeError:
-    """The failure as a journal would give it back."""
+    """The failure as a journal would return it."""
     kind = next((one for one in (ReplayDiverged, StepTimeout) if isinstance(failure, one)), EnvironmentFailure)
     name = "" if type(failure) is kind else f"{type(failure).__name__}: "
     return kind((name + str(failure)).encode(errors="replace").decode())

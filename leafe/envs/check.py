@@ -1,8 +1,8 @@
 """Proves what an environment declares: `leafe check-env NAME`.
 
-Episodes are taken again in the same instance, in another one and in a process of its own; random turns are reached again and played
-on from; every observation is compared by its digest. A snapshot is held against a replay in a second instance, on the recorded
-actions and on new ones. A pass covers the tasks and turns that were drawn and no others; times and memory are never verdicts.
+Episodes are replayed in the same instance, in another one and in another process; random turns are reached again and played on from;
+every observation is compared by its digest. A snapshot is compared with a replay in a second instance, on the recorded actions and on
+new ones. A pass covers the tasks and turns that were drawn and no others; times and memory are never verdicts.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def check_environment(
 ) -> CheckReport:
     """Checks an environment on `count` tasks of a split, with at least `rollbacks` rollbacks.
 
-    `spec` and `arguments` are what the registry makes the same environment from in another process; without a spec that check is
-    skipped. Nothing that a made environment raises is raised here: it becomes a finding. After a failure of the first two checks,
-    which give the others their tasks and episodes, the others are left out. What is raised is a `UserError` of `tasks`:
-    then what the person typed cannot be used, which says nothing about the environment.
+    The registry makes the same environment in another process from `spec` and `arguments`; without a spec that check is skipped. Nothing
+    that a made environment raises is raised here: it becomes a finding. After a failure of the first two checks, which give the others
+    their tasks and episodes, the others are left out. Only a `UserError` of `tasks` is raised: the person's input cannot be used then,
+    which is no finding about the environment.
     """
     inspection = _Inspection(make, seed, split, count)
     findings: list[Finding] = []
@@ -68,7 +68,7 @@ def _find(name: str, check: Callable[[], Outcome]) -> Finding:
         return Finding(name, "skipped", str(reason))
     except Failed as reason:
         return Finding(name, "fail", str(reason))
-    except (Exception, SystemExit) as error:  # whatever a foreign environment raises is what this command is there to tell
+    except (Exception, SystemExit) as error:  # this command reports whatever a foreign environment raises
         if name == "tasks" and isinstance(error, UserError):
             raise
         return Finding(name, "fail", f"raised {type(error).__name__}: {error}")
@@ -84,7 +84,7 @@ class _Inspection:
         self._draw = random.Random(seed_for("check-env", seed))
         self._recorder = Recorder(self._world, self._draw)
         self._tasks: list[Task] = []
-        self._kept: list[Task] = []  # the same as they were drawn, for play may change what it is given
+        self._kept: list[Task] = []  # copies of the tasks as drawn, because play may change the originals
         self._exact = False
         self.verdicts: dict[str, Verdict] = {}
         self.fidelity = self._world.fidelity
@@ -129,7 +129,7 @@ class _Inspection:
             self._stand(episode)
             held, peak = tracemalloc.get_traced_memory()
         except EpisodeError:
-            return figures  # the findings tell what it raises
+            return figures  # the findings report what it raises
         finally:
             tracemalloc.stop()
         return figures | {"episode_bytes": held, "episode_peak_bytes": peak, "episode_turns": len(episode.actions)}
@@ -189,13 +189,13 @@ class _Inspection:
         return f"{done} replays gave the recorded observations", {"replays": done}
 
     def _check_reseed(self) -> Outcome:
-        """Drawing anew gives the same for the same seed."""
+        """After `reseed`, equal seeds give equal observations."""
         if not self._exact:
             raise Skipped("replays differ already without it")
         return check_reseed(self._world, self._other, self._recorder.episodes)
 
     def _check_together(self) -> Outcome:
-        """Two instances at a time are as they are alone."""
+        """Two instances used in turn behave as each does alone."""
         if not self._exact:
             raise Skipped("replays differ already in one instance alone")
         return check_together(self._world, self._other, self._recorder.episodes)
@@ -220,7 +220,7 @@ class _Inspection:
         return f"a second process gives the same tasks and the same {len(episodes)} episodes", {"episodes": len(episodes)}
 
     def _check_rollback(self, rollbacks: int) -> Outcome:
-        """Random turns are reached again, and playing on from there gives what it gave; half of the time after a detour."""
+        """Random turns are reached again, and playing on gives the recorded observations; half of the time after a detour."""
         if self.fidelity is Fidelity.NONE:
             raise Skipped("declares 'none': exploration falls back to fresh attempts")
         played = [episode for episode in self._recorder.episodes if episode.actions]
@@ -240,7 +240,7 @@ class _Inspection:
         return f"{done} rollbacks reached their turn and went on as recorded{against}", {"rollbacks": done}
 
     def _stand(self, episode: Episode) -> list[tuple[str, Observation]]:
-        """Plays an episode without comparing; its actions and what they showed this time."""
+        """Plays an episode without comparing; returns its actions with their new observations."""
         self._world.reset(episode.task)
         for action in episode.actions:
             self._world.step(action)
@@ -279,14 +279,14 @@ class _Inspection:
             return check_any_text(self._world, self._longest().task)
         self._say_nonsense(self._longest(), 0)
         played = [episode for episode in self._recorder.episodes if episode.actions]
-        for episode in sorted(played, key=lambda one: one.kind != "expert")[:4]:  # whose middle is a state of its own, most likely
+        for episode in sorted(played, key=lambda one: one.kind != "expert")[:4]:  # its middle is most likely a state of its own
             self._say_nonsense(episode, len(episode.actions) // 2)
         for episode in self._draw.sample(played, min(3, len(played))):
             self._say_nonsense(episode, self._draw.randrange(len(episode.actions)))
         return f"{len(NO_ACTIONS)} texts that are no actions were answered" + (" and changed nothing" if self._exact else ""), {}
 
     def _say_nonsense(self, episode: Episode, turn: int) -> None:
-        """Plays an episode with text that is no action after so many turns of it."""
+        """Plays an episode, with text that is no action after `turn` turns of it."""
         world, before, after = self._world, episode.actions[:turn], episode.actions[turn:]
         world.reset(episode.task)
         for action in before if self._exact else ():
@@ -304,7 +304,7 @@ class _Inspection:
             _step_alike(world, action, None, seen)
 
     def _check_fidelity(self) -> Outcome:
-        """What was declared against what was seen."""
+        """Compares the declared fidelity with the observed one."""
         if self._exact and self.verdicts["second_process"] != "fail":
             snapshots = self.fidelity is Fidelity.SNAPSHOT and self.verdicts["rollback"] == "pass"
             self.measured = Fidelity.SNAPSHOT if snapshots else Fidelity.REPLAY
@@ -317,7 +317,7 @@ class _Inspection:
 
 
 def _step_alike(world: World, action: str, follower: World | None, wanted: Observation | None = None) -> None:
-    """One step that must show what was recorded (unless None) and, in the follower, the same."""
+    """One step that must give `wanted` (unless None) and, in the follower, the same observation."""
     found = world.step(action)
     if wanted is not None and observation_digest(found) != observation_digest(wanted):
         what = difference(wanted, found, ("recorded", "now"))

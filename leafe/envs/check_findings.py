@@ -1,4 +1,4 @@
-"""What a check of `leafe check-env` comes to: a verdict, one sentence, and the figures behind it."""
+"""The findings of `leafe check-env`: a verdict, one sentence, and the figures behind it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The part of `leafe check-env` that plays: episodes by the expert, at random and mixed, recorded with all that was odd in them.
+"""The part of `leafe check-env` that plays: episodes by the expert, at random and mixed, recorded with their irregularities.
 
-A recorder judges nothing; `check` turns what it noted into findings. Actions come from `example_actions`, else from the experts'.
+A recorder judges nothing; `check` turns its notes into findings. Actions come from `example_actions`, else from the expert's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONGEST = 100  # turns of a random episode, where the horizon is longer
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """What was played: `observations` and `digests` are the reset's and one for each action."""
+    """A played episode: `observations` and `digests` are the reset's and one for each action."""
 
     kind: str
     task: Task
@@ -33,7 +33,7 @@ class Episode:
 
     @property
     def done(self) -> bool:
-        """Whether it came to an end of the environment's own."""
+        """Whether the environment itself ended it."""
         return self.observations[-1].done
 
     @property
@@ -82,7 +82,7 @@ class Recorder:
             self._play_past_the_end(world.observation)
 
     def _play_past_the_end(self, last: Observation) -> None:
-        """Acts in an ended episode. The world is reset before it is used again, so a failure here spoils nothing else."""
+        """Acts in an ended episode. The world is reset before it is used again, so a failure here affects nothing else."""
         for action in (*self._world.actions[-1:], NO_ACTIONS[2], self.any_action()):
             try:
                 after = self._world.step(action)
@@ -97,7 +97,7 @@ class Recorder:
         return self._draw.choice(list(self._world.environment.example_actions()) or self._vocabulary or list(NO_ACTIONS))
 
     def see(self, observation: Observation) -> None:
-        """Notes what is wrong with an observation's form."""
+        """Notes faults in an observation's form."""
         text = observation.text
         if not isinstance(text, str) or not text.strip():
             self.improper.append(f"wanted some text, found {text!r:.80}")
@@ -111,7 +111,7 @@ class Recorder:
             self.improper.append(f"an observation is no JSON ({error}): {observation!r:.160}")
 
     def timed(self, kind: str, call: Callable[..., Observation], *arguments: Any, **named: Any) -> Observation:
-        """A call, its seconds noted."""
+        """Makes a call and records its seconds."""
         start = perf_counter()
         answer = call(*arguments, **named)
         self.seconds[kind].append(perf_counter() - start)

@@ -1,7 +1,7 @@
-"""The part of `leafe check-env` that runs in a process of its own: the same tasks and the same episodes, with another hash seed.
+"""The part of `leafe check-env` that runs in a second process: the same tasks and the same episodes, with another hash seed.
 
-Question and answer go through files, for an environment may write to its output what it likes. What crosses is configuration and
-digests, never an instance.
+Request and answer go through files, because an environment may write anything to its output. Only configuration and digests are passed,
+never an instance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LIMIT = 600  # seconds
 
 
 def ask_another_process(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Has `answer` called in a fresh interpreter whose strings hash otherwise. Raises `EnvironmentFailure` when it fails there.
+    """Calls `answer` in a fresh interpreter with another hash seed. Raises `EnvironmentFailure` when it fails there.
 
     `request` holds `spec`, `arguments`, `split`, `count`, `seed` and `episodes`, each of these a task's number, its actions and the digests
     that they gave. The answer holds, for each of them, where it differs first and the observation there, or None.
@@ -52,7 +52,7 @@ def ask_another_process(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answer(life: int, request_path: str, response_path: str) -> None:
-    """What the second process does: draws the tasks, plays the asked episodes, writes the digests."""
+    """The work of the second process: draws the tasks, plays the requested episodes, writes the digests."""
     lifeline.hold(life)
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     world = World(make(request["spec"], request["arguments"]))
@@ -65,7 +65,7 @@ def answer(life: int, request_path: str, response_path: str) -> None:
 
 
 def _first_difference(world: World, task: Task, episode: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The number of turns after which an episode shows something else than it did, and what."""
+    """The number of turns after which an episode's observation differs from the recorded one, and that observation."""
     for turn, (action, mark) in enumerate(zip((None, *episode["actions"]), episode["digests"], strict=True)):
         seen = world.reset(task) if action is None else world.step(action)
         if observation_digest(seen) != mark:

@@ -11,21 +11,21 @@ from leafe.envs.base import Environment
 from leafe.envs.check_findings import Failed, Outcome, Skipped
 from leafe.records import Task, decode, encode
 
-SPLITS = ("train", "valid", "test")  # what is played apart by convention; other names may be second names of these
+SPLITS = ("train", "valid", "test")  # kept apart by convention; other names may be second names of these
 DRAWN = 32  # tasks of each split, where it has as many
 
 
 def copied(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks after a way through JSON, so that nothing in them is shared."""
+    """The tasks written to JSON and read back, so that they share nothing with the originals."""
     return [decode(Task, json.loads(canonical(encode(task)))) for task in tasks]
 
 
 def check_tasks(drawn: Sequence[Sequence[Task]], name: str, count: int) -> Outcome:
-    """The same tasks three times over, well formed, and the same after a way through JSON."""
+    """The tasks are equal in all three draws, well formed, and unchanged by a conversion to JSON and back."""
     tasks = drawn[0]
     for task, copy in zip(tasks, copied(tasks), strict=True):
         if copy != task:
-            raise Failed(f"task {task.id!r} is another one after a way through JSON; use strings, numbers, lists and dicts")
+            raise Failed(f"task {task.id!r} changes when written to JSON and read back; use strings, numbers, lists and dicts")
         if task.env != name or task.horizon < 1 or not task.instruction:
             raise Failed(f"a task wants env {name!r}, a horizon of at least 1 and an instruction; found {task!r:.200}")
     distinct = len({task.id for task in tasks})
@@ -51,7 +51,7 @@ def check_payload(tasks: Sequence[Task], kept: Sequence[Task]) -> Outcome:
 
 
 def check_splits(environment: Environment, split: str, seed: int) -> Outcome:
-    """No task is in two splits, by its id or by what it is made of."""
+    """No task is in two splits, by its id or by its content."""
     found = {name: _drawn(environment, name, seed) for name in SPLITS}
     pairs = list(combinations(SPLITS, 2))
     if split not in SPLITS and split != "train":
@@ -64,7 +64,7 @@ def check_splits(environment: Environment, split: str, seed: int) -> Outcome:
         _check_apart({one: found[one], other: found[other]})
     few = [pair for pair in compared if {_content(task, pair[0]) for task in found[pair[0]]} & _contents(found, pair[1])]
     names = " and ".join(sorted({name for pair in compared for name in pair}))
-    note = f"; what a task is made of recurs, also in {few[0][0]} and {few[0][1]}, so little is held out" if few else ""
+    note = f"; the content of tasks recurs, also in {few[0][0]} and {few[0][1]}, so little is held out" if few else ""
     return f"no task is in two of the splits {names}{note}", {"recurring": len(few)}
 
 
@@ -74,13 +74,13 @@ def _drawn(environment: Environment, split: str, seed: int) -> Sequence[Task]:
     while count:
         try:
             return list(environment.tasks(split, count, seed))
-        except (Exception, SystemExit):  # an unknown split, or fewer tasks: which of them, a foreign class says in its own way
+        except (Exception, SystemExit):  # an unknown split or too few tasks: each foreign class raises its own error for these
             count //= 2
     return []
 
 
 def _content(task: Task, split: str) -> str:
-    """What a task is made of, without its own name and its split's."""
+    """A task's content, without its own name and its split's."""
     own = {key: value for key, value in encode(task.payload).items() if value not in (task.id, split)}
     return canonical([task.instruction, own])
 
@@ -96,7 +96,7 @@ def _check_apart(splits: dict[str, Sequence[Task]]) -> None:
         raise Failed(f"{_both(one, other, len(shared))}, first: {shared[0]}; what is measured would have been trained on")
     contents = {_content(task, one): task.id for task in first}
     again = [task for task in second if _content(task, other) in contents]
-    # A world of few tasks repeats them within a split too; there nothing can be held out, and the sentence says so.
+    # A world of few tasks repeats them within a split too; nothing can be held out there, and the sentence says so.
     if again and len(contents) == len(first):
         twin = contents[_content(again[0], other)]
         raise Failed(f"{_both(one, other, len(again))} under two ids, first: {twin} and {again[0].id}; draw them apart")

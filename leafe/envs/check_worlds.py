@@ -1,4 +1,4 @@
-"""The part of `leafe check-env` that plays on from what was recorded: the expert anywhere, two worlds at a time, actions that act."""
+"""The part of `leafe check-env` that plays on from recorded episodes: the expert in any state, two worlds at a time, effective actions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.records import Observation, Task
 
-EARLY = len(NO_ACTIONS)  # turns in which what is tried is held against what is no action
-SOME = 4  # tasks that the dearer checks look at
-SLOW, QUICK = 0.005, 0.0005  # seconds a step, from which on a world should not be called in line, and below which it may be
+EARLY = len(NO_ACTIONS)  # turns in which tried actions are compared with text that is no action
+SOME = 4  # tasks for the more expensive checks
+SLOW, QUICK = 0.005, 0.0005  # seconds a step: from the first on, a world should not be called in line; below the second it may be
 
 
 def check_actions(world: World, episodes: Sequence[Episode]) -> Outcome:
-    """Something that was tried is answered otherwise than text that is no action."""
+    """At least one tried action is answered differently from text that is no action."""
     if world.environment.free_text:
         return "takes every text for an action", {}
     nothing = "nothing that was tried changed anything; give example_actions()"
@@ -52,7 +52,7 @@ def _nonsense(world: World, task: Task) -> set[tuple[str, bool, bool, float]]:
 
 
 def _told(action: str, seen: Observation) -> tuple[str, bool, bool, float]:
-    """An answer, the action left out where it is repeated."""
+    """The compared parts of an answer, with the action left out where the text repeats it."""
     text = seen.text.replace(action.strip(), "") if action.strip() else seen.text
     return text, seen.done, seen.success, seen.reward
 
@@ -70,7 +70,7 @@ def check_together(world: World, other: World, episodes: Sequence[Episode]) -> O
 
 
 def check_reseed(world: World, other: World, episodes: Sequence[Episode]) -> Outcome:
-    """After `reseed` two instances show the same for the same seed; told where it was never seen to change anything."""
+    """After `reseed` two instances show the same for the same seed; the finding notes where it never changed anything."""
     changed, played = 0, [episode for episode in episodes if len(episode.actions) > 1]
     for number, episode in enumerate(played):
         turn = number % (len(episode.actions) - 1)
@@ -117,7 +117,7 @@ class ExpertTrial:
         self._world, self._recorder, self._draw, self._exact = world, recorder, draw, exact
 
     def outcome(self) -> Outcome:
-        """Whether what `expert` says solves the task, wherever it is asked."""
+        """Whether the plans of `expert` solve the task, wherever it is asked."""
         played = [episode for episode in self._recorder.episodes if episode.kind == "expert"]
         if not played:
             raise Skipped("expert() knows no solution, and need not")
@@ -141,13 +141,13 @@ class ExpertTrial:
         world.reset(episode.task)
         for turn, action in enumerate(episode.actions):
             if turn in stops and list(world.environment.expert()) != list(world.environment.expert()):
-                raise Failed(f"expert() says something else when it is asked twice, {episode.task.id} after {turn} turns")
+                raise Failed(f"expert() answers differently when it is asked twice, {episode.task.id} after {turn} turns")
             if observation_digest(seen := world.step(action)) != episode.digests[turn + 1]:
                 what = difference(episode.observations[turn + 1], seen, ("unasked", "asked"))
                 raise Failed(f"asking expert() changes the episode, {episode.task.id} at turn {turn + 1}: {what}")
 
     def _followed(self, task: Task) -> None:
-        """Asked anew at every turn, the expert comes to an end."""
+        """The expert, asked anew at every turn, reaches success."""
         self._world.reset(task)
         plan = self._plan()
         limit = 2 * len(plan) + 10
@@ -162,7 +162,7 @@ class ExpertTrial:
             raise Failed(f"expert(), asked anew at every turn, ends {task.id} without success after {self._world.turn - 1} turns")
 
     def _off_the_way(self, task: Task) -> int:
-        """A plan for the state after some other actions leads to success from there; how many plans were tried."""
+        """A plan for the state after some other actions leads to success; returns how many plans were tried."""
         self._world.reset(task)
         for _ in range(self._draw.randint(1, 4)):
             if not self._world.observation.done:
@@ -183,7 +183,7 @@ class ExpertTrial:
 
 
 def check_any_text(world: World, task: Task) -> Outcome:
-    """What becomes of text that means nothing where every text is an action: never a failure, and told."""
+    """The effect of meaningless text where every text is an action: reported, never a failure."""
     ended = raised = 0
     for text in NO_ACTIONS:
         world.reset(task)
@@ -199,7 +199,7 @@ def check_any_text(world: World, task: Task) -> Outcome:
 
 
 def advice_on_placement(environment: Environment, recorder: Recorder) -> Outcome:
-    """Where its calls are best made, by the time of the steps that were played. Never a failure: times are no verdict."""
+    """The best placement for its calls, by the times of the played steps. Never a failure: times are no verdict."""
     spent = recorder.seconds["step"]
     step, share = sum(spent) / len(spent), min(1.0, recorder.step_work / max(sum(spent), 1e-9))
     now = environment.placement

@@ -1,4 +1,4 @@
-"""How two observations differ, in words short enough for a sentence: which fields, and the part of a text where it leaves the other."""
+"""How two observations differ, in words short enough for a sentence: which fields, and the part of a text where the two diverge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ BEFORE, AFTER = 30, 90  # characters shown around the first one that differs
 
 
 def difference(first: Observation, second: Observation, names: tuple[str, str] = ("recorded", "replayed")) -> str:
-    """What differs between two observations, by field; of a long text the surroundings of the first character that does.
+    """The differences between two observations, by field; of a long text, the surroundings of the first differing character.
 
     >>> difference(Observation("a cup", reward=1), Observation("a mug", reward=1))
     "recorded 'a cup', replayed 'a mug'"
@@ -33,7 +33,7 @@ def shown(observation: Observation) -> str:
 
 
 def _shared(first: str, second: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The length of the beginning that two texts share."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
 

@@ -2,8 +2,8 @@
 
 Needs the extra `gymnasium`. A task is a seed of `reset`. Texts come from a text observation, else from the `ansi` rendering, colours
 named in brackets, else from the numbers themselves; see `gymnasium_texts`. The registered limit of steps is left out: the task's horizon
-counts turns. Whether a seed decides everything is the wrapped environment's business, so the fidelity is the user's word (`replay` unless
-told otherwise), and `leafe check-env` is there to prove it.
+counts turns. Whether a seed decides everything depends on the wrapped environment, so the user declares the fidelity (`replay` by
+default), and `leafe check-env` proves it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from leafe.errors import MissingDependency, UserError
 from leafe.imports import import_here, install_command
 from leafe.records import Observation, Task
 
-HORIZON = 50  # turns, where nothing is registered
+HORIZON = 50  # turns, where no limit is registered
 LONGEST = 20_000  # characters of an observation
-TRIED = 20  # steps that are taken to see what a step pays that ends nothing
-# What the environments that come with Gymnasium call their actions in their documentation, in order.
+TRIED = 20  # steps that are taken to see the reward of a step that ends nothing
+# The actions' names in the documentation of the environments that come with Gymnasium, in order.
 NAMES: dict[str, tuple[str, ...]] = {
     "FrozenLake": ("left", "down", "right", "up"),
     "FrozenLake8x8": ("left", "down", "right", "up"),
@@ -37,12 +37,12 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 
 class Gymnasium(Environment):
-    """`id` is what `gymnasium.make` takes, `kwargs` go there too and `options` to every `reset`.
+    """`id` and `kwargs` are passed to `gymnasium.make`, `options` to every `reset`.
 
     `actions` names the actions of a discrete space in order. An attempt succeeds when the environment terminates it with a last reward of
-    at least `success_reward`, or says `success` or `is_success` in its last info. Where a step that ends nothing pays as much, the last
-    reward says nothing, and the environment is refused (`UserError`); but for a negative `success_reward`, which says that steps cost and
-    every termination is a success. `horizon` 0 is the registered limit of steps.
+    at least `success_reward`, or sets `success` or `is_success` in its last info. Where a step that ends nothing pays as much, the last
+    reward cannot show success, and the environment is refused (`UserError`). A negative `success_reward` is exempt: it means that steps
+    cost and every termination is a success. `horizon` 0 is the registered limit of steps.
     """
 
     name = "gymnasium"
@@ -75,7 +75,7 @@ class Gymnasium(Environment):
         self._final: Observation | None = None
 
     def _action_names(self, given: Sequence[str] | None) -> tuple[str, ...]:
-        """The names of a discrete space's actions; none for text, of which anything may be an action."""
+        """The names of a discrete space's actions; none for text, where anything may be an action."""
         from gymnasium.spaces import Discrete, Text
 
         space = self._env.action_space
@@ -95,14 +95,14 @@ class Gymnasium(Environment):
         return list(range(int(space.start), int(space.start) + int(space.n)))
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
-        """A seed each; see `seeds`. Raises `UserError` where a last reward cannot tell success."""
+        """One task for each seed; see `seeds`. Raises `UserError` where a last reward cannot show success."""
         self._try_rewards()
         like = Task("", self.name, self._instruction, self._horizon)
         identity = {"id": self._id, "kwargs": self._kwargs, "options": self._options}
         return seeded_tasks(like, [split_seed(split, number, seed) for number in range(count)], identity)
 
     def _try_rewards(self) -> None:
-        """Takes a few steps, so that an environment whose success cannot be told is refused before it is played."""
+        """Takes a few steps, so that an environment whose success cannot be recognised is refused before it is played."""
         self._env.action_space.seed(0)
         self._env.reset(seed=0, options=copy.deepcopy(self._options))
         for _ in range(TRIED):
@@ -165,11 +165,11 @@ class Gymnasium(Environment):
         return text.strip("\n") or "(nothing)"
 
     def snapshot(self) -> Any:
-        """A deep copy, with the generators of random numbers; exact where the environment can be copied so."""
+        """A deep copy, with the generators of random numbers; exact where deep copies of the environment are."""
         return copy.deepcopy(self._env), self._final
 
     def restore(self, snapshot: Any) -> None:
-        """Goes on in a copy of the copy."""
+        """Continues in a copy of the snapshot."""
         kept, self._final = snapshot
         self._env = copy.deepcopy(kept)
 
@@ -180,7 +180,7 @@ class Gymnasium(Environment):
         self._env.unwrapped.np_random = seeding.np_random(seed)[0]
 
     def example_actions(self) -> Sequence[str]:
-        """All that are discrete; of text a few that the space draws."""
+        """All actions of a discrete space; for text, a few that the space draws."""
         if self._names:
             return self._names
         return [str(self._env.action_space.sample()) for _ in range(3)]
@@ -191,7 +191,7 @@ class Gymnasium(Environment):
 
 
 def _spec(id: str) -> Any:
-    """What is registered under an id, the module before its colon imported first. Raises `UserError`."""
+    """The registered specification of an id, after importing the module before its colon. Raises `UserError`."""
     try:
         import gymnasium
     except ImportError:
@@ -219,7 +219,7 @@ def _made(spec: Any, kwargs: Mapping[str, Any]) -> Any:
         modes = getattr(made_by, "metadata", {}).get("render_modes", ())
         mode = {"render_mode": "ansi"} if "ansi" in modes and "render_mode" not in kwargs else {}
         return gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True, **mode, **kwargs)
-    except Exception as error:  # whatever a foreign constructor raises: it cannot be made from what was given
+    except Exception as error:  # whatever a foreign constructor raises: the arguments do not fit
         what = " ".join(str(error).split())
         raise UserError(
             f"Gymnasium cannot make {spec.id!r} with kwargs={dict(kwargs)}: {type(error).__name__}: {what:.300}"

@@ -1,7 +1,6 @@
-"""What a Gymnasium environment shows, as text: numbers without loss, groups of them, terminal colours as words, its own description.
+"""A Gymnasium environment's observations as text: numbers without loss, groups of them, terminal colours as words, its description.
 
-Two different observations never read alike for want of digits: a rounded number would hide state from the policy, and from a replay that
-is compared by what it shows.
+No digit is dropped: a rounded number would hide state from the policy, and from a replay, which compares observations.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _ESCAPED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\|
 
 
 def uncoloured(text: str) -> str:
-    """Terminal colours as words: a coloured `S` becomes `[red S]`, other escapes go.
+    """Terminal colours as words: a coloured `S` becomes `[red S]`; other escapes are removed.
 
     >>> uncoloured("\\x1b[41mS\\x1b[0mFF")
     '[red S]FF'
@@ -68,7 +67,7 @@ def _real(number: Real) -> str:
 
 
 def described(environment: Any) -> str:
-    """What an environment says about itself: a `description` of its own or its metadata's, else its class's first paragraph."""
+    """An environment's description: a `description` of its own or its metadata's, else its class's first paragraph."""
     inner = environment.unwrapped
     own = getattr(inner, "description", None) or (getattr(inner, "metadata", None) or {}).get("description")
     text = own if isinstance(own, str) else _paragraph(vars(type(inner)).get("__doc__"))

@@ -1,9 +1,9 @@
-"""Any OpenEnv server as an environment, over the WebSocket at `/ws`: there a connection is a session with a world of its own.
+"""Any OpenEnv server as an environment, over the WebSocket at `/ws`, where each connection is a session with its own world.
 
 (The server's HTTP routes `/reset` and `/step` each make a world and throw it away, so they cannot be played through; `/schema` and
-`/metadata` are asked for what an action looks like.) Needs the extra `openenv`, and no package of OpenEnv's. A task is a seed of `reset`.
-Whether a seed decides everything only the server knows: the fidelity is `none` unless the user says `replay`, which `leafe check-env`
-proves. What comes from the server is bounded, checked and shown as text; it is never run and never believed.
+`/metadata` describe its actions.) Needs the extra `openenv`, and no package of OpenEnv's. A task is a seed of `reset`. Only the server
+knows whether a seed decides everything: the fidelity is `none` unless the user declares `replay`, which `leafe check-env` proves. Data
+from the server is bounded, checked and shown as text; it is never run and never trusted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class OpenEnv(Environment):
     """`url` is the server's address. `action` names the field of an action that takes the text, `json` for whole actions as JSON.
 
-    `show` names the fields of an observation that are shown, all of them where it is not given. `reset` holds further arguments of every
+    `show` names the fields of an observation that are shown, by default all of them. `reset` holds further arguments of every
     reset, `examples` some actions for `leafe check-env` to play with. An attempt succeeds when the server ends it with a reward of at
     least `success_reward`, or with a true field `success_field`. `sessions` is how many of them the server takes at once (0: any number),
     `timeout` is in seconds.
@@ -77,12 +77,12 @@ class OpenEnv(Environment):
 
     @property
     def actions_help(self) -> str:  # type: ignore[override]
-        """What an action looks like, as the server describes it."""
+        """The form of an action, as the server describes it."""
         return self._form.help
 
     @property
     def free_text(self) -> bool:  # type: ignore[override]
-        """Whether any text fits the action's field; what the server makes of it is the server's business."""
+        """Whether any text fits the action's field; the server may still refuse it."""
         return self._form.kind == "string" and not self._form.choices
 
     def example_actions(self) -> Sequence[str]:
@@ -96,7 +96,7 @@ class OpenEnv(Environment):
         return self._known
 
     def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
-        """A seed each; see `seeds`. Raises `UserError` when no OpenEnv server answers."""
+        """One task for each seed; see `seeds`. Raises `UserError` when no OpenEnv server answers."""
         seeds = [split_seed(split, number, seed) for number in range(count)]
         described = self._get("/metadata").get("description")
         text = self._instruction or f"{readable(str(described or 'Do what the observations ask for.'))}\n{self.actions_help}"
@@ -129,10 +129,10 @@ class OpenEnv(Environment):
 
     def close(self) -> None:
         """Ends the session."""
-        with suppress(Exception):  # it may be gone, in any of many ways
+        with suppress(Exception):  # the connection may be gone already
             if self._socket is not None:
                 self._socket.send(json.dumps({"type": "close"}))
-                self._socket.recv(timeout=2)  # it hangs up itself when it has put the session away
+                self._socket.recv(timeout=2)  # it hangs up by itself once it has closed the session
         self._drop()
 
     def _drop(self) -> None:
@@ -171,7 +171,7 @@ class OpenEnv(Environment):
         return found
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """What the session answers to a message. Raises `NoAction` for a refused one and `EnvironmentFailure` when it is lost."""
+        """The session's answer to a message. Raises `NoAction` for a refused one and `EnvironmentFailure` when it is lost."""
         if self._socket is None:
             self._connect()
         found = self._exchange(message)
@@ -196,7 +196,7 @@ class OpenEnv(Environment):
 
     def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            with suppress(_websockets().exceptions.ConnectionClosed):  # a full server says so and hangs up, before it is asked
+            with suppress(_websockets().exceptions.ConnectionClosed):  # a full server reports that and hangs up before it is asked
                 self._socket.send(json.dumps(message))
             text = self._socket.recv(timeout=self._timeout)
             found = json.loads(text) if isinstance(text, str) else None
@@ -221,7 +221,7 @@ class OpenEnv(Environment):
         try:
             self._socket = connect(address, open_timeout=self._timeout, close_timeout=2, max_size=LARGEST, **here).__enter__()
         except (_websockets().exceptions.WebSocketException, OSError) as error:
-            # Not a lost episode: a stage stops here, and the same command goes on with it once the server is there again.
+            # Not a lost episode: a stage stops here, and the same command resumes it once the server runs again.
             reason = str(error) or type(error).__name__
             raise UserError(
                 f"no OpenEnv session can be had at {address} ({reason:.120}); start the server, or give its url="
@@ -258,7 +258,7 @@ def _code(found: Mapping[str, Any]) -> str:
 
 
 def _complaints(data: Mapping[str, Any]) -> Iterator[str]:
-    """The first thing that a server did not like about an action."""
+    """A server's first complaint about an action."""
     errors = data.get("errors")
     for error in errors[:1] if isinstance(errors, list) else []:
         if isinstance(error, dict):
@@ -273,5 +273,5 @@ def _websockets() -> Any:
     try:
         import websockets.exceptions
     except ImportError:
-        raise MissingDependency("websockets, which openenv speaks through,", install_command("openenv")) from None
+        raise MissingDependency("websockets, which openenv needs,", install_command("openenv")) from None
     return websockets

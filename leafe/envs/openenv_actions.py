@@ -1,7 +1,7 @@
-"""What an action of an OpenEnv server looks like, and how a text becomes one: read off the JSON schema that the server gives.
+"""The form of an OpenEnv server's actions, and how a text becomes one, by the server's JSON schema.
 
-A text fills one field of the action, as its type wants it, or it is the whole action in JSON. What does not fit is refused here, before
-it is sent; what the server makes of the rest is the server's business.
+A text fills one field of the action, converted to its type, or it is the whole action in JSON. Text that does not fit is refused here,
+before it is sent; the server may refuse the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WHOLE = "json"  # for an action that is written out
 
 
 class NoAction(Exception):
-    """A text that is no action; the words are a reason to be put after those, or empty."""
+    """A text that is no action; the message is a reason to append, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class ActionForm:
 
     @classmethod
     def of(cls, schema: Any, wanted: str, url: str) -> ActionForm:
-        """The form of a server's actions. Raises `UserError` where one has to be chosen, or the choice is none of them."""
+        """The form of a server's actions. Raises `UserError` where a field has to be chosen, or the chosen one does not exist."""
         properties = schema.get("properties") if isinstance(schema, Mapping) else None
         if not isinstance(properties, Mapping):
             raise UserError(f"{url}/schema describes no actions: is url= that of an OpenEnv server?")

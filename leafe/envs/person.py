@@ -1,4 +1,4 @@
-"""A person at an environment: lines in, lines out, so that a terminal, a test or a chat window can sit in front of it."""
+"""A person playing an environment: lines in, lines out, so that a terminal, a test or a chat window can drive it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def person_plays(environment: Environment, task: Task, lines: Iterable[str]) -> 
     """Plays one task with the actions in `lines`; `back N` rolls back to turn N, an empty line leaves.
 
     An action is a line, or where it may have several, the lines up to a full stop alone or to the end of the fence that it begins with.
-    Yields what is to be shown after each action.
+    Yields the text to show after each action.
     """
     world = World(environment)
     help_text = f"{environment.actions_help} " if environment.actions_help else ""
@@ -35,7 +35,7 @@ def person_plays(environment: Environment, task: Task, lines: Iterable[str]) -> 
         except ValueError as error:
             yield str(error)
             continue
-        except EpisodeError as error:  # nobody knows what state the world is in
+        except EpisodeError as error:  # the state of the world is unknown
             yield f"The game is over: {error}"
             return
         if world.observation.success:
@@ -47,7 +47,7 @@ def person_plays(environment: Environment, task: Task, lines: Iterable[str]) -> 
 
 
 def _typed(lines: Iterator[str], *, several: bool) -> Iterator[str]:
-    """What is typed at each turn."""
+    """The text typed at each turn."""
     for line in lines:
         first = line.strip()
         if not several or not first or _turn_named(first) is not None:

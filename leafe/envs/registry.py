@@ -1,7 +1,7 @@
 """Environments by name: those that ship, those that other packages offer, and any class as `module:Class`.
 
-What ships in `worlds` and what another package has comes in by the same door, the entry point group `leafe.environments`; a shipped name
-always means the shipped class. Nothing is imported from another package before it is asked for by name.
+Shipped environments and those of other packages are found by the same entry point group, `leafe.environments`; a shipped name always
+means the shipped class. Nothing is imported from another package before it is asked for by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from leafe.imports import import_here, told
 from leafe.records import decode
 
 GROUP = "leafe.environments"
-HOME = "leafe"  # the distribution whose names nobody else can take
+HOME = "leafe"  # the distribution whose names no other can take
 
 
 def _ours(point: EntryPoint) -> bool:
@@ -29,7 +29,7 @@ def _ours(point: EntryPoint) -> bool:
 
 @cache
 def _shipped() -> dict[str, EntryPoint]:
-    """Our own, which nothing changes while a process lives; looking through all that is installed takes a millisecond for each world."""
+    """Our own entry points, which stay the same while a process lives; searching all installed packages takes a millisecond a world."""
     return {point.name: point for point in entry_points(group=GROUP) if _ours(point)}
 
 
@@ -110,7 +110,7 @@ def _checked(spec: str, found: Any) -> type[Environment]:
 
 
 def _accepted(chosen: type[Environment]) -> dict[str | None, Any]:
-    """The constructor's arguments with their types, those that `**settings` hands up included; the key None stands for any."""
+    """The constructor's arguments with their types, including those that `**settings` passes up; the key None stands for any."""
     accepted: dict[str | None, Any] = {}
     for owner in chosen.__mro__:
         if "__init__" not in vars(owner) or owner is object:

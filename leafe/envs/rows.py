@@ -1,4 +1,4 @@
-"""One line of somebody's JSON lines as a record. A line that cannot be read is refused with what to do about it."""
+"""One line of a user's JSON lines file as a record. A line that cannot be read is refused with its remedy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def blank(line: bytes) -> bool:
 
 
 def read_row(line: bytes, where: str, what: str = "a JSON object") -> dict[str, Any]:
-    """The JSON object that a line holds, whatever breaks of lines are in its texts.
+    """The JSON object that a line holds, whatever line breaks its texts contain.
 
-    Raises `CorruptFile` for anything else, with `where` that is and `what` should be there.
+    Raises `CorruptFile` for anything else; `where` and `what` name the place and the expected content.
     """
     try:
         text = line.decode("utf-8-sig")

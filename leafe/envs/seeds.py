@@ -1,4 +1,4 @@
-"""Seeds as tasks, for worlds that somebody else made and that know nothing but a seed: no two splits ever share one."""
+"""Seeds as tasks, for other people's worlds that take only a seed: no two splits ever share one."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ OTHER_NAMES = {
 
 
 def split_named(name: str) -> str:
-    """Our name of a split that may be called as others call it, as `validation`; any other name stays as it is."""
+    """Our name of a split that others call differently, as `validation`; any other name stays as it is."""
     return OTHER_NAMES.get(name.strip().lower(), name)
 
 
 def split_seed(split: str, number: int, seed: int) -> int:
-    """The seed of a split's task: the remainder by three is the split, and the numbers of a draw follow each other.
+    """The seed of a split's task: its remainder by three is the split, and the numbers of a draw are consecutive.
 
-    Raises `UnknownName` for a split that is none.
+    Raises `UnknownName` for an unknown split.
     """
     split = split_named(split)
     if split not in SPLITS:
@@ -40,7 +40,7 @@ def split_seed(split: str, number: int, seed: int) -> int:
 
 
 def seeded_tasks(like: Task, seeds: Sequence[int], identity: Mapping[str, Any]) -> list[Task]:
-    """A task for each seed, as `like` in all else; `identity` is what makes the world the world that it is."""
+    """A task for each seed, equal to `like` in all else; `identity` holds what distinguishes the world from others."""
     return [
         Task(f"{like.env}-{digest(identity, seed)}", like.env, like.instruction, like.horizon, {"seed": seed}) for seed in seeds
     ]

@@ -1,7 +1,7 @@
-"""What a class of a user's own may leave loose, made firm: plain text where enums are meant, and methods that are coroutines.
+"""Normalises a user's environment class: plain text becomes enums, and coroutine methods become functions.
 
-A coroutine runs on an event loop that stays the instance's own, on a thread of its own, so that what it opened in one call is there in
-the next. Such an environment waits, so it is never called in line.
+A coroutine runs on the instance's own event loop, on a thread of its own, so that what one call opened is there in the next. Such an
+environment waits, so it is never called in line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METHODS = ("tasks", "reset", "step", "snapshot", "restore", "expert", "example_a
 
 
 def settled(environment: World) -> World:
-    """The environment, with enums for `fidelity` and `placement` and without coroutines. Raises `UserError` for a name that is none."""
+    """The environment, with enums for `fidelity` and `placement` and without coroutines. Raises `UserError` for an unknown name."""
     name = getattr(environment, "name", type(environment).__name__)
     for declared, kind in (("fidelity", Fidelity), ("placement", Placement)):
         value = getattr(environment, declared, None)
@@ -63,7 +63,7 @@ def _set(environment: Environment, name: str, value: Any) -> None:
 
 
 def _await(environment: Environment, methods: list[str]) -> None:
-    """Puts functions that wait in the place of coroutines."""
+    """Replaces coroutines by functions that wait for them."""
     loop = _Loop()
     close = loop.waiting(environment.close) if "close" in methods else environment.close
 
@@ -102,7 +102,7 @@ class _Loop:
 
 
 async def _within(work: Coroutine[Any, Any, Any]) -> Any:
-    """The coroutine's result. What would end the loop's thread, and with it every later call, is a failure."""
+    """The coroutine's result. An exception that would end the loop's thread, and so every later call, becomes a failure."""
     try:
         return await work
     except (SystemExit, KeyboardInterrupt) as error:

@@ -1,9 +1,9 @@
-"""Questions with one answer each and a function that grades it, as single-turn tasks of `verifiers` are made; here with several tries.
+"""Questions with one answer each and a function that grades it, like single-turn tasks of `verifiers`, but with several tries.
 
 `data` is a file of JSON lines. `reward` is `module:function`; like a reward function there it names the arguments that it wants out of
 `prompt` and `completion` (lists of messages), `answer`, `info`, `task` and `state`, beside those `reply` (the text alone) and `row`,
-and may be asynchronous. It gives a number, or a number and a text that the agent reads before its next try. The state is what was said so
-far, so going back asks nobody again.
+and may be asynchronous. It returns a number, or a number and a text that the agent reads before its next try. The state is the
+conversation so far, so a rollback grades nothing again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SingleTurn(Environment):
     name = "single-turn"
     about = "questions from JSON lines (data=PATH), graded by a function of yours (reward=module:function)"
     fidelity = Fidelity.SNAPSHOT
-    placement = Placement.THREAD  # graders take as long as they like
+    placement = Placement.THREAD  # graders may take long
     free_text = True
     actions_help = "Anything you write is your answer."
 
@@ -108,7 +108,7 @@ class SingleTurn(Environment):
         return Observation(self._question(self._row))
 
     def step(self, action: str) -> Observation:
-        """Grades an answer. Once one was right the last observation is repeated."""
+        """Grades an answer. After a right one the last observation is repeated."""
         if self._final is not None:
             return self._final
         value, words = _graded(self._grade(self._offered(action)))
@@ -119,7 +119,7 @@ class SingleTurn(Environment):
         return observation
 
     def _offered(self, reply: str) -> dict[str, Any]:
-        """What the reward function may ask for, a copy each time: it must not change the task."""
+        """The arguments that the reward function may name, copied each time: it must not change the task."""
         row = json.loads(canonical(self._row))
         asked = row.get(self._fields[0])
         offered = {
@@ -132,7 +132,7 @@ class SingleTurn(Environment):
         return {**offered, "state": dict(offered), "reply": reply, "row": row}
 
     def snapshot(self) -> Any:
-        """The question and whether it is answered; nothing in it can change."""
+        """The question and whether it is answered, immutable."""
         return self._row, self._final
 
     def restore(self, snapshot: Any) -> None:
@@ -151,7 +151,7 @@ def _split_of(row: Mapping[str, Any]) -> str:
 
 
 def _grader(spec: str) -> Callable[[Mapping[str, Any]], Any]:
-    """A function of all that may be asked for, out of one that names what it wants. Raises `UserError`."""
+    """Wraps a reward function, which names the arguments that it wants, as a function of all of them. Raises `UserError`."""
     module, colon, name = spec.partition(":")
     try:
         found = getattr(import_here(module), name, None) if colon else None
@@ -170,7 +170,7 @@ def _grader(spec: str) -> Callable[[Mapping[str, Any]], Any]:
 
 
 def _graded(found: Any) -> tuple[float, str]:
-    """The reward and the words of whatever a reward function gave."""
+    """The reward and the text in the result of a reward function."""
     if inspect.isawaitable(found):
         found = asyncio.run(_awaited(found))
     if isinstance(found, Mapping):

@@ -71,9 +71,9 @@ def test_a_right_guess_ends_{name}_with_success():
 
 
 def write_starter(name: str, folder: Path) -> tuple[Path, Path, str]:
-    """Writes `NAME.py` and `test_NAME.py`; gives both paths and what the environment is called, as `maze:Maze`.
+    """Writes `NAME.py` and `test_NAME.py`; returns both paths and the environment's name, as `maze:Maze`.
 
-    Raises `UserError` for a name that no module of one's own can have, and `RunConflict` where one of the files is there.
+    Raises `UserError` for a name that a new module cannot have, and `RunConflict` where one of the files exists.
     """
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or not name.isascii():
         raise UserError(f"wanted a name of small letters, digits and _, as my_maze, found {name!r}")

@@ -10,7 +10,7 @@ NUMBERS_A_WORD = 4  # beyond that a text is a row of numbers
 
 
 def wordless(text: str) -> int:
-    """How many numbers a text holds that is numbers and hardly a word; 0 where it is words.
+    """The count of numbers in a text that is numbers and hardly a word; 0 for a text of words.
 
     >>> wordless("0.1, 0.2, -3"), wordless("You have 3 coins.")
     (3, 0)
@@ -25,4 +25,4 @@ def complaint(text: str) -> str:
     if not count:
         return ""
     numbers = f"{count} number{'s' if count > 1 else ''}"
-    return f"an observation is {numbers} and says in no word what they mean; wrap the environment so that it tells what it sees"
+    return f"an observation is {numbers} without a word on what they mean; wrap the environment so that it describes them"

@@ -1,11 +1,10 @@
 """Where worlds live while many are played at once: in the event loop, on threads, or in processes of their own.
 
-A job takes a seat when it first needs a world, and leaves it at its end. Waiting for the engine holds a seat and no thread's time. With
-threads each world has a thread of its own, and a bound is on calls that are made at the same time; with processes the bound is on
-processes. An environment may say itself how many of it there can be: a job that finds no room waits before it has asked anybody anything,
-so none waits for another.
-A world whose job lost no episode is used again by the next job, for what is slow is slow to make too; one that took longer than its limit,
-or has played as many episodes as it may, is replaced. What a world answers does not depend on where it lives.
+A job takes a session when it first needs a world, and leaves it at its end. A job that waits for the engine holds its session and no
+thread's time. With threads each world has its own thread, and the bound is on simultaneous calls; with processes the bound is on
+processes. An environment may bound its instances: a job that finds no room waits before its first call, so none waits for another.
+A world whose job lost no episode is reused by the next job, because slow worlds are slow to make too; one that took longer than its limit,
+or has played as many episodes as it may, is replaced. A world's answers do not depend on where it lives.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ PROCESSES_A_CORE = 4  # most of them wait for the engine most of the time
 class Terms:
     """How worlds are hosted. `workers` is how many calls (threads) or worlds (processes) there are at once; 0 lets the machine decide.
 
-    `instances` is how many worlds there may be at once, whatever else would allow. `timeout` is in seconds for a step, `recycle` in
+    `instances` is how many worlds there may be at once, whatever the other bounds allow. `timeout` is in seconds for a step, `recycle` in
     episodes that a world plays before it is replaced. All are 0 for no such limit. `computes` is whether a call keeps a core busy.
     """
 
@@ -48,23 +47,23 @@ class Session(Protocol):
     """One job's world."""
 
     async def take(self, call: Call) -> Answer:
-        """Has a call carried out; raises what `carry_out` raises, and `StepTimeout`."""
+        """Carries out a call; raises what `carry_out` raises, and `StepTimeout`."""
         ...
 
     async def leave(self) -> None:
-        """Lets go of the world; a failure to close it hurts nobody."""
+        """Releases the world; a failure to close it is ignored."""
         ...
 
 
 class WorkerPool(Protocol):
-    """Gives seats out for as long as a stage lasts."""
+    """Hands out sessions while a stage lasts."""
 
     async def session(self) -> Session:
         """A world for one job, as soon as there is room for it."""
         ...
 
     async def close(self) -> None:
-        """Lets go of everything, once all seats were left."""
+        """Releases everything, once all sessions are left."""
         ...
 
 
@@ -119,7 +118,7 @@ class _InlineSeat:
         try:
             return alarm.call(limit, carry_out, self._world, call)
         except TimeUp:
-            self._world = None  # it was interrupted anywhere, so nothing in it can be relied on, its end neither
+            self._world = None  # interrupted at an unknown point: nothing in it can be relied on, not even its `close`
             raise took_too_long(call, limit) from None
 
     def _let_go(self) -> None:
@@ -161,12 +160,12 @@ class _ThreadWorld:
             self._world.close()
 
     def kill(self) -> None:
-        """A thread cannot be ended; what it does is waited for."""
+        """A thread cannot be ended; its work is waited for."""
 
 
 @dataclass
 class _Place:
-    """A world on its thread, how many episodes it has begun, and whether it was not called yet."""
+    """A world on its thread, how many episodes it has begun, and whether it is still uncalled."""
 
     worker: Worker
     world: _Elsewhere
@@ -175,7 +174,7 @@ class _Place:
 
 
 class _ThreadPool:
-    """A thread for each world; jobs wait where there is `room` for so many worlds only, calls where so many may be made at once."""
+    """A thread for each world; `room` bounds the worlds that jobs hold at once, `calls` the simultaneous calls."""
 
     def __init__(self, make: Callable[[], _Elsewhere], terms: Terms, *, room: int, calls: int) -> None:
         self._make, self.terms = make, terms
@@ -189,7 +188,7 @@ class _ThreadPool:
         return _LaneSeat(self, self._idle.pop() if self._idle else self.place())
 
     def place(self) -> _Place:
-        """A world that nobody has used, on a thread that nobody has used."""
+        """A new world on a new thread."""
         return _Place(Worker(), self._make())
 
     async def give_back(self, place: _Place, *, sound: bool) -> None:
@@ -237,7 +236,7 @@ class _LaneSeat:
 
     async def _within_limit(self, call: Call) -> Answer:
         place, timeout = self._place, self._pool.terms.timeout
-        # A process has the limit itself, for it can be ended.
+        # A process keeps the limit itself, because it can be ended.
         limit = 0.0 if isinstance(place.world, WorldProcess) else patience_for(call, timeout, first=place.fresh)
         place.fresh = False
         async with AsyncExitStack() as stack:

@@ -1,6 +1,6 @@
-"""A thread that does what it is handed, in order, for an event loop that waits without blocking.
+"""A thread that carries out work in order, for an event loop that waits without blocking.
 
-Threads of this kind end with the process, whatever they are busy with, and one that is stuck can be left behind.
+Threads of this kind end with the process, whatever they are doing, and a stuck one can be left behind.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Worker:
             return
 
     async def run(self, work: Callable[[], Result], limit: float = 0.0) -> Result:
-        """What the work returns or raises. Raises `TimeoutError` after `limit` seconds (0: never); the work then goes on alone."""
+        """Returns or raises the result of the work. Raises `TimeoutError` after `limit` seconds (0: never); the work then goes on alone."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Result] = loop.create_future()
 
@@ -58,14 +58,14 @@ class Worker:
         self._thread.join(PATIENCE)
 
     def abandon(self) -> None:
-        """Leaves a thread that is stuck; it ends when it next runs code of Python's."""
+        """Leaves a stuck thread behind; it ends when it next runs Python code."""
         self._work.put(None)
         if self._thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(TimeUp))
 
 
 def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], answer: asyncio.Future[Any], what: Any) -> None:
-    """Hands a result to a loop that may be gone, for somebody who may have stopped waiting."""
+    """Hands a result to a loop that may be closed, for a caller that may have stopped waiting."""
     if isinstance(what, StopIteration):  # which a future cannot hold
         what = RuntimeError("StopIteration")
     try:

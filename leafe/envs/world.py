@@ -1,10 +1,10 @@
-"""A world: one environment instance that remembers its way, so that it can go back and prove that it got there.
+"""A world: one environment instance that records its history, so that it can roll back and prove that it did.
 
 Turns count from 1; `turn` is the one about to be taken. Going back by replay compares the digest of every observation, the reset's
 included, and raises `ReplayDiverged` at the first that differs. Going back by snapshot compares nothing, because an environment
-shows its state only when it is reset or stepped: that a class restores exactly what it saved is what `leafe check-env` proves, by
-playing on after a restore and after a replay. After anything failed the world refuses to be used until `reset` or `replay`.
-Nothing is known here of policies, budgets and horizons.
+shows its state only when it is reset or stepped: `leafe check-env` proves that a class restores exactly what it saved, by playing on
+after a restore and after a replay. After any failure the world refuses calls until `reset` or `replay`.
+It knows nothing of policies, budgets and horizons.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def observation_digest(observation: Observation) -> str:
     return _digest(observation.text, bool(observation.done), bool(observation.success), repr(float(observation.reward)))
 
 
-@lru_cache(maxsize=1024)  # world and driver want the same one after each other; the reward as text, for 0.0 equals -0.0
+@lru_cache(maxsize=1024)  # world and driver ask for the same one in succession; the reward is text because 0.0 equals -0.0
 def _digest(text: str, done: bool, success: bool, reward: str) -> str:
     return digest(text, done, success, float(reward))
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """One action, what it gave, and the environment's snapshot after it (None without snapshots). The reset has the action None.
+    """One action, its observation, and the environment's snapshot after it (None without snapshots). The reset has the action None.
 
-    `seed` is what randomness was drawn from anew just before the action, None where it went on as it was.
+    `seed` is the new seed of randomness, set just before the action, None for none.
     """
 
     action: str | None
@@ -64,7 +64,7 @@ class World:
 
     @property
     def fidelity(self) -> Fidelity:
-        """What the environment declares. Ask before `rollback`: `none` cannot go back."""
+        """The declared fidelity. Ask before `rollback`: `none` cannot go back."""
         return self.environment.fidelity
 
     @property
@@ -74,7 +74,7 @@ class World:
 
     @property
     def observation(self) -> Observation:
-        """What the policy sees now."""
+        """The present observation."""
         self._require()
         return self._past[-1].observation
 
@@ -85,7 +85,7 @@ class World:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """The actions taken; with `digests` they are what `replay` wants."""
+        """The actions taken; with `digests` they are the arguments of `replay`."""
         return tuple(past.action for past in self._past if past.action is not None)
 
     @property
@@ -165,15 +165,15 @@ class World:
         return self.observation
 
     def expert(self) -> Sequence[str]:
-        """The environment's, or an `EnvironmentFailure`."""
+        """The environment's plan. Raises `EnvironmentFailure`."""
         return self._guard(self.environment.expert)
 
     def example_actions(self) -> Sequence[str]:
-        """The environment's, or an `EnvironmentFailure`."""
+        """The environment's example actions. Raises `EnvironmentFailure`."""
         return self._guard(self.environment.example_actions)
 
     def close(self) -> None:
-        """Lets go of the environment."""
+        """Closes the environment."""
         self._usable = False
         self._guard(self.environment.close)
 
@@ -225,7 +225,7 @@ class World:
 
 
 def _difference(turn: int, recorded: Past, found: Observation) -> str:
-    """Where a replay left its record, and what differs there."""
+    """The turn at which a replay left its record, and the difference there."""
     where = f"at turn {turn} ({recorded.action!r:.60})" if turn else "at the reset"
     if not recorded.observation.text:
         return f"replay diverged {where}: recorded the digest {recorded.digest}, replayed {shown(found)}"

@@ -1,7 +1,7 @@
-"""A world in a process of its own: the handle that the parent holds, and what the child does.
+"""A world in a process of its own: the handle that the parent holds, and the child's side.
 
-The child is a fresh interpreter that gets a pickled way to make its environment, and after that calls and answers go as lines of JSON
-over a socket. It leads a process group of its own: whatever it started ends with it, and the kernel ends both when the parent is gone. A
+The child is a fresh interpreter that receives a pickled function for making its environment; then calls and answers are lines of JSON
+over a socket. It leads its own process group: everything it started ends with it, and the kernel ends both when the parent is gone. A
 child that crashes or hangs is a lost episode (`EnvironmentFailure`); the next call starts another. One thread at a time may call a
 handle; `kill` may come from any.
 """
@@ -34,14 +34,14 @@ from leafe.records import decode, encode
 
 LIMIT = 600.0  # seconds that a step may take
 GRACE = 5.0  # seconds to close an environment in
-LONGEST_OUTPUT = 2**20  # bytes of what a child says that are kept, for its last words
+LONGEST_OUTPUT = 2**20  # bytes of a child's output that are kept, for its last words
 FAILURES: dict[str, type[LeafeError]] = {
     kind.__name__: kind for kind in (EnvironmentFailure, StepTimeout, ReplayDiverged, UserError)
 }
 
 
 class WorldProcess:
-    """A world in a child that is started by the first call, and anew by the first one after it was lost."""
+    """A world in a child, which the first call starts, and the first call after a loss starts anew."""
 
     def __init__(self, make: Callable[[], Environment], *, limit: float = LIMIT) -> None:
         try:
@@ -55,7 +55,7 @@ class WorldProcess:
         self._child: _Child | None = None
 
     def take(self, call: Call) -> Answer:
-        """Has a call carried out. Raises what `carry_out` raises, `UserError`, and `RuntimeError` for a bug in the child."""
+        """Carries out a call in the child. Raises what `carry_out` raises, `UserError`, and `RuntimeError` for a bug in the child."""
         if self._child is None:
             self._child = _Child(self._recipe)
         try:
@@ -86,13 +86,13 @@ class WorldProcess:
 
 
 class _Lost(Exception):
-    """Why there will be no answer."""
+    """Why no answer will come."""
 
     timed_out = False
 
 
 class _Late(_Lost):
-    """There was none in time."""
+    """No answer came in time."""
 
     timed_out = True
 
@@ -138,7 +138,7 @@ class _Child:
         return dict(json.loads(line))
 
     def _last_words(self) -> str:
-        """How it ended, which it has or is about to."""
+        """Why the process exited, with the last line of its output."""
         try:
             status = self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
@@ -149,7 +149,7 @@ class _Child:
         return f"{how}: {words[-1].strip()[:300]}" if words else how
 
     def end(self, *, politely: bool = False) -> None:
-        """Ends it and all that it started, and leaves nothing behind."""
+        """Ends the child and all that it started, and leaves nothing behind."""
         if politely:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
@@ -171,7 +171,7 @@ class _Child:
 
 
 def serve(descriptor: int, life: int) -> None:
-    """What a child does: makes the environment, then answers calls until the socket is closed."""
+    """The child's work: makes the environment, then answers calls until the socket is closed."""
     lifeline.hold(life, group=True)
     os.set_inheritable(descriptor, False)
     link = socket.socket(fileno=descriptor)
@@ -196,7 +196,7 @@ def serve(descriptor: int, life: int) -> None:
 
 
 def _listen(link: socket.socket, requests: queue.SimpleQueue[bytes]) -> None:
-    """Hands requests on, and at the end of them sees to it that this process ends, whatever its environment is busy with."""
+    """Passes requests on, and after the last one ends this process, whatever its environment is doing."""
     with suppress(OSError), link.makefile("rb") as lines:
         for line in lines:
             requests.put(line)

@@ -5,5 +5,5 @@ from __future__ import annotations
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-# By the name that `model=` knows them by; each is the base of one world.
+# By the names that `model=` takes; each is the base of one world.
 CHECKPOINTS = {"nano": _HERE / "checkpoint", "nano-household": _HERE / "checkpoint_household"}

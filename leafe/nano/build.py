@@ -1,8 +1,8 @@
 """Trains a bundled checkpoint from nothing: tokenizer, curriculum, model.
 
 Episodes grow with the stages, so that the model first learns a world and its moves on short rows, which cost little, and then to look
-back over whole episodes. Several processes share a step: each has lessons of its own, and their gradients are averaged. A build that
-was killed goes on from its last save when it is started again. The result is an ordinary checkpoint folder: config, tokenizer with
+back over whole episodes. Several processes share a step: each has its own lessons, and their gradients are averaged. A killed build
+resumes from its last save when it is started again. The result is an ordinary checkpoint folder: config, tokenizer with
 chat template, safetensors.
 """
 
@@ -59,10 +59,10 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and on what.
+    """The parameters of a build.
 
-    `tokens` is the padded size of a batch of one process; `start` is a checkpoint to go on from, empty for fresh weights; every
-    `saved_every` steps the build is kept, to go on from there after a kill.
+    `tokens` is the padded size of a batch of one process; `start` is a checkpoint to begin with, empty for fresh weights; every
+    `saved_every` steps the build is saved, to resume from there after a kill.
     """
 
     steps: int
@@ -101,7 +101,7 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> Qwen2ForCausa
 def build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], None] = lambda _: None) -> None:
     """Trains a checkpoint into `out`, in `plan.processes` processes. `log` is called with the loss now and then.
 
-    Where there are several processes, curriculum and log are pickled. An interrupted build of the same curriculum and plan goes on.
+    Where there are several processes, curriculum and log are pickled. An interrupted build of the same curriculum and plan is resumed.
     """
     if plan.processes == 1:
         _build(curriculum, out, plan, log)
@@ -131,7 +131,7 @@ def _build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], N
     groups = islice(_groups(curriculum, writer, plan), training.done, None)
     with tree_attention(model):
         for done in training.steps(groups, log):
-            if done == plan.steps:  # and not before: a build that was left must not stand where a finished checkpoint stood
+            if done == plan.steps:  # only then: an abandoned build must not take the place of a finished checkpoint
                 _save(model, tokenizer, out, {**about, "steps_done": done})
                 training.forget()
             elif done % plan.saved_every == 0:
@@ -139,9 +139,9 @@ def _build(curriculum: Curriculum, out: Path, plan: Plan, log: Callable[[str], N
 
 
 class Training:
-    """A model with its optimizer, how many steps are done, and the file that remembers both.
+    """A model with its optimizer, the number of steps done, and the file that stores them.
 
-    `about` says what is being trained: what another build left behind is not gone on from.
+    `about` identifies the build: the state that another build left behind is not resumed.
     """
 
     def __init__(self, model: Qwen2ForCausalLM, plan: Plan, about: str, file: Path) -> None:
@@ -155,7 +155,7 @@ class Training:
             self._optimizer.load_state_dict(kept["optimizer"])
 
     def save(self) -> None:
-        """Remembers where the training stands, in the first process only; a kill in the middle leaves the last save."""
+        """Saves the state of the training, in the first process only; a kill in the middle leaves the last save."""
         if _rank():
             return
         state = {
@@ -170,7 +170,7 @@ class Training:
         beside.replace(self._file)
 
     def forget(self) -> None:
-        """The training is over."""
+        """Deletes the saved state, once the training is over."""
         if not _rank():
             self._file.unlink(missing_ok=True)
 

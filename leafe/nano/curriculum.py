@@ -1,7 +1,7 @@
-"""What the bundled model is taught, as one packed row a lesson, whatever the world.
+"""The lessons of the bundled model, each as one packed row, whatever the world.
 
-A `Teacher` knows a world's solver and yields `Lesson`s: an episode played badly on purpose, what a good look back at it would say, and
-how play goes on once that advice is followed. A lesson becomes one trie: the episode is the trunk, each reflection and each advised
+A `Teacher` knows a world's solver and yields `Lesson`s: an episode played badly on purpose, good reflections on it, and the play that
+follows their advice. A lesson becomes one trie: the episode is the trunk, each reflection and each advised
 continuation is a branch, and every prompt is rendered by `leafe.chat`, as it will be when the model is used. Acting is taught towards
 a distribution (how often a careless player takes each action), reflecting and following towards a single answer.
 """
@@ -26,8 +26,8 @@ from leafe.replies import render_reflection
 class Move:
     """One turn of a lesson: the player's habits (action to probability), the action taken, the observation after it.
 
-    `plan` is what would have been best from there, in the words of an experience; empty where nothing helps any more. `advice` is an
-    experience from an earlier try that stands in the prompt of this turn, empty where there is none.
+    `plan` is the best continuation from there, in the words of an experience; empty where nothing helps any more. `advice` is an
+    experience from an earlier attempt in the prompt of this turn, empty where there is none.
     """
 
     habits: Mapping[str, float]
@@ -49,7 +49,7 @@ class Lookback:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One episode with everything that is taught on it."""
+    """One episode with everything taught on it."""
 
     task: Task
     start: str
@@ -69,7 +69,7 @@ class Teacher(Protocol):
 class Stage:
     """A part of the training: `share` of all steps on episodes of at most `longest` turns, a share `jumbled` of them jumbled.
 
-    What a jumbled episode is, and whether there are any, is the teacher's business.
+    The teacher decides what a jumbled episode is, and whether there are any.
     """
 
     share: float
@@ -79,20 +79,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """A world that can be taught: the environment whose prompts are used, the stages, and who teaches each."""
+    """A world that can be taught: the environment whose prompts are used, the stages, and the teacher of each."""
 
     prompts: str
     stages: tuple[Stage, ...]
     teacher: Callable[[Stage], Teacher]
 
     def about(self) -> dict[str, object]:
-        """What a checkpoint says of the curriculum that it was trained by."""
+        """A checkpoint's description of the curriculum that it was trained by."""
         return {"prompts": self.prompts, "stages": [asdict(stage) for stage in self.stages]}
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a loss term of each kind counts. Reflections are what the method lives on, so they outweigh acting."""
+    """The weight of each kind of loss term. The method depends on reflections, so they outweigh acting."""
 
     act: float = 1.0
     reflect: float = 2.0
@@ -102,7 +102,7 @@ class Weights:
     end: float = 0.1
 
 
-# A question that only lessons ask, at every turn: it teaches what is best on a board for a few tokens, where a reflection takes an episode.
+# A question that only lessons ask, at every turn: it teaches the best move on a board for a few tokens; a reflection takes an episode.
 DRILL = "\nBest?"
 
 
@@ -197,13 +197,13 @@ class Writer:
         self._say(trie, node, answer, self._weights.reflect)
 
     def _recall(self, trie: Trie, node: int, lesson: Lesson, after_turn: int) -> None:
-        """Every turn so far copied, with its number given: to fetch an old turn is the hardest thing to learn here."""
+        """Every turn so far copied, with its number given: fetching an old turn is the hardest thing to learn here."""
         for turn in range(1, after_turn + 1):
             header, observation = self._recalled(lesson, turn)
             self._say(trie, trie.extend(node, header), observation, self._weights.recall)
 
     def _recalled(self, lesson: Lesson, turn: int) -> tuple[list[int], list[int]]:
-        """A turn's number and what stood before the policy then, word for word: it copies that before it judges."""
+        """A turn's number and its observation, word for word: the policy copies that before it judges."""
         observation = lesson.start if turn == 1 else lesson.moves[turn - 2].observation
         text = fill(self._prompts.turn, turn=turn, observation=observation, horizon=lesson.task.horizon) + "\n"
         ids, header = self._ids(text), self._ids(text[: text.index(observation)])

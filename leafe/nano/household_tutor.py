@@ -1,8 +1,8 @@
-"""The household tutor: a searcher who knows no regularity, and a look back that says only what the episode has shown.
+"""The household tutor: a searcher that knows no regularity, and reflections that use only what the episode has shown.
 
-The searcher fetches what it has seen or was told of, else looks into a place that it has not looked into yet, any of them alike;
-a share of its commands is careless. The look back never tells where things are beyond what the text showed, so what it says is
-learned by reading and not by guessing: items seen, and places that nobody has tried.
+The searcher fetches what it has seen or read about, else looks into a place that it has not looked into yet, each equally likely;
+a share of its commands is careless. A reflection never names where things are beyond what the text showed, so it is
+learned by reading and not by guessing: items seen, and places not yet tried.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FACT = re.compile(r"(\w+ \d+) in (\w+ \d+)")
 
 @dataclass
 class View:
-    """What somebody who read an episode knows. `contents` has the places that were looked into, as they were last seen."""
+    """The knowledge of a reader of an episode. `contents` has the places that were looked into, as they were last seen."""
 
     wish: str
     target: str
@@ -55,13 +55,13 @@ class View:
         return {item for item in self.contents.get(self.goal, ()) if kind_of(item) == self.wish}
 
     def known(self) -> dict[str, str]:
-        """Wanted items that are not yet brought, with the place where they were seen, else where they are said to be."""
+        """Wanted items that are not yet brought, with the place where they were seen, else where advice puts them."""
         spots = {item: place for item, place in self.told.items() if place not in self.contents}
         spots |= {item: place for place, items in self.contents.items() for item in items}
         return self._pending(spots)
 
     def learned_later(self, later: View) -> dict[str, str]:
-        """`known`, and what `later`, the same episode further on, saw for the first time."""
+        """`known`, and the items that `later`, the same episode further on, saw for the first time."""
         spots = {item: place for item, place in later.first_seen.items() if item not in self.first_seen}
         told = {item: place for item, place in later.told.items() if place not in later.contents}
         return self._pending(told | spots) | self.known()
@@ -71,12 +71,12 @@ class View:
         return {item: place for item, place in sorted(left.items()) if item != self.carried and place != self.goal}
 
     def fresh(self) -> list[str]:
-        """Places that were not looked into; those that are said to be worth a try alone, while there are any."""
+        """Places that were not looked into; only those that advice names, while there are any."""
         unseen = [place for place in self.places if place not in self.contents and place != self.goal]
         return [place for place in self.tries if place in unseen] or unseen
 
     def read(self, action: str, text: str) -> None:
-        """Goes on by one command and its answer."""
+        """Adds one command and its answer."""
         if (put := _PUT.fullmatch(text)) is not None:
             self.contents.setdefault(put[2], []).append(put[1])
             self.carried = ""
@@ -95,7 +95,7 @@ class View:
                 self.first_seen.setdefault(item, shown[1])
 
     def hear(self, advice: str) -> None:
-        """Takes an experience at its word."""
+        """Adds an experience, taken at its word."""
         _, _, told = advice.rpartition(BLAME)
         self.told |= dict(_FACT.findall(told))
         _, _, tries = told.partition(" Try ")
@@ -119,7 +119,7 @@ class View:
         return f"open {place}" if place in self.closed else command
 
     def words(self, spots: dict[str, str], fresh: Sequence[str], draw: random.Random) -> str:
-        """What is to be said with this knowledge: what to do with what is at hand, where items are, what to try for the others."""
+        """The advice from this knowledge: what to do with what is at hand, where items are, what to try for the others."""
         said = [f"{item} in {place}." for item, place in spots.items()]
         if self.carried:
             said = [f"Bring {self.carried}.", *said]
@@ -130,7 +130,7 @@ class View:
 
 
 def view_of(past: Past) -> View:
-    """What the episode has shown by now. Raises `ValueError` when it is no household game of one room that wants things put somewhere."""
+    """The view of an episode so far. Raises `ValueError` when it is no household game of one room that wants things put somewhere."""
     introduction = past.situations[0].text
     wish = _WISH.search(introduction)
     if wish is None or "Doors lead to" in introduction:
@@ -170,7 +170,7 @@ class HouseholdTutor:
         return view.words(view.known(), view.fresh(), draw)
 
     def faults(self, past: Past, draw: random.Random) -> Sequence[Experience]:
-        """Every command that somebody who knew what the whole episode showed would not have given."""
+        """Every command that a player who knew what the whole episode showed would not have given."""
         end, found = view_of(past), []
         for turn, action in enumerate(past.actions, start=1):
             then = view_of(past.before(turn))
@@ -181,7 +181,7 @@ class HouseholdTutor:
 
 
 def _anything(view: View) -> list[str]:
-    """Commands that come to a careless mind: any place, and what can be done at the present one."""
+    """Commands of a careless player: any place, and what can be done at the present one."""
     here = [f"open {view.at}"] if kind_of(view.at) in LIDDED else []
     if view.carried and view.at:
         here.append(f"put {view.carried} in {view.at}")

@@ -1,9 +1,9 @@
-"""The Sokoban teacher: a careless player, and someone with a solver who says where it went wrong.
+"""The Sokoban teacher: a careless player, and a solver that finds where it went wrong.
 
 The player looks one move ahead. It heads for the nearest box as the crow flies and pushes whatever brings a box nearer to a target,
 walls and corners notwithstanding; sometimes it takes a move at random and sometimes the right one. The shares are the same on every
-board and every turn, so nothing in the history tells how well it will play. A look back names a turn at which the level could still
-be solved and the move was not among the best, says what came of it, and gives up to `PLAN` moves of a shortest solution from there.
+board and every turn, so nothing in the history tells how well it will play. A reflection names a turn at which the level could still
+be solved and the move was not among the best, states its effect, and gives up to `PLAN` moves of a shortest solution from there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Played(NamedTuple):
 
 
 def eager_moves(level: Level, state: State) -> list[str]:
-    """What looks best one move ahead: a push that brings a box nearer to a target, else a step towards the nearest loose box."""
+    """The best-looking moves one step ahead: a push that brings a box nearer to a target, else a step towards the nearest loose box."""
 
     def apart(one: int, other: int) -> int:
         return abs(one // level.columns - other // level.columns) + abs(one % level.columns - other % level.columns)
@@ -73,7 +73,7 @@ def eager_moves(level: Level, state: State) -> list[str]:
 class SokobanTeacher:
     """Lessons on generated levels of the `pretrain` split. `longest` bounds the turns of an episode.
 
-    A share `jumbled` of the episodes shows an unrelated board at every turn. All that is taught stays true, and to fetch an old turn
+    A share `jumbled` of the episodes shows an unrelated board at every turn. All that is taught stays true, and fetching an old turn
     pays at every cell, where the boards of one level differ in two or three.
     """
 
@@ -109,7 +109,7 @@ class SokobanTeacher:
         return shares
 
     def _lesson(self, known: Sequence[Distances], draw: random.Random) -> Lesson:
-        """One episode from a random state, and the looks back at it."""
+        """One episode from a random state, and the reflections on it."""
         turns = self._longest if draw.random() < 0.5 else draw.randint(1, self._longest)
         played, shown = self._play(known, turns, draw)
         ended = len(played) == turns and not _solved(played[-1])

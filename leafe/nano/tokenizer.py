@@ -1,7 +1,7 @@
 """The bundled model's tokenizer: byte-level BPE that keeps board cells apart, with a lean chat template.
 
-Any text can be encoded and comes back as it was, in Unicode's composed form (NFC). A cell of a board is one token whatever its
-neighbours, so that the same place always stands at the same distance; a word of the curriculum is one token; the seams of a board
+Any text can be encoded and is decoded unchanged, in Unicode's composed form (NFC). A cell of a board is one token whatever its
+neighbours, so that the same place is always at the same distance; a word of the curriculum is one token; the seams of a board
 (`#`, line end, `#`) are one token each.
 """
 
@@ -21,7 +21,7 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# What merges are learned within. Cells and digits stand alone here, so no merge ever joins them, however text is split later.
+# The pieces within which merges are learned. Cells and digits are pieces of their own, so no merge ever joins them, however text is split.
 PIECES = r" ?[A-Z]?[a-z]+|\n|[^\S\n]|\S"
 
 

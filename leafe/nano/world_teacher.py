@@ -1,7 +1,7 @@
-"""A teacher for any environment: a careless player plays it, and a tutor says where it went wrong; then it is played again from there.
+"""A teacher for any environment: a careless player plays it, a tutor finds where it went wrong, and play resumes from there.
 
-Everything happens through the environment's contract, rollback included, so lessons look as a tree of attempts will look: episodes
-with no advice, episodes that follow one, and looks back at both. What is special to a world is its `Tutor`; `OracleTutor` needs
+Everything happens through the environment's contract, rollback included, so lessons look like trees of attempts: episodes
+with no advice, episodes that follow one, and reflections on both. The part specific to a world is its `Tutor`; `OracleTutor` needs
 nothing but the environment's expert.
 """
 
@@ -20,12 +20,12 @@ from leafe.nano.curriculum import Lesson, Lookback, Move
 from leafe.records import Experience, Observation, Task
 
 CHUNK = 64  # tasks asked for at a time
-MIDWAY = 0.4  # share of lessons that also look back before the end
+MIDWAY = 0.4  # share of lessons that also reflect before the end
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What the player read before a turn, `advice` included, and what only a tutor sees: the expert's actions and the possible ones."""
+    """The text that the player read before a turn, `advice` included, and for tutors only: the expert's actions and the possible ones."""
 
     text: str
     advice: str = ""
@@ -46,26 +46,26 @@ class Past:
         return Past(self.task, self.situations[:turn], self.actions[: turn - 1])
 
     def unadvised(self) -> Past:
-        """The same without the advice for the present turn, which looking back does not read."""
+        """The same without the advice for the present turn, which a reflection does not read."""
         *earlier, now = self.situations
         return Past(self.task, (*earlier, replace(now, advice="")), self.actions)
 
 
 class Tutor(Protocol):
-    """Knows a world well enough to act badly in it on purpose and to say what would have been good."""
+    """Knows a world well enough to act badly in it on purpose and to name better actions."""
 
-    oracle: bool  # whether situations shall hold the expert's actions, which may cost a search each
+    oracle: bool  # whether situations need the expert's actions, which may cost a search each
 
     def habits(self, past: Past) -> dict[str, float]:
         """How often the careless player takes each action now; sums to 1."""
         ...
 
     def hint(self, past: Past, draw: random.Random) -> str:
-        """What would be best now, in the words of an experience; empty where nothing is to be said."""
+        """The best continuation now, in the words of an experience; empty where there is none."""
         ...
 
     def faults(self, past: Past, draw: random.Random) -> Sequence[Experience]:
-        """What went wrong in the episode and what to do instead, the most useful first."""
+        """The faults of the episode, each with what to do instead, the most useful first."""
         ...
 
 
@@ -94,7 +94,7 @@ class OracleTutor:
         return f" Do {'; '.join(best)}." if best else ""
 
     def faults(self, past: Past, draw: random.Random) -> Sequence[Experience]:
-        """Every turn after which the expert was no nearer to the end, the first one first."""
+        """Every turn after which the expert was no nearer to the end, the earliest first."""
         found = []
         for turn, (action, now, after) in enumerate(zip(past.actions, past.situations, past.situations[1:], strict=False), start=1):
             if now.best and action != now.best[0] and not 0 < len(after.best) < len(now.best):
@@ -103,7 +103,7 @@ class OracleTutor:
 
 
 def _followed(past: Past) -> str:
-    """The action that the last advice wants now; empty when it is used up or was left."""
+    """The action that the last advice names now; empty when it is used up or was left."""
     given = next((index for index in reversed(range(len(past.situations))) if past.situations[index].advice), None)
     if given is None or " Do " not in past.situations[given].advice:
         return ""
@@ -159,7 +159,7 @@ class WorldTeacher:
         return Situation(observation.text, "", tuple(environment.expert()), tuple(environment.example_actions()))
 
     def _play(self, world: World, past: Past, draw: random.Random) -> Past:
-        """The careless player goes on to the horizon or the end."""
+        """Plays carelessly to the horizon or the end."""
         while len(past.actions) < past.task.horizon and not world.observation.done:
             habits = self._tutor.habits(past)
             action = draw.choices(list(habits), list(habits.values()))[0]

@@ -21,9 +21,9 @@ from leafe.worlds.household.environment import Household
 
 @dataclass(frozen=True)
 class World:
-    """What is built by default for a world: its curriculum, the steps that it takes, and how many tokens its texts are worth.
+    """The default build for a world: its curriculum, its number of steps, and the number of tokens for its texts.
 
-    `name` is the shipped checkpoint that it gives, empty where none ships.
+    `name` is the shipped checkpoint that the build makes, empty where none ships.
     """
 
     curriculum: Curriculum
@@ -49,7 +49,7 @@ def _any(spec: str, args: Mapping[str, Any], split: str, stage: Stage) -> Teache
     return WorldTeacher(partial(make, spec, args), OracleTutor(), longest=stage.longest, split=split)
 
 
-# To copy an old turn is learned in some hundred steps from short and jumbled episodes, and hardly ever from long plain ones.
+# Copying an old turn is learned in some hundred steps from short and jumbled episodes, and hardly ever from long plain ones.
 SOKOBAN = Curriculum("sokoban", (Stage(0.35, 3, 0.5), Stage(0.15, 8, 0.5), Stage(0.1, 12, 0.5), Stage(0.4, 16, 0.4)), _sokoban)
 HOUSEHOLD = Curriculum("household", (Stage(0.3, 4), Stage(0.2, 7), Stage(0.5, 10)), _household)
 SHIPPED = {"sokoban": World(SOKOBAN, 4600, 512, "nano"), "household": World(HOUSEHOLD, 2400, 1024, "nano-household")}

@@ -1,7 +1,7 @@
-"""What a table will take, counted before anything is begun, and its time and tokens from a sample that is played.
+"""The cost of a table: turns and attempts counted before anything is begun, time and tokens from a sample that is played.
 
 Turns of exploring are counted exactly, those of measuring as if every attempt took as long as it may. The sample is played on training
-tasks, never on those that are measured on; learning itself is not in the estimate.
+tasks, never on held-out ones; learning itself is not in the estimate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SAMPLE_TASKS = 64
 
 @dataclass(frozen=True, slots=True)
 class RowCost:
-    """One row at one seed: turns that it plays for learning, attempts that it measures, and stages that another row has done by then."""
+    """One row at one seed: turns that it plays for learning, attempts that it measures, and stages that an earlier row has done."""
 
     row: str
     stages: tuple[str, ...]
@@ -35,7 +35,7 @@ class RowCost:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a few attempts took: turns an attempt, tokens a turn, and seconds a turn with many attempts at once."""
+    """The cost of a few attempts: turns an attempt, tokens a turn, and seconds a turn with many attempts at once."""
 
     attempts: int
     turns: int
@@ -70,7 +70,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """How long playing takes."""
+        """Seconds of playing."""
         return (self.turns + self.turns_of_attempts) * self.sample.seconds / self.sample.turns if self.sample else None
 
     @property
@@ -79,13 +79,13 @@ class Estimate:
         return (self.turns + self.turns_of_attempts) * self.sample.tokens / self.sample.turns if self.sample else None
 
     def as_json(self) -> dict[str, object]:
-        """The same as JSON."""
+        """The estimate as JSON."""
         totals = {name: getattr(self, name) for name in ("turns", "attempts", "turns_of_attempts", "seconds", "tokens")}
         return {**asdict(self), **totals}
 
 
 def estimate(plan: Plan, stages: Mapping[str, Sequence[Stage]], longest: int, sample: Sample | None = None) -> Estimate:
-    """What one plan takes if nothing of it is done yet. `longest` is the most turns of an attempt."""
+    """The cost of a plan of which nothing is done yet. `longest` is the most turns of an attempt."""
     return Estimate(tuple(_rows(plan, stages)), len(plan.asked.seeds), longest, sample)
 
 
@@ -115,7 +115,7 @@ def _rows(plan: Plan, stages: Mapping[str, Sequence[Stage]]) -> Iterator[RowCost
 
 
 def _same(plan: Plan, row: Row, stage: Stage) -> tuple[str, str]:
-    """What a stage plays with: the base of a row that starts from another is that one's arm."""
+    """The row and the arm that a stage plays with: the base of a row that starts from another is that one's arm."""
     if stage.name == "evaluate base":
         source = row.said.start
         return ("", "base") if not source else (source, plan.table.row(source).arm)
@@ -124,7 +124,7 @@ def _same(plan: Plan, row: Row, stage: Stage) -> tuple[str, str]:
 
 
 def _alike(before: RunConfig, now: RunConfig, stage: Stage) -> bool:
-    """Whether two rows have equal settings for a stage; methods' own sections and what is not read by it left out."""
+    """Whether two rows have equal settings for a stage, except for the methods' own sections and settings that it does not read."""
     unread = {"distill", "train", "evaluate"} if stage.verb == "explore" else {"distill", "train", "explore"}
     names = {"name", "method", "model"} | unread
     changed = differing_fields(before, now)

@@ -12,7 +12,7 @@ from leafe.reproduce.plan import Plan
 from leafe.yaml_text import read_yaml
 
 FIGURES = "recipes/paper/figures.yaml"
-NEAREST = {"household": "alfworld"}  # what the paper's environments are that are not of the same name
+NEAREST = {"household": "alfworld"}  # the paper's environment where ours has another name
 
 
 @cache
@@ -23,7 +23,7 @@ def paper_tables() -> dict[str, dict[str, dict[str, dict[str, list[float | None]
 
 
 def figures_of(plan: Plan) -> tuple[PaperFigure, ...]:
-    """What the paper reports for the shown rows of a plan, in its own environment or the nearest; nothing where it reports nothing."""
+    """The paper's figures for the shown rows of a plan, in its own environment or the nearest; empty where there are none."""
     return tuple(_figures(plan))
 
 

@@ -1,4 +1,4 @@
-"""From a table, a model and an environment to the runs that it takes: which recipe, which settings, which directory.
+"""From a table, a model and an environment to their runs: the recipe, the settings and the directory of each.
 
 Each row at each seed is an ordinary run in `OUT/seed-N/ROW`. Everything that can be refused is refused here, before anything is begun.
 """
@@ -34,7 +34,7 @@ Bench = Callable[[RunConfig], Experiment]
 
 @dataclass(frozen=True)
 class Asked:
-    """What was typed: `model` and `environment` choose a recipe, which may be named as well; `overrides` are for every row."""
+    """The request as typed: `model` and `environment` choose a recipe, which may be named as well; `overrides` are for every row."""
 
     model: str = ""
     environment: str = ""
@@ -46,13 +46,13 @@ class Asked:
 
 
 def paper_models() -> dict[str, list[str]]:
-    """The paper's models by their names on the Hub, each with the settings that its size wants."""
+    """The paper's models by their names on the Hub, each with the settings that its size needs."""
     found: dict[str, list[str]] = read_yaml((files("leafe") / MODELS).read_text(encoding="utf-8"), MODELS)
     return found
 
 
 def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
-    """The recipe of a model in an environment, and what is laid over it. Raises `UserError` where none ships."""
+    """The recipe of a model in an environment, and the overrides on it. Raises `UserError` where none ships."""
     bundled = asked.model in ("", *CHECKPOINTS)
     if asked.recipe:
         return asked.recipe, () if not asked.model else (f"model={asked.model}",)
@@ -73,7 +73,7 @@ def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A table with what it is made with. `rows` are those that are carried out, in an order in which each comes after its start."""
+    """A table and the request for it. `rows` are those that are carried out, in an order in which each comes after its start."""
 
     table: Table
     asked: Asked
@@ -94,14 +94,14 @@ class Plan:
         return self._recipe[0]
 
     def _shared_by(self, sizes: Sequence[str]) -> tuple[str, ...]:
-        """What is laid over the recipe. What was typed counts more than sizes, and less than the settings that make a row what it is."""
+        """The overrides on the recipe. Typed ones take precedence over sizes, and the settings that define a row over both."""
         recipe, laid = self._recipe
         said = self.table.said
         return (*laid, *said.settings, *said.sizes.get(recipe, ()), *sizes, *self.asked.overrides)
 
     @cached_property
     def out(self) -> Path:
-        """The directory of the table; unless said the same for the same table, model and environment, so that the same command goes on."""
+        """The directory of the table; by default the same for the same table, model and environment, so that one command resumes it."""
         if self.asked.out:
             return self.asked.out
         model = Path(self.base.model).name
@@ -151,7 +151,7 @@ class Plan:
         return {}
 
     def config(self, row: Row, seed: int) -> RunConfig:
-        """The settings of a row's run. Raises `UserError` where the row's method or a setting of it is not there."""
+        """The settings of a row's run. Raises `UserError` where the row's method or a setting of it does not exist."""
         key = row.name, seed
         if key not in self._configs:
             self._configs[key] = self._config(row, seed)
@@ -176,7 +176,7 @@ class Plan:
             raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None
 
     def check(self, bench: Bench) -> dict[str, tuple[Stage, ...]]:
-        """The stages of each row. Raises `UserError` for whatever can be seen to be wrong before anything is begun."""
+        """The stages of each row. Raises `UserError` for any fault that can be seen before anything is begun."""
         if len(set(self.asked.seeds)) < len(self.asked.seeds) or not self.asked.seeds:
             raise UserError(f"--seeds: wanted each seed once, as 1,2,3, found {','.join(map(str, self.asked.seeds)) or 'nothing'}")
         self._refuse_what_is_not_there()
@@ -186,7 +186,7 @@ class Plan:
         return {row.name: self._stages(row, bench, configs[row.name, self.asked.seeds[0]]) for row in self.rows}
 
     def _refuse_what_is_not_there(self) -> None:
-        """Raises `UserError` for the first row whose method or settings are not there, with the rows that are left without all such."""
+        """Raises `UserError` for the first row whose method or settings do not exist, with the rows that are left without all such."""
         faults: dict[str, UserError] = {}
         for row in self.rows:
             try:
@@ -216,13 +216,13 @@ class Plan:
 
 
 def _of_other_method(override: str, method: str) -> bool:
-    """Whether a setting that all rows are given belongs to another method than this row's."""
+    """Whether a setting that all rows receive belongs to another method than this row's."""
     section = override.partition("=")[0].partition(".")[0].strip()
     return section not in ("", method, *RunConfig.model_fields) and section in method_names()
 
 
 def _require_same_run(path: Path, config: RunConfig) -> None:
-    """Raises `RunConflict` where a run is there that was made with other settings."""
+    """Raises `RunConflict` where a run exists that was made with other settings."""
     if (path / "config.yaml").is_file():
         before = RunDirectory.existing(path, read_only=True).config
         if changes := differing_fields(before, config):

@@ -1,7 +1,7 @@
-"""Work that two rows share is done once: the second takes the files over, by proof that all that decides them is equal.
+"""Work that two rows share is done once: the second takes the files over, on proof that all their inputs are equal.
 
-The digest of what decided a stage's files stands in its entry of `stages.json` as `made_of`; a stage that was taken over names the run that
-it is from as `taken_from`. A file is taken over only if it is byte for byte what its run made. Weights become a second name of the same
+The digest of a stage's inputs is in its entry of `stages.json` as `made_of`; a stage that was taken over names its source run
+as `taken_from`. A file is taken over only if it is byte for byte what its run made. Weights become a hard link to the same
 file, since they are only ever replaced; the rest is copied.
 """
 
@@ -33,7 +33,7 @@ class Shared:
     progress: Progress
 
     def __call__(self, run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
-        """What `work` gives, or what it gave to another run."""
+        """The result of `work`, done here or taken over from another run."""
         proved = proof()
         if proved.key is None or not proved.files:
             return work()

@@ -1,4 +1,4 @@
-"""A table as data: which rows it has, with what method and settings each is made, and what is said about them.
+"""A table as data: its rows, the method and settings of each, and the claims about them.
 
     about: The paper's main comparison.
     settings: [evaluate.samples=128]
@@ -32,17 +32,17 @@ from leafe.yaml_text import read_yaml
 FOLDER = "recipes/tables"
 LARGEST = "largest"
 Texts = tuple[str, ...]
-# What the table settles for all rows, so that they can be compared.
+# The settings that a table fixes for all rows, so that they can be compared.
 SETTLED = ("name", "method", "seed", "model", "tasks", "evaluate", "explore.turns", "explore.tokens")
 
 
 class RowSettings(Settings):
     """One row.
 
-    `arm` is reported, the method's name unless said, or a `forest` by the name that it is shown under. `start` is another row, whose
+    `arm` is reported, by default the method's name, or a `forest` by the name that it is shown under. `start` is another row, whose
     checkpoint is this row's model. `share` is how much of the table's turns this row itself plays with. `settings` are overrides, and
-    `sizes` more of them for single recipes. A row that is not `shown` is there for others to start from. `envs` are the environments that
-    the row is for, all unless said. `against` replaces the table's. `paper` is the row's name in the paper's table.
+    `sizes` more of them for single recipes. A row that is not `shown` serves others as a start. `envs` are the environments that
+    the row is for, by default all. `against` replaces the table's. `paper` is the row's name in the paper's table.
     `in_process` is for methods that give the engine new weights on the way: where the recipe takes a server, the row samples here.
     """
 
@@ -69,7 +69,7 @@ class RowSettings(Settings):
 
 
 class CheckSettings(Settings):
-    """A claim that is looked at: that a row is `above` another at `k`, or, without it, the highest of all shown rows."""
+    """A claim to check: that a row is `above` another at `k`, or, without it, the highest of all shown rows."""
 
     claim: str = Field(min_length=1)
     row: str
@@ -128,7 +128,7 @@ class Table:
         return self.rows[name]
 
     def chain(self, row: Row) -> list[Row]:
-        """What a row starts from, and what that starts from, the first first, the row itself last."""
+        """A row and the rows that it starts from, directly or through others, the first one first, the row itself last."""
         found = [row]
         while found[0].said.start:
             found.insert(0, self.row(found[0].said.start))
@@ -183,7 +183,7 @@ def _row(name: str, value: Any, source: str) -> Row:
 
 
 def _check(table: Table, source: str) -> None:
-    """Refuses rows that start from what is not there or from themselves, and sentences about rows that are not there."""
+    """Refuses rows that start from a missing row or from themselves, and claims about missing rows."""
     if not any(row.said.shown for row in table.rows.values()):
         raise UserError(f"{source} has no row that is shown, and wants one at least")
     for row in table.rows.values():

@@ -1,4 +1,4 @@
-"""From the runs of a plan to its table: means over seeds, paired differences, what each row cost, and the claims that are looked at."""
+"""From the runs of a plan to its table: means over seeds, paired differences, the cost of each row, and the checked claims."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST = 0.9  # a row that took a smaller share of its turns is marked: it may not
 
 
 def summary(plan: Plan, stages: Stages, failures: Sequence[Failure] = ()) -> TableResult:
-    """What is there of a table. Rows and seeds that are not finished are named in `missing`."""
+    """The finished part of a table. Rows and seeds that are not finished are named in `missing`."""
     return _Summary(plan, stages, tuple(failures)).table()
 
 
@@ -58,7 +58,7 @@ class _Summary:
 
     @cached_property
     def pooled(self) -> dict[str, Pooled]:
-        """What every shown row reached, where at least one seed is finished."""
+        """The results of every shown row, where at least one seed is finished."""
         return {row.name: self._pooled(row) for row in self.plan.shown if self.runs[row.name]}
 
     def _pooled(self, row: Row) -> Pooled:
@@ -122,7 +122,7 @@ class _Summary:
         return {column: one for column, one in found.items() if one is not None}
 
     def _cost(self, row: Row) -> Cost:
-        """The mean over seeds of what a row and all that it starts from took."""
+        """The mean cost over seeds of a row and all that it starts from."""
         chain = self.plan.table.chain(row)
         seeds = [seed for seed in self.plan.asked.seeds if all(seed in self.runs[one.name] for one in chain)]
         spent = [
@@ -208,7 +208,7 @@ def _told(tree: Tree) -> _Reflected:
 
 
 def _explored(parts: Sequence[_Reflected]) -> dict[str, Interval] | None:
-    """What reflection was worth in a row's forests, with intervals over tasks."""
+    """The effect of reflection in a row's forests, with intervals over tasks."""
     found = {
         "reflections read": shares([one.read for one in parts]),
         "advised attempts solved": shares([one.advised for one in parts]),
@@ -226,7 +226,7 @@ def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _spent(run: RunDirectory, row: Row, stages: Sequence[Stage]) -> dict[str, float]:
-    """What the stages of a row's run took until its arm was trained, as far as they say."""
+    """The cost of a row's run up to its trained arm, as far as its stages record it."""
     said = [run.stages.get(stage.name) for stage in _behind(row, stages)]
     names = [item.name for item in fields(Cost)]
     return _added({name: one[name] for name in names if _is_count(one.get(name))} for one in said if isinstance(one, dict))
@@ -237,7 +237,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _behind(row: Row, stages: Sequence[Stage]) -> list[Stage]:
-    """The stages without which a row's result would not be there, those that measure left out."""
+    """The stages that a row's result depends on, those that measure left out."""
     if row.said.forest:
         return [stage for stage in stages if stage.verb == "explore" and _shown_as(stage) in row.said.forest]
     ends = [stage for stage in stages if stage.name in (f"train {row.arm}", f"evaluate {row.arm}")]

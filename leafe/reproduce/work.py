@@ -1,7 +1,7 @@
-"""Carries a table out, row by row and seed by seed. Killed at any moment, the same plan goes on where it was.
+"""Carries a table out, row by row and seed by seed. After a kill at any moment the same plan resumes.
 
-A row that cannot go on, for example because nothing was there to learn from, is named and passed over with those that start from it; an
-engine that fails ends the table, which goes on later.
+A row that cannot go on, for example because there was nothing to learn from, is named and skipped with those that start from it; an
+engine that fails ends the table, which can be resumed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.viewer.report import write_report
 
-STARTED = "table start"  # a stage's name in which a run keeps what it starts from
+STARTED = "table start"  # the stage in which a run records the checkpoint that it starts from
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Failure:
 def carry_out(
     plan: Plan, bench: Bench, progress: Progress, told: Callable[[list[Failure]], object] = lambda failures: None
 ) -> list[Failure]:
-    """Everything that is not done yet, a seed after the other. `told` is called after each row with what failed so far."""
+    """Does everything that is not done yet, one seed after another. `told` is called after each row with the failures so far."""
     failures: list[Failure] = []
     tried: set[str] = set()
     for seed in plan.asked.seeds:
@@ -59,7 +59,7 @@ def carry_out(
 
 @dataclass(frozen=True)
 class _Row:
-    """A row at one seed; `tried` holds what a step of training was tried with in this process."""
+    """A row at one seed; `tried` holds the models and settings for which a step of training was tried in this process."""
 
     plan: Plan
     row: Row
@@ -67,7 +67,7 @@ class _Row:
     tried: set[str]
 
     def carry_out(self, bench: Bench, progress: Progress) -> bool:
-        """Does what is left of the row; whether there was anything."""
+        """Does what is left of the row; returns whether there was anything."""
         path, config = self.plan.path(self.row, self.seed), self.plan.config(self.row, self.seed)
         with RunDirectory.open(path, config) as run:
             self._check_start(run)
@@ -88,7 +88,7 @@ class _Row:
             return True
 
     def _check(self, experiment: Experiment, run: RunDirectory, config: RunConfig) -> None:
-        """What every run is checked for before it is begun; training is tried once for the same model and settings."""
+        """The checks of every run before it is begun; training is tried once for the same model and settings."""
         trial = f"{config.model} {config.train.model_dump_json()}"
         trains = bool(self.row.said.method) and experiment.trains
         experiment.check(trains=trains, tries=trains and not run.arms() and trial not in self.tried)
@@ -96,7 +96,7 @@ class _Row:
             self.tried.add(trial)
 
     def _check_start(self, run: RunDirectory) -> None:
-        """Keeps what the run starts from. Raises `RunConflict` where that is another checkpoint than it was."""
+        """Records what the run starts from. Raises `RunConflict` where that is another checkpoint than before."""
         folder = self.plan.start(self.row, self.seed)
         if folder is None:
             return

@@ -1,7 +1,7 @@
 """Workers as actors of a Ray cluster: one actor holds many worlds, or one replica of the engine. The only place that imports `ray`.
 
-An actor is placed where its cores and GPUs are free, spread over the machines. It is never restarted by Ray, since what it held would not
-come back by that; `line.Crew` replaces it. Only data goes through: how a thing is made, requests, answers.
+An actor is placed where its cores and GPUs are free, spread over the machines. Ray never restarts it, because its contents would be
+lost; `line.Crew` replaces it. Only data is passed: pickled makers, requests, answers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from leafe.scale.line import Link, WorkerLost
 LOCAL = "local"
 STORE = 128 * 2**20  # bytes of memory for what actors pass to each other, which is little
 PLACED = 120.0  # seconds that an actor may wait for a place in the cluster
-KNOCK = 10.0  # seconds in which an address has to take a connection
-GRACE = 5.0  # seconds that it has to close what it holds
+KNOCK = 10.0  # seconds in which an address has to accept a connection
+GRACE = 5.0  # seconds for an actor to close what it holds
 
 
 def connect(address: str) -> None:
@@ -51,7 +51,7 @@ def connect(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raises `OSError` where nobody listens, at which Ray itself tries again for minutes."""
+    """Raises `OSError` where no server listens; Ray itself would retry for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=KNOCK).close()
@@ -64,12 +64,12 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A pickled function, which is opened when it is called: an actor is there before it has imported whatever the function wants."""
+    """A pickled function, unpickled when it is called, so that the actor exists before it imports whatever the function needs."""
 
     pickled: bytes
 
     def __call__(self) -> Service:
-        """What the function makes."""
+        """The service that the function makes."""
         made: Service = pickle.loads(self.pickled)()
         return made
 
@@ -81,7 +81,7 @@ class RayWorkers:
         self._cpus, self._gpus, self._patience = cpus, gpus, patience
 
     async def __call__(self, make: Callable[[], Service]) -> Link:
-        """An actor. Raises `UserError` where the cluster has no room for it, `WorkerLost` where it ends before it is there."""
+        """An actor. Raises `UserError` where the cluster has no room for it, `WorkerLost` where it ends before it is ready."""
         ray = _ray()
         kind = ray.remote(Desk).options(
             num_cpus=self._cpus,
@@ -111,7 +111,7 @@ class RayWorkers:
 
 
 class RayLink:
-    """The way to one `actor`."""
+    """The link to one `actor`."""
 
     gather = 0.003  # a call costs the driver a third of a millisecond, and steps of worlds that are worth an actor take longer
 
@@ -128,14 +128,14 @@ class RayLink:
         return found
 
     async def end(self) -> None:
-        """Ends the actor, kindly at first."""
+        """Ends the actor, gently at first."""
         with suppress(WorkerLost, TimeoutError):
             await asyncio.wait_for(_answer(self.actor.close.remote()), GRACE)
         _ray().kill(self.actor)
 
 
 async def _answer(reference: Any) -> Any:
-    """What a call of an actor comes to. Raises `WorkerLost` for whatever Ray says about its end."""
+    """The result of an actor's call. Raises `WorkerLost` for whatever Ray reports about its end."""
     try:
         return await reference
     except _ray().exceptions.RayError as error:

@@ -1,9 +1,9 @@
-"""The far side of a line: a service that answers numbered requests as they come, and hands over in one heap whatever is ready.
+"""The worker's side: a service that answers numbered requests as they come, and returns ready answers in batches.
 
-Requests and answers travel in heaps, since a message costs more than a step of a text world. `collect` waits until there is an answer, so a
-slow one keeps no other waiting, and the collector learns at once that a worker is gone. The more workers there are, the smaller are the
-heaps of each and the more messages the driver pays for; where messages are dear both sides therefore wait some milliseconds for more.
-What travels is data: a service is made where it answers, and so are its connections.
+Requests and answers travel in batches, since a message costs more than a step of a text world. `collect` waits until there is an answer,
+so a slow one delays no other, and the collector learns at once that a worker is gone. The more workers there are, the smaller are the
+batches of each and the more messages the driver pays for; where messages are expensive both sides therefore wait some milliseconds
+for more. Only data travels: a service is made where it answers, and so are its connections.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any, Protocol
 
 from leafe.errors import EngineError, EnvironmentFailure, LeafeError, ReplayDiverged, StepTimeout, UserError
 
-MANY = 8  # requests to one worker under way, from which on messages wait a little to become fewer
+MANY = 8  # requests under way to one worker, from which on messages wait a little to become fewer
 KINDS: dict[str, type[LeafeError]] = {
     kind.__name__: kind for kind in (EnvironmentFailure, StepTimeout, ReplayDiverged, EngineError, UserError)
 }
 
 
 class Service(Protocol):
-    """What a worker is for."""
+    """The work that a worker does."""
 
     async def serve(self, request: Any) -> Any:
         """Answers one request. Requests are served at once, as many as there are."""
         ...
 
     async def close(self) -> None:
-        """Lets go of everything."""
+        """Releases everything."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One request. `number` 0 wants no answer; with `cancels` it is about the earlier request of that number, which nobody waits for."""
+    """One request. `number` 0 needs no answer; with `cancels` it cancels the earlier request of that number."""
 
     number: int
     request: Any = None
@@ -61,7 +61,7 @@ class Answer:
 
 
 class Desk:
-    """Serves what is handed in. The service is made by the first order, so that what keeps it from being made is an answer too."""
+    """Serves orders. The service is made by the first one, so that a failure to make it is an answer too."""
 
     def __init__(self, make: Callable[[], Service]) -> None:
         self._make = make
@@ -72,7 +72,7 @@ class Desk:
         self._quiet = 0
 
     async def hand_in(self, orders: Sequence[Order]) -> None:
-        """Takes orders, without waiting for what comes of them."""
+        """Accepts orders, without waiting for their results."""
         for order in orders:
             if order.cancels:
                 if order.number in self._running:
@@ -84,7 +84,7 @@ class Desk:
             self._running[key] = asyncio.create_task(self._serve(key, order.request))
 
     async def collect(self, gather: float = 0.0) -> list[Answer]:
-        """All answers that are ready, at least one; where many are to come, those of `gather` more seconds as well."""
+        """All answers that are ready, at least one; where many are under way, those of `gather` more seconds as well."""
         await self._some.wait()
         if gather and len(self._running) >= MANY:
             await asyncio.sleep(gather)
@@ -120,5 +120,5 @@ class Desk:
 
 
 def _nearest(failure: LeafeError) -> str:
-    """The class that a failure of another one travels as."""
+    """The class as which a failure of another class is sent."""
     return next((name for name, kind in KINDS.items() if isinstance(failure, kind)), UserError.__name__)

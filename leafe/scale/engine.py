@@ -1,7 +1,7 @@
 """One engine in workers, a replica in each: any request may be answered by any of them, so a lost one costs time and nothing else.
 
-All requests about a task go to the same replica, where the prefixes that they share were computed. A replica that is lost is replaced, and
-what it had been asked is asked again: a completion is a function of the ask alone.
+All requests about a task go to the same replica, which has computed the prefixes that they share. A lost replica is replaced, and
+its requests are repeated: a completion is a function of the ask alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class EngineService:
         self._told = EngineStats()
 
     async def serve(self, request: Request | None) -> tuple[Any, EngineStats] | None:
-        """What a method of the engine gives, and what was counted since the last call. None asks whether anybody is there."""
+        """The result of a method of the engine, and the counts since the last call. None asks whether the worker lives."""
         if request is None:
             return None
         method, arguments = request
@@ -42,18 +42,18 @@ class EngineService:
         return found, since
 
     async def close(self) -> None:
-        """Lets go of the model."""
+        """Releases the model."""
         await self._engine.close()
 
 
 class SpreadEngine:
     """`replicas` workers, each with the engine that `make` makes. `concurrency` is theirs together.
 
-    The workers start with the first request; what keeps the engine from being made is raised by it. `made_on` gives what makes an engine on
+    The workers start with the first request, which raises the failure to make the engine, if any. `made_on` returns a maker of engines on
     another folder, for `load`.
     """
 
-    continues = True  # as every engine does that holds its model
+    continues = True  # true of every engine that holds its model
 
     def __init__(
         self,
@@ -78,14 +78,14 @@ class SpreadEngine:
         return found
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
-        """What the model makes of `ids` after `messages`: see `Engine.score`."""
+        """The model's scores of `ids` after `messages`: see `Engine.score`."""
         found: Scores = await self._asked("score", messages, (tuple(messages), tuple(ids), top))
         return found
 
     async def load(self, folder: str | Path) -> None:
         """Ends the workers once they have answered; those that the next request starts have the weights in `folder`.
 
-        It has to lie on every machine.
+        The folder has to exist on every machine.
         """
         if self._made_on is None:
             raise UserError("these workers cannot be made on another folder; make a new engine there")
@@ -110,7 +110,7 @@ class SpreadEngine:
         lost, why = 0, ""
         while lost < TRIES:
             line = await crew.line(home)
-            # Of the replicas on a machine that is gone some are not known to be: one that has not answered was not lost by this request.
+            # When a machine is gone, some of its replicas are not known to be: one that has not answered was not lost by this request.
             if lost and not await _answers(line):
                 continue
             try:
@@ -120,9 +120,7 @@ class SpreadEngine:
                 continue
             self._count(since)
             return found
-        raise EngineError(
-            f"a request lost {TRIES} replicas of the engine, the last one so: {why}; the same command goes on from here"
-        )
+        raise EngineError(f"a request lost {TRIES} replicas of the engine, the last one: {why}; the same command goes on from here")
 
     def _home(self, root: str) -> int:
         if root not in self._homes:

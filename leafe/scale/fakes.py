@@ -1,6 +1,6 @@
 """The shipped fake of workers: they live in this event loop, hold what a worker holds, and may end between any two messages.
 
-It keeps the limits of the real thing: whatever passes is pickled, so that nothing is shared, and what a worker that ended held is gone.
+It keeps the limits of the real thing: everything passed is pickled, so nothing is shared, and the contents of an ended worker are gone.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from leafe.scale.line import Link, WorkerLost
 
 
 class FakeWorkers:
-    """Starts workers. `ends(n)` says whether the worker ends with which message `n` of all, from 1, is exchanged, before it arrives.
+    """Starts workers. `ends(n)` is whether the worker that exchanges message `n` of all, from 1, ends before it arrives.
 
-    `swallows(n)` says whether the message alone is lost, as in a worker that hangs. There may be `room` workers at once, 0 is any
+    `swallows(n)` is whether only the message is lost, as in a worker that hangs. There may be `room` workers at once, 0 is any
     number. `gather` is as of any link.
     """
 
@@ -45,7 +45,7 @@ class FakeWorkers:
 
 
 class FakeLink:
-    """The way to one of them."""
+    """The link to one of them."""
 
     def __init__(self, workers: FakeWorkers, make: Callable[[], Service]) -> None:
         self._workers, self._desk = workers, Desk(make)
@@ -53,7 +53,7 @@ class FakeLink:
         self.gather = workers.gather
 
     async def hand_in(self, orders: list[Order]) -> None:
-        """Sends orders, which nobody gets once the worker has ended; the sender is not told, as over a network."""
+        """Sends orders; after the worker's end they are lost without notice, as over a network."""
         await asyncio.sleep(0)
         if not self._ended() and not self._workers.swallows(self._workers.messages):
             self._workers.orders += len(orders)
@@ -83,7 +83,7 @@ class FakeLink:
             self._workers.open.remove(self)
 
     def kill(self, noticed: float = 0.0) -> None:
-        """Ends the worker as a crash would, or the loss of its machine, which is `noticed` so many seconds later."""
+        """Ends the worker as a crash would, or the loss of its machine, which is noticed `noticed` seconds later."""
         self._dead = True
         asyncio.get_running_loop().call_later(noticed, self._over.set)
 

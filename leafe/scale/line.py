@@ -1,7 +1,7 @@
-"""The near side: requests to one worker as awaitables, and a crew of workers in which a lost one is replaced.
+"""The driver's side: requests to one worker as awaitables, and a crew of workers in which a lost one is replaced.
 
-What a worker is made of is the link's business: a process, an actor, a fake. A link that says that its worker is gone fails every request
-that it had with `WorkerLost`, and the caller decides what becomes of it.
+The link decides what a worker is: a process, an actor, a fake. When a link reports that its worker is gone, every request under way
+fails with `WorkerLost`, and the caller decides how to go on.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any, Protocol
 from leafe.errors import EngineError, UserError
 from leafe.scale.desk import MANY, Answer, Order, Service
 
-GRACE = 5.0  # seconds in which what was told last has to be sent
+GRACE = 5.0  # seconds in which the last messages have to be sent
 STARTS = 3  # workers in a row that may end in one place before they answered anything
 
 
 class WorkerLost(Exception):
-    """The worker is gone, with all that it held; the message says how."""
+    """The worker is gone, with all that it held; the message is the reason."""
 
 
 class Link(Protocol):
-    """A way to one worker, which has a `Desk`. `gather` is for how many seconds orders are put together, where a message is dear."""
+    """A link to one worker, which has a `Desk`. `gather` is for how many seconds orders are collected, where a message is expensive."""
 
     @property
     def gather(self) -> float:
@@ -49,7 +49,7 @@ Starter = Callable[[Callable[[], Service]], Awaitable[Link]]
 
 
 class Line:
-    """Requests to a worker. `busy` is how many wait for an answer, `held` how many worlds or tasks it was given, kept by its users."""
+    """Requests to a worker. `busy` is how many wait for an answer, `held` how many worlds or tasks it holds, counted by its users."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -68,7 +68,7 @@ class Line:
         return len(self._waiting)
 
     async def ask(self, request: Any, *, limit: float = 0.0) -> Any:
-        """What the service answers. Raises what it raised, and `WorkerLost`, also after `limit` seconds of silence (0: never)."""
+        """The service's answer. Raises what the service raised, and `WorkerLost`, also after `limit` seconds of silence (0: never)."""
         if self.lost:
             raise WorkerLost(self.lost)
         number, answer = next(self._numbers), asyncio.get_running_loop().create_future()
@@ -88,11 +88,11 @@ class Line:
             self._waiting.pop(number, None)
 
     def tell(self, request: Any) -> None:
-        """Sends what wants no answer."""
+        """Sends a request that needs no answer."""
         self._send(Order(0, request))
 
     def _send(self, order: Order) -> None:
-        """Puts an order on the heap that goes out when this turn of the event loop is over, or when the heap before it has gone."""
+        """Adds an order to the batch that is sent when this turn of the event loop is over, or when the batch before it has been sent."""
         self._orders.append(order)
         if self._sending is None and not self.lost:
             self._sending = asyncio.create_task(self._send_all())
@@ -119,7 +119,7 @@ class Line:
                         future.set_result(answer)
         except WorkerLost as why:
             self._lose(why)
-        except Exception as error:  # nobody may wait for ever, whatever a link raises
+        except Exception as error:  # no caller may wait for ever, whatever a link raises
             self._lose(WorkerLost(f"{type(error).__name__}: {error}"))
 
     def _lose(self, why: WorkerLost) -> None:
@@ -131,7 +131,7 @@ class Line:
     async def close(self) -> None:
         """Ends the worker."""
         if self._sending is not None and not self.lost:
-            await asyncio.wait((self._sending,), timeout=GRACE)  # what was told last is sent before
+            await asyncio.wait((self._sending,), timeout=GRACE)  # the last messages are sent before
         tasks = [self._listener, *filter(None, [self._sending])]
         for task in tasks:
             task.cancel()
@@ -141,7 +141,7 @@ class Line:
 
 
 class Crew:
-    """`size` workers that hold the same service. One that is lost is replaced; until it is there, the others do its work."""
+    """`size` workers that hold the same service. A lost one is replaced; until then the others do its work."""
 
     def __init__(self, start: Starter, make: Callable[[], Service], size: int) -> None:
         self._start, self._make = start, make
@@ -153,13 +153,13 @@ class Crew:
         self.replaced = 0
 
     async def line(self, preferred: int | None = None) -> Line:
-        """The preferred worker where it lives, else the one that holds least.
+        """The preferred worker if it lives, else the one that holds least.
 
-        Raises what kept all of them from starting, and `EngineError` when workers end again and again before they have answered.
+        Raises the error that kept all of them from starting, and `EngineError` when workers end again and again before they have answered.
         """
         while True:
             self._replace()
-            if self._first and self._starting:  # or the first that is there would get all the work
+            if self._first and self._starting:  # or the first one to start would get all the work
                 await asyncio.wait(self._starting.values())
             self._first = False
             live = {number: line for number, line in enumerate(self._lines) if line is not None and not line.lost}
@@ -172,7 +172,7 @@ class Crew:
             await asyncio.wait(self._starting.values(), return_when=asyncio.FIRST_COMPLETED)
 
     async def alone(self) -> Line:
-        """A further worker, which is not replaced and is the caller's to close. Raises `WorkerLost` where there is no room for it."""
+        """A further worker, which is not replaced and which the caller closes. Raises `WorkerLost` where there is no room for it."""
         try:
             return Line(await self._start(self._make))
         except UserError as error:
@@ -185,21 +185,21 @@ class Crew:
             if line is not None:
                 vain = self._vain[number] = 0 if line.answered else self._vain[number] + 1
                 if vain >= STARTS:
-                    raise EngineError(f"{vain} workers in a row ended before they answered anything, the last one so: {line.lost}")
+                    raise EngineError(f"{vain} workers in a row ended before they answered anything, the last one: {line.lost}")
                 self.replaced += 1
             elif self._failed:
-                continue  # what could not be started once is not tried again
+                continue  # a failed start is not tried again
             self._starting[number] = asyncio.create_task(self._begin(number, line))
 
     async def _begin(self, number: int, before: Line | None) -> None:
         try:
             if before is not None:
-                with suppress(Exception):  # how a lost worker ends is of no interest any more
+                with suppress(Exception):  # how a lost worker ends does not matter
                     await before.close()
                 self._lines[number] = None
             self._lines[number] = Line(await self._start(self._make))
         except WorkerLost as why:
-            self._failed.append(EngineError(f"a worker ended before it was there: {why}"))
+            self._failed.append(EngineError(f"a worker ended before it was ready: {why}"))
         except Exception as error:
             self._failed.append(error)
         finally:

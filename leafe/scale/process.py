@@ -1,6 +1,6 @@
-"""Workers in processes of this machine: each a fresh interpreter with a desk, spoken to over a socket.
+"""Workers in processes of this machine: each a fresh interpreter with a desk, connected by a socket.
 
-It leads a process group of its own, and the kernel ends it when this process is gone. What travels is pickled: both ends are ours.
+It leads a process group of its own, and the kernel ends it when this process is gone. Messages are pickled: both ends are ours.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from leafe.errors import UserError
 from leafe.scale.desk import Answer, Desk, Order, Service
 from leafe.scale.line import Link, WorkerLost
 
-GRACE = 5.0  # seconds that a worker has to close what it holds
+GRACE = 5.0  # seconds for a worker to close what it holds
 SIZE = 8  # bytes of a message's length
 
 
 async def start_process(make: Callable[[], Service]) -> Link:
-    """A worker in a process. Raises `UserError` for what cannot be pickled."""
+    """A worker in a process. Raises `UserError` for a function that cannot be pickled."""
     try:
         recipe = pickle.dumps(make)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -52,7 +52,7 @@ async def start_process(make: Callable[[], Service]) -> Link:
         reader, writer = await asyncio.open_connection(sock=ours)
         link = ProcessLink(process, reader, writer, said)
         await link.send(recipe)
-    except BaseException:  # a process that nobody knows of would stay
+    except BaseException:  # otherwise the process would be left running
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
@@ -60,7 +60,7 @@ async def start_process(make: Callable[[], Service]) -> Link:
 
 
 class ProcessLink:
-    """The way to a started process, `pid`."""
+    """The link to a started process, `pid`."""
 
     gather = 0.0  # a message costs next to nothing
 
@@ -91,7 +91,7 @@ class ProcessLink:
         return found
 
     async def end(self) -> None:
-        """Ends the process, kindly at first, and all that it started."""
+        """Ends the process, gently at first, and all that it started."""
         if self._ended:
             return
         with suppress(OSError):
@@ -126,7 +126,7 @@ async def _message(reader: asyncio.StreamReader) -> Any:
 
 
 def serve(descriptor: int, life: int) -> None:
-    """What a worker's process does: serves orders until the socket is closed."""
+    """The work of a worker's process: serves orders until the socket is closed."""
     lifeline.hold(life, group=True)
     os.set_inheritable(descriptor, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard reaches the parent, which ends us

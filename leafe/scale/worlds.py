@@ -1,8 +1,8 @@
-"""Worlds in workers: a pool that the driver takes seats in, as it does where worlds live in this process.
+"""Worlds in workers: a pool from which the driver takes sessions, as it does where worlds live in this process.
 
-A worker hosts its worlds as `envs.worker_pool` does, so what they answer, and what a crash or a limit costs, is the same as here. When a
-worker is gone, each of its worlds is brought to where it was in another one by replay, verified observation by observation, and the call
-that was under way is made again. A world that declares no fidelity cannot be brought back: its attempt ends as lost.
+A worker hosts its worlds as `envs.worker_pool` does, so answers, and the cost of a crash or a limit, are the same as here. When a
+worker is gone, each of its worlds is restored in another one by replay, verified observation by observation, and the call
+that was under way is repeated. A world that declares no fidelity cannot be restored: its attempt ends as lost.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from leafe.errors import EnvironmentFailure, EpisodeError
 from leafe.records import Task
 from leafe.scale.line import Crew, Line, Starter, WorkerLost
 
-SILENCE = 300.0  # seconds that a worker may be silent beyond a call's own limit, which it keeps itself, before it counts as lost
-SHARED = 2  # workers that a call may lose in company; the next one it gets for itself
+SILENCE = 300.0  # seconds that a worker may be silent beyond a call's limit, which it keeps itself, before it counts as lost
+SHARED = 2  # workers with other worlds that a call may lose; the next one serves that call alone
 
 
 class WorldService:
-    """In a worker: seats by number, each taken by the first call and left by None."""
+    """In a worker: sessions by number, each begun by its first call and ended by None."""
 
     def __init__(self, make: Callable[[], Environment], terms: Terms) -> None:
         self._pool = worker_pool(make, terms)
@@ -44,7 +44,7 @@ class WorldService:
         return await (await self._seats[number]).take(call)
 
     async def close(self) -> None:
-        """Leaves every seat."""
+        """Leaves every session."""
         taken = [task.result() for task in self._seats.values() if task.done() and task.exception() is None]
         await asyncio.gather(*(session.leave() for session in taken), return_exceptions=True)
         await self._pool.close()
@@ -52,7 +52,7 @@ class WorldService:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a world was when its last call had been answered: what `replay` wants."""
+    """The state of a world after its last answered call: the arguments of `replay`."""
 
     task: Task
     digests: tuple[str, ...]
@@ -60,7 +60,7 @@ class _Place:
     seeds: tuple[int | None, ...] = ()
 
     def after(self, call: Call, answer: Answer) -> _Place:
-        """Where it is after a step, a rollback or a question to the expert."""
+        """The state after a step, a rollback or a question to the expert."""
         if call.verb == "expert":
             return self
         if call.verb == "rollback":
@@ -70,16 +70,16 @@ class _Place:
         return _Place(self.task, digests, (*self.actions, call.action), (*self.seeds, call.seed))
 
     def way(self) -> Call:
-        """The call that leads there."""
+        """The call that restores the state."""
         seeds = self.seeds if any(seed is not None for seed in self.seeds) else ()
         return Call("replay", self.task, actions=self.actions, digests=self.digests, seeds=seeds)
 
 
 class SpreadWorlds:
-    """Gives out seats in a crew of workers. `rebuilt` counts the worlds that were brought back after their worker was lost."""
+    """Hands out sessions in a crew of workers. `rebuilt` counts the worlds that were restored after their worker was lost."""
 
     def __init__(self, start: Starter, make: Callable[[], Environment], terms: Terms, *, workers: int) -> None:
-        # How many worlds there may be is for all workers together, so it is kept here.
+        # The bound on worlds is for all workers together, so it is kept here.
         self._crew = Crew(start, partial(WorldService, make, replace(terms, instances=0)), workers)
         self._room = asyncio.Semaphore(terms.instances) if terms.instances else None
         self.timeout = terms.timeout
@@ -112,15 +112,15 @@ class SpreadWorlds:
 
     @property
     def suspects(self) -> asyncio.Lock:
-        """One at a time of those calls that lost their workers is tried alone."""
+        """Of the calls that lost their workers, one at a time is tried alone."""
         return self._suspects
 
     def number(self) -> int:
-        """A seat's number, never given twice."""
+        """A session's number, never used twice."""
         return next(self._numbers)
 
     def left(self) -> None:
-        """There is room for another seat."""
+        """Makes room for another session."""
         if self._room:
             self._room.release()
 
@@ -129,7 +129,7 @@ class _SpreadSeat:
     def __init__(self, worlds: SpreadWorlds) -> None:
         self._worlds = worlds
         self._line: Line | None = None
-        self._own = False  # whether the line is this seat's alone
+        self._own = False  # whether the line is this session's alone
         self._number, self._seated = 0, False
         self._place: _Place | None = None  # None where the world cannot be used before a reset or a replay
 
@@ -147,7 +147,7 @@ class _SpreadSeat:
             await self._let_go()
         lost = 0
         while lost < SHARED:
-            # Of the workers of a machine that is gone some are not known to be: only one that has answered can be lost through this call.
+            # When a machine is gone, some of its workers are not known to be: only one that has answered can be lost through this call.
             if self._line is None and lost and not await self._answers():
                 continue
             try:
@@ -178,11 +178,11 @@ class _SpreadSeat:
         self._line.held += 1
 
     async def _answers(self) -> bool:
-        """Whether a worker was found that is there."""
+        """Whether a worker that answers was found."""
         await self._settle(alone=False)
         assert self._line is not None
         try:
-            await self._line.ask((self._number, None), limit=SILENCE)  # nothing is asked of a seat that is not taken yet
+            await self._line.ask((self._number, None), limit=SILENCE)  # ending a session that is not begun yet does nothing
         except WorkerLost:
             await self._let_go()
             return False
@@ -221,5 +221,5 @@ class _SpreadSeat:
 
 
 def spread(start: Starter, workers: int, make: Callable[[], Environment], terms: Terms) -> SpreadWorlds:
-    """The same as `worker_pool`, with workers; a `functools.partial` of the first two is what `Runtime.host` wants."""
+    """The same as `worker_pool`, with workers; a `functools.partial` of the first two fits `Runtime.host`."""
     return SpreadWorlds(start, make, terms, workers=workers)

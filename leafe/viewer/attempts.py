@@ -1,7 +1,7 @@
-"""One task's tree in words: what was asked, the map, and for each attempt where it was rolled back to, the advice, and its turns.
+"""One task's tree in words: the task, the map, and for each attempt the turn that it was rolled back to, the advice, and its turns.
 
-Observations that are small boards are laid out side by side like a strip of film; longer ones stand below each other. A text is cut
-only where it is too long for any page, and then the page says so.
+Observations that are small boards are laid out side by side like a strip of film; longer ones are placed below each other. A text is cut
+only where it is too long for any page, and the page then notes it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BOARD_LINES, BOARD_COLUMNS = 16, 24
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A tree on the page: `prefix` starts the ids of its elements, `strip` says that its observations are small boards."""
+    """A tree on the page: `prefix` starts the ids of its elements, `strip` is whether its observations are small boards."""
 
     tree: Tree
     prefix: str
@@ -49,7 +49,7 @@ def task_section(tree: Tree, prefix: str) -> Markup:
 
 
 def _start(shown: _Shown) -> Markup:
-    """What the policy was asked, and the first thing that it saw."""
+    """The task, and the first observation."""
     asked = tag("p", _cut(shown.tree.task.instruction), class_="asked said")
     seen = preformatted(_cut(shown.tree.root.text))
     if shown.strip:
@@ -89,16 +89,16 @@ def _origin(attempt: Attempt) -> Markup:
     elif attempt.by == "environment":
         words = "from the start, by the environment's expert"
     elif attempt.parent is not None:
-        words = f"from the start, told what attempt {attempt.parent} taught"
+        words = f"from the start, with advice from attempt {attempt.parent}"
     else:
         words = "from the start"
     return tag("span", words, class_="soft")
 
 
 def _branching(shown: _Shown, attempt: Attempt, own: list[Turn]) -> Markup:
-    """The state that the branch went back to, what had been done there, the advice, and what was done instead."""
+    """The state that the branch went back to, the action taken there before, the advice, and the action taken instead."""
     if attempt.turn is None:
-        told = _advice(attempt.experience, "What it was told") if attempt.experience else ""
+        told = _advice(attempt.experience, "The advice that it read") if attempt.experience else ""
         seen_first = (
             tag("div", tag("h4", "What it saw at its start"), preformatted(_cut(attempt.root.text))) if attempt.root else ""
         )
@@ -146,7 +146,7 @@ def _turn(shown: _Shown, turn: Turn) -> Markup:
 
 
 def _reply_notes(turn: Turn) -> Iterator[str]:
-    """What a reader must know of a reply and of its prompt."""
+    """Notes on a reply and on its prompt for the reader."""
     if not turn.parsed:
         yield "no action found in this reply"
     if not turn.stepped:

@@ -1,6 +1,6 @@
 """The Pass@k curves as inline SVG: k on a logarithmic axis, a band for each interval, and the arm's name where its curve ends.
 
-An arm differs from another by its dash pattern and its points' shape as well as by its colour. Colours stand in the stylesheet, so
+An arm differs from another by its dash pattern and its points' shape as well as by its colour. Colours are in the stylesheet, so
 that the drawing follows the reader's light or dark theme. Numbers come from the comparison and are not computed here.
 """
 
@@ -21,7 +21,7 @@ STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Where a k and a fraction lie in the drawing; `step` is the distance of the grid's lines."""
+    """The place of a k and a fraction in the drawing; `step` is the distance of the grid's lines."""
 
     first: int
     last: int

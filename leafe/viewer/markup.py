@@ -1,7 +1,7 @@
 """HTML that is escaped by construction: a text becomes markup only through `tag`, which escapes every child and attribute.
 
-A `Markup` is put in as it is; outside this file only the package's own stylesheet is made one. Nothing here knows what a page looks
-like.
+A `Markup` is inserted as it is; outside this file only the package's own stylesheet is made one. Nothing here knows the design of a
+page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 # Control characters and lone surrogates are no text in HTML or in UTF-8; a terminal's escape sequences come with them.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _VOID = frozenset({"meta", "br"})
-# Signs that cannot be seen and change what can: they turn the order of a line, hide a text in another, or break a line unseen.
+# Invisible signs that change what is seen: they turn the order of a line, hide a text in another, or break a line.
 _UNSEEN = re.compile("[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]")
 
 Attribute = str | int | float | bool | None
@@ -26,7 +26,7 @@ class Markup(str):
 
 
 def escape(text: str) -> Markup:
-    """A text as markup that shows it, whatever it holds; a sign that cannot be seen is shown by its number, as `[U+202E]`."""
+    """A text as markup that shows it, whatever it holds; an invisible sign is shown by its number, as `[U+202E]`."""
     if isinstance(text, Markup):
         return text
     seen = _UNSEEN.sub(lambda found: f"[U+{ord(found.group()):04X}]", _UNPRINTABLE.sub("\ufffd", text))

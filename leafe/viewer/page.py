@@ -1,4 +1,4 @@
-"""The first page: one HTML file that shows a run, opens from the disk and asks the network for nothing.
+"""The page of a run: one HTML file that opens from the disk and requests nothing from the network.
 
 It holds no script, and a policy in its head that forbids any. Every text of a model or an environment is escaped by `tag`. Numbers
 are those of the comparison and of the trees, formatted and not computed. Nothing is read here but the stylesheet, nothing written.
@@ -24,7 +24,7 @@ NOT_MEASURED = Comparison(())
 
 @dataclass(frozen=True, slots=True)
 class PageContent:
-    """What a page shows. `trees` are those that the caller chose out of `tree_count`; `notes` are labelled sentences at the end.
+    """The content of a page. `trees` are those that the caller chose out of `tree_count`; `notes` are labelled sentences at the end.
 
     `notice` is a sentence above the exploration's counts, for what a reader must know of them; `alarms` are sentences at the very top, on
     what makes the figures below mean little.
@@ -76,7 +76,7 @@ def _alarms(sentences: Sequence[str]) -> Iterator[Markup]:
 def _config(content: PageContent) -> Iterator[Markup]:
     if content.config:
         rows = (tag("div", tag("dt", key), tag("dd", value)) for key, value in content.config.items())
-        summary = tag("summary", f"What this run was: {plural(len(content.config), 'setting')}")
+        summary = tag("summary", f"This run's {plural(len(content.config), 'setting')}")
         yield tag("details", summary, tag("dl", *rows, class_="settings"), class_="config")
 
 
@@ -144,7 +144,7 @@ def _count_row(name: str, *cells: str) -> Markup:
 
 
 def _faults(named: Sequence[tuple[str, Faults]], caption: str) -> Markup:
-    """The shares that came to nothing; a column that nobody counted anything for is left out."""
+    """The shares of faults; a column without any counts is left out."""
     shown = [name for name in HEADING if any(getattr(faults, name) is not None for _, faults in named)]
     columns = [list(HEADING).index(name) for name in shown]
     rows = (_count_row(name, *(fault_cells(faults, none="–")[column] for column in columns)) for name, faults in named)

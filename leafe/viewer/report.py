@@ -1,4 +1,4 @@
-"""From a run directory to its page: reads what is there, leaves out what is not measured yet, and writes one file."""
+"""From a run directory to its page: reads the files that exist, leaves out what is not measured yet, and writes one file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COSTS = {"prompt_tokens", "sampled_tokens", "reflection_tokens", "replayed_steps
 
 
 def write_report(run: RunDirectory) -> Path:
-    """Writes `report.html` of a run and returns where it is."""
+    """Writes `report.html` of a run and returns its path."""
     forests, arms = exploration_of(run), arms_of(run)
     rows, trees = rows_of(forests), forests[0][1] if forests else []
     content = PageContent(
@@ -47,7 +47,7 @@ def write_report(run: RunDirectory) -> Path:
 
 
 def telling(trees: Sequence[Tree]) -> list[Tree]:
-    """A few trees that show the method: first those where a failed first attempt was put right by a branch, then any with a branch."""
+    """A few trees that show the method: first those where a branch corrected a failed first attempt, then any with a branch."""
 
     def rank(tree: Tree) -> tuple[int, str]:
         branched = [attempt for attempt in tree.attempts if attempt.turn is not None]
@@ -58,7 +58,7 @@ def telling(trees: Sequence[Tree]) -> list[Tree]:
 
 
 def _told(result: object) -> str:
-    """What a stage gave, in its own sentences where it has some."""
+    """A stage's result, in its own sentences where it has some."""
     if isinstance(result, dict) and "lines" in result:
         return "; ".join(map(str, result["lines"]))
     return str({name: value for name, value in result.items() if name not in COSTS} if isinstance(result, dict) else result)

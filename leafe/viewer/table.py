@@ -1,4 +1,4 @@
-"""The page of a table: what each row reached, what it cost, the claims, the paper's figures, and links to the runs' own pages."""
+"""The page of a table: the results and the cost of each row, the claims, the paper's figures, and links to the runs' own pages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _sections(table: TableResult) -> Iterator[Markup]:
 
 
 def _curve(row: RowResult) -> ArmResult:
-    """A row as the chart draws an arm; columns that are no number have no place on it."""
+    """A row as the chart draws an arm; columns without a number are not drawn."""
     at = {int(column): interval for column, interval in row.values.items() if column.isdecimal()}
     return ArmResult(row.name, at, {}, 0, 0, {}, row.tasks, row.samples)
 

@@ -1,7 +1,7 @@
 """The map of a tree: one lane an attempt, one point a turn, every branch hung from the turn that it was rolled back to.
 
 A lane lies below the lane that it hangs from, those that leave late above those that leave early, so that no line crosses another.
-Turns of one number stand in one column: a revised turn is right below the turn that it replaces. Everything is read off the tree;
+Turns of one number are in one column: a revised turn is right below the turn that it replaces. Everything is read from the tree;
 nothing is judged here.
 """
 
@@ -32,7 +32,7 @@ ENDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One attempt: its own turns, and how many turns of `owner` stand before them (`owner` None: it hangs from the start)."""
+    """One attempt: its own turns, and how many turns of `owner` precede them (`owner` None: it hangs from the start)."""
 
     attempt: Attempt
     turns: tuple[Turn, ...]
@@ -64,7 +64,7 @@ def lanes(tree: Tree) -> tuple[Lane, ...]:
 
 
 def blamed(tree: Tree) -> dict[str, Attempt]:
-    """The turns that some attempt was rolled back to do better, by id, with the first such attempt."""
+    """The turns that some attempt was rolled back to, by id, with the first such attempt."""
     found: dict[str, Attempt] = {}
     for attempt in tree.attempts:
         turn = replaced_turn(tree, attempt)
@@ -113,7 +113,7 @@ def _sign(attempt: Attempt, x: float, y: float) -> Markup:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Where turns and lanes lie; `step` is one turn in pixels."""
+    """The places of turns and lanes; `step` is one turn in pixels."""
 
     step: float
     rows: dict[int | None, int]
@@ -126,7 +126,7 @@ class _Grid:
 
 
 def tree_map(tree: Tree, prefix: str) -> Markup:
-    """The drawing. Each lane links to the element `{prefix}-{attempt}`, which tells it in words."""
+    """The drawing. Each lane links to the element `{prefix}-{attempt}`, which describes it in words."""
     drawn = lanes(tree)
     longest = max([lane.end for lane in drawn], default=0) or 1
     rows: dict[int | None, int] = {lane.attempt.index: row for row, lane in enumerate(drawn)}
@@ -200,7 +200,7 @@ def _point(grid: _Grid, turn: Turn, y: float, judge: Attempt | None) -> Markup:
 
 
 def _revision(lane: Lane, tree: Tree) -> str:
-    """What was done before and what is done now, to stand over a branch's first turn."""
+    """The action before and the action now, shown over a branch's first turn."""
     before = replaced_turn(tree, lane.attempt)
     if before is None or not lane.turns:
         return ""

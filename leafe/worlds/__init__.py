@@ -1,1 +1,1 @@
-"""The worlds that ship: each an `Environment` that is offered by an entry point, as anybody's is."""
+"""The worlds that ship: each an `Environment` that is offered by an entry point, like those of other packages."""

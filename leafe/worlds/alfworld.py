@@ -1,8 +1,8 @@
 """ALFWorld: the official game files, in our own engine. Nothing is downloaded and nothing but Python is needed.
 
 Observations, commands, rewards and endings are the original's to the byte; `benchmarks/alfworld_traces.py` compares them. As there,
-games with movable receptacles or sliced objects are left out, and so are those that their makers found no solution for; where a file
-says nothing of that, a walkthrough or plan that wins decides.
+games with movable receptacles or sliced objects are left out, and so are those for which their makers found no solution; where a file
+does not record that, a walkthrough or plan that wins decides.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TASK_SENTENCE = "Your task is to: "
 class ALFWorld(GameEnvironment):
     """Household tasks in text. A split is a folder of the data: `train`, `valid_seen` (also `valid`), `valid_unseen` (also `test`).
 
-    `data` is the folder that `alfworld-download` filled, or the `json_2.1.1` in it; without it the variable ALFWORLD_DATA says where.
+    `data` is the folder that `alfworld-download` filled, or the `json_2.1.1` in it; without it the variable ALFWORLD_DATA names it.
     `types` keeps some of the six task types: names out of pick, look, clean, heat, cool and two, separated by commas. With `admissible`
     every observation ends with the commands that are possible; without it, observations are the original's. A `lenient` world reads
     commands without regard to case, articles and a final full stop; without it, a command is matched as it is typed, as in the original.
@@ -109,7 +109,7 @@ class ALFWorld(GameEnvironment):
         return Task(f"alfworld-{mark}", self.name, sentence.removeprefix(TASK_SENTENCE), self._horizon, payload)
 
     def path_of(self, task: Task) -> Path:
-        """Where the task's game file lies."""
+        """The path of the task's game file."""
         return self._root / str(task.payload.get("game", "")) / NAME
 
     def load(self, task: Task) -> tuple[Game, Sequence[str]]:
@@ -129,7 +129,7 @@ def _playable(path: Path, file: GameFile) -> Game:
 
 
 def _solvable(path: Path, file: GameFile) -> bool:
-    """What the file says; where it does not say, whether its walkthrough or a plan of ours wins."""
+    """Whether a game can be solved: by the file's own record, else by whether its walkthrough or a plan of ours wins."""
     if file.solvable is not None:
         return file.solvable
     game = _playable(path, file)
@@ -137,7 +137,7 @@ def _solvable(path: Path, file: GameFile) -> bool:
 
 
 def _task_of(path: Path, file: GameFile) -> str:
-    """What is wanted, in the game's words."""
+    """The task, in the game's words."""
     try:
         return _playable(path, file).tell("task")
     except CorruptFile:

@@ -1,8 +1,8 @@
-"""ALFWorld in its original engine: the reference for ours, for those who want to see the same game in both.
+"""ALFWorld in its original engine: the reference for ours, to compare the same game in both.
 
-It needs the extra `alfworld-reference`, which compiles a planner when it is installed. What the original parses is remembered, which
+It needs the extra `alfworld-reference`, which compiles a planner when it is installed. The original's parses are cached, which
 makes it twice as fast and changes none of its answers; it still takes about a second for a game and a fiftieth of one for a step. It
-goes back by replay. Our engine is played along, for the expert and the list of commands; it is not asked for observations.
+goes back by replay. Our engine plays along, for the expert and the list of commands; observations come from the original.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _engine() -> Any:
 
 @functools.cache
 def _remember_parses() -> None:
-    """Has each grammar text and query parsed once. A parsed text is handed out as a copy, because it is changed when it is used."""
+    """Caches the parse of each grammar text and query. A cached parse is returned as a copy, because it is changed when it is used."""
     from textworld.envs.pddl import textgen
     from textworld.logic import Rule
 

@@ -2,8 +2,8 @@
 
 Reads the published schema: `name`, `description`, `public_tests`, `private_tests` and `generated_tests` (each `{"input": [], "output": []}`
 or a list of pairs), `solutions` and `incorrect_solutions` (`{"language": [], "solution": []}`), `time_limit`, `memory_limit_bytes`. Hidden
-tests are the private and the generated ones. The judges of problems are not published: how answers are compared is read off the statements
-(`programs.statement`), and those that have several right answers are left out and counted.
+tests are the private and the generated ones. The judges of problems are not published: how answers are compared is read from the
+statements (`programs.statement`), and problems with several right answers are left out and counted.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ INTERACTIVE = re.compile(r"interactive\s+(?:problem|task)|flush\s+(?:the\s+)?(?:
 class CodeContests(Programming):
     """Competitive programming.
 
-    Files belong to the split that their names begin with or their folders are called; the problems of others are split by name. With
-    `special_judges` the problems that want a judge of their own are kept and compared like all others.
+    A file belongs to the split that its name begins with or its folder is named after; problems of other files are split by name. With
+    `special_judges` the problems that need a judge of their own are kept and compared like all others.
     """
 
     name = "codecontests"
@@ -41,7 +41,7 @@ class CodeContests(Programming):
         self._special_judges = special_judges
 
     def split_of(self, row: Mapping[str, Any], file: Path) -> str:
-        """As published, where the file says so; else eight of ten problems are for training."""
+        """The published split, where the file names it; else eight of ten problems are for training."""
         for split in self.splits:
             if file.name.startswith(split) or file.parent.name in (split, f"{split}ation"):
                 return split
@@ -57,7 +57,7 @@ class CodeContests(Programming):
             raise Excluded("interaction")
         answers = answers_of(statement, special_judges=self._special_judges)
         hidden = [*_cases(row["private_tests"]), *_cases(row.get("generated_tests"))]
-        # Some published examples stand in the statement and among the hidden tests alone.
+        # Some published examples are only in the statement and among the hidden tests.
         hidden = [case for case in hidden if not _stands_in(statement, case.input)]
         public, hidden_kept = parted(_cases(row["public_tests"]), hidden, self._most)
         return Problem(

@@ -1,7 +1,7 @@
 """Commands as people and language models write them: without regard to case, articles before names, blanks and a final full stop.
 
-A lenient world understands a text as one of its commands if it differs from that one alone in nothing else. What it understands is a
-function of the text and of what is possible, so a replay of the same texts is the same episode.
+A lenient world understands a text as one of its commands if it differs from that one alone in nothing else. The result is a
+function of the text and of the possible commands, so a replay of the same texts is the same episode.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def without_article(text: str) -> str:
 
 
 def spoken(text: str) -> str:
-    """What texts of one meaning have in common: the words in lower case, without articles before others and a final full stop."""
+    """The common form of texts with one meaning: words in lower case, without articles before others and a final full stop."""
     words = without_stop(text).casefold().split()
     return " ".join([word for word in words[:-1] if word not in ARTICLES] + words[-1:])
 

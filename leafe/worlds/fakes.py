@@ -80,6 +80,6 @@ class SlipperySokoban(Sokoban):
         self._ice = random.SystemRandom()
 
     def step(self, action: str) -> Observation:
-        """Moves the player, perhaps not where told."""
+        """Moves the player, perhaps in another direction."""
         slips = action.strip().lower() in ACTIONS and self._ice.random() < self._slip
         return super().step(self._ice.choice(ACTIONS) if slips else action)

@@ -1,9 +1,9 @@
 """MBPP as an environment: short functions, a submission a turn.
 
 Reads the published schema: `task_id`, `text` (or `prompt`), `code`, `test_list`, `challenge_test_list`, `test_setup_code` (or
-`test_imports`). The first test is public, for without it nobody knows the function's name; the others decide. A test is kept where it
+`test_imports`). The first test is public, because only the tests name the function; the others decide. A test is kept where it
 compares a call with a literal, which nearly all do: then the call alone goes into the sandbox, and the value that it should give never
-does. The other tests are left out, and problems that have none but those are counted.
+does. Tests of other forms are left out, and problems that have only those are counted.
 """
 
 from __future__ import annotations

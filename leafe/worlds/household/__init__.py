@@ -1,1 +1,1 @@
-"""Household games of our own: what a house is made of (`house`), a seeded generator, the game file's texts, and the environment."""
+"""Household games of our own: the parts of a house (`house`), a seeded generator, the game file's texts, and the environment."""

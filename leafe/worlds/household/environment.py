@@ -1,7 +1,7 @@
 """Household games as an environment: houses drawn by the generator, played by the engine that plays ALFWorld.
 
-Where things are is hidden; rooms and places are shown, what lies at a place is seen when one stands there and its lid is open. A
-task's id is the digest of its house and its wish, and its house decides its split.
+The places of items are hidden; rooms and places are shown, and the items at a place are seen by a player who stands there while its lid is
+open. A task's id is the digest of its house and its goal, and its house decides its split.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Household(GameEnvironment):
             raise UserError(f"task {task.id!r} holds no house: {error}") from None
 
     def refusal(self, text: str) -> str:
-        """Says what would be commands; one of them that is not possible here is answered the same."""
+        """Lists the forms of commands; a command that is not possible here gets the same answer."""
         return f"{text} Commands: {FORMS}."
 
 
@@ -88,7 +88,7 @@ def _goals(words: str) -> tuple[str, ...]:
 
 
 def _checked(recipe: Recipe, horizon: int) -> Recipe:
-    """The recipe, or one sentence on what is wrong with it."""
+    """The recipe. Raises `UserError` for the first value that does not fit."""
     for ok, wish in (
         (bool(recipe.goals), f"at least one goal out of {', '.join(GOALS)}"),
         (1 <= recipe.rooms <= len(ROOMS), f"1 to {len(ROOMS)} rooms"),

@@ -19,7 +19,7 @@ FIRST_HOME = 0.7  # of the items that lie at home, so many lie at the first of t
 
 @dataclass(frozen=True)
 class Recipe:
-    """What houses are wanted. `places` are those that may hold anything; sink, stove and fridge come on top where a goal needs them."""
+    """The wanted houses. `places` are those that may hold anything; sink, stove and fridge come on top where a goal needs them."""
 
     rooms: int = 2
     places: int = 8

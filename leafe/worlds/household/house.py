@@ -1,4 +1,4 @@
-"""What a household game is: rooms, places, items where they lie, and a task; the vocabulary of all houses; and the split of a house.
+"""A household game: rooms, places, items where they lie, and a task; the vocabulary of all houses; and the split of a house.
 
 A house is JSON, so it can be a task's payload, and its text is canonical: the same house drawn twice is the same task. Its split is a
 function of rooms, places and items alone, so two tasks in one house are never in two splits.
@@ -30,13 +30,13 @@ GOALS = {
     "chill": "Put a cold {item} in a {place}.",
     "light": "Carry a {item} to a lit lamp.",
 }
-# Parts of ten. `pretrain` is what a model's curriculum is made of.
+# Parts of ten. `pretrain` is for a model's curriculum.
 SPLITS = {"pretrain": range(0, 5), "train": range(5, 7), "valid": range(7, 8), "test": range(8, 10)}
 
 
 @cache
 def home_of(item: str, rank: int = 0) -> str:
-    """Where items of a kind are usually kept, `rank` 0 first, then 1: the regularity of skewed houses, which nothing tells a player."""
+    """The usual place of items of a kind, `rank` 0 first, then 1: the regularity of skewed houses, which no text tells a player."""
     others = [place for place in PLACES if rank == 0 or place != home_of(item)]
     return others[seed_for("household", "home", item, rank) % len(others)]
 
@@ -62,7 +62,7 @@ class House:
 
     @property
     def sentence(self) -> str:
-        """What is wanted, in words."""
+        """The task, in words."""
         return GOALS[self.goal].format(item=self.item, place=self.place)
 
     def split(self) -> str:

@@ -17,7 +17,7 @@ ROOT = "object"  # every type is below it
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """An action before its parameters are chosen: parameters with types, condition and effect as they stand in the file."""
+    """An action before its parameters are chosen: parameters with types, condition and effect as in the file."""
 
     name: str
     parameters: tuple[tuple[str, str], ...]

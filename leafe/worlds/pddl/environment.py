@@ -1,7 +1,7 @@
-"""What the environments on planning games share: episodes, snapshots, the expert and the list of admissible commands.
+"""The shared part of the environments on planning games: episodes, snapshots, the expert and the list of admissible commands.
 
-An episode ends when the goal holds, and at nothing else; the last observation is repeated from then on. Where an environment finds its
-games, and what it answers to text that is no command, is its own business.
+An episode ends when the goal holds, and at nothing else; the last observation is repeated from then on. Each environment decides where
+it finds its games, and how it answers text that is no command.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from leafe.worlds.pddl.game import Game
 from leafe.worlds.pddl.gamefile import GameFile
 from leafe.worlds.pddl.planner import plan, winning_part
 
-KEPT = 32  # games beside those that some episode plays, the latest used
+KEPT = 32  # games that are kept beside those in play, the latest used
 
-# Hundreds of trees grow side by side, each of which comes back to its game again and again: a game is worth keeping as long as any does.
+# Hundreds of trees grow side by side, each of which returns to its game again and again: a game is kept as long as any tree uses it.
 _played: WeakValueDictionary[GameFile, Game] = WeakValueDictionary()
 
 
@@ -51,12 +51,12 @@ class Snapshot:
 
 
 class GameEnvironment(FrozenStateEnvironment[Snapshot]):
-    """Plays game files. A class below it says with `load` which one a task means."""
+    """Plays game files. A subclass maps a task to its game with `load`."""
 
     def __init__(self, *, horizon: int, admissible: bool, lenient: bool) -> None:
         self._horizon, self._admissible, self._lenient = horizon, admissible, lenient
         self._walkthrough: tuple[str, ...] = ()
-        self._way: tuple[str, ...] | None = None  # what of the walkthrough wins, once it was played
+        self._way: tuple[str, ...] | None = None  # the winning part of the walkthrough, once it was played
         self._plans: dict[int, list[str]] = {}
 
     @abstractmethod
@@ -64,7 +64,7 @@ class GameEnvironment(FrozenStateEnvironment[Snapshot]):
         """The game of a task, and a walkthrough from its start where one is known. Raises `UserError` when there is none."""
 
     def refusal(self, text: str) -> str:
-        """What is said instead of `text`, the engine's answer to what is no admissible command."""
+        """The answer in place of `text`, which is the engine's answer to anything but an admissible command."""
         return text
 
     def reset(self, task: Task) -> Observation:

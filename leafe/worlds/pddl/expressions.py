@@ -1,4 +1,4 @@
-"""PDDL's nested lists: text to tuples of lower-case words. No word means anything here yet."""
+"""PDDL's nested lists: text to tuples of lower-case words. Words have no meaning here yet."""
 
 from __future__ import annotations
 

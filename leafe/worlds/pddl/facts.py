@@ -1,7 +1,7 @@
 """The facts of one game: those that never change as plain rows, those that can as bits of an integer.
 
-A row of a relation is the arguments and a mask; mask 0 means that the fact always holds. Bits are given out as facts are first
-spoken of, so a state means something in its own game only.
+A row of a relation is the arguments and a mask; mask 0 means that the fact always holds. Bits are assigned in the order in which facts
+are first mentioned, so a state has a meaning in its own game only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Facts:
         return self._spoken[mask.bit_length() - 1]
 
     def holding(self, state: int) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """The facts of a state that can change, with their masks, in the order in which they were first spoken of."""
+        """The facts of a state that can change, with their masks, in the order in which they were first mentioned."""
         while state:
             mask = state & -state
             yield mask, self.fact(mask)

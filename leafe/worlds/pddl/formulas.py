@@ -26,7 +26,7 @@ class Literal:
         return Literal(self.predicate, self.terms, not self.positive)
 
     def renamed(self, names: Mapping[str, str]) -> Literal:
-        """The same of other terms."""
+        """The same literal with other terms."""
         return Literal(self.predicate, tuple(names.get(term, term) for term in self.terms), self.positive)
 
 
@@ -51,7 +51,7 @@ Objects = Mapping[str, Sequence[str]]  # the objects of each type
 
 
 class ObjectsNeeded(ValueError):
-    """A condition that can only be understood in a game, because it speaks of all its objects."""
+    """A condition that can only be understood in a game, because it ranges over all its objects."""
 
 
 class Reader:
@@ -131,7 +131,7 @@ def _all_of(conditions: Sequence[tuple[Alternative, ...]]) -> Iterator[Alternati
 def _renamed(expression: Expression, names: Mapping[str, str]) -> Expression:
     if isinstance(expression, str):
         return names.get(expression, expression)
-    # A quantifier inside that takes a name again means its own variable by it.
+    # An inner quantifier that reuses a name means its own variable by it.
     if expression and expression[0] in ("exists", "forall") and len(expression) == 3:
         own = {name for name, _ in typed(as_words(as_list(expression[1])))}
         inner = {name: value for name, value in names.items() if name not in own}

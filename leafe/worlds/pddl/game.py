@@ -1,8 +1,8 @@
 """One game: its state is an integer, its commands are operators, its answers are the grammar's words.
 
-Nothing here remembers where a player is: `step` takes a state and gives the next one. What a state offers is kept, because rollback
-comes back to states often; a game is not for two threads at once. It answers as the original engine does, with one difference that no
-ALFWorld game can show: the original tells conditional effects as if they had all happened, and this engine tells what is so.
+A game holds no player's position: `step` takes a state and returns the next one. The commands of a state are cached, because rollback
+returns to states often; a game is not for two threads at once. It answers as the original engine does, with one difference that no
+ALFWorld game can show: the original describes conditional effects as if they had all happened, and this engine those that did.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from leafe.worlds.pddl.names import shown_names
 from leafe.worlds.pddl.symbols import Entity, Symbol, names_read
 from leafe.worlds.pddl.telling import Cast, Teller
 
-NOTHING = "Nothing happens."  # what the original says to whatever is no admissible command
+NOTHING = "Nothing happens."  # the original's answer to anything but an admissible command
 REMEMBERED = 500  # states whose commands are kept
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A schema with its condition and effects understood."""
+    """A schema with its condition and effects parsed."""
 
     schema: Schema
     alternatives: tuple[Alternative, ...]
@@ -90,7 +90,7 @@ class Game:
         self.start = self.facts.start
 
     def tell(self, rule: str) -> str:
-        """The text of a grammar's rule at the start; a player reads `intro` first, and `task` says what is wanted."""
+        """The text of a grammar's rule at the start; a player reads `intro` first, and `task` states the goal."""
         return self._teller.rule(rule, {}, self.start)
 
     def commands(self, state: int) -> Mapping[str, Operator]:
@@ -114,7 +114,7 @@ class Game:
         return found
 
     def command(self, operator: Operator) -> str:
-        """What an operator is typed as. Most are never open to a player, so their words are made when first asked for."""
+        """The command that an operator is typed as. Most are never open to a player, so commands are made on first use."""
         if operator.command is None:
             action = self._actions[operator.number]
             if action.named is None:
@@ -139,7 +139,7 @@ class Game:
         return fact[0] in self._keyed
 
     def operators(self, mask: int, fact: tuple[str, ...] | None) -> Sequence[Operator]:
-        """The operators that need this fact first of all; for None those that need none. Made when first asked for."""
+        """The operators that need this fact first of all; for None those that need none. Made on first use."""
         made = self._by_key.get(mask)
         if made is None:
             made = self._by_key[mask] = [
@@ -163,7 +163,7 @@ class Game:
         return operator
 
     def step(self, state: int, command: str) -> tuple[int, str]:
-        """The state after a command, and what is said. Anything but an admissible command changes nothing."""
+        """The state after a command, and the answer. Anything but an admissible command changes nothing."""
         operator = self.commands(state).get(command.strip())
         if operator is None:
             return state, NOTHING
@@ -190,7 +190,7 @@ def _understood(schemas: tuple[Schema, ...], reader: Reader) -> tuple[_Read, ...
 
 @lru_cache(maxsize=16)
 def _understood_anywhere(schemas: tuple[Schema, ...]) -> tuple[_Read, ...]:
-    """What games of one domain share."""
+    """The part that games of one domain share."""
     return _read(schemas, Reader())
 
 

@@ -17,7 +17,7 @@ NAME = "game.tw-pddl"
 
 @dataclass(frozen=True, slots=True)
 class GameFile:
-    """The texts of a game. `solvable` is false where its maker found no solution, None where nobody looked."""
+    """The texts of a game. `solvable` is false where its maker found no solution, None where none was looked for."""
 
     domain: str
     problem: str

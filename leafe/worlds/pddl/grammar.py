@@ -1,4 +1,4 @@
-"""A text grammar file: what each action is typed as and answered with, and the rules that the answers are made of.
+"""A text grammar file: the command and the answer of each action, and the rules that answers are made of.
 
     action open {
         template :: "open {r}";
@@ -6,7 +6,7 @@
         grammar :: ''' {"open.feedback": [{"condition": "locked(r:place)", "rhs": "It is locked."}, {"rhs": "Done."}]} ''';
     }
 
-Of a rule's texts the first whose condition has an answer is taken. A rule that is given twice means what it was given last.
+Of a rule's texts the first whose condition has an answer is taken. Of a rule that is given twice the last one counts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """What an action is typed as, and what is said after it."""
+    """The command of an action, and the answer to it."""
 
     template: tuple[Symbol, ...]
     feedback: tuple[Symbol, ...]
@@ -122,21 +122,21 @@ class _Tokens:
         return None
 
     def wanted(self, what: str, *accepted: str) -> str:
-        """The next one, which has to be there, and among `accepted` if any are named."""
+        """The next one, which has to exist, and among `accepted` if any are named."""
         token = self.next()
         if token is None or (accepted and token not in accepted):
             raise ValueError(f"a grammar wants {what}, found {'its end' if token is None else repr(token[:40])}")
         return token
 
     def value(self) -> str:
-        """What stands in `:: value ;`."""
+        """The value in `:: value ;`."""
         self.wanted("'::'", "::")
         value = self.wanted("a text in quotation marks")
         self.wanted("';' after a text", ";")
         return value
 
     def fields(self) -> dict[str, str]:
-        """What stands in `{ name :: value ; ... }`."""
+        """The fields in `{ name :: value ; ... }`."""
         self.wanted("'{'", "{")
         found: dict[str, str] = {}
         known = ("template", "feedback", "grammar", "pddl")

@@ -24,12 +24,12 @@ def is_variable(term: str) -> bool:
 
 
 def fact_of(literal: Literal, binding: Mapping[str, str]) -> tuple[str, ...]:
-    """The fact that a literal speaks of, its variables replaced."""
+    """The fact of a literal, its variables replaced."""
     return (literal.predicate, *[binding.get(term, term) for term in literal.terms])
 
 
 def holds(literal: Literal, binding: Mapping[str, str], facts: Facts) -> bool:
-    """Whether the fact that a constant literal speaks of holds; its own sign is not looked at."""
+    """Whether the fact of a constant literal holds; the literal's own sign is ignored."""
     fact = fact_of(literal, binding)
     return fact[1] == fact[2] if literal.predicate == "=" else facts.holds_always(fact)
 
@@ -85,7 +85,7 @@ class Join:
         return lambda binding: (predicate, *terms(binding))
 
     def _ordered(self, literals: list[Literal], known: set[str]) -> Iterator[_Choose | _Confirm | _Find]:
-        """What to do first is what leaves the least to do after it."""
+        """The steps in order: each time the one that leaves the least to do after it."""
         waiting, known = list(literals), set(known)
         while waiting or not known >= self._objects.keys():
             ready = [one for one in waiting if all(not is_variable(term) or term in known for term in one.terms)]
@@ -170,7 +170,7 @@ def ground_condition(alternatives: Sequence[Alternative], facts: Facts) -> list[
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an operator does where one of `when` held before; `when` is empty where it always does."""
+    """The change by an operator where one of `when` held before; `when` is empty where it always happens."""
 
     gain: int
     lose: int
@@ -197,7 +197,7 @@ class Effects:
         return gains <= held and loses <= missing | gains
 
     def changes(self, binding: Binding) -> tuple[Change, tuple[Change, ...]]:
-        """What always happens, and what happens under conditions."""
+        """The unconditional change, and the conditional ones."""
         gain = lose = 0
         conditional: list[Change] = []
         for literal, joins in self._effects:
@@ -232,18 +232,18 @@ class Operator:
         self.number = number  # its action's place in the domain
         self.effects, self.binding = effects, binding
         self.need, self.ban = check
-        self.command: str | None = None  # what it is typed as, once that was asked for
+        self.command: str | None = None  # its typed form, once it was made
         self._changes: tuple[Change, tuple[Change, ...]] | None = None
 
     @property
     def changes(self) -> tuple[Change, tuple[Change, ...]]:
-        """What always happens, and what happens under conditions."""
+        """The unconditional change, and the conditional ones."""
         if self._changes is None:
             self._changes = self.effects.changes(self.binding)
         return self._changes
 
     def applied(self, state: int) -> int:
-        """The state after it. What is both lost and gained holds."""
+        """The state after it. A fact that is both lost and gained holds."""
         always, conditional = self.changes
         gain, lose = always.gain, always.lose
         for change in conditional:

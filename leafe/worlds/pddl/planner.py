@@ -39,7 +39,7 @@ def _results(operator: Operator) -> list[int]:
 
 
 class _Waiting:
-    """An operator that some conditions are still missing for."""
+    """An operator of which some conditions are still missing."""
 
     __slots__ = ("missing", "operator", "price")
 
@@ -48,7 +48,7 @@ class _Waiting:
 
 
 class _Prices:
-    """What each fact costs from a state, and which operators bring it about."""
+    """The price of each fact from a state, and the operators that bring it about."""
 
     def __init__(self, game: Game, state: int) -> None:
         self._game, self._state = game, state
@@ -67,7 +67,7 @@ class _Prices:
         return bool(self._state & condition) if condition > 0 else not self._state & -condition
 
     def of(self, condition: int) -> int | None:
-        """What a condition costs; None when nothing can bring it about."""
+        """The price of a condition; None when nothing can bring it about."""
         return 0 if self.given(condition) else self.price.get(condition)
 
     def _add(self, operators: Sequence[Operator]) -> None:
@@ -120,7 +120,7 @@ class _Prices:
         return found
 
     def useful(self, wanted: set[int]) -> list[Operator]:
-        """The operators that bring about something wanted from nothing but what is wanted."""
+        """The operators that bring about a wanted condition and need only wanted ones."""
         found: dict[int, Operator] = {}
         for result in sorted(wanted):
             for _, operator in self.bringers.get(result, ()):

@@ -2,7 +2,7 @@
 
 `{expression | query}` is the expression once for each answer of the query, `[{...}]` the same as a list with commas, `#rule#` another
 rule's text. Reading stops at the first character that starts none of these, and white space and `//` lines at the very start are no
-part of a text: the originals' own games lean on both.
+part of a text: the originals' own games rely on both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """An object as texts speak of it."""
+    """An object as texts refer to it."""
 
     id: str
     type: str
@@ -48,7 +48,7 @@ class Use:
 class Value:
     """An expression over the placeholders `names`, such as `o.indefinite + ' ' + o.name`.
 
-    `evaluate` is told who plays which, and who they are.
+    `evaluate` takes the cast, the object of each placeholder, and the entities.
     """
 
     evaluate: Evaluator

@@ -1,6 +1,6 @@
-"""Tells a state in the grammar's words.
+"""Describes a state in the grammar's words.
 
-A query is answered from the facts that hold, in the order of their arguments, and two placeholders of one telling are never the same
+A query is answered from the facts that hold, in the order of their arguments, and two placeholders of one description are never the same
 object: both decide what a player reads. Placeholders are told apart by their names.
 """
 
@@ -12,7 +12,7 @@ from leafe.worlds.pddl.facts import Facts
 from leafe.worlds.pddl.grammar import Grammar
 from leafe.worlds.pddl.symbols import Each, Entity, Listing, Query, Symbol, Text, Use, Value
 
-Cast = dict[str, str]  # who plays which placeholder
+Cast = dict[str, str]  # the object of each placeholder
 
 
 class Teller:

@@ -1,4 +1,4 @@
-"""Started in the sandbox in place of a program that defines a function: calls it and prints what it gives, in one form for equal values.
+"""Started in the sandbox in place of a program that defines a function: calls it and prints the result, in one form for equal values.
 
 The expected value is never here. The judge writes it in the same form and compares the last line of the output. Another Python than ours
 may run this file, so it imports nothing of ours.
@@ -82,12 +82,12 @@ def main() -> None:
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "program.py"), encoding="utf-8") as file:
         source = file.read()
     names: dict[str, Any] = {"__name__": "program"}
-    # Text from outside is run here because here is inside the sandbox.
+    # Text from outside is run here because this is inside the sandbox.
     exec(compile(source, "program.py", "exec"), names)
     exec(compile(asked["setup"], "setup.py", "exec"), names)
     value = eval(compile(asked["call"], "call.py", "eval"), names)
     answer = "\n" + canonical(value) + "\n"
-    # What the program printed comes first, and nothing after the answer: what it left to be done at the exit is not done.
+    # The program's own output comes first, and nothing after the answer: whatever it left for its exit is not done.
     for stream in (sys.stdout, sys.__stdout__):
         if stream is not None and not stream.closed:
             stream.flush()

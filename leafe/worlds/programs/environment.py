@@ -1,8 +1,8 @@
 """An episode of programming: a submission a turn, feedback from public tests, success by hidden ones.
 
-The state is the list of submissions, so snapshots are exact by nature: nothing is run again to go back. What a replay runs again gives
-the same because verdicts are made so (see `judge`), and one instance remembers the programs that it has judged. Text that is no Python
-program is answered and changes nothing; that it costs a turn is the explorer's business. Splits and schemas are those of the adapters.
+The state is the list of submissions, so snapshots are exact by nature: nothing is run again to go back. A replay gives the same verdicts
+because they are made repeatable (see `judge`), and one instance remembers the programs that it has judged. Text that is no Python
+program is answered and changes nothing; the explorer counts its turn. Splits and schemas are those of the adapters.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXPERTS = 3  # published solutions that are tried for one that passes
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """The whole state: the problem, digests of what was submitted, and the last observation once the problem is solved."""
+    """The whole state: the problem, digests of the submissions, and the last observation once the problem is solved."""
 
     problem: Problem
     submissions: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Episode:
 
 
 class Programming(FrozenStateEnvironment[Episode]):
-    """What CodeContests and MBPP share. `path` is a file or folder of problems, those of our own where it is not given.
+    """The shared part of CodeContests and MBPP. `path` is a file or folder of problems, by default our own.
 
     `hidden_tests` caps the hidden tests of a problem (0: all), `time_factor` stretches its time limit, `sandbox` is the kind of sandbox.
     """
@@ -82,7 +82,7 @@ class Programming(FrozenStateEnvironment[Episode]):
     def problem_of(self, row: Mapping[str, Any]) -> Problem:
         """The problem in a row of the published schema.
 
-        Raises `Excluded` for one that cannot be judged, `KeyError`, `TypeError` or `ValueError` for a row that is none.
+        Raises `Excluded` for one that cannot be judged, `KeyError`, `TypeError` or `ValueError` for any other row.
         """
 
     @abstractmethod
@@ -149,7 +149,7 @@ class Programming(FrozenStateEnvironment[Episode]):
         return Task(f"{self.name}-{problem.mark}", self.name, problem.statement, self._horizon, payload)
 
     def reset(self, task: Task) -> Observation:
-        """Shows what is wanted and the limits. Raises `UserError` when the task's problem is not where it was."""
+        """Shows the problem and the limits. Raises `UserError` when the task's problem is not where it was."""
         self._now = Episode(self._problem(task))
         return Observation(opening(self._now.problem))
 
@@ -200,7 +200,7 @@ class Programming(FrozenStateEnvironment[Episode]):
         return self._judged[key]
 
     def expert(self) -> Sequence[str]:
-        """A published solution that passes here, which is tried out; empty when the problem is solved or the first few fail."""
+        """A published solution that passes here when tried; empty when the problem is solved or the first few fail."""
         now = self._present()
         tried = now.problem.solutions[:EXPERTS] if now.final is None else ()
         return next(([source] for source in tried if self._judgement(now.problem, source).success), [])

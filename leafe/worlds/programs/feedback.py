@@ -1,6 +1,6 @@
-"""What a policy reads about its program: everything about the first public test that failed, and nothing about a hidden one.
+"""The policy's feedback on its program: everything about the first public test that failed, and nothing about a hidden one.
 
-Of a hidden failure it is told that there is one. The texts are a function of the failure alone, without times and addresses that differ
+Of a hidden failure only its existence is reported. The texts are a function of the failure alone, without times and addresses that differ
 from run to run, and every character of them is printable.
 """
 
@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]{8,16}\b")
 
 
 def opening(problem: Problem) -> str:
-    """What is said before the first submission."""
+    """The text before the first submission."""
     tests = f"Public tests: {len(problem.public)}. Hidden tests decide."
     return (
         f"{NO_PROGRAM[problem.kind]} Time limit: {problem.cpu_seconds:g} s. Memory limit: {problem.memory_bytes >> 20} MiB. {tests}"
@@ -33,7 +33,7 @@ def opening(problem: Problem) -> str:
 
 
 def feedback(problem: Problem, failure: Failure | None) -> str:
-    """What is said about a submission."""
+    """The text about a submission."""
     if failure is None:
         return PASSED
     if failure.not_compiled and not failure.hidden:
@@ -75,6 +75,6 @@ def _part(title: str, text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """The text with whatever cannot be printed written out, and addresses, which say nothing, as 0x..."""
+    """The text with unprintable characters written out, and addresses, which carry no information, as 0x..."""
     seen = "".join(character if character.isprintable() or character in "\n\t" else repr(character)[1:-1] for character in text)
     return _ADDRESS.sub("0x...", seen)

@@ -1,7 +1,7 @@
-"""Problem files: JSON lines or parquet, one file or a folder of them, read row by row where they lie.
+"""Problem files: JSON lines or parquet, one file or a folder of them, read row by row in place.
 
-A row is named by its file and its place in it, so a task points at its problem and never carries the tests. Files are as large as
-several gigabytes: nothing here reads one whole, but for the places of its lines, which are remembered.
+A row is named by its file and its place in it, so a task points at its problem and never carries the tests. Files may have
+several gigabytes: nothing here reads one whole, except for the places of its lines, which are remembered.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def problem_files(path: Path) -> list[Path]:
 
 
 def places(file: Path) -> tuple[int, ...]:
-    """Where the rows of a file are: byte offsets of JSON lines, row numbers of parquet."""
+    """The places of a file's rows: byte offsets of JSON lines, row numbers of parquet."""
     about = file.stat()
     return _places(file, about.st_size, about.st_mtime_ns)
 
@@ -66,7 +66,7 @@ def _check_file(file: Path, size: int, changed: int, columns: tuple[str, ...]) -
 
 
 def row_at(file: Path, place: int) -> Mapping[str, Any]:
-    """One row. Raises `CorruptFile` when what is there is no row, and `UserError` when the file cannot be read."""
+    """One row. Raises `CorruptFile` when there is no row at the place, and `UserError` when the file cannot be read."""
     try:
         return _parquet_row(file, place) if file.suffix == ".parquet" else _line_at(file, place)
     except OSError as error:

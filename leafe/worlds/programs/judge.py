@@ -1,9 +1,9 @@
 """Judges a program: public tests in their order, then the hidden ones, up to the first that fails, all in one sandbox.
 
-Verdicts are to be the same every time, or a rollback could not be verified. So time is CPU time, and the clock that ends sleepers stops
-while a program waits for a core. A program is ended only well beyond its limit; one that came to an end between the limit and there is run
-again, its least time counting, for whatever else the machine does can only add. What the sandbox cannot make equal, a program that reads
-the clock, stays as it is. Expected outputs never enter the sandbox.
+Verdicts have to be the same every time, or a rollback could not be verified. So time is CPU time, and the clock that ends sleepers stops
+while a program waits for a core. A program is ended only well beyond its limit; one that ended between the limit and that point is run
+again and its least time counts, because other load on the machine can only add. A program that reads the clock cannot be made
+repeatable. Expected outputs never enter the sandbox.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def last_line(text: str) -> str:
 
 
 def limits_of(problem: Problem) -> Limits:
-    """What the sandbox allows: somewhat more time than the problem does, and room for the longest answer."""
+    """The sandbox's limits: somewhat more time than the problem allows, and room for the longest answer."""
     longest = max(len(case.expected.encode("utf-8", "replace")) for case in (*problem.public, *problem.hidden))
     return Limits(
         cpu_seconds=problem.cpu_seconds * SLACK,
@@ -69,7 +69,7 @@ def judge(sandbox: Sandbox, problem: Problem, source: str) -> Failure | None:
     program = Program(source, RUNNER.read_text(encoding="utf-8") if problem.kind == "call" else None)
     cases = [*problem.public, *problem.hidden]
     failed, late = _first_failure(sandbox, problem, program)
-    for number in late:  # they stand before the failure
+    for number in late:  # they come before the failure
         again = sandbox.run(program, [cases[number].input] * AGAIN, limits_of(problem))
         outcomes = [outcome for outcome in again if not _in_time(problem, outcome)]
         if len(outcomes) == AGAIN:
@@ -99,7 +99,7 @@ def _failure(problem: Problem, number: int, reason: Reason, outcome: Outcome) ->
 
 
 def _reason(problem: Problem, case: Case, outcome: Outcome) -> Reason | None:
-    """Why a run is no pass, its exact time aside."""
+    """Why a run is no pass, apart from its exact time."""
     if outcome.verdict is Verdict.ERROR:
         return "memory" if last_line(outcome.stderr).startswith("MemoryError") else "error"
     if outcome.verdict is not Verdict.EXITED:
@@ -115,5 +115,5 @@ def _in_time(problem: Problem, outcome: Outcome) -> bool:
 
 
 def answer(problem: Problem, outcome: Outcome) -> str:
-    """What a program answered: all of its output, or of a function what it gave."""
+    """A program's answer: all of its output, or the value of its function."""
     return outcome.stdout if problem.kind == "stdin" else outcome.stdout.rstrip("\n").rpartition("\n")[2]

@@ -1,7 +1,7 @@
 """A problem with public and hidden tests, and the comparison of outputs. Frozen records; nothing is run here.
 
-Hidden tests are those that are not public: a case that stands among the public ones is dropped from the hidden, so that what a policy is
-shown never decides.
+Hidden tests are those that are not public: a case that is also public is dropped from the hidden ones, so that a test that the policy
+saw never decides.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Excluded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One test: what the program reads, what it must answer, and how the first is shown to a person."""
+    """One test: the program's input, the answer that it must give, and the input as shown to a person."""
 
     input: str
     expected: str
@@ -60,7 +60,7 @@ class Problem:
 
     @property
     def mark(self) -> str:
-        """A digest of what is asked and tested, by which a problem is known wherever its file lies."""
+        """A digest of the task and its tests, which identifies a problem wherever its file lies."""
         cases = [[case.input, case.expected] for case in (*self.public, *self.hidden)]
         return digest(self.name, self.statement, self.kind, len(self.public), cases)
 

@@ -1,7 +1,7 @@
-"""Finds the words by which a statement says that more than one answer is right, sentence by sentence.
+"""Decides, sentence by sentence, whether a statement accepts more than one answer.
 
-A sentence that says which of several answers is wanted ("print the smallest") asks for one, unless any of those does again ("with the
-fewest moves, print any"). The words are those of published statements; what says it in others is not found.
+A sentence that names the wanted one of several answers ("print the smallest") asks for one, unless any of those is accepted again
+("with the fewest moves, print any"). The words are those of published statements; other wordings are not found.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """One sentence of a statement, and whether it stands in the section on the output."""
+    """One sentence of a statement, and whether it is in the section on the output."""
 
     text: str
     about_output: bool
@@ -118,7 +118,7 @@ def _order_is_free(one: Sentence) -> bool:
 
 
 def _whichever(one: Sentence, after: str) -> bool:
-    """Whether there may be several answers and none is preferred. What is to be done then may stand in the next sentence."""
+    """Whether there may be several answers and none is preferred. The next sentence may state what to do then."""
     many = _MANY.search(one.text) or _NOT_UNIQUE.search(one.text) or (_SEVERAL.search(one.text) if one.about_output else None)
     if many is None:
         return False

@@ -1,7 +1,8 @@
-"""What a statement says about right answers: letters in any case, a tolerance for numbers, or several answers that all are right.
+"""A statement's rules for right answers: letters in any case, a tolerance for numbers, or several right answers.
 
-A published problem comes without its judge, so this is read off the statement's words, which is a heuristic. Case and tolerance are judged
-as they are said. One answer out of several only a judge of the problem's own could tell from a wrong one: such a problem is `Excluded`.
+A published problem comes without its judge, so the rules are read from the statement's words, which is a heuristic. Case and tolerance
+are judged as stated. Where several answers are right, only a judge of the problem's own could recognise a wrong one: such a problem is
+`Excluded`.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def answers_of(statement: str, *, special_judges: bool = False) -> Answers:
 
 
 def _sentences(statement: str) -> Iterator[Sentence]:
-    """The sentences about the problem and its output; what the input looks like, examples and notes are left out."""
+    """The sentences about the problem and its output; those about the input, examples and notes are left out."""
     section, at = "", 0
     for heading in [*_HEADING.finditer(statement), None]:
         text = statement[at : len(statement) if heading is None else heading.start()]
@@ -130,7 +131,7 @@ def _in_any_case(one: Sentence, *, spoken: bool) -> bool:
 
 
 def _one_word_in_two_cases(text: str) -> bool:
-    """Whether a word stands there in capitals and otherwise, as YES and Yes."""
+    """Whether a word occurs in capitals and otherwise, as YES and Yes."""
     words = set(re.findall(r"[A-Za-z]{2,}", text))
     return any(word.isupper() and {word.lower(), word.title()} & words for word in words)
 

@@ -1,7 +1,7 @@
-"""How a driver is started so that it and its program are shut in: the command, the files that go in, and the user that it runs as.
+"""The start of a driver in containment: the command, the files that go in, and the user that it runs as.
 
 `bubblewrap` makes namespaces of its own: no network, no process but its own, the system's programs read-only, and one small `/tmp`.
-`seccomp` makes none: see `lock`. Either way the program never runs as root. Whether it truly is shut in, `probe` finds out.
+`seccomp` makes none: see `lock`. Either way the program never runs as root. `probe` tests whether it truly is contained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from leafe.worlds.sandbox.limits import Limits, Program
 from leafe.worlds.sandbox.lock import OWN_PROCESS
 from leafe.worlds.sandbox.system_calls import assemble
 
-NOBODY = 65534  # whom root becomes, and what everybody is called inside
+NOBODY = 65534  # the user that root becomes, and the id of everybody inside
 SYSTEM_PYTHON = "/usr/bin/python3"
 FOLDERS = ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")  # beside /usr, links into it on most systems
 SURROUNDINGS = {
@@ -34,12 +34,12 @@ SURROUNDINGS = {
     "OMP_NUM_THREADS": "1",
 }
 HERE = Path(__file__).parent
-RANDOM_BYTES = bytes((37 * number + number // 251) % 256 for number in range(2**16))  # what /dev/urandom gives, for ever the same
+RANDOM_BYTES = bytes((37 * number + number // 251) % 256 for number in range(2**16))  # the contents of /dev/urandom, always equal
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start: the command, its environment, descriptors to hand down, and the user to become (None for oneself).
+    """The process to start: the command, its environment, descriptors to hand down, and the user to become (None for oneself).
 
     `farewell` is the signal that ends it with all that it started.
     """
@@ -69,7 +69,7 @@ def _driver_arguments(limits: Limits, scratch: str) -> list[str]:
 
 
 def _readable_folders(interpreter: str) -> list[str]:
-    """What a program may read of the system: /usr, and where the interpreter is elsewhere its installation."""
+    """The system folders that a program may read: /usr, and where the interpreter is elsewhere its installation."""
     installation = str(Path(os.path.realpath(interpreter)).parent.parent)
     return ["/usr"] if installation in ("/", "/usr") or installation.startswith("/usr/") else ["/usr", installation]
 
@@ -85,7 +85,7 @@ def _descriptor(data: bytes, close: ExitStack) -> int:
 
 
 def _files(program: Program) -> dict[str, bytes]:
-    """The files beside the driver; text that is no UTF-8 is made so."""
+    """The files beside the driver; text that is no UTF-8 is converted."""
     files = {"driver.py": (HERE / "driver.py").read_bytes(), "program.py": program.source.encode("utf-8", "replace")}
     return files if program.runner is None else files | {"runner.py": program.runner.encode("utf-8", "replace")}
 
@@ -105,7 +105,7 @@ def bubblewrap(program: Program, limits: Limits, interpreter: str) -> Iterator[L
     for folder in filter(os.path.lexists, FOLDERS):
         command += ["--symlink", os.readlink(folder), folder] if os.path.islink(folder) else ["--ro-bind", folder, folder]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc"]
-    # Not bubblewrap's own /dev, whose shm has no limit of size; nor /dev/zero: what is mapped from it shared leaves every figure.
+    # Not bubblewrap's own /dev, whose shm has no limit of size; nor /dev/zero: shared memory mapped from it is in no figure.
     command += ["--dev-bind", "/dev/null", "/dev/null"]
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
         command += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
@@ -114,7 +114,7 @@ def bubblewrap(program: Program, limits: Limits, interpreter: str) -> Iterator[L
         descriptors = {path: _descriptor(data, close) for path, data in inside.items()}
         for path, descriptor in descriptors.items():
             command += ["--perms", "0444", "--file", str(descriptor), path]
-        # The largest input stands in the scratch folder for a moment, beside what the program may write.
+        # The largest input is in the scratch folder for a moment, beside what the program may write.
         command += ["--perms", "0700", "--size", str(limits.file_bytes + 64 * 2**20), "--tmpfs", "/tmp"]
         rules = _descriptor(assemble(contained=True), close)
         command += ["--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(rules)]
@@ -125,7 +125,7 @@ def bubblewrap(program: Program, limits: Limits, interpreter: str) -> Iterator[L
 
 @contextmanager
 def seccomp(program: Program, limits: Limits, interpreter: str) -> Iterator[Launch]:
-    """No container: Landlock, a system-call filter and resource limits, for where namespaces cannot be had."""
+    """No container: Landlock, a system-call filter and resource limits, for systems without namespaces."""
     with tempfile.TemporaryDirectory(prefix="leafe-") as folder:
         os.chmod(folder, 0o755)
         rules = assemble(contained=False, own_process=int.from_bytes(OWN_PROCESS, "little"))

@@ -1,8 +1,8 @@
 """A control group around a sandbox, where this process may make one: the kernel's own limit on the memory of all its processes together.
 
-The verdict is the driver's everywhere. A group ends what fills memory faster than the driver looks, and counts what the kernel holds for
-the program as well. Version 2 only, with the controller `memory`: as root, or in a group that was delegated, as `systemd-run --user
---scope -p Delegate=yes` does. Where there is none nothing is said, for the sandbox's other limits hold alone.
+The driver gives the verdict everywhere. A group ends a program that fills memory faster than the driver looks, and counts what the kernel
+holds for it as well. Version 2 only, with the controller `memory`: as root, or in a group that was delegated, as `systemd-run --user
+--scope -p Delegate=yes` does. Where no group can be made nothing is reported, because the sandbox's other limits hold alone.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def home(mounts: str = "/proc/mounts", own: str = "/proc/self/cgroup") -> Path |
 
 
 def _takes_groups(folder: Path) -> bool:
-    """Tries it. A group with processes of its own cannot share out memory, the root group aside."""
+    """Whether a folder takes groups, by trying. A group with processes of its own cannot share out memory, the root group aside."""
     trial = folder / f"leafe-{os.getpid()}-trial"
     try:
         if "memory" not in (folder / "cgroup.controllers").read_text().split() or not os.access(folder / "cgroup.procs", os.W_OK):
@@ -94,7 +94,7 @@ def _takes_groups(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Removes groups that processes of leafe left which were killed."""
+    """Removes groups that killed processes of leafe left behind."""
     for left in folder.glob("leafe-*-*"):
         pid = left.name.split("-")[1]
         if pid.isdecimal() and not Path(f"/proc/{pid}").exists():

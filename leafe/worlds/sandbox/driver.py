@@ -102,7 +102,7 @@ class Driver:
         return " ".join(map(str, (verdict, *numbers))).encode() + b"\n" + stdout + stderr
 
     def verdict(self, reason: str, status: int, cpu: float, memory: int) -> str:
-        """What the run came to; `reason` is why it was ended from here, if it was."""
+        """The verdict on the run; `reason` is why this process ended it, if it did."""
         if reason or memory > self.memory:
             return reason or "memory"
         if cpu > self.cpu:
@@ -110,7 +110,7 @@ class Driver:
         return "error" if status else "exited"
 
     def scratch_state(self) -> object:
-        """What a program can change about its scratch folder: its files, its mode, and what it holds, attributes of the folder included."""
+        """The state of the scratch folder that a program can change: files, mode, and space used, the folder's own attributes included."""
         if not self.contained:
             return ()  # it may write nowhere
         try:
@@ -201,7 +201,7 @@ class Watch:
         poller, ended = select.poll(), os.pidfd_open(self.child)
         for descriptor in (*self.texts, ended):
             poller.register(descriptor, select.POLLIN)
-        poller.register(0, 0)  # tells when the process outside is gone, however it went
+        poller.register(0, 0)  # reports when the process outside is gone, however it went
         for descriptor in self.texts:
             os.set_blocking(descriptor, False)
         due = 0.0
@@ -226,7 +226,7 @@ class Watch:
             os.close(ended)
 
     def read(self, descriptor: int) -> bool:
-        """Takes what is there; False at the end of the stream."""
+        """Reads what is available; False at the end of the stream."""
         try:
             data = os.read(descriptor, 65536)
         except BlockingIOError:
@@ -239,7 +239,7 @@ class Watch:
         return bool(data)
 
     def drain(self) -> None:
-        """What was written before the end and not read yet."""
+        """Reads what was written before the end and not read yet."""
         for descriptor in self.texts:
             while not self.flood():
                 before = self.written[descriptor]
@@ -271,12 +271,12 @@ class Watch:
 
 
 class Census:
-    """What all processes of the program hold and have used; `scratch` is its folder, empty where there is no container."""
+    """The resources that all processes of the program hold and have used; `scratch` is its folder, empty where there is no container."""
 
     def __init__(self, child: int, scratch: str, limit: int) -> None:
         self.child, self.scratch, self.limit = child, scratch, limit
         self.looks = self.mappings = self.bare = 0
-        self.bare = self.scratch_bytes()  # the input stands there, which is not the program's
+        self.bare = self.scratch_bytes()  # the input is in it, which is not the program's
 
     def look(self) -> tuple[float, int, int]:
         """CPU seconds, bytes, and the number of threads."""
@@ -305,25 +305,25 @@ class Census:
         return cpu, memory, threads
 
     def processes(self) -> list[int]:
-        """The program's."""
+        """The program's processes."""
         if not self.scratch:
             return [self.child]
         return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if pid != 1]
 
     def scratch_bytes(self) -> int:
-        """What the scratch folder holds, files that are open and have no name any more included."""
+        """The bytes in the scratch folder, open files without a name included."""
         if not self.scratch:
             return 0
         held = os.statvfs(self.scratch)
         return max(0, (held.f_blocks - held.f_bfree) * held.f_frsize + (held.f_files - held.f_ffree) * INODE - self.bare)
 
     def sockets(self) -> int:
-        """How many there are, also those that only a message in another one holds; without a container no more than descriptors."""
+        """How many sockets there are, also those that only a message in another one holds; without a container no more than descriptors."""
         return (peek("/proc/self/net/unix") or b"\n").count(b"\n") - 1 if self.scratch else 0
 
 
 def peek(path: str, most: int = -1) -> bytes | None:
-    """What a file of /proc says, its start if `most` is given: nothing for a process that has just ended, None where one may not look."""
+    """The contents of a file of /proc, its start if `most` is given: empty for a process that has ended, None where access is refused."""
     try:
         with open(path, "rb") as file:
             return file.read(most)
@@ -334,7 +334,7 @@ def peek(path: str, most: int = -1) -> bytes | None:
 
 
 def descriptors(pid: int) -> int:
-    """How many a process has; where one may not look, the most that it may have."""
+    """How many descriptors a process has; where access is refused, the most that it may have."""
     try:
         return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))  # before Linux 6.2 the size is 0
     except OSError:
@@ -342,7 +342,7 @@ def descriptors(pid: int) -> int:
 
 
 def proportional(pid: int, most: int) -> int:
-    """A process's resident and swapped bytes, shared pages by share, files of the scratch folder left out; `most` if that is not told."""
+    """A process's resident and swapped bytes, shared pages by share, files of the scratch folder left out; `most` if that is unknown."""
     text = peek(f"/proc/{pid}/smaps_rollup")
     if text is None:
         return most
@@ -363,7 +363,7 @@ def waited(pid: str) -> float:
 
 
 def ignores_children() -> bool:
-    """Whether SIGCHLD is ignored, as a parent may have left it: then the end of a child is never told."""
+    """Whether SIGCHLD is ignored, as a parent may have left it: then the end of a child is never reported."""
     ignored = (peek("/proc/self/status") or b"").partition(b"SigIgn:")[2].split()[0]
     return bool(int(ignored, 16) >> (SIGCHLD - 1) & 1)
 
@@ -388,7 +388,7 @@ def read_exactly(count: int) -> bytes | None:
 
 
 def write_all(data: bytes, descriptor: int = 1) -> None:
-    """Writes every byte, to standard output unless told otherwise."""
+    """Writes every byte, by default to standard output."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -1,4 +1,4 @@
-"""What a program is given and what became of it: frozen records, no behaviour.
+"""A program, its limits and its outcome: frozen records, no behaviour.
 
 A limit holds for one run of a program on one input, all its processes together. Nothing here knows of problems, tests and answers.
 """
@@ -13,7 +13,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds and bytes. `memory_bytes` is what may be resident, `file_bytes` both the largest file and all of `/tmp`."""
+    """Seconds and bytes. `memory_bytes` is the most resident memory, `file_bytes` both the largest file and all of `/tmp`."""
 
     cpu_seconds: float = 2.0
     wall_seconds: float = 8.0
@@ -43,9 +43,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. `status` is the exit status, negative for a signal; `stderr` is the end of what was written there.
+    """One run. `status` is the exit status, negative for a signal; `stderr` is the end of standard error.
 
-    `wall_seconds` leaves out what a program that was ready to run waited for a core, and so does the limit.
+    `wall_seconds` leaves out the time that a program ready to run waited for a core, and so does the limit.
     """
 
     verdict: Verdict

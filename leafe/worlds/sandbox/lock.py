@@ -1,6 +1,6 @@
 """Shuts a process in where there is no container, then becomes the program: Landlock for files, a seccomp filter for the rest.
 
-It is started as a script by the sandbox's interpreter and imports nothing of ours. It prefers failing to starting a program that is not
+It is started as a script by the sandbox's interpreter and imports nothing of ours. It fails rather than start a program that is not
 shut in.
 
     python -I -S lock.py FILTER-TEMPLATE-FILE READABLE:READABLE -- command...
@@ -17,7 +17,7 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every mac
 NO_NEW_PRIVILEGES, SECCOMP, FILTER = 38, 22, 2
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIRECTORY = 1, 2, 4, 8
 RIGHTS_OF_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many kinds of access each version of Landlock handles
-OWN_PROCESS = b"\xef\xbe\xad\xde"  # stands in the template where the number of this process belongs
+OWN_PROCESS = b"\xef\xbe\xad\xde"  # the placeholder in the template for the number of this process
 
 
 class SockFprog(ctypes.Structure):
@@ -35,7 +35,7 @@ def call(libc: ctypes.CDLL, number: int, *arguments: object) -> int:
 
 
 def landlock_version(libc: ctypes.CDLL) -> int:
-    """Which Landlock the kernel has. Raises `OSError` where it has none."""
+    """The kernel's version of Landlock. Raises `OSError` where it has none."""
     return call(libc, CREATE_RULESET, None, ctypes.c_size_t(0), 1)
 
 

@@ -25,7 +25,7 @@ ALLOW = "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"  # Ubuntu; 
 PYTHON = "sudo apt-get install python3"
 OTHERWISE = "take the weaker sandbox by name: sandbox=seccomp"
 
-# Prints a word for each way out that it found open. `{secret}` is a file outside that anybody may read.
+# Prints a word for each open way out. `{secret}` is a file outside that every user may read.
 ESCAPES = """
 import os, socket, sys
 sys.stderr.close()

@@ -1,7 +1,7 @@
 """The sandbox: programs in, outcomes out. One container a program, however many inputs it is run on; many programs at once.
 
 A program that leaves files behind, or that manages to lose its container, gets a fresh one for its next input, so that no run depends on
-an earlier one. Threads may share a sandbox; over all of them no more containers are up at once than there are cores, because a program
+an earlier one. Threads may share a sandbox; over all of them no more containers run at once than there are cores, because a program
 that waits for a core is charged for waiting.
 """
 
@@ -26,7 +26,7 @@ def _slots() -> threading.BoundedSemaphore:
 class Sandbox:
     """Runs programs under one kind of containment: `bubblewrap`, or where asked for by name `seccomp`.
 
-    That it contains is not looked at here: call `probe.require` first.
+    Containment is not checked here: call `probe.require` first.
     """
 
     def __init__(self, kind: str = "bubblewrap", *, interpreter: str | None = None) -> None:

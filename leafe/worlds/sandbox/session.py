@@ -1,7 +1,7 @@
 """One sandbox from outside: starts it, hands it inputs, reads answers, and ends it whatever it does.
 
-Nothing that comes out is believed further than its form allows: numbers and lengths are bounded, text is text, and what does not come
-in time is not waited for. A sandbox that is lost after its start was lost to the program in it; one that never starts is our failure.
+Output is not trusted: numbers and lengths are bounded, text is text, and a late answer is not waited for. A sandbox that is
+lost after its start was lost to the program in it; one that never starts is our failure.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from leafe.worlds.sandbox.control_group import group
 from leafe.worlds.sandbox.driver import PATIENCE
 from leafe.worlds.sandbox.limits import Limits, Outcome, Verdict
 
-START = 120.0  # seconds for a sandbox to come up on a machine that is far too busy
-FAREWELL = 5.0  # seconds for a driver that was told to end to do so
+START = 120.0  # seconds for a sandbox to start on an overloaded machine
+FAREWELL = 5.0  # seconds for a driver to end when asked to
 GRACE = 20.0  # seconds for the driver to clear up and answer there
 TAIL = 4096  # the most bytes of standard error that a driver sends
 
 
 class Lost(Exception):
-    """The driver does not answer as it should. `verdict` is what that says of the program."""
+    """The driver does not answer as it should. `verdict` is the program's verdict then."""
 
     def __init__(self, why: str, verdict: Verdict = Verdict.ERROR) -> None:
         super().__init__(why)
@@ -84,7 +84,7 @@ class Session:
         if self._group is None:
             return self._answer(text)
         before = self._group.ended
-        # The driver holds the input more than once for a moment, and what the program writes.
+        # The driver holds the input more than once for a moment, and the program's output.
         self._group.allow(self.limits.memory_bytes + 4 * (len(text) + self.limits.output_bytes))
         try:
             outcome = self._answer(text)
@@ -152,7 +152,7 @@ class Session:
 
 @contextmanager
 def _started(what: Launch) -> Iterator[subprocess.Popen[bytes]]:
-    """The process outside."""
+    """Starts the process, outside the sandbox."""
     process = subprocess.Popen(
         what.command,
         stdin=subprocess.PIPE,

@@ -1,12 +1,12 @@
 """A seccomp filter, assembled by hand: which system calls a program is refused, as the kernel's own bytecode.
 
-What is refused would reach beyond the sandbox or around its limits: other namespaces, mounts, tracing, keys, BPF, clocks, all sockets but
+The refused calls would reach beyond the sandbox or around its limits: other namespaces, mounts, tracing, keys, BPF, clocks, all sockets but
 pairs, orders to other processes, and memory that no figure of a process shows: System V, memfd, shared anonymous and huge pages, pages put
 out to swap, and the kernel's records of locks, watches, filters, rings and addresses. Random numbers come from a file instead of the
 kernel, so that a program that draws some does the same in every run. An argument that is a pointer cannot be looked at, so `clone3` does
 not exist here; every libc then falls back to `clone`.
 
-Children whose parent ignores SIGCHLD are reaped unseen, and nobody is told what time they took. So in a container SIGCHLD keeps its
+Children whose parent ignores SIGCHLD are reaped unseen, and their time is lost. So in a container SIGCHLD keeps its
 default whatever the program sets: setting it succeeds and does nothing, and a parent still waits for its children as ever.
 """
 

@@ -1,4 +1,4 @@
-"""What can be asked of ScienceWorld without starting it: its thirty tasks, their splits, their limits and the simplifications.
+"""Facts about ScienceWorld that need no simulator: its thirty tasks, their splits, their limits and the simplifications.
 
 The variations of a task are numbered; its first half is for training, the third quarter for development, the rest for tests, as the
 simulator itself divides them. Counts are those of version 1.2. Nothing here knows Java.
@@ -70,7 +70,7 @@ ALIASES = {"valid": "dev"}
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What the simulator loads: a task's name, the number of a variation, and the simplifications as it wants them written."""
+    """The simulator's input: a task's name, the number of a variation, and the simplifications as it wants them written."""
 
     kind: str
     variation: int
@@ -83,7 +83,7 @@ class Spec:
 
 
 def spec_of(task: Task) -> Spec:
-    """What a task asks the simulator for. Raises `UserError` when it asks for nothing that there is."""
+    """The variation that a task names. Raises `UserError` when it does not exist."""
     given = (task.payload.get("task"), task.payload.get("variation"), task.payload.get("simplifications"))
     kind = next((kind for kind in KINDS if kind.name == given[0]), None)
     if kind is None or not isinstance(given[1], int) or not 0 <= given[1] < kind.variations or not isinstance(given[2], str):
@@ -128,7 +128,7 @@ def _needs_electricity(kind: Kind, simplifications: str) -> bool:
 
 
 def variations(kind: Kind, split: str) -> range:
-    """The official variations of a split. Raises `UnknownName` for a split that there is not."""
+    """The official variations of a split. Raises `UnknownName` for an unknown split."""
     name = ALIASES.get(split_named(split), split_named(split))
     if name not in SPLITS:
         raise UnknownName("split", split, (*SPLITS, *ALIASES))

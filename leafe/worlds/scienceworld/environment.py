@@ -1,4 +1,4 @@
-"""ScienceWorld as an environment: elementary science in a house of ten rooms, told in text, in the original simulator.
+"""ScienceWorld as an environment: elementary science in a house of ten rooms, in text, in the original simulator.
 
 Success is a score of 100 and nothing else: an episode is also over once the wrong thing was focused on, which the simulator scores below
 zero. Observations are the simulator's own words. There is no snapshot; going back is loading the task again and taking the same actions,
@@ -24,14 +24,14 @@ WON = 100
 TOLD_AT_ONCE = 50
 LEAST_HEAP = 128  # MiB, with which every task can be played; some of the simulator's own solutions want 256
 POOL = Pool(Simulator)
-# What was once asked of a simulator: what is wanted in a variation, by the task's name and its number, and the simulator's own solutions.
+# Cached answers of simulators: the goal of a variation, by the task's name and its number, and the simulator's own solutions.
 _TOLD: dict[tuple[str, int], str] = {}
 _SOLVED: dict[Spec, tuple[str, ...]] = {}
 
 
 @dataclass
 class Episode:
-    """What was loaded and what came of it: the answer to the reset, then one to each action."""
+    """The loaded task and the simulator's answers: to the reset, then to each action."""
 
     spec: Spec
     actions: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ class ScienceWorld(Environment):
         return Task(spec.id, self.name, _TOLD[spec.kind, spec.variation], horizon, payload)
 
     def _be_told(self, wanted: Sequence[tuple[str, int]]) -> None:
-        """Learns what is wanted in variations, as far as it is not known yet."""
+        """Fetches the goals of variations that are not known yet."""
         unknown = sorted(set(wanted) - _TOLD.keys())
         if not unknown:
             return
@@ -136,7 +136,7 @@ class ScienceWorld(Environment):
 
     @contextmanager
     def _simulator(self, episode: Episode) -> Iterator[Simulator]:
-        """A simulator that stands where the episode stands: its own, or another that is led there and compared on the way."""
+        """A simulator in the episode's state: its own, or another that is brought there and compared on the way."""
         with POOL.lent(self, self._options, self._most) as (simulator, mine):
             if not mine:
                 _lead(simulator, episode)
@@ -167,7 +167,7 @@ class ScienceWorld(Environment):
             return simulator.valid_actions()
 
     def close(self) -> None:
-        """Leaves the simulator to others."""
+        """Releases the simulator for other environments."""
         self._episode = None
         POOL.leave(self)
 
@@ -183,7 +183,7 @@ def _solution(simulator: Simulator, spec: Spec) -> tuple[str, ...]:
 
 
 def _lead(simulator: Simulator, episode: Episode) -> None:
-    """Brings another simulator to where the episode stands. Raises `ReplayDiverged` at the first answer that differs."""
+    """Brings another simulator to the episode's state. Raises `ReplayDiverged` at the first answer that differs."""
     for turn, recorded in enumerate(episode.answers):
         found = simulator.step(episode.actions[turn - 1]) if turn else simulator.load(episode.spec)
         if found != recorded:

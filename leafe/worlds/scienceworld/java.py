@@ -1,8 +1,8 @@
 """The Java process that the simulator runs in: how it is started, what it may take, and that it ends with us, however we end.
 
-Its flags are those here, whatever the surroundings say, and its output goes nowhere. Two of them make a replay exact: the simulator walks
+Its flags are those here, whatever the environment variables say, and its output is discarded. Two make a replay exact: the simulator walks
 through sets of objects by their identity hashes, which are random unless `hashCode=2` makes them all equal, and then it walks in the order
-of insertion. What is said to the process is not known here.
+of insertion. The protocol with the simulator is not known here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ EXACT = ("-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
 SMALL = ("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData", "-Djava.awt.headless=true")
 OPEN = "--add-opens=java.base/java.util=ALL-UNNAMED"  # so that the state of the simulator's random generator can be read
 OVERRIDES = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
-FULL = 3  # how Java ends when the heap is full
-PATIENCE = 600  # seconds that one answer may take; far more than any does, for a busy machine is no failure
+FULL = 3  # Java's exit status when the heap is full
+PATIENCE = 600  # seconds that one answer may take; far more than any does, because a busy machine is no failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Options:
 
 
 def needs() -> tuple[str, Path]:
-    """The command `java` and the folder of the package. Raises `MissingDependency` for what is not there."""
+    """The command `java` and the folder of the package. Raises `MissingDependency` for a missing one."""
     found = importlib.util.find_spec("scienceworld")
     if found is None or found.origin is None or importlib.util.find_spec("py4j") is None:
         raise MissingDependency("ScienceWorld", install_command("scienceworld"))
@@ -75,22 +75,22 @@ class JavaProcess:
 
     @property
     def ours(self) -> bool:
-        """Whether this process started it. One that was forked off since did not."""
+        """Whether this process started it. A process that was forked off since did not."""
         return self._owner == os.getpid()
 
     @property
     def runs(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is still running."""
         return self._process.poll() is None
 
     def refusal(self, said: str) -> UserError:
-        """What is told when it does not do what it is there for."""
+        """The error for a process that does not start the simulator."""
         return UserError(
             f"{self._java} does not start ScienceWorld, which wants OpenJDK 11 or later: {' '.join(said.split()):.300}"
         )
 
     def why(self, error: Exception) -> str:
-        """What became of it when a call was not answered. It may still be ending."""
+        """Why a call was not answered. The process may still be ending."""
         try:
             status = self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -131,7 +131,7 @@ def _started(command: list[str], folder: Path, complaints: IO[bytes]) -> subproc
 
 
 def _address(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Where the process listens and the word that it wants to hear. Raises `ValueError` when it says neither."""
+    """The port on which the process listens, and its token. Raises `ValueError` when it reports neither."""
     assert process.stdout is not None
     if not select.select([process.stdout], [], [], PATIENCE)[0]:
         raise ValueError(f"it said nothing for {PATIENCE} s")

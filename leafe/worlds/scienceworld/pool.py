@@ -1,9 +1,9 @@
-"""Simulators that environments take turns with: at most so many processes, however many environments live.
+"""Simulators that environments share: a bounded number of processes, however many environments live.
 
-A simulator takes seconds to start and holds some 300 MB, so one that is left is handed on. Where there are more environments than
-simulators, the one that was used last is taken from its environment, whose next turn is likely the farthest off; when it comes back, it
-is given another and has to lead it to where it was. A simulator is held for the length of one call and no holder asks for a second one,
-so nobody waits for ever. What failed in a call is never used again.
+A simulator takes seconds to start and holds some 300 MB, so a released one is reused. Where there are more environments than
+simulators, the one that was used last is taken from its environment, whose next turn is likely the farthest off; when that environment
+comes back, it gets another and has to restore its episode in it. A simulator is held for the length of one call and no holder asks for
+a second one, so none waits for ever. A simulator that failed in a call is never used again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BESIDE_HEAP = 96  # MiB that a process takes beside its heap, measured
 
 
 class Member(Protocol):
-    """What the pool asks of a simulator."""
+    """A simulator as the pool uses it."""
 
     @property
     def alive(self) -> bool:
@@ -35,7 +35,7 @@ class Member(Protocol):
         """Ends it."""
 
     def disown(self) -> None:
-        """Lets go of it in a process that was forked off."""
+        """Disconnects from it in a process that was forked off."""
 
 
 One = TypeVar("One", bound=Member)
@@ -43,7 +43,7 @@ One = TypeVar("One", bound=Member)
 
 @dataclass(eq=False)
 class _Seat(Generic[One]):
-    """A simulator with the environment that it stands for; `used` orders the seats by their last use."""
+    """A simulator with the environment that uses it; `used` orders the seats by their last use."""
 
     options: Options
     simulator: One | None = None
@@ -86,7 +86,7 @@ class Pool(Generic[One]):
         self._free_up(seat)
 
     def leave(self, tenant: object) -> None:
-        """Says that a tenant needs nothing any more. When nobody does, one simulator is kept and the others end."""
+        """Ends a tenant's use. Once there is no tenant, one simulator is kept and the others end."""
         with self._changed:
             for seat in self._seats:
                 if seat.tenant is tenant:
@@ -123,7 +123,7 @@ class Pool(Generic[One]):
         return seat
 
     def _existing(self, tenant: object, options: Options) -> _Seat[One] | None:
-        """The tenant's own seat, else one that nobody has."""
+        """The tenant's own seat, else a free one."""
         for seat in list(self._seats):
             if not seat.busy and not (seat.simulator and seat.simulator.alive):
                 self._drop(seat)
@@ -132,7 +132,7 @@ class Pool(Generic[One]):
         return own or next((seat for seat in usable if seat.tenant is None), None)
 
     def _used_last(self, options: Options) -> _Seat[One] | None:
-        # Episodes take turns, so taking what was used longest ago would take from everyone just before it is needed.
+        # Episodes take turns, so the one used longest ago would be taken from its environment just before it is needed.
         usable = [seat for seat in self._seats if not seat.busy and seat.options == options]
         return max(usable, key=lambda seat: seat.used, default=None)
 

@@ -17,12 +17,12 @@ from leafe.errors import EnvironmentFailure
 from leafe.worlds.scienceworld.catalogue import Spec
 from leafe.worlds.scienceworld.java import PATIENCE, JavaProcess, Options
 
-SCRAMBLE = 0x5DEECE66D  # what java.util.Random turns a given seed over with
+SCRAMBLE = 0x5DEECE66D  # the number with which java.util.Random scrambles a given seed
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the simulator says to an action: its text, its score (to 100; below 0 once the episode is lost), and whether it is over."""
+    """The simulator's answer to an action: its text, its score (to 100; below 0 once the episode is lost), and whether it is over."""
 
     text: str
     score: int
@@ -63,7 +63,7 @@ class Simulator:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be used: its process runs, and is ours and not that of a process which we were forked off from."""
+        """Whether it can be used: its process runs, and was started by this process and not by one that this was forked off from."""
         return self.process.ours and self.process.runs
 
     def load(self, spec: Spec) -> Answer:
@@ -93,7 +93,7 @@ class Simulator:
         return tuple(self._listed(self._call("getGoldActionSequence")))
 
     def objects(self) -> list[str]:
-        """What can be named in an action now."""
+        """The names that an action may use now."""
         return self._asked("getPossibleObjects")
 
     def valid_actions(self) -> list[str]:
@@ -101,9 +101,9 @@ class Simulator:
         return self._asked("getValidActionObjectCombinations")
 
     def descriptions(self, kind: str, variations: Sequence[int]) -> list[str]:
-        """What is wanted in each variation of a task, told without building its world; whatever was loaded is lost.
+        """The goal of each variation of a task, read without building its world; whatever was loaded is lost.
 
-        What the variations bring along piles up in one world, so ask for some tens at a time.
+        Whatever the variations create accumulates in one world, so ask for some tens at a time.
         """
         self._load(Spec(kind, variations[0], ""), gold=False)
         told = []
@@ -118,7 +118,7 @@ class Simulator:
 
     @contextmanager
     def _held(self) -> Iterator[Callable[[Any], Any]]:
-        """A way to hold Java objects to the end of a `with`. Python would drop them when it next looks for cycles, and they are large."""
+        """Holds Java objects to the end of a `with`. Python would drop them when it next looks for cycles, and they are large."""
         held: list[Any] = []
 
         def hold(thing: Any) -> Any:
@@ -132,7 +132,7 @@ class Simulator:
                 self._gateway.detach(thing)
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        """A call of the simulator's interface. Raises `EnvironmentFailure` when Java raises or is no more."""
+        """A call of the simulator's interface. Raises `EnvironmentFailure` when Java raises or is gone."""
         from py4j.protocol import Py4JError
 
         try:
@@ -147,18 +147,18 @@ class Simulator:
         return answer
 
     def _listed(self, texts: Any) -> list[str]:
-        """A list of Java's in one message and not in one for each of its texts."""
+        """A Java list in one message and not in one for each of its texts."""
         joined = str(self._join("\n", texts))
         return joined.split("\n") if joined else []
 
     def close(self) -> None:
-        """Ends the process. In a process that was forked off, only lets go of it."""
+        """Ends the process. In a process that was forked off, only disconnects from it."""
         self.disown()
         if self.process.ours:
             self._gateway._gateway_client.close()
             self.process.end()
 
     def disown(self) -> None:
-        """Never speaks to the process again. One that was forked off does no more: the connection is its parent's."""
+        """Never uses the connection again. A process that was forked off does no more: the connection is its parent's."""
         self._gateway._gateway_client.is_connected = False  # or every Java object that Python drops is reported there
         self.process.let_go()

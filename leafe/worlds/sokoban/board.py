@@ -18,7 +18,7 @@ WALL, FLOOR, TARGET, BOX, BOX_ON_TARGET, PLAYER, PLAYER_ON_TARGET = "#", "_", "O
 
 
 class Outcome(StrEnum):
-    """What a move did, in the words that the policy reads."""
+    """The effect of a move, in the words that the policy reads."""
 
     MOVED = "You moved."
     WALL = "A wall blocks you."
@@ -48,7 +48,7 @@ class Level:
 
     @cached_property
     def steps(self) -> dict[str, int]:
-        """What each action adds to a cell."""
+        """The number that each action adds to a cell."""
         return {"up": -self.columns, "down": self.columns, "left": -1, "right": 1}
 
     @cached_property

@@ -21,7 +21,7 @@ _REMARK = re.compile(r"[ \t]*(?:[A-Za-z][\w -]*:|'|//|%)")
 
 
 def read_blocks(path: Path) -> list[str]:
-    """The boards of a file as they stand there, without their headers and not yet checked.
+    """The boards of a file as they are, without their headers and not yet checked.
 
     A byte-order mark, blanks behind a row, and comments (`; ...` on a line or behind a row, `Title: ...`) are left out.
 

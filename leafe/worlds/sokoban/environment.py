@@ -45,10 +45,10 @@ class Snapshot:
 class Sokoban(FrozenStateEnvironment[Snapshot]):
     """Push boxes onto targets; observations are the board, from the first step on below a sentence on what the move did.
 
-    With `levels`, the path of a Boxoban file or of a folder of them, the boards come from there and `rows` to `max_length` say
-    nothing. A file in a folder named train, valid or test belongs to that split, as published; the levels of any other file are
+    With `levels`, the path of a Boxoban file or of a folder of them, the boards come from there and `rows` to `max_length` have no
+    effect. A file in a folder named train, valid or test belongs to that split, as published; the levels of any other file are
     split by their content. `horizon` is 15 for generated boards and goes by the level for those from files. `deadlock_feedback` tells
-    the policy when a state cannot be solved any more, which no player is told: it is privileged and off by default. Moves are read
+    the policy when a state cannot be solved any more, which no player sees: it is privileged and off by default. Moves are read
     without regard to case, by a `lenient` world with a final full stop too.
     """
 
@@ -101,7 +101,7 @@ class Sokoban(FrozenStateEnvironment[Snapshot]):
         return list(found.values())
 
     def fewest_turns(self, task: Task) -> int | None:
-        """The length of the shortest solution where it is known, else the pushes that there have to be."""
+        """The length of the shortest solution where it is known, else a lower bound on its pushes."""
         known = task.payload.get("length")
         return known if isinstance(known, int) else fewest_pushes(parse(task.payload["board"]))
 
@@ -165,7 +165,7 @@ def ample_turns(level: Level) -> int:
 
 
 def _checked(recipe: Recipe, horizon: int) -> Recipe:
-    """The recipe, or one sentence on what is wrong with it."""
+    """The recipe. Raises `UserError` for the first value that does not fit."""
     room, needed = (recipe.rows - 2) * (recipe.columns - 2), 2 * recipe.boxes + 1
     for ok, wish in (
         (recipe.rows >= 3 and recipe.columns >= 3, "rows and columns of at least 3"),

@@ -1,4 +1,4 @@
-"""Seeded levels: walls strewn over a room, boxes and targets placed forward, kept when the solver says that they are wanted.
+"""Seeded levels: walls strewn over a room, boxes and targets placed forward, kept when the solver finds them as wanted.
 
 The split a level belongs to is a function of its content up to rotation and reflection, so no level of one split is a mirror image
 of a level of another, whatever the seed.
@@ -14,13 +14,13 @@ from leafe.digest import digest, seed_for
 from leafe.worlds.sokoban.board import Level, State, canonical_text
 from leafe.worlds.sokoban.solver import SolverLimit, solve
 
-# Parts of ten. `pretrain` is what the bundled model's curriculum is made of.
+# Parts of ten. `pretrain` is for the bundled model's curriculum.
 SPLITS = {"pretrain": range(0, 5), "train": range(5, 7), "valid": range(7, 8), "test": range(8, 10)}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What levels are wanted: sizes in cells with the outer walls, `length` as the band of optimal solutions in moves."""
+    """The wanted levels: sizes in cells with the outer walls, `length` as the band of optimal solutions in moves."""
 
     rows: int = 6
     columns: int = 6

@@ -91,7 +91,7 @@ def solve(level: Level, state: State | None = None, limit: int = 500_000) -> lis
 
 
 def fewest_pushes(level: Level) -> int | None:
-    """Pushes without which the level cannot be solved; None where a box can never come to a target."""
+    """A lower bound on the pushes of a solution; None where a box can never come to a target."""
     least = _PushBound(level)(level.start.boxes)
     return least if least < FAR else None
 

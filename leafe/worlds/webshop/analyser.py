@@ -2,7 +2,7 @@
 
 The tokenizer follows the word boundaries of Unicode Standard Annex 29 with the character classes of Unicode 9, which Lucene 8 has: letters
 and digits that touch are one word, a full stop or apostrophe joins two letters or two digits, a colon two letters, a comma two digits; an
-ideograph or an emoji is a word of its own. Text that is plain ASCII takes a short way to the same answer.
+ideograph or an emoji is a word of its own. Plain ASCII text takes a faster way to the same answer.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _mixed(text: str) -> Iterator[str]:
 
 @lru_cache(maxsize=1 << 18)
 def term(token: str) -> str:
-    """What a lower-case token is indexed as; empty for a stop word."""
+    """The index term of a lower-case token; empty for a stop word."""
     if token.endswith("s") and token[-2:-1] in ("'", "’", "＇"):
         token = token[:-2]
     return "" if token in STOP_WORDS else stem(token)
@@ -89,7 +89,7 @@ def term(token: str) -> str:
 
 @cache
 def _word() -> re.Pattern[str]:
-    """The pattern for text with characters beyond ASCII; it takes a moment to make, so it is made when such text comes."""
+    """The pattern for text with characters beyond ASCII; it takes a moment to make, so it is made on first use."""
     emoji, ideographs, katakana, unparted = (_class(_codes(words)) for words in (_EMOJI, _IDEOGRAPHS, _KATAKANA, _UNPARTED))
     letters, digits, marks = _letters_digits_and_marks()
     joint = (
@@ -113,7 +113,7 @@ def _codes(words: str) -> list[int]:
 
 
 def _class(codes: list[int]) -> str:
-    """Ascending code points as ranges, to stand in a character class."""
+    """Ascending code points as ranges, for a character class."""
     starts = [code for before, code in zip([-2, *codes], codes, strict=False) if code != before + 1]
     ends = [code for code, after in zip(codes, [*codes[1:], -2], strict=True) if after != code + 1]
     return "".join(f"{re.escape(chr(start))}-{re.escape(chr(end))}" for start, end in zip(starts, ends, strict=True))

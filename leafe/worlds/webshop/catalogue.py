@@ -28,7 +28,7 @@ REMEMBERED = 4096  # products and searches
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files of a catalogue. `instructions` are goals that people wrote; the file need not be there unless they are asked for."""
+    """The files of a catalogue. `instructions` are goals that people wrote; the file need not exist unless they are asked for."""
 
     products: Path
     attributes: Path
@@ -38,7 +38,7 @@ class Files:
 def files_of(data: str | None, attributes: str | None = None, instructions: str | None = None) -> Files:
     """The files for the path of a product file, of a folder that holds one, or (None) of the catalogue that ships.
 
-    The other two stand beside it under WebShop's names unless they are given. Raises `UserError` when one is missing.
+    The other two are beside it under WebShop's names unless they are given. Raises `UserError` when one is missing.
     """
     products = SHIPPED if data is None else _product_file(Path(data).expanduser().resolve())
     named = products.name.replace("items_shuffle", "items_ins_v2")
@@ -90,7 +90,7 @@ class Catalogue:
         return found if found is not None and asins[found] == asin.encode() else None
 
     def attributes(self, number: int) -> dict[str, Any] | None:
-        """What the attribute file says about a product."""
+        """The attribute file's entry for a product."""
         start = int(self.tables.attribute_starts[number])
         found: dict[str, Any] | None = self._read(self.files.attributes, start, int(self.tables.attribute_lengths[number]))
         return found
@@ -115,5 +115,5 @@ class Catalogue:
 
 @lru_cache(maxsize=4)
 def open_catalogue(files: Files, folder: Path | None = None) -> Catalogue:
-    """The catalogue of some files; asked for twice in a process, it is the same one."""
+    """The catalogue of some files; a second call in a process returns the same one."""
     return Catalogue(files, folder)

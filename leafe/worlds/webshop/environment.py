@@ -31,7 +31,7 @@ NO_LABEL = "There is no such label here: write click[label] with one that stands
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """An episode's whole state: what is wanted, where the shopper stands, and the last observation once something is bought."""
+    """An episode's whole state: the goal, the shopper's page, and the last observation once something is bought."""
 
     task: Task
     goal: Goal
@@ -210,7 +210,7 @@ class WebShop(FrozenStateEnvironment[Snapshot]):
 
 
 def _parsed(action: str) -> tuple[str, str]:
-    """What stands before the first bracket, and what it holds up to the last one: a label may have brackets of its own."""
+    """The text before the first bracket, and the text from there up to the last one: a label may have brackets of its own."""
     verb, _, rest = action.strip().partition("[")
     words, _, _ = rest.rpartition("]")
     return (verb, words.strip().lower()) if verb and words and "\n" not in action.strip() else ("", "")
@@ -227,13 +227,13 @@ def _nested(words: str) -> bool:
 
 
 def _meant(words: str, clickable: Mapping[str, object]) -> str:
-    """The label that words mean: they may have an article before it and a full stop behind it."""
+    """The label that words mean: they may have an article before them and a full stop behind them."""
     plain = without_stop(words)
     return next((label for label in (words, plain, without_article(plain)) if label in clickable), words)
 
 
 def _option_clicks(goal: Goal, product: Product, chosen: dict[str, str]) -> list[str]:
-    """Clicks that choose what the goal asks for and `chosen` lacks; `chosen` is brought up to what they give."""
+    """Clicks that choose what the goal asks for and `chosen` lacks; `chosen` is updated by them."""
     clickable = labels(Visit("item", product=0), [product])
     clicks = []
     for name, value in goal.options:

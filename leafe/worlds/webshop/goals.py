@@ -2,7 +2,7 @@
 
 Synthetic goals are a product's instruction with each combination of its options; human goals are written by people. Their order is the
 original's, which shuffles the list once with the seed 233. Split by goal, as published: the first 500 are test, the next 1,000 valid, the
-rest train; the same product then stands in several splits. Split by product, none does: a tenth of the products are for test, a tenth for
+rest train; the same product is then in several splits. Split by product, none does: a tenth of the products are for test, a tenth for
 valid. In the original prices come from an unseeded draw, so its goals differ from process to process; here they do not.
 """
 
@@ -31,7 +31,7 @@ SPLITS = ("train", "valid", "test")
 KINDS = ("synthetic", "human")
 WAYS = ("goal", "product")
 ORDER_SEED = 233
-TESTED, VALID = 500, 1500  # where the published cut parts the shuffled list
+TESTED, VALID = 500, 1500  # where the published cut divides the shuffled list
 
 
 @dataclass(frozen=True, slots=True)

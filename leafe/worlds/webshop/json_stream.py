@@ -1,7 +1,7 @@
-"""The values of a JSON array or object in a file, one at a time, with the bytes that each stands at.
+"""The values of a JSON array or object in a file, one at a time, with the bytes that each occupies.
 
 A catalogue of a million products is a single line of gigabytes: it is read once in pieces, and later only the values that are wanted.
-What is wrong in the file is told in one sentence; what stands behind the closing bracket is not looked at.
+A fault in the file is reported in one sentence; anything after the closing bracket is not checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A value and the bytes `start .. start + length` of the file that it stands in."""
+    """A value and its bytes `start .. start + length` in the file."""
 
     value: Any
     start: int
@@ -74,7 +74,7 @@ class _Reader:
         self._step(1)
 
     def ends_with(self, mark: str) -> bool:
-        """Steps over the comma between two values, or sees that the closing mark has come."""
+        """Steps over the comma between two values, or finds that the closing mark has come."""
         found = self._next()
         if found == mark:
             return True

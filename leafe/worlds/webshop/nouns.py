@@ -58,7 +58,7 @@ _ENDINGS = re.compile(r"[a-z]{2,}(?:ly|able|ible|less|ful|ous|ish|proof|[b-df-hj
 
 
 def nouns_by(name: str) -> Nouns:
-    """A way to find nouns by its name, `rules` or `spacy`."""
+    """The function that finds nouns of this name, `rules` or `spacy`."""
     if name == "rules":
         return by_rules
     if name != "spacy":

@@ -1,4 +1,4 @@
-"""The shop's pages as the original's text mode writes them: what stands on the page, separated by [SEP], and what can be clicked on it.
+"""The shop's pages as the original's text mode writes them: the texts of a page, separated by [SEP], and the labels that can be clicked.
 
 A character that cannot be printed is shown as a space. After a purchase the original shows a page of empty fields; here it has the product,
 the options and the score alone.
@@ -22,7 +22,7 @@ Kind = Literal["search", "results", "item", "sub"]
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """Where a shopper stands. `product` and `chosen` count on an item's page and on its sub pages, `sub` on the latter."""
+    """The page that a shopper is on. `product` and `chosen` count on an item's page and on its sub pages, `sub` on the latter."""
 
     kind: Kind = "search"
     keywords: str = ""
@@ -46,7 +46,7 @@ def printable(text: str) -> str:
 
 
 def label_of(value: str) -> str:
-    """What is clicked for an option's value."""
+    """The label of an option's value."""
     return printable(one_line(value)).strip().lower()
 
 
@@ -84,13 +84,13 @@ def sub_page(instruction: str, product: Product, sub: str) -> str:
 
 
 def final_page(product: Product, chosen: Mapping[str, str], reward: float) -> str:
-    """What is shown after a purchase."""
+    """The page after a purchase."""
     bought = ["Purchased", "asin", product.asin, "options", json.dumps(dict(chosen), ensure_ascii=False)]
     return shown(["Thank you for shopping with us!", *bought, "Reward", "Your score (min 0.0, max 1.0)", f"{reward:.4g}"])
 
 
 def labels(visit: Visit, found: Sequence[Product]) -> dict[str, tuple[str, str]]:
-    """What can be clicked, in lower case, and what it is: a (button, name), a (product, asin) or an (option's name, value).
+    """The labels that can be clicked, in lower case, and what each is: a (button, name), a (product, asin) or an (option's name, value).
 
     `found` are the products of a page of results, or the one of an item's page. Of two options with one label the last counts.
     """

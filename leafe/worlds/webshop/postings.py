@@ -38,7 +38,7 @@ class Postings:
 
 
 def term_hash(term: str) -> int:
-    """64 bits that stand for a term, the same in every process."""
+    """64 bits that identify a term, the same in every process."""
     return int.from_bytes(hashlib.blake2b(term.encode(), digest_size=8).digest(), "big")
 
 
@@ -61,12 +61,12 @@ def byte_to_length(code: int) -> int:
 
 
 def in_memory(name: str, dtype: str, length: int) -> Array:
-    """The plain way to allocate an array of an index."""
+    """Allocates an array of an index in plain memory."""
     return np.zeros(length, dtype)
 
 
 class PostingsMaker:
-    """Takes documents one by one, in their order, and gives the index."""
+    """Takes documents one by one, in their order, and returns the index."""
 
     def __init__(self, allocate: Allocate = in_memory, block: int = BLOCK) -> None:
         self._allocate, self._block = allocate, block
@@ -92,7 +92,7 @@ class PostingsMaker:
             self._sort_block()
 
     def _sort_block(self) -> None:
-        """Puts away what has come in, by term; blocks are allocated like the index, so that a large one's lie in files too."""
+        """Stores the postings received so far, by term; blocks are allocated like the index, so that a large one's lie in files too."""
         terms = np.frombuffer(self._terms, np.int32) if self._terms else np.zeros(0, np.int32)
         order = np.argsort(terms, kind="stable")
         kept = []
@@ -140,7 +140,7 @@ class PostingsMaker:
 
 
 def _places(terms: Array, free: Array) -> tuple[Array, Array]:
-    """Where the postings of a block go, which is sorted by term, and what is free after them."""
+    """The places of a block's postings, which are sorted by term, and the free places after them."""
     sizes = np.bincount(terms, minlength=len(free))
     before = np.cumsum(sizes) - sizes
     return np.arange(len(terms)) + np.repeat(free - before, sizes), free + sizes

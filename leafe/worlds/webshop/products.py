@@ -13,10 +13,10 @@ from typing import Any
 
 from leafe.digest import seed_for
 
-USUAL_PRICE = 100.0  # what a product without a price costs
+USUAL_PRICE = 100.0  # the price of a product without one
 PRICE_LEVELS = [10.0 * step for step in range(1, 100)]
 NO_LIMIT = 1_000_000.0  # the limit where fewer than two levels lie above a price
-NO_ATTRIBUTES = ("DUMMY_ATTR",)  # what the original gives a product that its attribute file does not name
+NO_ATTRIBUTES = ("DUMMY_ATTR",)  # the original's attributes for a product that its attribute file does not name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ def product(entry: Mapping[str, Any], attributes: Mapping[str, Any] | None) -> P
 
 
 def indexed_text(product: Product) -> str:
-    """What the search engine reads of a product: title, description, first bullet and options."""
+    """The text that the search engine reads of a product: title, description, first bullet and options."""
     options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options)
     return " ".join([product.title, product.description, *product.bullets[:1], options]).lower()
 
 
 def price_of(product: Product, seed: int) -> float:
-    """What a product costs: its price, or one drawn from its range, the same in every process."""
+    """The price of a product: its own, or one drawn from its range, the same in every process."""
     if len(product.prices) == 1:
         return product.prices[0]
     return random.Random(seed_for("webshop price", seed, product.asin)).uniform(*product.prices)
@@ -83,7 +83,7 @@ def price_limit(price: float, *parts: Any) -> float:
 
 
 def one_line(text: str) -> str:
-    """The text with a space for each break of a line, for nobody can type one in an action."""
+    """The text with a space for each line break, because an action cannot contain one."""
     return " ".join(part.strip() for part in text.splitlines()) if len(text.splitlines()) > 1 else text
 
 
@@ -127,7 +127,7 @@ def _options(given: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _value(content: Any) -> str | None:
-    """An option's value, a text or a record of one; None for what is neither."""
+    """An option's value, a text or a record of one; None for anything else."""
     if isinstance(content, Mapping):
         return _text(content.get("value"))
     return content if isinstance(content, str) else None

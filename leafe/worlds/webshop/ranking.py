@@ -3,7 +3,7 @@
 Lucene 8 with k1 = 0.9 and b = 0.4, which the original's search takes from Anserini. A document's score is the sum over the query's terms
 of w - w / (1 + f n): w is the term's number in the query times ln(1 + (N - d + 0.5) / (d + 0.5)), with N documents that have any term and
 d that have this one; f is its number in the document; n is 1 / (k1 (1 - b + b L / M)), with the document's length L as one byte holds it
-and the mean length M. Arithmetic is in 32 bits and sums in 64, as there. Documents of one score stand in the order of their names.
+and the mean length M. Arithmetic is in 32 bits and sums in 64, as there. Documents of one score are in the order of their names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Term:
 
 
 class Ranking:
-    """Answers queries over an index whose documents are called `names`, which ascend or not."""
+    """Answers queries over an index whose documents are called `names`, ascending or not."""
 
     def __init__(self, postings: Postings, names: Array, *, stretch: int = STRETCH) -> None:
         if len(postings.lengths) != len(names):
@@ -60,7 +60,7 @@ class Ranking:
         return _Term(np.float32(times) * rarity, kept.documents[start:end], kept.counts[start:end])
 
     def _parts(self, term: _Term) -> Array:
-        """What a term adds to the scores of its documents."""
+        """A term's part in the scores of its documents."""
         inverse = self._inverse[self._postings.lengths[term.documents]]
         parts: Array = term.weight - term.weight / (np.float32(1) + term.counts.astype(np.float32) * inverse)
         return parts

@@ -30,7 +30,7 @@ COLOURS = tuple(_COLOURS.split())
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is to be bought. `options` are (name, value) for a synthetic goal and (None, value) for one that a person wrote."""
+    """The product to buy. `options` are (name, value) for a synthetic goal and (None, value) for one that a person wrote."""
 
     title: str
     query: str
@@ -74,7 +74,7 @@ def type_factor(goal: Goal, product: Product, nouns: Nouns) -> float:
 
 
 def attributes_matched(wanted: Sequence[str], product: Product) -> int:
-    """How many of the attributes are like one of the product's, or stand in its title, bullets or description."""
+    """How many of the attributes are like one of the product's, or occur in its title, bullets or description."""
     texts = (product.title.lower(), " ".join(product.bullets).lower(), product.description.lower())
 
     def has(attribute: str) -> bool:
@@ -97,7 +97,7 @@ def plain_colour(value: str) -> str:
 
 
 def _compared(name: str | None, value: str) -> str:
-    """What a goal's option is compared as. A pair is reduced to a colour only where its name or value is exactly that colour."""
+    """The text as which a goal's option is compared. A pair is reduced to a colour only where its name or value is exactly that colour."""
     if name is None:
         return plain_colour(value)
     return next((colour for colour in COLOURS if colour in (name, value)), str((name, value)))

@@ -1,6 +1,6 @@
-"""What is kept of a catalogue's files: where each product and its attributes stand, how many goals it has, and the inverted index.
+"""The index of a catalogue's files: the place of each product and its attributes, its number of goals, and the inverted index.
 
-The files are read once from end to end; afterwards a product is read when somebody looks at it. A large catalogue's tables are kept in a
+The files are read once from end to end; afterwards a product is read when it is used. A large catalogue's tables are kept in a
 folder and mapped, so that a second start takes no time and many processes share the memory.
 """
 
@@ -28,8 +28,8 @@ from leafe.worlds.webshop.products import accepted_asin, indexed_text, product
 
 FORMAT = 1  # of the kept tables; another number means that they are made anew
 LARGE = 64 << 20  # bytes of a product file from which on its tables are kept in a folder
-MOST_COMBINATIONS = 100_000  # goals of one product; a few products have options by the dozen, whose combinations nobody can list
-_EDGE = 1 << 20  # bytes at either end of a file that its stamp looks at
+MOST_COMBINATIONS = 100_000  # goals of one product; a few products have options by the dozen, whose combinations cannot be listed
+_EDGE = 1 << 20  # bytes at either end of a file that its stamp reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def make_tables(products: Path, attributes: Path, allocate: Allocate = in_memory
 
 
 def _attribute_places(path: Path, asins: dict[str, int]) -> tuple[Array, Array, Array]:
-    """Where each product's attributes stand, and whether they come with an instruction."""
+    """The place of each product's attributes, and whether they come with an instruction."""
     starts, lengths = np.full(len(asins), -1, np.int64), np.zeros(len(asins), np.int32)
     instructed = np.zeros(len(asins), np.int32)
     for asin, placed in object_values(path):
@@ -124,7 +124,7 @@ def _size(path: Path) -> int:
 
 
 def _stamp(path: Path) -> Sequence[Any]:
-    """What tells a file from another one without reading gigabytes."""
+    """A stamp that tells a file from another one without reading gigabytes."""
     size = _size(path)
     with path.open("rb") as file:
         head = file.read(_EDGE)
@@ -139,7 +139,7 @@ def _cache_folder() -> Path:
 
 
 def _make_in(place: Path, products: Path, attributes: Path) -> None:
-    """Makes the tables beside their place and moves them there when they are whole; who comes second throws its own away."""
+    """Makes the tables beside their place and moves them there when they are whole; a process that comes second discards its own."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(dir=place.parent, prefix="making-"))

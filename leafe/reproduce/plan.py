@@ -168,6 +168,8 @@ class Plan:
             own += ["engine.kind=transformers", 'engine.base_url=""', "engine.processes=0"]
         if start := self.start(row, seed):
             own += [f"model={start}"]
+        if row not in self.shown:
+            own += ["evaluate.samples=1"]  # it is only started from
         try:
             method = find(said.method or DEFAULT_METHOD).name
             shared = [text for text in self._shared_by(said.sizes.get(self.recipe, ())) if not _of_other_method(text, method)]

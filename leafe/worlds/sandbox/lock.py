@@ -40,7 +40,7 @@ def landlock_version(libc: ctypes.CDLL) -> int:
 
 
 def restrict_files(libc: ctypes.CDLL, readable: list[str]) -> None:
-    """Leaves the process what is readable, `/dev/null` and `/dev/urandom`, and nothing to write to."""
+    """Leaves the process what is readable, `/dev/null` and `/dev/urandom`; only `/dev/null` can be written to."""
     version = landlock_version(libc)
     handled = (1 << RIGHTS_OF_VERSION.get(min(version, 5), 13)) - 1
     network, scopes = (3 if version >= 4 else 0), (3 if version >= 6 else 0)

@@ -276,7 +276,9 @@ def test_turns_are_added_up_and_rows_that_are_not_at_equal_turns_are_marked(
     assert "not at equal turns" in rows["more"]["flags"][0] and "2 of the budget" in rows["more"]["flags"][0]
     assert "over its budget of 96 turns" in rows["more"]["flags"][1]
     config = RunDirectory.existing(made.out / "seed-1" / "half", read_only=True).config
-    assert RunDirectory.existing(made.out / "seed-1" / "hidden", read_only=True).config.evaluate.samples == 1 < config.evaluate.samples
+    assert (
+        RunDirectory.existing(made.out / "seed-1" / "hidden", read_only=True).config.evaluate.samples == 1 < config.evaluate.samples
+    )
     assert config.explore.turns == 6 and config.model.endswith("/seed-1/hidden/checkpoints/toy")
     assert [one.partition(":")[0] for one in found["missing"]] == ["broken, seed 1", "lost, seed 1"]
     assert rows["half"]["minus"]["first"]["1"]["value"] == 0 and rows["lost"]["values"] == {}

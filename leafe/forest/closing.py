@@ -1,7 +1,7 @@
-"""A reply that was cut is given its end: its thoughts are closed, and the policy is asked for the action alone.
+"""The completion of a reply that was cut: its thoughts are closed, and the policy is asked for the action alone.
 
-Where nothing comes of it (the engine cannot go on with a reply, the context has no room, the action has no end either) the reply stays
-what it was: cut. Not all of the text was sampled then, so what was closed is never learned from.
+If that fails (the engine cannot continue a reply, the context has no room, the action is cut as well) the reply stays cut. Not all of the
+text of a closed reply was sampled, so it is never learned from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from leafe.replies.closing import closed_action, closed_thoughts, with_action
 
 
 def closed(builder: TreeBuilder, messages: tuple[Message, ...], reply: Completion) -> Play[Completion]:
-    """A reply to `messages` as it is, or with an end if it was cut and the rules have tokens for one. Actions have to be in tags."""
+    """A reply to `messages`, completed if it was cut and the rules have tokens for that. Actions have to be in tags."""
     rules = builder.rules
     if reply.finish != "length" or not rules.closing or rules.prompts.form != "tags":
         return reply

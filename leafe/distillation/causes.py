@@ -1,4 +1,4 @@
-"""Why a forest gave no example: the first of its causes, found by counting, and what fixes that one.
+"""Why a forest gave no example: the first cause, found by counting, and its fix.
 
 A setting is named only where changing it would help. Nothing is read or printed here.
 """
@@ -17,7 +17,7 @@ NOTHING = "there is no example to train on"
 
 
 def why_no_example(trees: Sequence[Tree], config: RunConfig) -> str:
-    """One sentence. What is loud beside the cause follows it."""
+    """One sentence: the cause, then the alarms beside it."""
     faults = faults_of(trees)
     cause = next(_of_everything(faults, config), "")
     if cause:
@@ -26,7 +26,7 @@ def why_no_example(trees: Sequence[Tree], config: RunConfig) -> str:
 
 
 def _of_everything(faults: Faults, config: RunConfig) -> Iterator[str]:
-    """A fault that every reply or every attempt has explains all the rest."""
+    """Faults of every reply or every attempt, which explain all the rest."""
     if not faults.attempts:
         yield "no attempt was made"
     if faults.broken == 1:

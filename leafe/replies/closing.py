@@ -1,7 +1,7 @@
-"""Replies that think until a limit cuts them: what closes their thoughts, and the one line that is then read as the action.
+"""Replies that think until a limit cuts them: the text that closes their thoughts, and the line that is then read as the action.
 
-Known as budget forcing (s1, arXiv 2501.19393): the thoughts are closed in the policy's place and it writes the action alone. What it writes
-ends with `</action>` or with its line, whichever may be meant: nothing else was asked for.
+This is known as budget forcing (s1, arXiv 2501.19393): the thoughts are closed for the policy and it writes the action alone. The action
+ends with `</action>` or with its line, since nothing else was asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TAG = re.compile(r"<[ \t]?(/?)[ \t]?(action|think(?:ing)?|thoughts?|reasoning|a
 
 
 def closed_thoughts(reply: str) -> str:
-    """A cut reply up to where its action is to be written. A character that was cut in two is left out, and so is a tag."""
+    """A cut reply up to the place of its action. A character or a tag that was cut in two is left out."""
     text = reply.rstrip("\ufffd")
     at = text.rfind("<")
     if at >= 0 and ">" not in text[at:] and len(text) - at <= len(CLOSING):
@@ -26,7 +26,7 @@ def closed_thoughts(reply: str) -> str:
 
 
 def closed_action(text: str, *, whole: bool) -> str | None:
-    """What was written as the action, None where its end cannot be told: `whole` says that the model ended it."""
+    """The text of the action, None if its end is uncertain; `whole` means that the model ended it."""
     text = text.lstrip()
     tag = _TAG.search(text)
     if tag:
@@ -43,5 +43,5 @@ def with_action(begun: str, action: str) -> str:
 
 
 def last_action(reply: str) -> str:
-    """The part of such a reply that holds its action, tags included. What was thought before does not count, whatever tags stand in it."""
+    """The part of such a reply that holds its action, tags included. Earlier thoughts do not count, whatever tags they contain."""
     return reply[reply.rfind(OPENING) :]

@@ -62,7 +62,7 @@ class ComparedSettings(OnPolicySettings):
             raise ValueError(f"k: wanted less than the {self.size} attempts of a group, found {self.k}")
         if self.advantage in BINARY and self.reward == "reward":
             raise ValueError(
-                f"reward: wanted 'success' for the advantage {self.advantage}, which knows nothing between, found 'reward'"
+                f"reward: wanted 'success' for the advantage {self.advantage}, which takes only 0 and 1, found 'reward'"
             )
         return self
 

@@ -39,7 +39,7 @@ class _NoWaiting(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0) if timeout is None else []
         if timeout is None and not ready:
-            raise RuntimeError("everybody waits and nothing will ever happen")
+            raise RuntimeError("every task waits and no event is left")
         self.now += max(0.0, timeout or 0.0)
         return ready
 

@@ -3,7 +3,7 @@
     python benchmarks/four_engines.py [--model MODEL] [--env NAME name=value ...] [--tasks 24] [--turns 24] [--seeds 3]
         [--vllm PYTHON] [--llama PYTHON --gguf FILE] [--ray] [a.b=value ...]
 
-In this process; in two processes with the worlds in two more (with --ray in actors of a cluster of its own); a vLLM that is started
+In this process; in two processes with the worlds in two more (with --ray in actors of a separate cluster); a vLLM that is started
 for it; a llama.cpp server that is started for it and serves the same weights as GGUF. Engines that are not named are left out. The others
 are compared with the first one.
 

@@ -110,7 +110,7 @@ def main() -> int:
         print(f"success_share: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"success_share: interrupted; the same command goes on in {options.out}", file=sys.stderr)
+        print(f"success_share: interrupted; the same command resumes in {options.out}", file=sys.stderr)
         return 130
     text = table(measured, shlex.join(sys.argv[1:]))
     write_text_atomically(options.out / "success_share.md", text)

@@ -42,7 +42,7 @@ def _of_successes(trees: Sequence[Tree], config: RunConfig) -> str:
         return "no attempt succeeded"
     if not config.distill.success_share:
         return f"distill.success_share=0 rehearses none of the {successes:,} successes: raise it"
-    return "no turn of the successes that were drawn held an action that its prompt had not been told"
+    return "no turn of the successes that were drawn held an action that was not already in its prompt"
 
 
 def _of_branches(trees: Sequence[Tree], faults: Faults, config: RunConfig) -> str:
@@ -51,7 +51,7 @@ def _of_branches(trees: Sequence[Tree], faults: Faults, config: RunConfig) -> st
     if not config.distill.branches_per_task:
         return "distill.branches_per_task=0 learns from no branch: raise it"
     if branches and config.distill.qualify == "any":
-        return "no branch began with an action that it had not been told word for word"
+        return "no branch began with an action that was not in its advice word for word"
     if branches:
         found = "succeeded" if config.distill.qualify == "success" else "improved on its parent"
         return f"no branch {found}: explore with a larger budget, as explore.turns={2 * config.explore.turns}, or set distill.qualify=any"

@@ -110,7 +110,7 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     if kind == "verl" and not is_parquet:
         raise UserError(f"verl reads parquet files only; give a name that ends in .parquet instead of {path.name}")
     if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: No such file or directory; give a file in a folder that is there")
+        raise UserError(f"cannot write {path}: No such file or directory; give a file in an existing folder")
     rows = [FORMATS[kind](with_texts(_plain(example), parted)) for example in examples]
     content = _parquet(rows) if is_parquet else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     write_bytes_atomically(path, content)

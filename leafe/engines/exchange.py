@@ -11,7 +11,7 @@ import torch
 from leafe.engines.loading import end_tokens, load_checkpoint
 from leafe.errors import UserError
 
-ANOTHER = "load it with an engine of its own"
+ANOTHER = "load it with a separate engine"
 # Fields of a configuration that do not change what is computed.
 IDLE = frozenset(
     ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "initializer_range")

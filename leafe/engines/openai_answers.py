@@ -164,7 +164,7 @@ def _count(group: Mapping[str, Any], name: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST_COUNT:
-        raise Malformed(f"usage says {_shown(value)} for {name}, which is no count of tokens")
+        raise Malformed(f"usage has {_shown(value)} for {name}, which is no count of tokens")
     return value
 
 

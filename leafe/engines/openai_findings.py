@@ -96,7 +96,7 @@ class Findings:
                 "token ids were made from the text of replies by a local tokenizer; they may not be those that were sampled"
             )
         if self.seeds_differ is False:
-            found.append("the server draws the same whatever the seed, so attempts at a task are copies of one")
+            found.append("the server draws the same for every seed, so attempts at a task are copies of one")
         if self.prompt == "differs":
             found.append("the server's chat template is not that of the local tokenizer")
         return found

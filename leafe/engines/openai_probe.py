@@ -135,7 +135,7 @@ class _Trial:
             known = f"; {UnknownName('model', self.model, self.listed)}" if self.listed else ""
             raise self.refusal(answer, f"{known}; give the name that it serves as engine.served_model")
         if answer.status not in (400, 422):
-            hint = "; does engine.base_url end as the server says, often in /v1?" if answer.status in (404, 405) else ""
+            hint = "; does engine.base_url end as the server requires, often in /v1?" if answer.status in (404, 405) else ""
             raise self.refusal(answer, hint)
 
     def refusal(self, answer: Answer, hint: str = "") -> UserError:

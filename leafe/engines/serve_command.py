@@ -46,8 +46,8 @@ class ServeCommand:
         if not self.command:
             if not (found := shutil.which(str(Path(sys.executable).parent / server.name)) or shutil.which(server.name)):
                 raise UserError(
-                    f"engine.kind={server.kind} starts the program {server.name}, which is neither beside this Python nor on PATH; give it"
-                    f" an environment of its own ({server.install}) and type {server.command}"
+                    f"engine.kind={server.kind} starts the program {server.name}, which is neither beside this Python nor on PATH; make"
+                    f" an environment for it ({server.install}) and type {server.command}"
                 )
             return (found, "serve")
         named, *more = self.command

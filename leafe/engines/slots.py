@@ -117,7 +117,7 @@ class BlockCache:
 
 
 class Layout(Protocol):
-    """How the tokens of a forward pass lie, one flat row of them, and the attention that goes with it."""
+    """The layout of the tokens of a forward pass in one flat row, and the attention that goes with it."""
 
     ids: torch.Tensor  # (1, tokens)
     positions: torch.Tensor  # (1, tokens)

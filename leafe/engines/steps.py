@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many numbers each part of a step's inputs has."""
+        """The number of values of each part of a step's inputs."""
         return (*(self.rows,) * 4, *(self.draws,) * 5, self.rows * self.depth)
 
 
@@ -199,7 +199,7 @@ class Steps:
         self.graph_bytes = 0
 
     def most_rows(self, depth: int) -> int:
-        """How many tokens of prompts a step may have as rows that attend to so many blocks."""
+        """The most prompt tokens that a step may have as rows that attend to `depth` blocks."""
         read = rung(depth, LEAST_DEPTH) * self._cache.size
         most = MOST_READ // read if paged.available(self._device) else MOST_GATHERED // (read * self._cache.row_bytes)
         return min(MOST_ROWS, most)

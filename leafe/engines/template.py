@@ -216,11 +216,11 @@ class ChatTemplate:
     def _notes(self) -> Iterator[str]:
         if self.arrangement.system == "merged":
             yield (
-                "the chat template has no place for a system message, so it stands ahead of the first user message, in sampling, "
+                "the chat template has no place for a system message, so it is put ahead of the first user message, in sampling, "
                 "training and measuring alike"
             )
         if self._is_forgeable():
-            yield "the chat template parts messages by plain words, so a text that holds these reads like messages of its own"
+            yield "the chat template parts messages by plain words, so a text that holds these reads like separate messages"
         if CLOCK in self._source:
             yield "the chat template asks for today's date and receives 26 July 2024, so that the same conversation stays the same tomorrow"
 

@@ -42,7 +42,7 @@ _known: dict[tuple[Any, ...], tuple[int | None, int | None]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What `take_over` found: the name of the model's usual attention, and how far logits were off.
+    """The result of `take_over`: the name of the model's usual attention, and how far logits were off.
 
     `longest` and `most` are the most tokens of a conversation and of a pass, None for no limit.
     """
@@ -161,7 +161,7 @@ def _passes(model: Any, longest: int, *, crowded: bool) -> bool:
 
 
 def _tried(model: Any, longest: int, *, crowded: bool = False, strict: bool = False, layout: Layouts = plan) -> float:
-    """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens, one at a time or all in one pass.
+    """The difference of the engine's logits from the plain ones, for requests of up to `longest` tokens, one at a time or all in one pass.
 
     Raises `ValueError` if that is too far.
     """

@@ -83,7 +83,7 @@ def compare(
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"the arm {name!r} stands there twice; give each run once")
+            raise UserError(f"the arm {name!r} occurs twice; give each run once")
     counts = {arm.name: arm.counts() for arm in arms}
     bases = {name: None if base is None else counts[_base_of(name, names, base)] for name in names}
     return Comparison(tuple(_result(arm, counts[arm.name], bases[arm.name], ks=ks, how=how) for arm in arms), how.confidence, base)

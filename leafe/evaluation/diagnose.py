@@ -149,7 +149,7 @@ async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws:
 
 
 class _Gap:
-    """How often the first action at branching turns is a best one, with the advice and without it."""
+    """The share of first actions at branching turns that are best ones, with the advice and without it."""
 
     def __init__(self, points: Sequence[tuple[BranchPoint, float]]) -> None:
         self.points = points

@@ -89,7 +89,7 @@ class TableResult:
         return tuple(dict.fromkeys(self.columns[:1] + self.columns[-1:]))
 
     def title(self) -> str:
-        """What the table shows, on one line."""
+        """The title of the table, on one line."""
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         return (
             f"{self.name}: {self.environment}, {self.model}, {seeds}, split {self.split}, % [{100 * self.confidence:g} % interval]"

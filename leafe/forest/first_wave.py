@@ -49,7 +49,7 @@ class FirstWave(Generic[Item]):
         self.failed = True
         raise UserError(
             f"every attempt so far ({len(self._errors)}) broke, most often by `{commonest_error(self._errors)}`; none of them is kept: "
-            f"mend the environment, which `{self._mend}` tries alone, then type the same command again"
+            f"repair the environment (`{self._mend}` tries it alone), then type the same command again"
         )
 
 

@@ -96,7 +96,7 @@ class Journal:
         self._appender = Appender(path, SCHEMA)
 
     def length(self, key: str) -> int:
-        """How many results are recorded for a task."""
+        """The number of results recorded for a task."""
         return len(self._past[key])
 
     def recall(self, key: str, number: int, effect: Effect) -> Any:

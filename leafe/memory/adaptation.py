@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from leafe.engines.base import Engine
     from leafe.lab import Lab
 
-EMPTY = "nothing was learned that could be kept; the arm is the model without a memory"
+EMPTY = "no lesson could be kept; the arm is the model without a memory"
 
 
 class MemorySettings(Settings):

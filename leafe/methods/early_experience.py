@@ -125,7 +125,7 @@ class EarlyExperience(Method):
 
 @dataclass(frozen=True)
 class _Here:
-    """What the stages of one run share."""
+    """The common state of the stages of one run."""
 
     lab: Lab
     run: RunDirectory
@@ -196,7 +196,7 @@ class _Here:
     def _no_expert(self, tasks: int) -> str:
         """The reason why nothing can be learned, and what to type."""
         turns = self.lab.config.explore.turns
-        no_plan = f"expert() of {self.world} gave no solution of {tasks} tasks within their horizons that a reply could say"
+        no_plan = f"expert() of {self.world} gave no solution of {tasks} tasks within their horizons that a reply could express"
         none_won = f"the policy solved none of {tasks} tasks in its share of {turns} turns each"
         more, other = f"type explore.turns={4 * turns}, or take easier tasks", "type early_experience.expert=successes"
         said = {

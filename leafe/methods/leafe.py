@@ -112,7 +112,7 @@ class Leafe(Method):
 
 @dataclass(frozen=True)
 class _Here:
-    """What the stages of one run share."""
+    """The common state of the stages of one run."""
 
     lab: Lab
     run: RunDirectory

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from leafe.training.learner import Learner, StepReport
 
 STEPS = "steps.jsonl"
-NOTHING = "no group taught anything, so there was nothing to learn from; it is the model that training starts from"
+NOTHING = "no group taught anything, so there was nothing to learn from; the arm is the model that training starts from"
 COUNTED = ("turns", "prompt_tokens", "sampled_tokens", "replayed_steps", "rollbacks", "reflection_tokens")  # of `Usage`
 
 

@@ -32,7 +32,7 @@ __all__ = [
     "render_thought",
 ]
 
-# How replies look: `bare` text, `tags` (`<think>`, `<action>`, ...), or a `program` in a fence, whose reflections are in tags.
+# The forms of replies: `bare` text, `tags` (`<think>`, `<action>`, ...), or a `program` in a fence, whose reflections are in tags.
 Form = Literal["bare", "tags", "program"]
 FORMS: tuple[Form, ...] = get_args(Form)
 

@@ -138,7 +138,7 @@ def _label(info: str) -> str:
 
 
 def _end(reply: str, opening: _Opening, following: Iterator[_End | None], syntax: Syntax) -> _End:
-    """Where the fence ends."""
+    """The end of the fence."""
     sure: list[_End] = []
     doubtful: list[_End] = []
     for end in following:

@@ -2,9 +2,9 @@
 
 Goal: none holds more than 1.25 times its memory limit or uses more than 1.25 times its processor limit, each ends with an expected verdict,
 and the next input is answered. Started by `sandbox.py --hostile`. As root with a version 2 hierarchy of control groups the figures are the
-kernel's for a group (processor time always; memory if there is the controller). Otherwise memory is the sum of every process's own pages
-and of the whole machine's increase of shared memory, so that other programs can only add to it (too large a value is measured again, the
-least counts), and processor time is that of the processes, sampled every few milliseconds.
+kernel's for a group (processor time always; memory if the controller is available). Otherwise memory is the sum of every process's own
+pages and of the whole machine's increase of shared memory, so that other programs can only add to it (too large a value is measured again,
+the least counts), and processor time is that of the processes, sampled every few milliseconds.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class _LookingBack:
     start: Start
 
     def on_the_way(self, attempt: int, trajectory: tuple[Turn, ...]) -> Play[None]:
-        """Every K turns, unless the budget is used up."""
+        """Every K turns, unless the horizon is reached or a request would be useless."""
         every = self.builder.rules.reflect_every
         if every and len(trajectory) % every == 0 and len(trajectory) < self.builder.task.horizon and self._of_use(underway=1):
             yield from self._reflect(attempt, trajectory, ended=False)

@@ -16,9 +16,9 @@ Where this differs from the paper:
 4. The outcome of an attempt is the environment's verdict and last observation; no ground truth is shown.
 5. Two texts are duplicates if most of their words are the same; the paper compares embeddings. There are no sections.
 6. The curator may merge and remove as well as add; the published one adds only. If the playbook outgrows its limit of tokens, the
-bullet with the lowest count of helpful minus harmful is removed first, of equals the oldest.
+   bullet with the lowest count of helpful minus harmful is removed first, of equals the oldest.
 7. A profile without the reflector's question, such as `terse`, asks for an ordinary reflection after failures, whose experience is the
-lesson; one without the curator's adds every lesson. A lesson that is already in the playbook adds one to its bullet's helpful count.
+   lesson; one without the curator's adds every lesson. A lesson that is already in the playbook adds one to its bullet's helpful count.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Where this differs from the paper:
 4. One comparison of a state names all its alternatives.
 5. A comparison is left out if it decides for another action, could be read as one, is cut, or repeats the question.
 6. If replies are bare and have no room for thoughts, as those of the bundled models, the comparison is made from the outcomes by a
-template and is a separate reply to a question; no model has written it. It weighs as much as the expert's action does.
+   template and is a separate reply to a question; no model has written it. It weighs as much as the expert's action does.
 7. `kind: both` does one after the other; the paper measures them separately.
 """
 

@@ -10,14 +10,14 @@ levels are those of summaries of the paper, while the code has methods, rules an
 
 Where this differs from the paper:
 1. There is one look back at an attempt. The paper's critic sends the actor back to the same problem several times before anything is
-kept; here the tasks are played up to `epochs` times, within the budget of turns.
+   kept; here the tasks are played up to `epochs` times, within the budget of turns.
 2. Entries are found by words (`leafe.recall`): the instruction and the first observation are compared with an entry and with its task.
-The paper lets the actor look things up while it acts; here `recalled` entries of each level and zone are in the first prompt.
+   The paper lets the actor look things up while it acts; here `recalled` entries of each level and zone are in the first prompt.
 3. There is no zone of failures that were corrected later (the code's third). Two entries are duplicates, without a question, if most of
-their words are the same, and are asked about if a third is.
+   their words are the same, and are asked about if a third is.
 4. `batch` attempts read the same library.
 5. A profile without the questions, such as `terse`, asks for an ordinary reflection after failures, whose experience is a fact of the
-warning zone.
+   warning zone.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ training starts from. With `start` exploring and training begin with a checkpoin
 
 Where this differs from DPO:
 1. No judge decides the preference: both actions were played to an end from one verified state, and the outcomes differ. An action's
-outcome is the best of all attempts that took it; that may favour the superseded one.
+   outcome is the best of all attempts that took it; that may favour the superseded one.
 2. Tokens with which both begin have no loss, so that they are not pushed down with the rest of the worse action.
 3. The preferred action was sampled with advice in the prompt, and is scored and learned without it.
 4. Pairs of the same action are left out, and so are replies that hold no action, quote an experience or are the beginning of the other.

@@ -1,14 +1,14 @@
-"""Records what the original ALFWorld says, and compares our engine with it, game by game and step by step.
+"""Records the observations of the original ALFWorld, and compares our engine with them, game by game and step by step.
 
     python benchmarks/alfworld_traces.py record DATA traces.jsonl       # in an environment with `pip install alfworld`
     python benchmarks/alfworld_traces.py compare DATA traces.jsonl      # in one with leafe
     python benchmarks/alfworld_traces.py sample traces.jsonl some.json  # the digests of a few games, for the tests
     python benchmarks/alfworld_traces.py household GAMES 60             # writes household games, to be recorded and compared likewise
 
-DATA is a folder with games (`.../game.tw-pddl`) at any depth. An episode is the game's walkthrough, where it has one, and one of random
+DATA is a folder with games (`.../game.tw-pddl`) at any depth. A game is played once by its walkthrough, if it has one, and once by random
 commands: a verb is drawn first, so that rare ones come up, and one command in ten is not admissible. `--plans FILE` adds an episode of
-the commands that FILE (JSON, game to commands) names for a game. The original is sped up by remembering what it parses, which changes
-none of its answers.
+the commands that FILE (JSON, game to commands) names for a game. The original is sped up by caching its parses, which changes none of
+its answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def games_below(folder: Path) -> dict[str, Path]:
 
 
 def original(path: Path) -> Callable[[str | None], dict[str, Any]]:
-    """A game in the original engine: a function of a command, None to start anew, that gives what was seen."""
+    """A game in the original engine: a function from a command, None to start anew, to what was seen."""
     import textworld
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
     from textworld.envs.pddl import PddlEnv
@@ -52,7 +52,7 @@ def original(path: Path) -> Callable[[str | None], dict[str, Any]]:
 
 
 def remember_parses() -> None:
-    """Parses each grammar text once. What is handed out is a copy, because deriving changes it."""
+    """Parses each grammar text once. Callers get a copy, because deriving changes it."""
     import textworld.envs.pddl.textgen as textgen
     import textworld.logic as logic
 
@@ -63,7 +63,7 @@ def remember_parses() -> None:
 
 
 def random_command(admissible: list[str], seen: list[str], draw: random.Random) -> str:
-    """A verb first, then one of its commands; now and then something that cannot be done."""
+    """Draws a verb first, then one of its commands; now and then an inadmissible one."""
     if draw.random() < 0.1:
         return draw.choice([*STRANGE, *seen])
     verbs = sorted({command.split()[0] for command in admissible})
@@ -72,7 +72,7 @@ def random_command(admissible: list[str], seen: list[str], draw: random.Random) 
 
 
 def record(data: Path, out: Path, steps: int, plans: dict[str, list[str]]) -> None:
-    """Writes one line a game; games that the file has already are left alone."""
+    """Writes one line a game; games that are already in the file are skipped."""
     remember_parses()
     done = {json.loads(line)["game"] for line in out.read_text().splitlines()} if out.exists() else set()
     for name, path in games_below(data).items():
@@ -89,7 +89,7 @@ def record(data: Path, out: Path, steps: int, plans: dict[str, list[str]]) -> No
 def play(
     answer: Callable[[str | None], dict[str, Any]], commands: list[str] | None, draw: random.Random, steps: int
 ) -> list[dict[str, Any]]:
-    """One episode from a reset; random commands where none are given."""
+    """One episode from a reset; random commands if none are given."""
     seen = [answer(None)]
     offered: list[str] = []
     for turn in range(steps if commands is None else len(commands)):
@@ -118,7 +118,7 @@ def ours(path: Path) -> Callable[[str | None], dict[str, Any]]:
 
 
 def compare(data: Path, traces: Path) -> int:
-    """Plays every recorded episode in our engine and prints what differs."""
+    """Plays every recorded episode in our engine and prints the differences."""
     games, counts, shown = games_below(data), {"games": 0, "episodes": 0, "steps": 0, "differences": 0, "won": 0}, 0
     started = time.perf_counter()
     for recorded in map(json.loads, traces.open()):
@@ -139,7 +139,7 @@ def compare(data: Path, traces: Path) -> int:
 
 
 def write_household(folder: Path, count: int) -> None:
-    """Games of our own with walkthroughs, as files that both engines read."""
+    """Writes generated games with walkthroughs, as files that both engines read."""
     from dataclasses import replace
 
     from leafe.worlds.household.environment import Household
@@ -158,13 +158,13 @@ def write_household(folder: Path, count: int) -> None:
 
 
 def mark(step: dict[str, Any]) -> str:
-    """A short digest of what was seen after a command, admissible commands as a set."""
+    """A short digest of the state after a command, with admissible commands as a set."""
     seen = [step["text"], sorted(set(step["admissible"])), step["reward"], step["done"]]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def sample(traces: Path, out: Path, every: int) -> None:
-    """Keeps commands and digests of every so many-th game."""
+    """Keeps commands and digests of every `every`th game."""
 
     def kept() -> Iterator[dict[str, Any]]:
         for number, line in enumerate(traces.open()):
@@ -177,7 +177,7 @@ def sample(traces: Path, out: Path, every: int) -> None:
 
 
 def main() -> int:
-    """One of the verbs above."""
+    """Runs one of the commands above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["record", "compare", "sample", "household"])
     parser.add_argument("source", type=Path, help="the data folder; for `sample` the traces, for `household` a new folder")

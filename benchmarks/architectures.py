@@ -1,14 +1,14 @@
-"""What every decoder of the installed transformers does under packed training and in the engine: equal, equal up to a length, or refused.
+"""Results of every decoder of the installed transformers in packed training and in the engine: equal, equal up to a length, or refused.
 
     python benchmarks/architectures.py                       # all of them, some minutes
     python benchmarks/architectures.py llama gemma2 --jsonl  # some, as lines of JSON
     python benchmarks/architectures.py --write docs/architectures.md
 
-Each architecture is built small, with windows and chunks of a few tokens and random weights by which attention matters. Both trials run as
-`leafe` runs them when it loads a model. What they let through is then checked in another way: losses of many random trees against those of
+Each architecture is built small, with windows and chunks of a few tokens and random weights for which attention matters. Both trials run
+as `leafe` runs them when it loads a model. Models that pass are then checked in another way: losses of many random trees against those of
 their samples, and greedy replies of the batching engine against plain forward passes, with other ids, more of them, and up to the length
-that the trial allows. A trial that let something wrong through is called WRONG, an error that is no sentence TRACEBACK; either makes the
-exit status 1.
+that the trial allows. A trial that passed a wrong model is called WRONG, an error that is no sentence TRACEBACK; either makes the exit
+status 1.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from leafe.engines.trial import give_back, take_over
 from leafe.errors import UserError
 from leafe.records import Ask, Sampling
 
-MOST = 6_000_000  # weights of what is built
+MOST = 6_000_000  # the most weights of a built model
 TOLERANCE = 2e-3  # of how much losses, or log-probabilities, vary
 WINDOW = 24
 
@@ -98,7 +98,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 LATENT = dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"))
-# Of the parts of a model that see or hear.
+# Sizes of the parts of a model for images and sound.
 SENSES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -116,7 +116,7 @@ SENSES: dict[str, Any] = {
     "encoder_layers": 1,
 }
 PAIRS = ["sliding_attention", "full_attention"] * 2
-# What an architecture wants beside or instead of these sizes.
+# Settings that an architecture needs beside or instead of these sizes.
 SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"num_key_value_heads": 4} for name in (*LATENT, "longcat_flash", "youtu", "hy_v4", "dots3_note_text")},
     "big_bird": {"attention_type": "original_full"},
@@ -154,7 +154,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }
 ROPE = {"rope_theta": 10000.0}
-# Further forms of an architecture: its name and what its configuration says.
+# Further forms of an architecture: its name and its configuration.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, dynamic rope": (
         "llama",
@@ -199,7 +199,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found of one use: `word` is equal, refused, WRONG or TRACEBACK."""
+    """The result for one use: `word` is equal, refused, WRONG or TRACEBACK."""
 
     word: str
     said: str
@@ -235,14 +235,14 @@ def build(name: str) -> Any:
             if weights > MOST:
                 raise ValueError(f"not small: {weights / 1e6:.0f} million weights with these sizes")
             model = AutoModelForCausalLM.from_config(config).float().eval()
-    except Exception as error:  # whatever a configuration or a model says of sizes that it does not take
+    except Exception as error:  # a configuration or a model may raise anything for sizes that it does not take
         raise ValueError(first_line(error)) from error
     draw(model)
     return model
 
 
 def configuration(kind: Any, name: str, more: dict[str, Any]) -> Any:
-    """A small configuration. Of a model for several kinds of input, the parts too."""
+    """A small configuration, also of the parts of a model for several kinds of input."""
     parts = {}
     for key, part in getattr(kind, "sub_configs", {}).items():
         if "text" in key:
@@ -256,7 +256,7 @@ def configuration(kind: Any, name: str, more: dict[str, Any]) -> Any:
 
 
 def draw(model: Any) -> None:
-    """Weights by which attention matters, other than those of the trial's twins."""
+    """Draws weights for which attention matters, other than those of the trial's twins."""
     source = torch.Generator().manual_seed(11)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=source)
@@ -268,12 +268,12 @@ def draw(model: Any) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in short."""
+    """The first line of an error, shortened."""
     return (str(error).strip() or type(error).__name__).split("\n")[0][:160]
 
 
 def judged(work: Callable[[], Verdict]) -> Verdict:
-    """A refusal in one sentence is a verdict; any other error is one too, and the worst."""
+    """The verdict of some work: a refusal in one sentence is one, any other error is the worst one."""
     try:
         return work()
     except UserError as error:
@@ -300,7 +300,7 @@ def packing_verdict(model: Any, tries: int) -> Verdict:
 
 @torch.no_grad()
 def trees_differ(model: Any, kind: Any, source: random.Random, *, row: int, path: int) -> float:
-    """How far losses of random trees are from those of their samples, in standard deviations of the losses."""
+    """The difference of the losses of random trees from those of their samples, in standard deviations of the losses."""
     samples = list(grown(source, path))
     apart = []
     for sample in samples:
@@ -309,7 +309,7 @@ def trees_differ(model: Any, kind: Any, source: random.Random, *, row: int, path
         apart += [-float(logits[place - 1, ids[place]]) for place in range(len(sample.prompt), len(ids))]
     packed = collate(list(split(sorted(samples), row)))
     with tree_attention(model, kind):
-        # Passes of as many rows as fit, as in training: here one row at a time, or all where nothing limits them.
+        # Passes of as many rows as fit, as in training: here one row at a time, or all if there is no limit.
         rows = list(split(sorted(samples), row))
         batches = [packed] if row >= 300 else [collate([one]) for one in rows]
         losses = [
@@ -322,7 +322,7 @@ def trees_differ(model: Any, kind: Any, source: random.Random, *, row: int, path
 
 
 def grown(source: random.Random, longest: int) -> Iterator[Sample]:
-    """Samples of a few turns that branch off each other, some as long as may be."""
+    """Samples of a few turns that branch off each other, some of maximal length."""
     known: list[list[int]] = [[source.randrange(10, 290) for _ in range(max(1, longest // 6))]]
     for number in range(7):
         start = source.choice(known)
@@ -358,7 +358,7 @@ def engine_verdict(model: Any, prompts: int) -> Verdict:
 
 
 def replied(model: Any, prompts: Sequence[list[int]], longest: int, most: int) -> list[Request]:
-    """Greedy replies of the batching engine, in little room so that requests wait, are cut and reuse each other's blocks."""
+    """Greedy replies of the batching engine, with little memory so that requests wait, are cut and reuse each other's blocks."""
     batcher: Batcher[Request] = Batcher(model, (), slots=4, blocks=13, tokens_per_pass=most)
     ask = Ask((), Sampling(0.0, 1.0, 8), 0)
     for prompt in prompts:
@@ -372,7 +372,7 @@ def replied(model: Any, prompts: Sequence[list[int]], longest: int, most: int) -
 
 @torch.no_grad()
 def reply_differs(model: Any, request: Request) -> float:
-    """How far the log-probabilities of a reply are from the plain ones, and its choices from the likeliest, in standard deviations."""
+    """The difference of a reply's log-probabilities from the plain ones, and of its choices from the likeliest, in standard deviations."""
     logits = model(input_ids=torch.tensor([request.ids[:-1]]), use_cache=False).logits[0, request.prompt - 1 :].float()
     wanted = logits.log_softmax(-1)
     chosen = wanted.gather(1, torch.tensor(request.ids[request.prompt :])[:, None])[:, 0]
@@ -418,18 +418,17 @@ PAGE = """# Architectures
 
 Which decoders of transformers {version} can be trained on packed trees and run in the in-process engine, as `python
 benchmarks/architectures.py --write docs/architectures.md` found it: {count} forms, of which {packing} are equal in packed training and
-{engine} in the engine. What is not equal is refused when the model is loaded, in the sentence that stands here.
+{engine} in the engine. A model that is not equal is refused when it is loaded, with the sentence in the table.
 
-Nothing is known by name. When `leafe` loads a model it tries random ids: a packed tree against its samples one by one, and the batched
+There is no list of names. When `leafe` loads a model it tries random ids: a packed tree against its samples one by one, and the batched
 engine against the plain forward pass, on the model itself and, beyond every window, chunk and original context that its configuration
-names, on a small copy in which that limit is short. *equal* means that the trial passed and that a longer check with other ids found the
-same. Behind it stand the way of attending, the length up to which it holds where there is one (windows, chunks and the like are {window}
-to 64 tokens here), and the largest difference, in units of what attention does. Each model is small and of random weights, in float32 on a
-CPU.
+names, on a small copy in which that limit is short. *equal* means that the trial passed and that a longer check with other ids agreed.
+After it come the kind of attention, the length up to which it holds if there is one (windows, chunks and the like are {window} to 64 tokens
+here), and the largest difference, in units of the effect of attention. Each model is small, with random weights, in float32 on a CPU.
 
-A length is that of the model: where its chunks are 8,192 tokens, examples of up to 8,192 tokens are trained on and longer ones refused, and
+A length depends on the model: if its chunks are 8,192 tokens, examples of up to 8,192 tokens are trained on and longer ones refused, and
 the engine's `max_context` is cut to it. `train.attention=auto` takes the first of `tree` and `dense` that passes for any length, or else
-the one that passes up to the longest (`flex` comes before them on a GPU, where this table was not made).
+the one that passes up to the greatest length (`flex` comes before them on a GPU; this table was made on a CPU).
 
 | architecture | packed training | engine |
 |---|---|---|
@@ -437,14 +436,14 @@ the one that passes up to the longest (`flex` comes before them on a GPU, where 
 
 ## Left out
 
-Encoders with decoders, and what these sizes do not build:
+Encoders with decoders, and architectures that cannot be built with these sizes:
 
 {missing}
 """.replace("{window}", str(WINDOW))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Examines what is named, or everything."""
+    """Examines the named architectures, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="architectures; all by default")
     parser.add_argument("--jsonl", action="store_true", help="lines of JSON as they are found")

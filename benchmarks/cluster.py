@@ -1,10 +1,10 @@
-"""A model of a cluster under the real driver: a clock that nobody waits for, replicas of an engine, worlds behind a pool.
+"""A model of a cluster under the real driver: a virtual clock, replicas of an engine, worlds behind a pool.
 
-The explorers, the driver and the worlds' answers are the package's own; only time is invented. An event loop whose clock jumps to the next
-thing that happens plays hours in seconds, and the same seed gives the same figures. What is modelled: a pass of the engine takes
+The explorers, the driver and the worlds' answers are the package's; only time is simulated. An event loop whose clock jumps to the next
+event plays hours in seconds, and the same seed gives the same figures. The model: a pass of the engine takes
 `base + sequence * batch + token * context` seconds, prompts are computed at a rate and cut into chunks, prefixes of a task are kept while
-there is room, replies have lengths drawn from a distribution; a call of a world takes as long as a distribution says. What is not: the
-network, weights being loaded, memory that runs out in the middle of a reply, and requests that disturb each other otherwise.
+there is room, and the lengths of replies and the times of world calls are drawn from distributions. Not modelled are the network, loading
+weights, memory that runs out in the middle of a reply, and any other interference between requests.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ CHOICES = 40  # actions of an errand, one of which succeeds
 
 
 class _NoWaiting(selectors.DefaultSelector):  # type: ignore[valid-type, misc]
-    """A selector that lets the clock pass instead of waiting."""
+    """A selector that advances the clock instead of waiting."""
 
     now = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
         ready = super().select(0) if timeout is None else []
         if timeout is None and not ready:
-            raise RuntimeError("everybody waits and nothing will ever happen")
+            raise RuntimeError("every task waits and no event is left")
         self.now += max(0.0, timeout or 0.0)
         return ready
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose seconds pass at once. Nothing in it may wait for the world outside: no threads, processes or sockets."""
+    """An event loop with a virtual clock. Nothing in it may wait for real events: no threads, processes or sockets."""
 
     def __init__(self) -> None:
         self._clock = _NoWaiting()
         super().__init__(self._clock)
 
     def time(self) -> float:
-        """Seconds since the loop was made, of its own clock."""
+        """Virtual seconds since the loop was made."""
         return self._clock.now
 
 
 def run_virtually(work: Coroutine[Any, Any, Result]) -> Result:
-    """What the work comes to, on a clock of its own."""
+    """The result of the work, on a virtual clock."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(work)
 
 
 class Level:
-    """A number that goes up and down, and how long it stood where: mean, 95th percentile and most, weighted by time."""
+    """A number that changes over time, with its mean, 95th percentile and maximum, weighted by time."""
 
     def __init__(self) -> None:
         self._clock = asyncio.get_running_loop().time
@@ -71,7 +71,7 @@ class Level:
         self._held: dict[int, float] = {}
 
     def add(self, change: int) -> None:
-        """Moves it by so much."""
+        """Changes the number by `change`."""
         now = self._clock()
         if now > self._since:
             self._held[self.value] = self._held.get(self.value, 0.0) + now - self._since
@@ -84,7 +84,7 @@ class Level:
 
     @property
     def mean(self) -> float:
-        """Its mean over time."""
+        """The mean over time."""
         return sum(value * seconds for value, seconds in self._times) / (sum(self._held.values()) or 1.0)
 
     @property
@@ -93,7 +93,7 @@ class Level:
         return sum(seconds for value, seconds in self._times if value) / (sum(self._held.values()) or 1.0)
 
     def share(self, wanted: float) -> int:
-        """What it did not exceed in this share of the time."""
+        """The value that was not exceeded in this share of the time."""
         times, passed = self._times, 0.0
         enough = wanted * sum(self._held.values()) * (1 - 1e-9)
         for value, seconds in times:
@@ -104,7 +104,7 @@ class Level:
 
     @property
     def most(self) -> int:
-        """The most that it was for any time."""
+        """The maximum over time."""
         return max(self._held, default=0)
 
 
@@ -129,13 +129,13 @@ class Spread:
 
     @property
     def percentile_99(self) -> float:
-        """What one in a hundred exceeds."""
+        """The value that one in a hundred exceeds."""
         return self.mean * exp(2.326 * self.sigma - self.sigma**2 / 2) if self.sigma else self.mean
 
 
 @dataclass(frozen=True)
 class Card:
-    """One replica: seconds of a pass by batch and context, tokens of prompts a second, and what it can hold.
+    """One replica: seconds of a pass by batch and context, tokens of prompts a second, and its capacity.
 
     `slots` are requests at once, `kept` tokens of keys and values, `chunk` tokens of prompts in one pass.
     """
@@ -149,7 +149,7 @@ class Card:
     chunk: int = 8192
 
     def passes(self, count: int, batch: int, context: float) -> float:
-        """Seconds of `count` passes over a batch that reads `context` tokens in the first and one more a request in each further one."""
+        """Seconds of `count` passes over a batch that reads `context` tokens in the first and one more a request in each later one."""
         return count * (self.base + self.sequence * batch + self.token * context) + self.token * batch * count * (count - 1) / 2
 
     def best(self, sampled: float, context: float, fresh: float) -> float:
@@ -159,7 +159,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the first prompt, of what a world answers, and of replies."""
+    """Tokens of the first prompt, of observations, and of replies."""
 
     first: int = 800
     observation: int = 120
@@ -178,9 +178,9 @@ class _Request:
 
 @dataclass
 class _Replica:
-    """Continuous batching: each pass draws a token for all that run; who arrives is let in between two passes, prompts go in chunks.
+    """Continuous batching: each pass draws a token for all running requests; new ones enter between two passes, prompts go in chunks.
 
-    Passes between which nothing happens are taken in one jump, which an arrival cuts short.
+    Passes without an event in between are taken in one jump, which an arrival cuts short.
     """
 
     card: Card
@@ -207,7 +207,7 @@ class _Replica:
             self._cut(*self._jump)
 
     def reused(self, root: str, messages: tuple[Message, ...], length: Callable[[Message], int]) -> int:
-        """Tokens of a prompt that an earlier one of the same task left here; keeps this one, and forgets what was used longest ago."""
+        """Tokens of a prompt kept from an earlier one of the same task; keeps this one, and forgets the least recently used."""
         before, held = self._known.pop(root, ((), 0))
         self._remembered -= held
         shared = 0
@@ -219,7 +219,7 @@ class _Replica:
         self._known[root], self._remembered = (messages, tokens), self._remembered + tokens
         while self._remembered > self.card.kept:
             self._remembered -= self._known.popitem(last=False)[1][1]
-        # The reply that followed the earlier prompt was computed too, where this prompt goes on from it.
+        # The reply after the earlier prompt was computed too, if this prompt continues from it.
         follows = shared and len(messages) > len(before) and messages[len(before)].sampled and messages[: len(before)] == before
         return shared + (length(messages[len(before)]) if follows else 0)
 
@@ -247,7 +247,7 @@ class _Replica:
             self._timer = loop.call_later(seconds, self._end, count, [])
 
     def _cut(self, began: float, count: int) -> None:
-        """Lets the pass under way end, and no further one of a jump."""
+        """Ends a jump after its present pass."""
         assert self._timer is not None
         loop, batch = asyncio.get_running_loop(), len(self._running)
         each, more = self.card.passes(1, batch, self._context), self.card.token * batch
@@ -264,7 +264,7 @@ class _Replica:
     def _end(self, count: int, ready: Sequence[_Request]) -> None:
         self._passed += count
         self._context += len(self._running) * count
-        for request in ready:  # whose prompt gave the first token
+        for request in ready:  # requests whose prompt gave the first token
             self._number += 1
             self._context += request.prompt + 1
             heapq.heappush(self._running, (self._passed + request.length - 1, self._number, request))
@@ -278,20 +278,20 @@ class _Replica:
 
 
 class Processor:
-    """The one core that the driver has: each effect takes `seconds` of it, one after another. `alone` is what each job would take alone."""
+    """The driver's single core: each effect takes `seconds` of it, one after another. `alone` is the time of each job alone."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.effects, self._free = seconds, 0, 0.0
         self.alone: dict[str, float] = {}
 
     def add(self, seconds: float) -> None:
-        """Counts time that the job under way waits for in any case."""
+        """Counts time that the present job waits for in any case."""
         rollout = asyncio.current_task()
         assert rollout is not None, "effects are carried out in tasks"
         self.alone[rollout.get_name()] = self.alone.get(rollout.get_name(), 0.0) + seconds
 
     async def spend(self) -> None:
-        """Waits for its turn and has it."""
+        """Waits for the core and uses it."""
         self.effects += 1
         if self.seconds:
             now = asyncio.get_running_loop().time()
@@ -300,7 +300,7 @@ class Processor:
 
 
 class SimulatedEngine:
-    """N replicas; what they answer is `answer`'s, how long they take is the card's. A task stays with one replica, as in the package."""
+    """N replicas; `answer` makes their replies, the card determines their times. A task stays with one replica, as in the package."""
 
     def __init__(self, card: Card, replicas: int, answer: Callable[[Ask], str], lengths: Lengths, processor: Processor) -> None:
         self.stats, self.concurrency = EngineStats(), card.slots * replicas
@@ -311,7 +311,7 @@ class SimulatedEngine:
         self._assigned = Counter[int]()
 
     async def generate(self, ask: Ask) -> Completion:
-        """A reply, once the replica of its task has drawn it."""
+        """A reply, when the replica of its task has drawn it."""
         await self._processor.spend()
         text, draw = self._answer(ask), random.Random(f"length {ask.seed}")
         spread = self.lengths.reply if ask.purpose == "act" else self.lengths.reflection
@@ -324,7 +324,7 @@ class SimulatedEngine:
         self.stats.prompt_tokens += prompt
         self.stats.reused_tokens += prompt - fresh
         self.stats.sampled_tokens += length
-        self.read += (prompt + length // 2) * length  # context tokens that were read for it, a pass each
+        self.read += (prompt + length // 2) * length  # context tokens read for it, over all passes
         self._processor.add(fresh / self.card.prefill + self.card.passes(length, 1, prompt))
         done = asyncio.get_running_loop().create_future()
         home.submit(_Request(prompt, fresh, length, done))
@@ -347,7 +347,7 @@ class SimulatedEngine:
         return self._homes[root]
 
     def best(self) -> float:
-        """Seconds that the same work takes with every slot of every replica always full."""
+        """Seconds of the same work with every slot of every replica always full."""
         stats = self.stats
         context = self.read / (stats.sampled_tokens or 1)
         fresh = stats.prompt_tokens - stats.reused_tokens
@@ -359,7 +359,7 @@ class SimulatedEngine:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long worlds take: a step or reset, a `share` of the worlds `factor` times as long. `workers` calls are made at once, 0 any."""
+    """The times of worlds: a step or reset, for a `share` of worlds `factor` times as long. `workers` calls run at once, 0 for any."""
 
     step: Spread
     share: float = 0.0
@@ -368,7 +368,7 @@ class Pace:
 
 
 class SimulatedWorlds:
-    """A pool of `room` worlds, whose answers are the environment's and whose time is `pace`'s."""
+    """A pool of `room` worlds with the environment's answers and the times of `pace`."""
 
     def __init__(self, make: Callable[[], Environment], room: int, pace: Pace, *, seed: int, processor: Processor) -> None:
         self.make, self.pace, self.seed, self.processor = make, pace, seed, processor
@@ -378,7 +378,7 @@ class SimulatedWorlds:
         self.seconds, self.steps = 0.0, 0
 
     async def session(self) -> _SimulatedSeat:
-        """A world, as soon as there is room."""
+        """A world, when there is room."""
         await self.room.acquire()
         self.sessions.add(1)
         return _SimulatedSeat(self)

@@ -1,10 +1,10 @@
-"""What the driver and its explorers cost: processor time an effect, and memory an explorer, with many of them at once.
+"""The cost of the driver and its explorers: processor time an effect, and memory an explorer, with many of them at once.
 
     python benchmarks/driver.py [--explorers 50 400 2000] [--world lookup] [--turns 24] [--profile]
 
-A script answers at once instead of a model, so nothing is measured but our own Python: the explorer that asks and parses, the driver, the
-world, and the journal that every effect goes into. Each row runs in a process of its own, one after another, in processor time of one
-core. `digest` is that of the forest in the order of its tasks, the same for any number of explorers at once.
+A script answers at once instead of a model, so only leafe's Python is measured: the explorer that asks and parses, the driver, the world,
+and the journal of every effect. Each row runs in a separate process, one after another, in processor time of one core. `digest` is that
+of the forest in the order of its tasks, the same for any number of explorers at once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WORLDS = {
 
 
 class Script:
-    """Answers at once, in a way that depends on the seed alone, and lets the others have their turn."""
+    """Answers at once, as a function of the seed, and yields to other tasks."""
 
     concurrency = 0
 
@@ -85,7 +85,7 @@ def main() -> None:
 def measured(options: argparse.Namespace, explorers: int) -> dict[str, float | str]:
     """One row: as many tasks as there are explorers at once."""
     arguments, actions = WORLDS[options.world]
-    gc.set_threshold(100_000, 20, 20)  # as the command line has it
+    gc.set_threshold(100_000, 20, 20)  # as in the command line
     tasks = make(options.world, arguments).tasks("train", explorers)
     prompts, room = load_prompts("terse", options.world), Sampling()
     rules = Rules(prompts, 1, turns=options.turns, act=room, reflect=room, max_attempts=8, reflect_every=0)

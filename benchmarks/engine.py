@@ -3,12 +3,12 @@
     python benchmarks/engine.py [--model DIR] [--threads 2] [--json]
 
 Conversations grow by about 30 tokens a turn over 12 turns, several samples per task, and half of them are rolled back to an earlier
-turn and continued otherwise; each turn samples two tokens with their log-probabilities. What the policy "said" is made up beforehand,
-so that both sides do the same work. The rival goes turn by turn: left-padded batches of 64, sorted by length, float32. Every repeat has
-conversations of its own, of which the engine has computed nothing yet, and the two sides take turns; one repeat before the first one
-that counts lets both touch their memory. Besides the speed it prints the share of prompt tokens that were not computed again, and
-how many of some requests drew the same tokens and log-probabilities alone as they did in company. On a busy machine the ratio of
-processor times (which is worth reading with one thread only) is the steadier one.
+turn and continued differently; each turn samples two tokens with their log-probabilities. The replies in the conversations are made up
+beforehand, so that both sides do the same work. `generate` goes turn by turn: left-padded batches of 64, sorted by length, float32. Every
+repeat has new conversations, of which the engine has computed nothing yet, and the two sides alternate; one uncounted repeat at the start
+lets both touch their memory. Besides the speed it prints the share of prompt tokens that were not computed again, and how many of some
+requests drew the same tokens and log-probabilities alone as in the batch. On a busy machine the ratio of processor times (meaningful with
+one thread only) is the steadier one.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 
 def agreement(model: Any, tokenizer: Any, found: list[tuple[Ask, Completion]], count: int) -> int:
-    """How many of `count` requests end the same when nothing else is computed with or before them."""
+    """The number of `count` requests that end the same when nothing else is computed with or before them."""
 
     async def alone(ask: Ask) -> Completion:
         engine = TransformersEngine(model, tokenizer, max_context=CONTEXT, slots=1)

@@ -1,18 +1,18 @@
-"""What each world costs: time to load a task, steps a second, snapshots, replay by turn, memory; beside the original where it is there.
+"""The cost of each world: time to load a task, steps a second, snapshots, replay by turn, memory; beside the original if installed.
 
     python benchmarks/environments.py                                            # the worlds that need no data
     python benchmarks/environments.py --alfworld DATA --alfworld-python PYTHON   # ALFWorld, and the original in that interpreter
     python benchmarks/environments.py --openenv-python PYTHON                    # the published OpenEnv server, and its own client
     python benchmarks/environments.py --scienceworld                             # ScienceWorld, and the loop of its own package
 
-Each row is measured in a process of its own, one after another, so memory is that process's peak. Times are the process's own, not the
-clock's, so that what else a machine does changes little; rows marked * wait for others (programs in a sandbox, a server) and are the
-clock's. `start` is making the environment and its first task, imports included. Programs are told apart by a comment, so that none is
-remembered. Without `--openenv-python` the OpenEnv row plays the small server of the tests. ScienceWorld's rows hold the time and the
-memory of the Java process, all threads; its step is the action alone for ours, which lists nothing unless asked, and for the original,
-which lists every possible action at each step, the whole of it.
-PYTHON is an interpreter with `pip install alfworld`; the original plays the same games with the same commands. A step's time holds what
-an agent's loop needs: the command taken and the admissible commands of the new state listed.
+Each row is measured in a separate process, one after another, so memory is that process's peak. Times are processor times, so that other
+work on the machine changes little; rows marked * wait for others (programs in a sandbox, a server) and are wall-clock times. `start` is
+making the environment and its first task, imports included. Programs differ in a comment, so that none is cached. Without
+`--openenv-python` the OpenEnv row plays the small server of the tests. ScienceWorld's rows include the time and the memory of the Java
+process, all threads; its step is the action alone for ours, which lists actions only on request, and includes the list of every possible
+action for the original, which makes it at each step.
+PYTHON is an interpreter with `pip install alfworld`; the original plays the same games with the same commands. A step's time includes
+what an agent's loop needs: taking the command and listing the admissible commands of the new state.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TURNS = (5, 10, 25, 50)
 
 
 def children() -> list[int]:
-    """The processes that this one started and that are still there."""
+    """The processes that this one started and that still run."""
     stats = {path.parent.name: path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")}
     return [int(process) for process, stat in stats.items() if int(stat[1]) == os.getpid()]
 
@@ -52,7 +52,7 @@ def with_children() -> float:
 
 
 def peak_mib() -> float:
-    """Most memory that this process and those in `watched` held."""
+    """The peak memory of this process and those in `watched`."""
     held = [line for child in watched for line in Path(f"/proc/{child}/status").read_text().splitlines() if "VmHWM" in line]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + sum(int(line.split()[1]) / 1024 for line in held)
 
@@ -73,7 +73,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 @dataclass
 class Figures:
-    """What was measured over the tasks of a row, in seconds."""
+    """The measurements over the tasks of a row, in seconds."""
 
     start: float = 0.0
     loads: list[float] = field(default_factory=list)
@@ -102,10 +102,10 @@ def environment_row(request: dict[str, Any]) -> dict[str, Any]:
 
     environment = make(request["spec"], request["arguments"])
     first, *tasks = environment.tasks(request["split"], request["tasks"] + 1)
-    environment.reset(first)  # imports, and what all tasks share
+    environment.reset(first)  # imports, and state that all tasks share
     figures = Figures(clock() - before)
     for task in tasks:
-        game_of.cache_clear()  # drawing a task may have set it up already
+        game_of.cache_clear()  # drawing a task may already have set it up
         figures.loads.append(timed(partial(environment.reset, task)))
         again = make(request["spec"], request["arguments"]) if request["spec"] in PROGRAMS else environment
         play(environment, again, task, steps=request["steps"], figures=figures)
@@ -114,7 +114,7 @@ def environment_row(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def play(environment: Any, again: Any, task: Any, *, steps: int, figures: Figures) -> None:
-    """Random play in a task that was reset, from its start again where it ends, and the ways back; `again` is where it is replayed."""
+    """Random play in a task that was reset, with a restart where it ends, and rollbacks; `again` is the environment for replays."""
     draw, actions, kept = random.Random(task.id), [], 0
 
     def step(action: str) -> Any:
@@ -171,13 +171,13 @@ def _gymnasium_step(world: Any, action: int) -> bool:
 
 @dataclass
 class OwnLoop:
-    """Play as a package's users write it: `step` says whether the episode is over."""
+    """Play as a package's users write it: `step` returns whether the episode is over."""
 
     reset: Callable[[], Any]
     step: Callable[[Any], bool]
 
     def play(self, choose: Callable[[], Any], steps: int, figures: Figures) -> None:
-        """Random play, from the start again where it ends, and replay."""
+        """Random play, with a restart where it ends, and replay."""
         figures.loads.append(timed(self.reset))
         actions: list[Any] = []
         for number in range(steps):
@@ -214,7 +214,7 @@ def openenv_row(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def original_row(request: dict[str, Any]) -> dict[str, Any]:
-    """The original ALFWorld as its users run it: its own loop, with nothing remembered."""
+    """The original ALFWorld as its users run it: its own loop, without caching."""
     figures = Figures()
     original_play(request["games"][0], 1, Figures())
     for path in request["games"][1:]:
@@ -253,7 +253,7 @@ def original_play(path: str, steps: int, figures: Figures) -> None:
 
 
 def scienceworld_row(request: dict[str, Any]) -> dict[str, Any]:
-    """ScienceWorld as an environment of leafe's; its start is the simulator's, with what is wanted in the first task."""
+    """ScienceWorld as an environment of leafe; its start is that of the simulator, with the first task."""
     from leafe.envs.registry import make
 
     environment = make("scienceworld")
@@ -291,7 +291,7 @@ def simulator_start(start: Callable[[], Any]) -> float:
 
 
 def simulated_play(reset: Callable[[], Any], step: Callable[[str], Any], actions_now: Callable[[], Any], figures: Figures) -> None:
-    """Random play for as many turns as are replayed, and the replays. A wrong focus would be the end."""
+    """Random play for as many turns as are replayed, and the replays. A wrong focus would end the episode."""
     draw, taken = random.Random(0), list[str]()
     figures.loads.append(timed(reset))
     for _ in range(TURNS[-1]):
@@ -308,7 +308,7 @@ def simulated_play(reset: Callable[[], Any], step: Callable[[str], Any], actions
 
 
 def measured(kind: str, request: dict[str, Any], python: str = sys.executable) -> dict[str, Any]:
-    """A row from a process of its own."""
+    """A row, measured in a separate process."""
     command = [python, __file__, "--row", kind, json.dumps(request)]
     surroundings = {name: os.environ[name] for name in ("PATH", "JAVA_HOME") if name in os.environ}
     own = os.environ.get("PYTHONPATH", "") if python == sys.executable else ""
@@ -346,7 +346,7 @@ def rows(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def openenv_rows(given: argparse.Namespace, play: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A server in a process of its own, played by us and, where it is installed, by its own client."""
+    """A server in a separate process, played by leafe and, if installed, by its own client."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
     from openenv_server import serve_fake
 

@@ -1,11 +1,11 @@
-"""What faults come to: flipped bits, hostile texts, and what it costs to be sure.
+"""The effect of faults: flipped bits, hostile texts, and the cost of the checks against them.
 
     python benchmarks/faults.py flips [--count 2000]      one flipped bit at a time in a finished run, then the next command
     python benchmarks/faults.py fuzz [--count 100000]     replies, observations and YAML values: none a traceback, none above 50 ms
     python benchmarks/faults.py hostile [--size 32000]    the worst of some hundred texts of one length that repeat or join a few parts
     python benchmarks/faults.py reading [--turns 200000]  writing, proving and reading a forest of so many turns
-    python benchmarks/faults.py proving [--gib 1]         reading weights once more to prove them
-    python benchmarks/faults.py episodes                  what a turn costs in episodes of 250, 1,000 and 4,000 turns
+    python benchmarks/faults.py proving [--gib 1]         reading weights a second time to prove them
+    python benchmarks/faults.py episodes                  the cost of a turn in episodes of 250, 1,000 and 4,000 turns
 
 Times are of one core's processor time. The flips play the small run of the tests; nothing is downloaded.
 """
@@ -189,7 +189,7 @@ def main() -> None:
 
 
 def flipped(count: int, seed: int) -> None:
-    """One bit at a time: told by name, or nothing comes of it."""
+    """Flips one bit at a time: it is reported by the file's name, or has no effect."""
     with tempfile.TemporaryDirectory() as name:
         base, folder = Path(name) / "base", Path(name) / "flips"
         tiny_model("llama").save_pretrained(base)
@@ -205,7 +205,7 @@ def flipped(count: int, seed: int) -> None:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds of work that may end in one of the refusals that are meant for people or policies."""
+    """Seconds of work that may end in one of the refusals for users or policies."""
     begun = process_time()
     with suppress(ParseFailure, UserError):
         work()
@@ -213,7 +213,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def joined(draw: random.Random, parts: list[str], most: int) -> str:
-    """A text of some parts, of letters at random, or of parts that repeat."""
+    """A text of some parts, of random letters, or of repeated parts."""
     kind, size = draw.randrange(4), draw.randint(1, most)
     if kind == 0:
         return "".join(chr(draw.choice((draw.randrange(1, 0x250), draw.randrange(0x2000, 0x2070)))) for _ in range(size // 4))
@@ -222,7 +222,7 @@ def joined(draw: random.Random, parts: list[str], most: int) -> str:
 
 
 def works(tokens: ChatTokenizer, scene: Scene) -> dict[str, Callable[[str], object]]:
-    """What is done with a text of a model, of a world, and of whoever types."""
+    """The kinds of processing of texts from a model, from a world, and from a user."""
 
     def observed(text: str) -> object:
         messages = act_messages(replace(scene, root=Observation(text)), ())
@@ -237,7 +237,7 @@ def works(tokens: ChatTokenizer, scene: Scene) -> dict[str, Callable[[str], obje
 
 
 def fuzz(count: int, seed: int) -> None:
-    """`count` texts, each through one kind of reading; what takes longest is printed."""
+    """`count` texts, each through one kind of processing; prints the slowest."""
     draw, tokens = random.Random(seed), ChatTokenizer(tiny_tokenizer())
     scene = Scene(load_prompts("full", "lookup"), Lookup().tasks("train", 1)[0], Observation(""))
     read = works(tokens, scene)
@@ -256,7 +256,7 @@ def fuzz(count: int, seed: int) -> None:
         text = joined(draw, YAML_PARTS if kind in ("override", "recipe", "argument") else PARTS, 4000 if kind in read else 400)
         work = kinds[kind]
         seconds = timed(lambda work=work, text=text: work(text))
-        if seconds > MOST:  # other work on the machine may come between
+        if seconds > MOST:  # other work on the machine may have slowed it
             seconds = min(seconds, *(timed(lambda work=work, text=text: work(text)) for _ in range(3)))
         worst = sorted([*worst, (seconds, kind, text[:60])], reverse=True)[:5]
     print(f"{count} texts, no traceback; {'none' if worst[0][0] <= MOST else 'SOME'} above {1000 * MOST:.0f} ms; the slowest:")
@@ -288,7 +288,7 @@ def hostile(size: int, seed: int) -> None:
 
 
 class Endless(Lookup):
-    """Says something at every turn and never ends."""
+    """A world that answers at every turn and never ends."""
 
     def step(self, action: str) -> Observation:
         """A short answer."""
@@ -303,7 +303,7 @@ class Endless(Lookup):
 
 
 def played(turns: int, journal: Path | None) -> Tree:
-    """An episode of so many turns, through the driver, with a script for a policy."""
+    """An episode of so many turns, through the driver, with a script as policy."""
     task = replace(Lookup().tasks("train", 1)[0], horizon=turns)
     rules = Rules(load_prompts("full", "lookup"), 1, turns, patience=turns + 1)
     reply = "<think>I go on, since there is nothing else that I could do here.</think>\n<action>go on</action>"
@@ -353,7 +353,7 @@ def reading(turns: int, seed: int) -> None:
 
 
 def proving(gib: int, seed: int) -> None:
-    """Seconds a GiB that has just been read costs once more."""
+    """Seconds to read a GiB again that has just been read."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.safetensors"
         with open(path, "wb") as file:

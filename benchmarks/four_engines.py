@@ -1,17 +1,16 @@
-"""One recipe through four engines: the same forests where sampling is greedy, the same statistics within sampling error where it is not.
+"""One recipe through four engines: the same forests if sampling is greedy, else the same statistics within sampling error.
 
     python benchmarks/four_engines.py [--model MODEL] [--env NAME name=value ...] [--tasks 24] [--turns 24] [--seeds 3]
         [--vllm PYTHON] [--llama PYTHON --gguf FILE] [--ray] [a.b=value ...]
 
-In this process; in two processes with the worlds in two more (with --ray in actors of a cluster of its own); a vLLM that is started
-for it; a llama.cpp server that is started for it and serves the same weights as GGUF. What is not named is left out. The first engine is
-what the others are compared with.
+In this process; in two processes with the worlds in two more (with --ray in actors of a separate cluster); a vLLM that is started
+for it; a llama.cpp server that is started for it and serves the same weights as GGUF. Engines that are not named are left out. The others
+are compared with the first one.
 
-Greedy forests are compared turn by turn, by the ids that were sampled (by texts where a server returns none). Equal weights in other
-kernels round otherwise, and where two tokens are all but equally likely the likelier one may be another: `first difference` says how
-likely both were there. Sampled forests are compared by counts over all tasks and seeds: attempts that succeed, turns an attempt, tokens a
-turn, replies that cannot be read; `z` is the difference in units of its standard error, with trees as what is independent, and above 3 it
-counts as a difference.
+Greedy forests are compared turn by turn, by the sampled ids (by texts if a server returns none). Other kernels round differently, and if
+two tokens are almost equally likely the likelier one may differ: `first difference` shows the probabilities of both. Sampled forests are
+compared by counts over all tasks and seeds: attempts that succeed, turns an attempt, tokens a turn, replies that cannot be read; `z` is
+the difference in units of its standard error, with trees as independent samples, and above 3 it counts as a difference.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class Way:
 
 
 def figures(trees: Sequence[Tree]) -> dict[str, list[float]]:
-    """What is compared, a value for each task."""
+    """The statistics that are compared, a value for each task."""
     return {
         "attempts that succeed": [fmean(attempt.success for attempt in tree.attempts) for tree in trees],
         "turns an attempt": [tree.spend.turns / len(tree.attempts) for tree in trees],
@@ -70,14 +69,14 @@ def figures(trees: Sequence[Tree]) -> dict[str, list[float]]:
 
 
 def apart(one: Sequence[float], other: Sequence[float]) -> float:
-    """The difference of two means in units of its standard error; 0 where both are constant and equal."""
+    """The difference of two means in units of its standard error; 0 if both are constant and equal."""
     difference = fmean(one) - fmean(other)
     error = math.sqrt(variance(one) / len(one) + variance(other) / len(other))
     return difference / error if error else 0.0 if not difference else math.copysign(math.inf, difference)
 
 
 def first_difference(one: Sequence[Tree], other: Sequence[Tree]) -> str:
-    """Where greedy forests part, empty where they do not."""
+    """The first difference between greedy forests, empty if there is none."""
     for mine, theirs in zip(one, other, strict=True):
         for number, (turn, twin) in enumerate(zip(mine.turns, theirs.turns, strict=False), start=1):
             said, heard = turn.completion, twin.completion
@@ -129,7 +128,7 @@ def llama(python: str, weights: str) -> Iterator[str]:
 
 
 def ways(options: argparse.Namespace, address: str | None) -> Iterator[Way]:
-    """The engines that there are."""
+    """The engines to compare."""
     yield Way("in process", ())
     ray = ("scale.ray=local", "scale.replicas=2", "scale.gpus=0", "scale.cpus=0.5", "scale.workers=2")
     yield Way("two actors", ray) if options.ray else Way("two processes", ("engine.processes=2", "scale.workers=2"))
@@ -142,7 +141,7 @@ def ways(options: argparse.Namespace, address: str | None) -> Iterator[Way]:
 
 
 def compare(options: argparse.Namespace, address: str | None) -> list[dict[str, Any]]:
-    """A row for each engine, printed as they come."""
+    """A row for each engine, printed when it is done."""
     rows, before = [], None
     for way in ways(options, address):
         begun = time.monotonic()
@@ -163,7 +162,7 @@ def compare(options: argparse.Namespace, address: str | None) -> list[dict[str, 
 
 
 def main() -> None:
-    """Prints a line for each engine; exit status 1 where one differs by more than chance."""
+    """Prints a line for each engine; exit status 1 if one differs by more than chance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--env", default="sokoban")

@@ -1,10 +1,10 @@
-"""What a GPU gives, in one go: the machine and its ceilings, sampling, training, and whether both compute what they should there.
+"""All measurements of a GPU in one run: the machine and its ceilings, sampling, training, and the correctness of both.
 
     python benchmarks/gpu.py --out DIR [--minutes 5] [--only engine|training|correct]
 
-Nothing is downloaded: models have random weights of Qwen2.5 shapes. Every figure is printed and written to DIR/gpu.jsonl as soon as it is
-there, so nothing is lost when the process is ended. What fails is told with its traceback, and the rest goes on.
-`--shape tiny --device cpu` runs all of it in a minute without a GPU, for nothing but to see that it runs.
+Nothing is downloaded: models have random weights of Qwen2.5 shapes. Every figure is printed and written to DIR/gpu.jsonl at once, so
+nothing is lost when the process is ended. A part that fails is reported with its traceback, and the rest continues.
+`--shape tiny --device cpu` runs all of it in a minute without a GPU, only to see that it runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 PARTS = ("correct", "engine", "training")
-SHARES = {"correct": 0.15, "engine": 0.4, "training": 1.0}  # of the time that is left when a part begins
+SHARES = {"correct": 0.15, "engine": 0.4, "training": 1.0}  # of the remaining time when a part begins
 
 
 class Results:
@@ -41,7 +41,7 @@ class Results:
         self._start = time.monotonic()
 
     def say(self, name: str, /, **figures: Any) -> None:
-        """Tells the figures of one measurement."""
+        """Prints and keeps the figures of one measurement."""
         at = round(time.monotonic() - self._start, 1)
         print(f"[{at:6.1f} s] {name}: " + ", ".join(f"{key} {shown(value)}" for key, value in figures.items()), flush=True)
         self._file.write(json.dumps({**figures, "at": at, "name": name}, default=str) + "\n")
@@ -56,7 +56,7 @@ def shown(value: Any) -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What is measured on."""
+    """The machine of the measurement."""
     transformers = importlib.import_module("transformers")
     found = {
         "torch": torch.__version__,
@@ -79,11 +79,11 @@ def ceilings(device: str) -> tuple[float, float]:
     operations = 2 * size**3 / fastest(lambda: left @ right, device)
     source = torch.empty(2**31 if device == "cuda" else 2**26, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return operations, 2 * source.numel() / fastest(lambda: target.copy_(source), device)  # it is read and written
+    return operations, 2 * source.numel() / fastest(lambda: target.copy_(source), device)  # a copy reads and writes
 
 
 def fastest(work: Callable[[], Any], device: str, repeats: int = 10) -> float:
-    """Seconds of the middle of some rounds, each of several calls."""
+    """Median seconds of some rounds, each of several calls."""
     rounds = []
     for _ in range(5):
         if device == "cuda":
@@ -102,14 +102,14 @@ def guarded(results: Results, name: str) -> Iterator[None]:
     """A part that may fail without the others."""
     try:
         yield
-    except Exception:  # whatever a machine of minutes does; the other parts go on
+    except Exception:  # any error; the other parts continue
         results.say(name, failed=traceback.format_exc())
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def engine(results: Results, deadline: float) -> None:
-    """The engine's own measurements, where they are there."""
+    """The engine's measurements, if that benchmark exists."""
     if importlib.util.find_spec("gpu_engine") is None:
         results.say("engine", skipped="there is no benchmarks/gpu_engine.py")
         return

@@ -1,11 +1,12 @@
-"""The in-process engine on a GPU: what a decode pass costs beside the byte limit, a load of conversations, a small model, correctness.
+"""The in-process engine on a GPU: the cost of a decode pass beside the byte limit, a load of conversations, a small model, correctness.
 
     python benchmarks/gpu_engine.py [--minutes 3.5] [--only copy,decode-0.5b,...] [--json]
 
-Models have the shapes of Qwen2.5 and random weights, made on the device; nothing is downloaded. Four ways decode: `tiles`, which is that
-of a processor; `steps`, a plain call of the step that `graph` captures; `graph`, with a pass in flight; and `generate`, transformers' own
-over a cache of equal length. The byte limit of a pass is weights and keys and values once at the speed of a copy on the device, which is
-measured in the same run. Each part is warmed up, a part that fails prints why and the others go on, and none is begun without time left.
+Models have the shapes of Qwen2.5 and random weights, made on the device; nothing is downloaded. There are four ways to decode: `tiles`, as
+on a processor; `steps`, a plain call of the step that `graph` captures; `graph`, with a pass in flight; and `generate` of transformers
+over a cache of equal length. The byte limit of a pass is one reading of weights, keys and values at the speed of a copy on the device,
+measured in the same run. Each part is warmed up; a part that fails prints the reason and the others continue; none begins without time
+left.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def wait() -> None:
 
 
 def left(deadline: float) -> float:
-    """Seconds until a deadline, which is told in the time of `time.monotonic` or of `time.time`."""
+    """Seconds until a deadline, which is given in the time of `time.monotonic` or of `time.time`."""
     return deadline - (time.time() if deadline > 1e9 else time.monotonic())
 
 
@@ -112,7 +113,7 @@ def model_of(shape: str, dtype: torch.dtype = torch.bfloat16, **more: Any) -> An
 
 
 def copy_speed() -> float:
-    """Bytes a second that a copy on the device reads, as many again being written: twice the copy."""
+    """Bytes a second that a copy on the device reads and writes: twice the copied bytes."""
     count = COPIED if device() == "cuda" else 1 << 26
     source = torch.zeros(count, dtype=torch.uint8, device=device())
     target = torch.empty_like(source)
@@ -149,7 +150,7 @@ def timed(work: Callable[[], object], warm: int, passes: int) -> float:
 
 
 class Point:
-    """`batch` requests whose last tokens stand at the end of `context`, over one cache that all ways use."""
+    """`batch` requests whose last tokens are at the end of `context`, over one cache that all ways use."""
 
     def __init__(self, model: Any, batch: int, context: int) -> None:
         self.model, self.batch, self.context = model, batch, context
@@ -185,7 +186,7 @@ class Point:
             self.landings.pop(0).read()
 
     def limit_bytes(self) -> int:
-        """Weights that a pass reads, and keys and values."""
+        """Bytes of weights, keys and values that a pass reads."""
         table = 0 if self.model.config.tie_word_embeddings else self.model.get_input_embeddings().weight.nbytes
         weights = sum(weight.nbytes for weight in self.model.parameters()) - table
         config = self.model.config
@@ -196,7 +197,7 @@ class Point:
 
 @torch.inference_mode()
 def generated(model: Any, batch: int, context: int, new: int) -> float:
-    """Milliseconds of a pass of transformers' `generate`, which samples over a cache that is full already."""
+    """Milliseconds of a pass of transformers' `generate`, which samples over a full cache."""
     config = model.config
     width = config.hidden_size // config.num_attention_heads
 
@@ -249,11 +250,11 @@ def decode(shape: str, speed: float, deadline: float) -> Found:
 
 
 def tried(name: str, work: Callable[[], Any]) -> Found:
-    """What a measurement gives, or why it failed; the others go on."""
+    """The result of a measurement, or the reason of its failure; the others continue."""
     try:
         found = work()
         return found if isinstance(found, dict) else {name: found}
-    except Exception as error:  # whatever fails on the machine is printed and kept, and the other measurements go on
+    except Exception as error:  # any failure is printed and kept, and the other measurements continue
         traceback.print_exc()
         return {name: f"{type(error).__name__}: {error}"[:200]}
 
@@ -318,7 +319,7 @@ def talk(source: random.Random, count: int) -> str:
 
 
 async def conversations(engine: Any, count: int, turns: int, new: int, *, words: int = 200, repeat: int = 0) -> None:
-    """`count` conversations of `turns` turns of `new` tokens at once; each has a task of its own and short observations."""
+    """`count` conversations at once of `turns` turns of `new` tokens; each has a separate task and short observations."""
 
     async def one(number: int) -> None:
         source = random.Random(f"{repeat} {number}")
@@ -331,7 +332,7 @@ async def conversations(engine: Any, count: int, turns: int, new: int, *, words:
 
 
 def load(shape: str, deadline: float) -> Found:
-    """A load as exploration makes it, through the public engine: tokens a second and what was reused."""
+    """A load like that of exploration, through the public engine: tokens a second and the share that was reused."""
     count, turns, new = (64, 8, 48) if shape != "tiny" else (8, 3, 8)
     engine = TransformersEngine(model_of(shape), tiny_tokenizer(vocabulary=600, corpus=WORDS), slots=count, max_context=4096)
     found: Found = {"obstacle": engine.obstacle}
@@ -404,7 +405,7 @@ def correctness(deadline: float) -> Found:
 
 @contextmanager
 def kernels(off: bool) -> Iterator[None]:
-    """With keys gathered instead of the kernels, where these are off."""
+    """Gathers keys instead of using the kernels, if these are off."""
     said = "switched off"
     paged.failures += [said] * off
     try:
@@ -415,7 +416,7 @@ def kernels(off: bool) -> Iterator[None]:
 
 @torch.inference_mode()
 def greedy() -> Found:
-    """How many greedy replies of a small model in float32 are those of `generate`, twice each, the second time over reused prefixes."""
+    """Counts greedy replies of a small float32 model that equal those of `generate`, twice each, the second time over reused prefixes."""
     model = model_of("tiny", torch.float32, initializer_range=0.3)
     tokenizer = tiny_tokenizer(vocabulary=600, corpus=WORDS)
     chats = [[Message("user", talk(random.Random(number), 5 + 9 * number))] for number in range(24)]
@@ -467,7 +468,7 @@ def logit_difference(shape: str) -> Found:
 
 
 def show(name: str, found: Found) -> None:
-    """Prints one part as soon as it is known, so that a run that is cut shows what it had."""
+    """Prints one part when it is done, so that a run that is cut short shows earlier parts."""
     print(f"[{name}]", flush=True)
     for key, value in found.items():
         value = {k: round(v, 4) if isinstance(v, float) else v for k, v in value.items()} if isinstance(value, dict) else value
@@ -475,7 +476,7 @@ def show(name: str, found: Found) -> None:
 
 
 def measure(deadline: float, only: Sequence[str] = ()) -> Found:
-    """All parts that there is time for until `deadline`, in the time of `time.monotonic`; what failed is told under its part's name."""
+    """All parts for which there is time until `deadline`, in the time of `time.monotonic`; failures are reported by part."""
     there = device() == "cuda"
     found: Found = {"device": torch.cuda.get_device_name() if there else "cpu", "torch": torch.__version__}
     found["copy_bytes_a_second"] = speed = copy_speed()

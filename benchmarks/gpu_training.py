@@ -1,9 +1,9 @@
 """Packed training on a GPU against padded samples and against the matmul ceiling of the same run; `benchmarks/gpu.py` calls it.
 
-Four chains of 30 turns make a step: 300 tokens of history, and at each turn 96 that are seen and 32 that are learned, 16.6 thousand tokens
-packed and 279 thousand one by one. Models have random weights of a Qwen2.5 shape in bfloat16. A step is forward and backward with all that
-prepares it, without an optimiser, unless its name says otherwise. `share` is 6 floating-point operations a weight and own token, by the
-ceiling; padding and what checkpointing computes twice do not count.
+Four chains of 30 turns make a step: 300 tokens of history, and at each turn 96 that are read and 32 that are learned, 16.6 thousand tokens
+packed and 279 thousand one by one. Models have random weights of a Qwen2.5 shape in bfloat16. A step is forward and backward with its
+preparation, without an optimiser, unless its name says otherwise. `share` is 6 floating-point operations a weight and own token, divided
+by the ceiling; padding and the second computation of checkpointing do not count.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from leafe.training.sft import fine_tune  # noqa: E402
 from leafe.training.weights import with_adapter  # noqa: E402
 
 Say = Callable[..., None]
-"""Told the name of what was measured and its figures, as soon as they are there."""
+"""A function of the name of a measurement and its figures, called when they are known."""
 WORDS = ["go left", "go right", "open the door", "you see a box and a wall", "nothing happens", "take the key from the table"]
 
 
 class Load(NamedTuple):
-    """How much one step holds: chains, their turns, tokens of history, seen and learned at each turn, and tokens of a padded pass."""
+    """The size of one step: chains, their turns, tokens of history, read and learned at each turn, and tokens of a padded pass."""
 
     chains: int = 4
     turns: int = 30
@@ -62,7 +62,7 @@ SMALL = Load(2, 6, 40, 12, 4, 1024)
 
 
 class Experiment:
-    """What all measurements share."""
+    """The common state of all measurements."""
 
     def __init__(self, say: Say, device: str, deadline: float, ceiling: float, load: Load) -> None:
         self.say, self.device, self.deadline, self.ceiling, self.load = say, device, deadline, ceiling, load
@@ -73,7 +73,7 @@ class Experiment:
         return self.deadline - time.monotonic()
 
     def now(self) -> float:
-        """The clock, when everything sent to the device is done."""
+        """The clock, after everything sent to the device is done."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.monotonic()
@@ -84,9 +84,9 @@ class Experiment:
         return packing.new_model(options).train()
 
     def timed(self, name: str, work: Callable[[], tuple[Tensor, int]], weights: int, *, most: int = 4) -> tuple[float, int]:
-        """Median seconds and own tokens of a step, measured after a first one and told.
+        """Median seconds and own tokens of a step, measured after a first one and reported.
 
-        Short steps follow each other without waiting for the device, as in training, so that the next is prepared meanwhile.
+        Short steps follow each other without waiting for the device, as in training, so that the next one is prepared meanwhile.
         """
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -124,7 +124,7 @@ class Experiment:
 
 
 def chains(load: Load) -> packing.Step:
-    """One optimiser step: a task is a chain of turns, each learned after all that came before it."""
+    """One optimiser step: a task is a chain of turns, each learned after all earlier ones."""
     source = random.Random("chains")
 
     def words(count: int) -> list[int]:
@@ -142,7 +142,7 @@ def chains(load: Load) -> packing.Step:
 
 
 def waits(experiment: Experiment, name: str, work: Callable[[], Any]) -> None:
-    """How often a step waits for the device, which nothing but its end should."""
+    """Reports how often a step waits for the device; only its end should."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -156,7 +156,7 @@ def waits(experiment: Experiment, name: str, work: Callable[[], Any]) -> None:
 
 
 def one_step(model: Any, step: packing.Step, passes: Callable[[], Iterator[packing.Pass]]) -> tuple[Tensor, int]:
-    """Gradients of a step, thrown away; its mean loss and how many tokens were computed. Nothing in it waits for the device."""
+    """Computes and discards the gradients of a step; returns its mean loss and the number of tokens. Nothing in it waits for the device."""
     targets = sum(len(sample.target) for sample in packing.flat(step))
     total, tokens = torch.zeros((), device=model.device), 0
     for one in passes():
@@ -193,7 +193,7 @@ def ways(experiment: Experiment, shape: str, *, checkpointing: bool = False, onl
         guarded(experiment, f"{shape} {kind}", lambda: experiment.timed(f"{shape} {kind}", packed(kind), weights))
         if gpu:
             guarded(experiment, f"{shape} waits", lambda: waits(experiment, f"{shape} {kind}", packed(kind)))
-        if gpu and experiment.left() > (120 if only_flex else 40):  # compiling takes its time
+        if gpu and experiment.left() > (120 if only_flex else 40):  # compiling takes long
             with compiled_layers(model):
                 name = f"{shape} {kind}, compiled layers"
                 guarded(experiment, name, lambda: experiment.timed(name, packed(kind), weights))
@@ -201,7 +201,7 @@ def ways(experiment: Experiment, shape: str, *, checkpointing: bool = False, onl
 
 
 def split_step(experiment: Experiment, model: Any, shape: str) -> None:
-    """One whole optimiser step with weights in bfloat16 and their lower halves beside them, where the memory is there."""
+    """One whole optimiser step with weights in bfloat16 and their lower halves beside them, if there is memory."""
     count = sum(weight.numel() for weight in model.parameters())
     if experiment.device == "cuda" and torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() < 15 * count + (20 << 30):
         experiment.say(f"{shape} split optimiser", skipped="wants 14 bytes a weight")
@@ -308,7 +308,7 @@ def correct(say: Say, device: str) -> None:
     model = packing.new_model(options).to(device)
     with torch.no_grad():
         for weight in model.parameters():
-            if weight.ndim > 1:  # so large that attention matters
+            if weight.ndim > 1:  # large enough that attention matters
                 weight.normal_(std=0.3)
     source = random.Random("branches")
     history = [source.randrange(1, 500) for _ in range(150)]
@@ -324,12 +324,12 @@ def correct(say: Say, device: str) -> None:
             worst = max(float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True))
             largest = max(float(one.abs().max()) for one in wanted)
             say(f"correct {kind}", trial=difference, loss=packed, loss_alone=losses, gradient_off=worst, gradient_largest=largest)
-        except Exception:  # a way that fails is said to fail, and the others are tried
+        except Exception:  # a failure is reported, and the other ways are tried
             say(f"correct {kind}", failed=traceback.format_exc())
 
 
 def gradients(model: Any, kind: Any, rows: list[list[Sample]], device: str) -> tuple[float, list[Tensor]]:
-    """The sum of losses of some rows, each a pass of its own, and its gradients."""
+    """The sum of losses of some rows, each in a separate pass, and its gradients."""
     model.zero_grad(set_to_none=True)
     total = 0.0
     with tree_attention(model, kind):
@@ -342,7 +342,7 @@ def gradients(model: Any, kind: Any, rows: list[list[Sample]], device: str) -> t
 
 
 def guarded(experiment: Experiment, name: str, work: Callable[[], Any]) -> bool:
-    """Does something, or says with a traceback that it failed; whether it was done."""
+    """Does some work, or reports its failure with a traceback; returns whether it was done."""
     if experiment.left() < 5:
         experiment.say(name, skipped="no time is left")
         return False

@@ -1,9 +1,9 @@
-"""What shortening histories costs: how much of each prompt was computed before, and how much packing saves.
+"""The cost of shortening histories: the share of each prompt that was computed before, and the savings of packing.
 
     python benchmarks/history.py [--context 4096] [--reply 300] [--tasks 8]
 
 A script plays instead of a model, with replies of `--reply` tokens of four bytes, so the figures are exact and the same everywhere. Reuse
-is the share of prompt tokens that stood at the beginning of an earlier prompt and reply of the same task; packing is how many times fewer
+is the share of prompt tokens that are a prefix of an earlier prompt and reply of the same task; packing is how many times fewer
 tokens the task's tree has than its turns as separate samples.
 """
 
@@ -92,7 +92,7 @@ def figures(trees: Sequence[Tree], world: str) -> tuple[float, float]:
 
 
 def tokens(messages: Iterable[Message]) -> Ids:
-    """Four bytes a token; roles do not mix."""
+    """Four bytes a token; no token crosses a role."""
     return [
         (message.role, data[at : at + 4])
         for message in messages

@@ -1,11 +1,10 @@
-"""What every hostile program of the tests holds and uses in all its processes together, seen from outside the sandbox.
+"""The memory and processor time of every hostile program of the tests, over all its processes, measured from outside the sandbox.
 
-Goal: none holds more than 1.25 times its memory limit or uses more than 1.25 times its processor limit, each ends with a verdict that is
-expected of it, and the next input is answered. Started by `sandbox.py --hostile`. As root with a version 2 hierarchy of control groups
-the figures are the kernel's own for a group (processor time always; memory where the controller is there). Otherwise memory is the
-sum of every process's own pages and of what the whole machine has more of shared memory than before, so that others can only add to it
-(what is too large is measured again, the least counts), and processor time that of the processes as they are seen every few
-milliseconds.
+Goal: none holds more than 1.25 times its memory limit or uses more than 1.25 times its processor limit, each ends with an expected verdict,
+and the next input is answered. Started by `sandbox.py --hostile`. As root with a version 2 hierarchy of control groups the figures are the
+kernel's for a group (processor time always; memory if the controller is available). Otherwise memory is the sum of every process's own
+pages and of the whole machine's increase of shared memory, so that other programs can only add to it (too large a value is measured again,
+the least counts), and processor time is that of the processes, sampled every few milliseconds.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ LOOK = 0.008  # seconds
 
 @dataclass(frozen=True)
 class Seen:
-    """What one program came to, and its most, as shares of its limits."""
+    """The verdict of one program, and its maxima, as shares of its limits."""
 
     verdict: Verdict
     words: str
@@ -49,7 +48,7 @@ class Seen:
 
 
 class Observer(threading.Thread):
-    """Looks at all processes that this one started until it is stopped."""
+    """Samples all processes that this one started until it is stopped."""
 
     def __init__(self, group: Path | None, depth: int) -> None:
         super().__init__(daemon=True)
@@ -73,7 +72,7 @@ class Observer(threading.Thread):
             self.memory = max(self.memory, held + max(0, shared_memory() - self.shared_before))
 
     def processes(self, pid: int, depth: int) -> Iterator[int]:
-        """The programs' processes below this one; what everybody has used is noted on the way."""
+        """The programs' processes below this one; also records the processor time of all of them."""
         for child in children(pid):
             with suppress(OSError):
                 (self.cpu if depth >= self.depth else self.surroundings)[child] = time.clock_gettime((~child << 3) | 2)
@@ -110,7 +109,7 @@ def children(pid: int) -> list[int]:
 
 
 def own_pages(pid: int) -> int:
-    """Bytes of a process that are in no file, each page that it shares with children by share."""
+    """Bytes of a process that are in no file; pages shared with children count in proportion."""
     with suppress(OSError, StopIteration):
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "SwapPss:")))
@@ -128,7 +127,7 @@ def shared_memory() -> int:
 
 @contextmanager
 def own_group() -> Iterator[Path | None]:
-    """A control group with this process in it, where one can be made."""
+    """A control group with this process in it, if one can be made."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     place = next((Path(words[1]) for words in mounts if words[2] == "cgroup2"), None)
     if place is None or not os.access(place, os.W_OK) or os.geteuid() != 0:
@@ -150,7 +149,7 @@ def own_group() -> Iterator[Path | None]:
 
 @contextmanager
 def surroundings() -> Iterator[dict[str, object]]:
-    """What there is to get at outside."""
+    """The objects outside the sandbox that a program might reach."""
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         Path(folder).chmod(0o755)
         Path(folder, "secret").write_text("never-seen")
@@ -181,7 +180,7 @@ def seen(kind: str, name: str, outside: dict[str, object], group: Path | None) -
 
 
 def main(only: str = "") -> int:
-    """Prints a line for each program in each kind and returns how many were too much or unexpected."""
+    """Prints a line for each program in each kind and returns the number of those above a limit or with an unexpected verdict."""
     worst: list[Seen] = []
     failed = 0
     with own_group() as group, surroundings() as outside:

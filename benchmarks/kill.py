@@ -1,11 +1,11 @@
-"""Whether a killed run ends as one that was left alone: `leafe run` twice, once killed with SIGKILL at random moments of exploration.
+"""A test whether a killed run ends like an undisturbed one: `leafe run` twice, once killed with SIGKILL at random moments of exploration.
 
     python benchmarks/kill.py --recipe smoke --kills 20 [--model DIR] [--json] [tasks.train=32 explore.turns=60 ...]
 
 The killed run is started again with the same command after each kill. A moment is a length of the journal and not a time, so the kills
-spread over the whole exploration on any machine: each is drawn from what is left of the journals of the run that was left alone. In
-the end the forests (one for each round and each control) and the graded attempts are compared byte for byte, lines sorted, because
-trees are written in the order in which they finish. Exit status 1 when anything differs. Training is not compared.
+spread over the whole exploration on any machine: each is drawn from the rest of the journals of the undisturbed run. In the end the
+forests (one for each round and each control) and the graded attempts are compared byte for byte, lines sorted, because trees are written
+in the order in which they finish. Exit status 1 when anything differs. Training is not compared.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Exploration:
         self.lengths: dict[str, int] = {}  # the largest size seen of each journal, in the order in which they came
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The command, its words going to a file beside the directory."""
+        """The command, with its output in a file beside the directory."""
         with open(self._log, "ab") as log:
             return subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
     def alone(self) -> int:
-        """Runs to the end, taking note of how the journals grow; the exit status."""
+        """Runs to the end and records the growth of the journals; returns the exit status."""
         process = self.start()
         while process.poll() is None:
             for name, size in self._journals():
@@ -52,7 +52,7 @@ class Exploration:
         return process.returncode
 
     def killed_at(self, place: float, lengths: dict[str, int]) -> bool:
-        """Runs until the exploration has come to a place and kills it there; False when it ended before."""
+        """Runs until the exploration has come to a place and kills it there; False if it ended before."""
         process = self.start()
         while process.poll() is None:
             if self.place(lengths) >= place:
@@ -62,7 +62,7 @@ class Exploration:
         return False
 
     def place(self, lengths: dict[str, int]) -> float:
-        """How far the exploration is, in bytes of all journals together."""
+        """The progress of the exploration, in bytes of all journals together."""
         stages = self._read("stages.json")
         finished = sum(stage.startswith("explore") for stage in json.loads(stages or "{}"))
         before = sum(list(lengths.values())[:finished])
@@ -70,7 +70,7 @@ class Exploration:
         return before + sum(min(size, lengths[name]) for name, size in self._journals() if name in present)
 
     def words(self) -> str:
-        """The end of what the command said."""
+        """The end of the command's output."""
         return self._log.read_text(errors="replace")[-600:] if self._log.exists() else ""
 
     def lines(self) -> dict[str, list[str]]:
@@ -84,7 +84,7 @@ class Exploration:
             for path in self.out.glob(pattern):
                 try:
                     yield path.relative_to(self.out).as_posix(), path.stat().st_size
-                except FileNotFoundError:  # its stage has just been finished
+                except FileNotFoundError:  # its stage has just finished
                     continue
 
     def _read(self, name: str) -> str:
@@ -93,7 +93,7 @@ class Exploration:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both runs, and what there is to say about them."""
+    """Does both runs and reports on them."""
     model = [f"model={options.model.resolve()}"] if options.model else []
     arguments = [options.recipe, *model, *options.overrides]
     alone, killed = Exploration(folder / "alone", arguments), Exploration(folder / "killed", arguments)
@@ -121,7 +121,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def compared(alone: dict[str, list[str]], killed: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """File by file: whether they are equal, how many lines and turns they hold, and the first thing that differs."""
+    """File by file: whether they are equal, their numbers of lines and turns, and the first difference."""
     report: dict[str, dict[str, Any]] = {}
     for name in sorted({*alone, *killed}):
         one, other = alone.get(name, []), killed.get(name, [])
@@ -148,7 +148,7 @@ def branches(lines: list[str]) -> int:
 
 
 def first_difference(one: list[str], other: list[str]) -> str:
-    """Where the first line that differs does so."""
+    """The first difference in the first line that differs."""
     for left, right in zip_longest(one, other, fillvalue="null"):
         if left != right:
             return next(differences(json.loads(left), json.loads(right)), "in how it is written")
@@ -158,7 +158,7 @@ def first_difference(one: list[str], other: list[str]) -> str:
 def differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
     """The places in two JSON values that differ."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        # What a turn holds is the cause, what is counted of it the consequence.
+        # A difference in a turn is the cause, one in the counts the consequence.
         for key in sorted(one, key=lambda key: key in ("spend", "attempts")):
             yield from differences(one[key], other[key], f"{path}.{key}")
     elif isinstance(one, list) and isinstance(other, list):
@@ -179,7 +179,7 @@ def shown(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Reads the arguments, does both runs and prints what was found."""
+    """Reads the arguments, does both runs and prints the report."""
     parser = argparse.ArgumentParser(description="a run that is killed again and again against one that is left alone")
     parser.add_argument("overrides", nargs="*", help="settings as a.b=value")
     parser.add_argument("--recipe", default="smoke")

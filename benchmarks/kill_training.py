@@ -1,9 +1,9 @@
-"""Whether an on-policy training that is killed ends as one that was left alone: SIGKILL at random moments, and the weights compared.
+"""A test whether a killed on-policy training ends like an undisturbed one: SIGKILL at random moments, and the weights compared.
 
     python benchmarks/kill_training.py grpo reset_groups opd --kills 10 [--recipe RECIPE] [--set a.b=value ...]
 
-A moment is a step and a length of its journal, so that kills fall between requests, into learning and between passes on any machine.
-Each is drawn from what is left of the run that was left alone. The same command then goes on. Exit status 1 where weights or steps differ.
+A moment is a step and a length of its journal, so that kills fall between requests, in learning and between passes on any machine.
+Each is drawn from the rest of the undisturbed run. The same command then resumes. Exit status 1 if weights or steps differ.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 
 POLL = 0.001  # seconds
-Moment = tuple[int, int]  # a step, and how many bytes of its journal there are
+Moment = tuple[int, int]  # a step, and the bytes of its journal so far
 
 
 def moment(folder: Path) -> Moment:
-    """Where a training is."""
+    """The progress of a training."""
     try:
         found = [(int(path.name.split(".")[0].removeprefix("step-")), path) for path in folder.glob("step-*.journal.jsonl")]
         step, path = max(found, default=(0, folder))
@@ -33,7 +33,7 @@ def moment(folder: Path) -> Moment:
 
 
 def run(out: Path, arguments: list[str], folder: Path, until: Moment | None = None) -> tuple[int, dict[int, int]]:
-    """The exit status, and how long the journal of each step became; killed at a moment, if it comes to it."""
+    """The exit status, and the final length of each step's journal; killed at a moment, if the run reaches it."""
     longest: dict[int, int] = {}
     with open(out.with_suffix(".log"), "ab") as log:
         command = [sys.executable, "-m", "leafe.cli", "run", *arguments, "--out", str(out)]
@@ -49,7 +49,7 @@ def run(out: Path, arguments: list[str], folder: Path, until: Moment | None = No
 
 
 def result(out: Path, method: str) -> dict[str, str]:
-    """Digests of what a training left."""
+    """Digests of a training's files."""
     files = (out / "checkpoints" / method / "model.safetensors", out / f"{method}-steps.jsonl")
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else "none" for path in files}
 

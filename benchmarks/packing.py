@@ -7,16 +7,16 @@ weights, on passes of at most `--tokens` tokens with their padding, and computes
 implies, all ways share one model, one way after another, and compute gradients without a step:
 
     tree           one trie a task, attention in blocks (what `leafe train` does)
-    dense          the same rows with a mask of row by row, passes a quarter as long
+    dense          the same rows with a row-by-row mask, passes a quarter as long
     flex           the same rows with FlexAttention (on a CPU with --forward-only, since it has no backward pass there)
     padded         one sample a turn, sorted by length, padded
     trl            TRL's `pack_dataset` (best fit) and padding-free collator; wants `pip install trl`
     conversations  one sequence for each longest history, sorted by length, padded; a turn that several share is trained in one
 
-Ways take turns; passes are prepared beforehand, the step time is the median over steps and repeats and the ratio is taken step by
-step. The first step of each way is told apart, since compiling falls on it. Peak memory is measured in a process of its own for each
-way, above what the model, its gradients and its optimiser hold (Linux); with one model it is that of the device, above what it held before.
-`--run` adds the examples of a run as `leafe run` distilled them; its episodes are as long as its recipe says.
+Ways alternate; passes are prepared beforehand, the step time is the median over steps and repeats and the ratio is taken step by step.
+The first step of each way is reported separately, since it includes compiling. Peak memory is measured in a separate process for each
+way, above the memory of the model, its gradients and its optimiser (Linux); with one model it is that of the device, above its level
+before. `--run` adds the examples of a run as `leafe run` distilled them, with the episodes of its recipe.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ SHAPES = {  # hidden, layers, heads, key heads, inner, vocabulary; the larger on
 
 
 class Pass(NamedTuple):
-    """Tokens that one forward pass computes, and the sum of its losses."""
+    """The tokens of one forward pass, and the sum of its losses."""
 
     tokens: int
     loss: Callable[[Any], Tensor]
 
 
 def packed_rows(step: Step, tokens: int) -> list[list[PackedRow]]:
-    """The rows of each pass, which a training makes once and takes in every epoch."""
+    """The rows of each pass, which a training makes once and uses in every epoch."""
     rows = [row for task in step for row in split(sorted(task, key=lambda one: [*one[0], *one[1]]), tokens)]
     return shares(rows, 1, tokens)[0]
 
@@ -183,7 +183,7 @@ WAYS: dict[str, Callable[[Step, int, str], Iterator[Pass]]] = {
 
 
 class Learner:
-    """A model that learns in one way, or one that all ways share and that only gets gradients."""
+    """A model that learns in one way, or one that all ways share and for which only gradients are computed."""
 
     def __init__(self, way: str, model: Any, options: argparse.Namespace) -> None:
         self.way, self.model, self.options = way, model, options
@@ -248,7 +248,7 @@ def new_model(options: argparse.Namespace) -> Any:
 
 
 def made_up(name: str, steps: int) -> list[Step]:
-    """Chains of so many turns, or stars: 8 branches of 32 tokens on a history of 512."""
+    """Chains of the given number of turns, or stars: 8 branches of 32 tokens on a history of 512."""
     source = random.Random(name)
     return [[made_up_task(name, source) for _ in range(4)] for _ in range(steps)]
 
@@ -269,7 +269,7 @@ def made_up_task(name: str, source: random.Random) -> list[Sample]:
 
 
 def of_run(folder: Path, steps: int, batch: int) -> list[Step]:
-    """The first examples of a run in steps of about `batch`, tasks kept whole; weights are left at one, since not every way has them."""
+    """The first examples of a run in steps of about `batch`, tasks kept whole; weights are one, since not every way supports them."""
     tokenizer = ChatTokenizer(AutoTokenizer.from_pretrained(next((folder / "checkpoints").iterdir())))
     tasks: dict[str, list[Sample]] = {}
     for example in read_examples(next(iter(sorted(folder.glob("round-*/examples.jsonl"))))):
@@ -283,7 +283,7 @@ def of_run(folder: Path, steps: int, batch: int) -> list[Step]:
 
 
 def peak(way: str, steps: list[Step], options: argparse.Namespace, answer: Any) -> None:
-    """Bytes above what is held before the first forward pass."""
+    """Peak bytes above the level before the first forward pass."""
     torch.set_num_threads(options.threads)
     learner = Learner(way, new_model(options), options)
     for weight in learner.model.parameters():
@@ -296,7 +296,7 @@ def peak(way: str, steps: list[Step], options: argparse.Namespace, answer: Any) 
         learner.step(steps[0])
         answer.send(torch.cuda.max_memory_allocated() - before)
         return
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage would tell the parent's
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak; getrusage would return the parent's
     before = resident_peak()
     learner.step(steps[0])
     answer.send(resident_peak() - before)
@@ -319,7 +319,7 @@ def peak_memory(learner: Learner, steps: list[Step]) -> int:
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=peak, args=(way, steps, options, writer))
     process.start()
-    writer.close()  # so that the child's death ends the waiting
+    writer.close()  # so that the wait ends when the child dies
     try:
         found: int = reader.recv()
     except EOFError:
@@ -335,7 +335,7 @@ def measure(steps: list[Step], ways: Sequence[str], options: argparse.Namespace)
     warm = learners if options.one_model else {way: Learner(way, copy.deepcopy(model), options) for way in ways}
     first = {way: learner.step(steps[0])[0] for way, learner in warm.items()}
     if "flex" in warm:
-        for step in steps[1:]:  # other lengths are compiled too
+        for step in steps[1:]:  # other lengths are compiled as well
             warm["flex"].step(step)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     tokens = dict.fromkeys(ways, 0)
@@ -389,7 +389,7 @@ def main() -> None:
     if options.shape == "7b":
         options.one_model = options.checkpointing = True
     if options.device == "cpu":
-        # Code for a length left open does not compile on CPUs with AVX2 (torch 2.13); so each length of a row has its own.
+        # Code for any length does not compile on CPUs with AVX2 (torch 2.13), so each length of a row has its own code.
         torch._dynamo.config.automatic_dynamic_shapes = False
         torch._dynamo.config.recompile_limit = 256
     torch.set_num_threads(options.threads)

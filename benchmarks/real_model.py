@@ -1,4 +1,4 @@
-"""What a real model makes of our prompts: how much of what it says is read, and whether it does as well as when it is asked plainly.
+"""A real model with leafe's prompts: the share of its replies that is read, and whether it does as well as when it is asked plainly.
 
     python benchmarks/real_model.py MODEL mbpp environment.args.path=mbpp.jsonl [--tasks 8] [--replies FILE] [--json FILE]
     python benchmarks/real_model.py MODEL sokoban household [--turns 8]
@@ -7,8 +7,8 @@
 The first two explore a few training tasks of each world with the prompts of the profile `full` and count what was read; every setting can
 be changed as on the command line of `leafe`. `--without` leaves an ingredient of the prompts out: `example` (the worked replies in
 prompts), `unread` (our answer to a reply without an action: the world is given the text), `again` (the second question about a
-reflection names what was wrong), `form` (programs in a fence: they are asked for in tags). Every reply goes into the file of `--replies`,
-one JSON object a line, to be read by a person.
+reflection names the fault), `form` (programs in a fence: they are asked for in tags). Every reply goes into the file of `--replies`,
+one JSON object a line, for manual reading.
 
 The last measures a world of programs twice on the same test tasks, one turn and one sample each: asked by our prompts, and asked plainly,
 by the model's own chat template and one sentence of a user, where the last fence of the reply is the program. The same hidden tests judge
@@ -47,7 +47,7 @@ FULL = Path(sys.modules["leafe.prompts"].__file__ or "").parent / "full"
 INGREDIENTS = ("example", "unread", "again", "form")
 EXAMPLE = re.compile(r"\n\nFor example.*?(?=\n\nNow look|\Z)", re.DOTALL)  # a worked reply in a prompt
 PLAINLY = "{instruction}\n\nAnswer with the function in a ```python code block."
-SHARES = {  # which count is a share of which
+SHARES = {  # each count, and the count that it is a share of
     "read": "replies",
     "cut": "replies",
     "replies_without_room": "replies",
@@ -76,7 +76,7 @@ def without(ingredients: Iterable[str], folder: Path) -> Path:
 
 
 def bench_for(args: argparse.Namespace, world: str, prompts: Path | str) -> Experiment:
-    """A bench for a world with the settings of the prompts and those that were given."""
+    """An experiment in a world with the settings of the prompts and the given ones."""
     own = (
         f"name: real-model\nmodel: {json.dumps(args.model)}\nprompts: {json.dumps(str(prompts))}\nenvironment: {{name: {world}}}\n"
     )
@@ -89,7 +89,7 @@ def bench_for(args: argparse.Namespace, world: str, prompts: Path | str) -> Expe
 
 @dataclass
 class Listening:
-    """An engine whose replies are written down as they come: a slow measurement that is stopped has something to show."""
+    """An engine whose replies are written to a file at once, so that a measurement that is stopped early has results."""
 
     engine: Engine
     world: str
@@ -113,7 +113,7 @@ class Listening:
 
 
 def counts_of(trees: Sequence[Tree]) -> dict[str, float]:
-    """How many replies, reflections and attempts there were, and what became of them."""
+    """The numbers of replies, reflections and attempts, and of their outcomes."""
     counts: Counter[str] = Counter(dict.fromkeys(("replies", "reflections", "attempts", "tasks", *SHARES), 0))
     for tree in trees:
         counts["tasks"] += 1
@@ -151,7 +151,7 @@ def _share(counts: Mapping[str, float], name: str) -> str:
 
 
 async def asked_plainly(experiment: Experiment, engine: Engine, tasks: Sequence[Task]) -> list[tuple[Completion, bool]]:
-    """The reply to each task when it is asked without any of our prompts, and whether the hidden tests pass it."""
+    """The reply to each task without leafe's prompts, and whether it passes the hidden tests."""
     sampling = experiment.config.sampling.act.sampling()
 
     def ask(task: Task) -> Ask:
@@ -206,7 +206,7 @@ def side_by_side(args: argparse.Namespace, prompts: Path | str) -> dict[str, Any
 
 
 def main() -> None:
-    """Prints a table; JSON goes into a file where one is named."""
+    """Prints a table; writes JSON into a file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="the folder of an instruction-tuned model")
     parser.add_argument("words", nargs="+", metavar="WORLD|key=value")

@@ -1,10 +1,10 @@
-"""How true what reflections state is, in household games: the facts ("mug 1 in shelf 1") and the places to try of a forest.
+"""The truth of reflections in household games: the facts ("mug 1 in shelf 1") and the places to try that a forest's reflections state.
 
     python benchmarks/reflection_truth.py RUN_DIR/round-1/forest.jsonl [--json]
 
-A fact is shown when the episode that was looked back at showed that item at that place (or an earlier advice in it said so), and true
-when the item lies there in the house. A place to try is fresh when the episode did not look into it. The copy is what the bundled model
-says before it judges: the turn that it names, word for word.
+A fact is shown if the episode under reflection showed that item at that place (or an earlier advice in it stated that), and true if the
+item is at that place in the house. A place to try is fresh if the episode did not look into it. The copy is the text that the bundled
+model writes before its judgement: the turn that it names, word for word.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def walk_of(tree: Tree, reflection: Reflection) -> tuple[Turn, ...]:
 
 
 def item_places(tree: Tree) -> set[tuple[str, str]]:
-    """Where everything lies at the start, by names as a player reads them."""
+    """The place of every item at the start, by names as a player reads them."""
     numbers: Counter[str] = Counter()
     found = set()
     for place, kinds in from_payload(tree.task.payload).items:

@@ -1,10 +1,10 @@
-"""What the sandbox costs: seconds that a small program takes in it beyond those that it takes bare. Goal: a median of at most 40 ms.
+"""The cost of the sandbox: the extra time of a small program in it over a bare run. Goal: a median of at most 40 ms.
 
     python benchmarks/sandbox.py [--runs 100] [--json]
-    python benchmarks/sandbox.py --hostile [--only WORD]    # what hostile programs get hold of; see hostile_observer.py
+    python benchmarks/sandbox.py --hostile [--only WORD]    # resources that hostile programs use; see hostile_observer.py
 
-Bare and sandboxed runs alternate, so that whatever else the machine does falls on both. A second figure is the cost of each further
-input to the same program, a third how many programs a second several threads get through.
+Bare and sandboxed runs alternate, so that other work on the machine affects both. A second figure is the cost of each further
+input to the same program, a third the number of programs a second that several threads run.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def run_bare(path: Path) -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+    """The duration of the work."""
     start = perf_counter()
     work()
     return perf_counter() - start

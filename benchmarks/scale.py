@@ -1,16 +1,16 @@
-"""What exploration makes of several GPUs and a thousand worlds: simulated on a clock of its own, and measured with worlds that sleep.
+"""The scaling of exploration to several GPUs and a thousand worlds: simulated on a virtual clock, and measured with worlds that sleep.
 
     python benchmarks/scale.py --simulate [--gpus 1 2 4 8] [--worlds 64 250 1000] [--card 7b] [--step 0.1:0.8] [--slow 0.01:10]
     python benchmarks/scale.py [--workers 1 2 4] [--worlds 256] [--ray]
 
-Both play the package's explorers through its driver. The simulation's parts are in `cluster.py`: it knows an engine by the seconds of a
-pass and worlds by the seconds of a step, and takes seconds for hours. The measurement takes what it says: worlds that sleep in workers,
-each a process that holds many worlds (with `--ray` an actor), and a script that answers after a while. Beside it stands what the
-simulation predicts for the same.
+Both play the package's explorers through its driver. The simulation's parts are in `cluster.py`: an engine is given by the seconds of a
+pass and worlds by the seconds of a step, and hours are simulated in seconds. The measurement takes real time: worlds that sleep in
+workers, each a process that holds many worlds (with `--ray` an actor), and a script that answers after a while. It is printed beside the
+simulation's prediction.
 
 A world is one environment instance; so many tasks are played at once. `ideal` is the longest of three: the engine's work with every slot
-full, the worlds' work with every worker busy, the longest task alone. `busy` is the share of the time in which replicas had anything to
-do, `best` the share in which full slots would have done it.
+full, the worlds' work with every worker busy, the longest task alone. `busy` is the share of the time in which replicas had work to
+do, `best` the share of the time in which full slots would have done it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def script(ask: Ask) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is played: `tasks` tasks with a budget of `turns` each in episodes of `horizon`, `worlds` at once."""
+    """The load: `tasks` tasks with a budget of `turns` each in episodes of `horizon`, `worlds` at once."""
 
     tasks: int
     worlds: int
@@ -79,13 +79,13 @@ class Plan:
 
 
 def hosted(engine: Any, make: Callable[[], Errand], worlds: WorkerPool) -> Runtime:
-    """Means whose worlds live where they are told to."""
+    """A runtime with worlds in the given pool."""
     return Runtime(engine, make, host=lambda make, terms: worlds)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a simulation came to; times in seconds, queues as (mean, 95th percentile, most)."""
+    """The result of a simulation; times in seconds, queues as (mean, 95th percentile, most)."""
 
     seconds: float
     engine: float
@@ -103,17 +103,17 @@ class Outcome:
 
     @property
     def ideal(self) -> float:
-        """No plan can be faster."""
+        """The lower bound of the time of any plan."""
         return max(self.engine, self.pool, self.longest)
 
     @property
     def bound(self) -> str:
-        """What makes the ideal."""
+        """The part that determines the ideal."""
         return {self.engine: "engine", self.pool: "worlds", self.longest: "longest task"}[self.ideal]
 
 
 def simulated(plan: Plan, card: Card, replicas: int, pace: Pace, *, lengths: Lengths = Lengths(), overhead: float = 0.0) -> Outcome:
-    """Plays a plan on a clock of its own."""
+    """Plays a plan on a virtual clock."""
 
     async def work() -> Outcome:
         processor, loop = Processor(overhead), asyncio.get_running_loop()
@@ -220,7 +220,7 @@ class Late(ScriptedEngine):
 
 
 def predicted(plan: Plan, step: float, latency: float, overhead: float) -> Predicted:
-    """What the simulation makes of a measurement, with so much of the driver's core for each effect."""
+    """The simulation's prediction of a measurement, with `overhead` seconds of the driver's core for each effect."""
 
     async def work() -> Predicted:
         processor, trees = Processor(overhead), {}
@@ -235,7 +235,7 @@ def predicted(plan: Plan, step: float, latency: float, overhead: float) -> Predi
 
 @dataclass(frozen=True)
 class Predicted:
-    """Seconds that are predicted, those that the longest task waits for in any case, and the forest's digest."""
+    """The predicted seconds, those that the longest task waits for in any case, and the forest's digest."""
 
     seconds: float
     longest: float
@@ -249,7 +249,7 @@ def mark(trees: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measurement came to: seconds of the clock, of this process's core, effects, and the forest's digest."""
+    """The result of a measurement: wall-clock seconds, processor seconds of this process, effects, and the forest's digest."""
 
     seconds: float
     processor: float
@@ -258,7 +258,7 @@ class Measured:
 
 
 def measured(plan: Plan, step: float, latency: float, host: Callable[..., WorkerPool]) -> Measured:
-    """Plays a plan with worlds that sleep. The clock starts when the workers are there and have played."""
+    """Plays a plan with worlds that sleep. The clock starts after the workers have started and played once."""
     make = partial(Errand, horizon=plan.horizon, seconds=step, snapshots=plan.snapshots)
 
     async def work() -> Measured:
@@ -284,11 +284,11 @@ class Kept:
         self._places, self.calls = places, 0
 
     async def session(self) -> Session:
-        """A seat in them."""
+        """A session in them."""
         return _CountedSeat(self, await self._places.session())
 
     async def close(self) -> None:
-        """Leaves them."""
+        """Leaves them open."""
 
 
 class _CountedSeat:
@@ -304,7 +304,7 @@ class _CountedSeat:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Prints a row a number of workers, with what the simulation says for the same."""
+    """Prints a row for each number of workers, with the simulation's prediction."""
     if options.ray:
         connect(options.ray)
     start: Starter = RayWorkers(cpus=options.cpus) if options.ray else start_process

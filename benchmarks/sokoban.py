@@ -1,11 +1,11 @@
-"""Steps per second of Sokoban: ours, ours in a `World`, and gym-sokoban, on the same boards with the same moves, taken in turns.
+"""Steps per second of Sokoban: ours, ours in a `World`, and gym-sokoban, alternately on the same boards with the same moves.
 
     python benchmarks/sokoban.py --gym-python /path/to/venv/bin/python [--json]
 
-gym-sokoban lives in an interpreter of its own (`pip install gym-sokoban` there), because its dependency gym is not maintained any
-more. Before anything is timed, both sides play all moves and their boards are compared. gym-sokoban is measured twice: with its
-smallest observation (one pixel a cell) as it ships, and with a text board made from its room state on top, which is what a language
-model needs. Only steps are timed; setting up the boards is not, on either side. Its level generator is not measured here.
+gym-sokoban needs a separate interpreter (with `pip install gym-sokoban`), because its dependency gym is no longer maintained. Before
+anything is timed, both sides play all moves and their boards are compared. gym-sokoban is measured twice: with its smallest observation
+(one pixel a cell) as it ships, and with a text board made from its room state in addition, which a language model needs. Only steps are
+timed, on both sides; setting up the boards is not. Its level generator is not measured here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Play = Callable[[], float]
 
 
 def main() -> None:
-    """Reads the arguments, takes the turns and prints a table or JSON."""
+    """Reads the arguments, measures and prints a table or JSON."""
     parser = argparse.ArgumentParser(description="steps per second of Sokoban, ours against gym-sokoban")
     parser.add_argument("--gym-python", default=sys.executable, help="an interpreter that has gym-sokoban")
     parser.add_argument("--rounds", type=int, default=15)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All contestants once a round, in an order that is turned each round; rates, and ratios round by round."""
+    """Measures all contestants once a round, in an order that rotates; returns rates, and ratios round by round."""
     tasks = Sokoban(rows=options.size, columns=options.size, boxes=options.boxes, max_length=60).tasks("train", options.boards)
     draw = random.Random(0)
     moves = [[draw.choice(ACTIONS) for _ in range(options.moves)] for _ in tasks]
@@ -91,7 +91,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def play_ours(player: Sokoban | World, tasks: Sequence[Task], moves: Sequence[Sequence[str]]) -> float:
-    """Seconds that the steps took."""
+    """The seconds of the steps."""
     seconds = 0.0
     for task, actions in zip(tasks, moves, strict=True):
         player.reset(task)
@@ -103,7 +103,7 @@ def play_ours(player: Sokoban | World, tasks: Sequence[Task], moves: Sequence[Se
 
 
 class Gym:
-    """gym-sokoban in its own process, asked over pipes. `problem` says in one sentence why it cannot be had."""
+    """gym-sokoban in its own process, asked over pipes. `problem` is the reason, in one sentence, why it is not available."""
 
     def __init__(self, python: str, boards: Sequence[str], moves: Sequence[Sequence[str]]) -> None:
         self.problem: str | None = None
@@ -128,11 +128,11 @@ class Gym:
             pass
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError((self._process.stderr.read().strip().splitlines() or ["it ended without a word"])[-1])
+            raise RuntimeError((self._process.stderr.read().strip().splitlines() or ["it ended without output"])[-1])
         return json.loads(line)
 
     def play(self, mode: str) -> float:
-        """Seconds that the steps took, as the other process measured them."""
+        """The seconds of the steps, as the other process measured them."""
         return float(self._ask(mode))
 
     def compare(self, tasks: Sequence[Task], moves: Sequence[Sequence[str]]) -> None:
@@ -157,7 +157,7 @@ class Gym:
 
 def serve_gym() -> None:
     """The other process: answers each line on stdin with one on stdout."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # gym greets on stdout
+    answers, sys.stdout = sys.stdout, sys.stderr  # gym prints a greeting on stdout
     from importlib.metadata import version
 
     import numpy
@@ -184,7 +184,7 @@ def serve_gym() -> None:
 
 
 def gym_room(board: str, numpy: Any) -> tuple[Any, Any, Any]:
-    """Our board as gym-sokoban's arrays: what is fixed, the state, and the player's place."""
+    """Our board as gym-sokoban's arrays: the fixed cells, the state, and the player's place."""
     level = parse(board)
     shape = (level.rows, level.columns)
     fixed, state = numpy.ones(shape, dtype=int), numpy.ones(shape, dtype=int)
@@ -207,7 +207,7 @@ def gym_set(env: Any, fixed: Any, state: Any, player: Any) -> None:
 
 
 def gym_text(env: Any) -> str:
-    """Its room state as the board that we show."""
+    """Its room state as our board."""
     rows = env.room_state.tolist()
     row, column = env.player_position.tolist()
     rows[row][column] = 6 if env.room_fixed[row, column] == 2 else 5

@@ -1,14 +1,14 @@
-"""What rehearsal should be drawn from: a fifth of the successes or all of them, uniform over successes or over tasks.
+"""The best source of rehearsal: a fifth of the successes or all of them, uniform over successes or over tasks.
 
     python benchmarks/success_share.py --out DIR [--recipe quickstart] [--seeds 1,2,3] [--tasks 128] [--samples 32] [a.b=value ...]
 
-For each seed one forest is explored as the recipe says; each arm is trained from the same base on examples out of that forest, and all
-are measured on the same tasks of the split `valid`. The split `test` is refused: what is chosen by these figures must not have seen it.
+For each seed one forest is explored by the recipe; each arm is trained from the same base on examples from that forest, and all are
+measured on the same tasks of the split `valid`. The split `test` is refused: a choice by these figures must not have seen it.
 Kinds of arms (`--kinds`): `leafe` with counterfactual examples, `rehearsal` without. The first arm is the paper's setting.
 
-Each seed is an ordinary run in DIR/seed-N; the same command goes on where it was killed, and seeds may be added. The table is printed and
+Each seed is an ordinary run in DIR/seed-N; the same command resumes a killed one, and seeds may be added. The table is printed and
 written to DIR/success_share.md: Pass@k as the mean over seeds, differences to the first arm task by task, their intervals from bootstrap
-draws over tasks. Seeds are too few to be drawn from, so each seed's own difference stands beside it. With `PYTHONPATH=benchmarks` the
+draws over tasks. Seeds are too few for a bootstrap, so each seed's difference is printed beside it. With `PYTHONPATH=benchmarks` the
 commands `leafe report` and `leafe compare` read the runs too.
 """
 
@@ -86,14 +86,14 @@ class SuccessShare(Method):
 
 @dataclass(frozen=True)
 class Measured:
-    """One seed's arms: successes of every task, and what each stage reported."""
+    """One seed's arms: successes of every task, and each stage's report."""
 
     counts: Mapping[str, Counts]
     stages: Mapping[str, Any]
 
 
 def main() -> int:
-    """Runs what is missing and prints the table."""
+    """Runs missing seeds and prints the table."""
     disable_progress_bar()
     parser = argparse.ArgumentParser(description="success_share and the weights of rehearsal, measured on the split valid")
     parser.add_argument("--out", type=Path, required=True)
@@ -110,7 +110,7 @@ def main() -> int:
         print(f"success_share: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"success_share: interrupted; the same command goes on in {options.out}", file=sys.stderr)
+        print(f"success_share: interrupted; the same command resumes in {options.out}", file=sys.stderr)
         return 130
     text = table(measured, shlex.join(sys.argv[1:]))
     write_text_atomically(options.out / "success_share.md", text)
@@ -189,5 +189,5 @@ def interval(differences: Matrix, resamples: int = 5000) -> Sequence[float]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))  # where runs look for the method
+    sys.path.insert(0, str(Path(__file__).parent))  # the place of the method for runs
     sys.exit(main())

@@ -1,9 +1,9 @@
-"""GRPO's first step by us and by TRL's `GRPOTrainer`: the same attempts, and how far loss and gradients are apart.
+"""GRPO's first step by leafe and by TRL's `GRPOTrainer` on the same attempts, and the differences of loss and gradients.
 
     pip install --target DIR --no-deps trl==1.16.0 datasets pandas multiprocess dill xxhash aiohttp pytz python-dateutil six tzdata
     python benchmarks/trl_first_step.py DIR
 
-TRL is given the attempts by its `rollout_func`, with the tokens of observations masked. It makes its own advantages, log-probabilities and
+TRL gets the attempts by its `rollout_func`, with the tokens of observations masked. It computes its own advantages, log-probabilities and
 normalisation. `tests/test_grpo.py` keeps its figures.
 """
 
@@ -87,7 +87,7 @@ def theirs(variant: Variant) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 def main() -> None:
-    sys.path.extend(sys.argv[1:2])  # behind what is installed
+    sys.path.extend(sys.argv[1:2])  # after the installed packages
     print(f"{'loss':28} {'ours':>12} {'TRL':>12} {'norm':>10} {'TRL':>10}  largest difference, relative to the largest gradient")
     for name, variant in VARIANTS.items():
         loss, gradients = first_step(variant)

@@ -1,10 +1,11 @@
-"""How far WebShop's reward changes when nouns are found by rules and not by a tagger: `leafe.worlds.webshop.nouns` against another one.
+"""The change of WebShop's reward when nouns are found by rules and not by a tagger: `leafe.worlds.webshop.nouns` against a tagger.
 
     python benchmarks/webshop_nouns.py --data FOLDER --against spacy|textblob [--pairs 20000] [--json]
 
-`spacy` is what the original asks (spaCy with en_core_web_sm); `textblob` is a tagger with a word list in its own wheel (`pip install
-textblob`), for where no model can be had. The type factor, which is all that the nouns decide, is compared on pairs of a goal's product and
-a bought one: any two, two that one query finds, and the right one. Beside it: what taking every word for a noun would give.
+`spacy` is the original's tagger (spaCy with en_core_web_sm); `textblob` is a tagger with a word list in its own wheel (`pip install
+textblob`), for machines without that model. The type factor, the only quantity that depends on the nouns, is compared on pairs of a
+goal's product and a bought one: any two, two that one query finds, and the right one. Beside it is the result of taking every word for
+a noun.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Pair = tuple[Product, Product]
 
 
 def every_word(title: str) -> Sequence[str]:
-    """The crudest stand-in: whatever starts with a letter."""
+    """The crudest stand-in: every word that starts with a letter."""
     return re.findall(r"[^\W\d_][\w.'’]*", title.lower())
 
 
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def words(products: list[Product], tagger: Nouns) -> dict[str, float]:
-    """Of the words that the rules take for nouns, how many the tagger does, and the other way round."""
+    """The share of the rules' nouns that are nouns to the tagger, and the reverse."""
     pairs = [(set(by_rules(product.title)), set(tagger(product.title))) for product in products]
     both = sum(len(ours & theirs) for ours, theirs in pairs)
     return {"precision": both / sum(len(ours) for ours, _ in pairs), "recall": both / sum(len(theirs) for _, theirs in pairs)}
@@ -90,7 +91,7 @@ def pairs_of(products: list[Product], count: int) -> dict[str, list[Pair]]:
 
 
 def agreement(pairs: list[Pair], nouns: Nouns, tagger: Nouns) -> dict[str, float]:
-    """The share of pairs with the same factor, and how far the factors lie apart on average."""
+    """The share of pairs with the same factor, and the mean difference of the factors."""
     factors = []
     for wanted, bought in pairs:
         goal = Goal(wanted.title, wanted.query, wanted.path, (), (), 0.0)

@@ -1,13 +1,13 @@
-"""WebShop's search: how far its rankings agree with the original's, and what the full catalogue costs.
+"""WebShop's search: the agreement of its rankings with the original's, and the cost of the full catalogue.
 
     python benchmarks/webshop_search.py --data FOLDER --anserini anserini-0.14.3-fatjar.jar [--products 1180000 --folder DIR] [--json]
 
 The original searches through Anserini, a Java program around Lucene, which is run here to index the same products and to answer the same
-queries: titles, instructions, one attribute of each product, and kinds of products. Its jar stands in the wheel of pyserini 0.17.0, the
+queries: titles, instructions, one attribute of each product, and kinds of products. Its jar is in the wheel of pyserini 0.17.0, the
 release that the original pins: `pip download --no-deps pyserini==0.17.0` and unzip. Java 11 or later has to be installed.
 
 With `--products` a catalogue of that size is made up from the words of the given one and a long tail of invented ones, and indexed in a
-process of its own; another process then opens the index and searches. Nothing of that needs Java.
+separate process; another process then opens the index and searches. None of this needs Java.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def compare(catalogue: Catalogue, jar: str | None) -> dict[str, Any]:
     except OSError as error:
         return {**timed, "problem": f"no comparison: Java cannot be run ({error}); install Java 11 or later"}
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[0]
+        said = (error.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[0]
         return {**timed, "problem": f"no comparison: Anserini cannot be run ({said}); is {jar} its fatjar?"}
     pairs = list(zip(ours, theirs, strict=True))
     return {
@@ -99,7 +99,7 @@ def share(found: Iterator[bool]) -> float:
 
 
 def lucene(catalogue: Catalogue, queries: list[str], jar: str) -> list[list[str]]:
-    """What Anserini finds for the queries, as the original asks it."""
+    """Anserini's results for the queries, requested as by the original."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "documents").mkdir()
@@ -141,7 +141,7 @@ def java(jar: str, program: str, **settings: Any) -> None:
 
 
 def full_size(catalogue: Catalogue, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Makes a large catalogue up, and indexes and searches it in processes of their own."""
+    """Makes a large catalogue up, and indexes and searches it in separate processes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "items_shuffle.json"
     if not path.exists():
@@ -156,7 +156,7 @@ def full_size(catalogue: Catalogue, folder: Path, options: argparse.Namespace) -
 
 
 def make_up(catalogue: Catalogue, path: Path, count: int, tail: int = 600_000) -> None:
-    """Products with the lengths of the given ones; nine words of ten are theirs as often as they use them, the tenth is rare."""
+    """Products with the lengths of the given ones; nine words of ten follow their word frequencies, the tenth is rare."""
     known: Counter[str] = Counter()
     lengths = []
     for number in range(len(catalogue)):
@@ -205,7 +205,7 @@ def made_queries(catalogue: Catalogue, count: int) -> list[str]:
 
 
 def memory() -> dict[str, float]:
-    """Megabytes of this process: its own, and mapped from files, which others can share."""
+    """Megabytes of this process: private ones, and those mapped from files, which processes can share."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return {name: int(status[name].split()[0]) / 1e3 for name in ("RssAnon", "RssFile")}
 
@@ -220,7 +220,7 @@ def index_alone(folder: Path) -> dict[str, float]:
 
 
 def search_alone(folder: Path) -> dict[str, float]:
-    """Opens the index that is there and answers each query once."""
+    """Opens the existing index and answers each query once."""
     start = perf_counter()
     catalogue = Catalogue(files_of(str(folder)), folder / "index")
     opened = perf_counter() - start

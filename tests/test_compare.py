@@ -154,7 +154,7 @@ def test_arms_of_several_runs_are_each_compared_with_their_own_base() -> None:
 def test_a_base_that_is_not_there_and_an_arm_that_is_there_twice_are_refused() -> None:
     with pytest.raises(UnknownName, match="did you mean 'base'"):
         compare([arm("base", 2, 0, 1)], base="bases", how=QUICK)
-    with pytest.raises(UserError, match="'leafe' stands there twice"):
+    with pytest.raises(UserError, match="'leafe' occurs twice"):
         compare([arm("leafe", 2, 0, 1), arm("leafe", 2, 0, 1)], base=None, how=QUICK)
     with pytest.raises(UserError, match="not measured on the same tasks"):
         compare([arm("base", 2, 0, 1), arm("leafe", 2, 0, 1, tasks="other")], how=QUICK)

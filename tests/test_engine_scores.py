@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_sentence_and_change_nothing(
     plays = asks(Sampling(0.0, 1.0, 5), tasks=1, samples=1, turns=2)
     wrong = [
         (saved(tmp_path / "heads", tiny_model(shared_heads=4)), "num_key_value_heads 4"),
-        (saved(tmp_path / "kind", tiny_model("llama")), "load it with an engine of its own"),
+        (saved(tmp_path / "kind", tiny_model("llama")), "load it with a separate engine"),
         (saved(tmp_path / "ids", tiny_model(vocabulary=320)), "vocab_size 320"),
         (saved(tmp_path / "words", tiny_model(), tiny_tokenizer(vocabulary=270)), "another tokenizer"),
         (tmp_path / "nowhere", "no checkpoint in"),

@@ -217,7 +217,7 @@ BRANCHED = (
         (
             tree((turn(1), turn(1, attempt=1)), BRANCHED, READ),
             ["distill.qualify=any"],
-            "no attempt succeeded; no branch began with an action that it had not been told word for word",
+            "no attempt succeeded; no branch began with an action that was not in its advice word for word",
         ),
         (
             tree((turn(1),), (ended(StopReason.SUCCESS, leaf="0/1"),)),

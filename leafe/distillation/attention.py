@@ -1,8 +1,8 @@
 """Attention over packed trees, for models as they come from Hugging Face.
 
 Inside `tree_attention(model)` a packed row is attended in blocks of queries: a block gathers the keys that any of its tokens may see,
-which are its own tokens and the path above them, and leaves all other branches out. Time and memory follow the sum of path lengths and
-no mask of row by row is ever built. Outside of it the same loss is computed with such a mask: slower, the reference, and
+which are its tokens and the path above them, and leaves all other branches out. Time and memory grow with the sum of path lengths and
+no row-by-row mask is ever built. Outside of it the same loss is computed with such a mask: slower, the reference, and
 possible on every decoder that takes a four-dimensional mask. On a GPU `tree_attention(model, "flex")` uses FlexAttention.
 """
 
@@ -28,7 +28,7 @@ TREE = "leafe_tree"
 FLEX = "leafe_flex"
 COMPILED = {
     "automatic_dynamic_shapes": False,  # rows have few lengths, and code for one length is faster
-    "recompile_limit": 64,  # so many lengths and precisions; beyond, FlexAttention would quietly hold whole matrices of scores
+    "recompile_limit": 64,  # combinations of length and precision; beyond, FlexAttention would silently hold whole matrices of scores
     "accumulated_recompile_limit": 512,
 }
 BLOCK = 256  # queries at a time: larger blocks see more of their neighbours' branches, smaller ones start more kernels
@@ -43,7 +43,7 @@ class Block(NamedTuple):
     mask: Tensor
 
     def within(self, window: int | None) -> Tensor:
-        """The mask of a layer that sees so many tokens back. A query's keys are its path in order, so they are counted from its end."""
+        """The mask of a layer with a window. A query's keys are its path in order, so the window is counted from the path's end."""
         if window is None:
             return self.mask
         return self.mask & (self.mask.flip(-1).cumsum(-1).flip(-1) <= window)
@@ -54,7 +54,7 @@ class Block(NamedTuple):
 
 
 def blocks(end: Tensor, size: int = BLOCK) -> tuple[Block, ...]:
-    """What each block of queries may see; `end` is `(T,)`, where the subtree of each token ends."""
+    """The keys that each block of queries may attend to; `end` is `(T,)`, the end of each token's subtree."""
     place = torch.arange(len(end))
     found = []
     for start in range(0, len(end), size):
@@ -73,7 +73,7 @@ def dense_mask(end: Tensor) -> Tensor:
 
 @contextmanager
 def tree_attention(model: Any, kind: Literal["tree", "flex", "dense"] = "tree") -> Iterator[None]:
-    """While the context is open `model` attends in blocks or with FlexAttention, backward passes included; `dense` leaves it as it is.
+    """While the context is open `model` attends in blocks or with FlexAttention, also in backward passes; `dense` changes nothing.
 
     Raises `UserError` for a model that does not take an attention function from outside.
     """
@@ -119,9 +119,9 @@ def _drops_out(module: Any) -> bool:
 
 
 def attention_inputs(model: Any, end: Tensor, depth: Tensor, plan: Sequence[Block]) -> dict[str, Any]:
-    """What `model` has to be called with so that each token of one flat row sees its ancestors only. `end` and `depth` are `(T,)`.
+    """The arguments of `model` with which each token of one flat row attends to its ancestors only. `end` and `depth` are `(T,)`.
 
-    Raises `UserError` for a model that cannot do that: without position ids, with recurrent layers, with a window shorter than a path.
+    Raises `UserError` for a model that cannot: without position ids, with recurrent layers, with a window shorter than a path.
     """
     inner = _plain(model)
     implementation = decoder(inner).config._attn_implementation
@@ -132,7 +132,7 @@ def attention_inputs(model: Any, end: Tensor, depth: Tensor, plan: Sequence[Bloc
 
 
 def _masks(model: Any, end: Tensor, depth: Tensor) -> Tensor | dict[str, Tensor]:
-    """A mask of row by row, or one for each kind of layer where some see a window only."""
+    """A row-by-row mask, or one for each kind of layer if some have a window."""
     config = model.config.get_text_config()
     full, window = dense_mask(end), getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -144,7 +144,7 @@ def _masks(model: Any, end: Tensor, depth: Tensor) -> Tensor | dict[str, Tensor]
 
 
 def _plain(model: Any) -> Any:
-    """The model of transformers inside wrappers for adapters and for several processes."""
+    """The transformers model inside wrappers for adapters and for several processes."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -159,7 +159,7 @@ def _check(model: Any, depth: Tensor, *, windows: bool) -> None:
     for kind, field in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
         window = getattr(config, field, None)
         known = windows and kind == "sliding_attention"
-        # The depths lie on the device, and asking for them waits for it, so it is done for such models only.
+        # Reading the depths waits for the device, so it is done for such models only.
         if kind in kinds and not known and window and (longest := int(depth.max()) + 1) > window:
             raise UserError(
                 f"{name} sees {window} tokens back, and the longest example has {longest}; choose a model with a longer window"
@@ -167,7 +167,7 @@ def _check(model: Any, depth: Tensor, *, windows: bool) -> None:
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as attention without `scaled_dot_product_attention` takes it: added to the scores."""
+    """The mask in the form that is added to the scores, for attention without `scaled_dot_product_attention`."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
@@ -183,14 +183,14 @@ def _flex_mask(end: Tensor) -> Any:
 
 @cache
 def _compiled_block_mask() -> Any:
-    """Uncompiled it makes a matrix of the whole row first, which takes longer than the pass itself."""
+    """The compiled function: uncompiled it makes a matrix of the whole row first, which takes longer than the pass itself."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     return torch.compile(create_block_mask)
 
 
 def _attend_flex(module: Any, query: Tensor, key: Tensor, *inputs: Any, **extras: Any) -> tuple[Tensor, Any]:
-    """FlexAttention. Under autocast rotary positions give float32 queries and keys beside bfloat16 values."""
+    """FlexAttention. Under autocast rotary positions produce float32 queries and keys beside bfloat16 values."""
     value, *mask = inputs
     found: tuple[Tensor, Any] = flex_attention_forward(module, query.to(value.dtype), key.to(value.dtype), value, *mask, **extras)
     return found

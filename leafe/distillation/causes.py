@@ -1,4 +1,4 @@
-"""Why a forest gave no example: the first of its causes, found by counting, and what fixes that one.
+"""Why a forest gave no example: the first cause, found by counting, and its fix.
 
 A setting is named only where changing it would help. Nothing is read or printed here.
 """
@@ -17,7 +17,7 @@ NOTHING = "there is no example to train on"
 
 
 def why_no_example(trees: Sequence[Tree], config: RunConfig) -> str:
-    """One sentence. What is loud beside the cause follows it."""
+    """One sentence: the cause, then the alarms beside it."""
     faults = faults_of(trees)
     cause = next(_of_everything(faults, config), "")
     if cause:
@@ -26,7 +26,7 @@ def why_no_example(trees: Sequence[Tree], config: RunConfig) -> str:
 
 
 def _of_everything(faults: Faults, config: RunConfig) -> Iterator[str]:
-    """A fault that every reply or every attempt has explains all the rest."""
+    """Faults of every reply or every attempt, which explain all the rest."""
     if not faults.attempts:
         yield "no attempt was made"
     if faults.broken == 1:
@@ -42,7 +42,7 @@ def _of_successes(trees: Sequence[Tree], config: RunConfig) -> str:
         return "no attempt succeeded"
     if not config.distill.success_share:
         return f"distill.success_share=0 rehearses none of the {successes:,} successes: raise it"
-    return "no turn of the successes that were drawn held an action that its prompt had not been told"
+    return "no turn of the successes that were drawn held an action that was not already in its prompt"
 
 
 def _of_branches(trees: Sequence[Tree], faults: Faults, config: RunConfig) -> str:
@@ -51,7 +51,7 @@ def _of_branches(trees: Sequence[Tree], faults: Faults, config: RunConfig) -> st
     if not config.distill.branches_per_task:
         return "distill.branches_per_task=0 learns from no branch: raise it"
     if branches and config.distill.qualify == "any":
-        return "no branch began with an action that it had not been told word for word"
+        return "no branch began with an action that was not in its advice word for word"
     if branches:
         found = "succeeded" if config.distill.qualify == "success" else "improved on its parent"
         return f"no branch {found}: explore with a larger budget, as explore.turns={2 * config.explore.turns}, or set distill.qualify=any"

@@ -4,7 +4,7 @@
     world_model      the history, an action and the question what it leads to -> the observation that followed
     self_reflection  the history -> a comparison of the expert's action with the alternatives and their outcomes, then the action
 
-No prompt shows what an alternative led to: a policy will not have that when it acts.
+No prompt shows the outcome of an alternative: a policy will not have it when it acts.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _of_outcomes(scene: Scene, fork: Fork, writer: Writer) -> Iterator[Example]:
 
 
 def _of_comparison(scene: Scene, fork: Fork, writer: Writer) -> list[Example]:
-    """In words of the policy's own, or where its replies have no room for thoughts, made from the outcomes."""
+    """In the policy's words, or, if its replies have no room for thoughts, made from the outcomes."""
     prompts = scene.prompts
     if fork.comparison is not None:
         messages = bare_messages(scene, fork.before, fork.shortening)
@@ -63,6 +63,6 @@ def _of_comparison(scene: Scene, fork: Fork, writer: Writer) -> list[Example]:
     found = writer.example(SELF_REFLECTION, scene.task.id, fork.expert, messages=messages, target=target)
     if fork.comparison is not None:
         return found
-    # Else the few tokens of the expert's actions would hardly count beside those of observations, which no policy has to write.
+    # Otherwise the few tokens of the expert's actions would hardly count beside those of observations, which no policy has to write.
     said = len(fork.expert.completion.token_ids or writer.tokens.reply_ids(fork.expert.completion.text))
     return [replace(example, weight=said / len(example.target_ids)) for example in found]

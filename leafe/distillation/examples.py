@@ -1,12 +1,12 @@
 """LEAFE stage 2's two example sets, drawn from a forest (paper, section 3.2).
 
-Counterfactual examples take a branch's revised action as target under the prompt that the policy would have read there without any
-advice. Where nothing can be rolled back, a fresh attempt was told the experience at every turn: each of its turns is then a target, under
-its own history without the experience, and the attempt counts as one branch.
+Counterfactual examples take a branch's revised action as target under the prompt that the policy would have read at that turn without
+advice. Without rollback a fresh attempt had the experience in every prompt: each of its turns is then a target, under its history without
+the experience, and the attempt counts as one branch.
 
 Rehearsal examples take the turns of successful attempts. Prompts are rendered anew from the records without a single experience;
-targets are the ids that were sampled, never re-tokenised. Attempts that our plumbing broke give nothing, and neither do turns whose
-reply, or an earlier one in their prompt, quotes an experience word for word beside its action; paraphrases are not seen.
+targets are the sampled ids, never re-tokenised. Attempts that leafe or the world broke give no examples, and neither do turns whose
+reply, or an earlier one in their prompt, quotes an experience word for word beside its action; paraphrases are not detected.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Kind = Literal["counterfactual", "rehearsal"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which turns become examples.
+    """The choice of turns that become examples.
 
     A branch qualifies when it succeeded (`success`), when it did better than the attempt it left or led on to a success
     (`improved`), or always (`any`). `branches_per_task` branches are drawn a task, and `success_share` of all successful attempts.
     `beta` is the weight of a rehearsal example; a counterfactual one weighs 1. With `rehearse` `successes` every rehearsed turn has that
-    weight; with `tasks` each success of a task with `c` of them, drawn or not, adds 1/c to its turns, times what makes `beta` the mean
-    over all rehearsal examples. `logprobs` keeps the log-probability that each target had
-    when it was sampled, where the forest holds it: at the temperature of sampling, and of a revised action with the advice in the prompt.
+    weight; with `tasks` each success of a task with `c` of them, drawn or not, adds 1/c to its turns, scaled so that `beta` is the mean
+    over all rehearsal examples. `logprobs` keeps the log-probability of each target when it was sampled, if the forest holds it: at the
+    temperature of sampling, and, for a revised action, with the advice in the prompt.
     """
 
     qualify: Literal["success", "improved", "any"] = "improved"
@@ -96,9 +96,9 @@ def matched(
 ) -> tuple[list[Example], list[Example]]:
     """The rehearsal examples of two forests over the same tasks, matched in turns and in number.
 
-    Of each task those attempts count that ended within the turns that both forests spent on it. Without `by_task` all count: where tasks
-    are left once they are solved, it is all turns together that are equal. Of the side with more examples as many as the other has are
-    drawn by the seed. Each side's come in the forest's order of task ids.
+    For each task only attempts count that ended within the turns that both forests spent on it. Without `by_task` all count: if tasks are
+    left once they are solved, only the total turns are equal. From the side with more examples as many as the other has are drawn by the
+    seed. Each side's examples are in the forest's order of task ids.
     """
     spent = [{tree.task.id: tree.spend.turns for tree in forest} for forest in (trees, others)]
     sides = []
@@ -123,7 +123,7 @@ def _weighted(examples: Sequence[Example], shares: Sequence[float], mean: float)
 def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
     """Whether a branch, given as the attempt and its revised turn, is learned from."""
     reward = {attempt.index: attempt.reward for attempt in tree.attempts}
-    # A later branch may leave this one after its revised turn, at whatever depth; the success is then owed to that turn as well.
+    # A later branch may leave this one after its revised turn, at any depth; its success is then owed to that turn as well.
     won = {turn.id for attempt in tree.attempts if attempt.success for turn in tree.trajectory(attempt.leaf)}
 
     def improved(attempt: Attempt, turn: Turn) -> bool:
@@ -133,16 +133,16 @@ def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
 
 
 def usable_turns(tree: Tree) -> set[str]:
-    """The ids of the turns that hold an action, came to an end, and whose prompt and reply quote no experience."""
+    """The ids of the turns with an action, in full, whose prompt and reply quote no experience."""
     told = {text for attempt in tree.attempts for text in (attempt.experience or "").split("\n") if text.strip()}
     told |= {turn.experience for turn in tree.turns if turn.experience}
     quoting: set[str | None] = set()
     for turn in tree.turns:  # a turn comes after its parent
         text = turn.completion.text
-        before, _, after = text.rpartition(turn.action) if turn.action else ("", "", "")  # only blank replies hold no text at all
+        before, _, after = text.rpartition(turn.action) if turn.action else ("", "", "")  # only blank replies hold no text
         if turn.parent in quoting or any(advice in before or advice in after for advice in told):
             quoting.add(turn.id)
-    # A reply that was ended where it repeated itself would teach to repeat, one that was closed to think for too long.
+    # A reply that was ended while it repeated itself would teach to repeat; a closed one would teach to think for too long.
     whole = (turn for turn in tree.turns if turn.parsed and turn.completion.finish not in ("repetition", "closed"))
     return {turn.id for turn in whole if turn.id not in quoting}
 

@@ -1,11 +1,11 @@
-"""Examples of one tree in one row: every shared prefix stands once, and each token sees its own ancestors only.
+"""Examples of one tree in one row: every shared prefix occurs once, and each token attends to its ancestors only.
 
 A `Trie` grows token by token; `row` lays it out in depth-first order. Query `i` may attend to key `k` exactly when
 `k <= i < end[k]`, where `end[k]` is where the subtree of `k` ends. The loss is a list of terms, each the position of a
 predecessor, a target id and a weight, so several children of one node all get their loss from the same hidden state. Positions
 are depths, so a packed row computes what the unpacked samples would, to rounding.
 
-Terms at one node are added up where they agree in target, kind and `Detail`, which is right for a loss that is linear in the weight. The
+Terms at one node are added up if they agree in target, kind and `Detail`, which is right for a loss that is linear in the weight. The
 samples for any other loss have details that name their source, and share no term with another.
 """
 
@@ -23,9 +23,9 @@ from leafe.distillation.attention import Block, attention_inputs, blocks
 
 
 class Source(NamedTuple):
-    """Which example, sequence and group a term belongs to, as numbers that are unique over all that is packed together.
+    """The example, sequence and group of a term, as numbers that are unique among all examples that are packed together.
 
-    A sequence is what one attempt of a group sampled, over all its examples; an example without a group is a sequence and a group by
+    A sequence is all examples of one attempt of a group; an example without a group is a sequence and a group by
     itself. `length` is how many targets the sequence has, `size` how many sequences the group has.
     """
 
@@ -37,7 +37,7 @@ class Source(NamedTuple):
 
 
 class Detail(NamedTuple):
-    """What a loss may read of a term beside target, weight and kind: see `records.Target`."""
+    """The fields of a term that a loss may read beside target, weight and kind: see `records.Target`."""
 
     logprob: float | None = None
     reference: float | None = None
@@ -49,9 +49,9 @@ PLAIN = Detail()
 
 
 class Sample(NamedTuple):
-    """What one turn teaches: after the ids of `prompt` the ids of `target` were wanted. `kind` names a group that losses are told for.
+    """One turn to learn from: the ids of `target` should follow those of `prompt`. `kind` is the group that losses are reported for.
 
-    `weights` and `details` have one entry a target, or none where all are 1 and plain; `weight` multiplies every one.
+    `weights` and `details` have one entry a target, or none if all are 1 and plain; `weight` multiplies every one.
     """
 
     prompt: Sequence[int]
@@ -83,7 +83,7 @@ class Trie:
         self._token, self._children, self._targets = [-1], [dict[int, int]()], [dict[tuple[int, str, Detail], float]()]
 
     def extend(self, node: int, ids: Iterable[int]) -> int:
-        """The node reached from `node` along `ids`, made where it is not there yet."""
+        """The node reached from `node` along `ids`, made if missing."""
         for token in ids:
             child = self._children[node].get(token)
             if child is None:
@@ -96,14 +96,14 @@ class Trie:
         return node
 
     def target(self, node: int, token: int, weight: float, *, kind: str = "", detail: Detail = PLAIN) -> None:
-        """Adds a loss term: after the prefix of `node`, `token` was wanted. Equal terms of a kind and detail add their weights."""
+        """Adds a loss term: `token` should follow the prefix of `node`. Equal terms of a kind and detail add their weights."""
         if node == 0:
             raise ValueError("a target wants at least one token before it")
         term = (token, kind, detail)
         self._targets[node][term] = self._targets[node].get(term, 0.0) + weight
 
     def sample(self, sample: Sample) -> None:
-        """Adds one sample: a loss term for each target token. The last of them is never read, so it takes no place."""
+        """Adds one sample: a loss term for each target token. The last target is never an input, so it takes no position."""
         node = self.extend(0, sample.prompt)
         weights = [sample.weight * weight for weight in sample.weights] or [sample.weight] * len(sample.target)
         details = sample.details or [PLAIN] * len(sample.target)
@@ -154,7 +154,7 @@ def pack(samples: Iterable[Sample | tuple[Sequence[int], Sequence[int], float]])
 class PackedBatch:
     """Rows one after the other in a single flat row of `T` tokens, without padding: `ids`, `depth` and `end` are `(T,)`.
 
-    The five about terms have one entry each; `term_kind` and `term_detail` stay where they are.
+    The five about terms have one entry each; `term_kind` and `term_detail` are not moved to a device.
     """
 
     ids: Tensor
@@ -175,9 +175,9 @@ class PackedBatch:
 
 
 def collate(rows: Sequence[PackedRow], *, blocked: bool = True) -> PackedBatch:
-    """Rows of any lengths as one: no token sees another row, since every subtree ends within its own.
+    """Rows of any lengths as one: no token attends to another row, since every subtree ends within its row.
 
-    Only attention in blocks wants it `blocked`.
+    Only attention in blocks needs it `blocked`.
     """
     starts = list(accumulate((len(row.ids) for row in rows), initial=0))[:-1]
     end = torch.tensor([start + stop for start, row in zip(starts, rows, strict=True) for stop in row.end])
@@ -195,7 +195,7 @@ def collate(rows: Sequence[PackedRow], *, blocked: bool = True) -> PackedBatch:
 
 
 def term_logits(model: Any, batch: PackedBatch) -> Tensor:
-    """Logits (terms, vocabulary) from which each term's target is told. Works on any Hugging Face causal decoder that passes its trial.
+    """Logits (terms, vocabulary) that predict each term's target. Works on any Hugging Face causal decoder that passes its trial.
 
     Fast inside `leafe.distillation.attention.tree_attention(model)`, with a mask of `T` by `T` outside of it.
     """

@@ -1,4 +1,4 @@
-"""Packed rows as a device takes them: of few lengths where code is compiled for each, and sent without waiting for it."""
+"""Packed rows for a device: of few lengths if code is compiled for each, and sent without waiting for the device."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from leafe.distillation.pack import PackedBatch, PackedRow, collate
 
 SHORTEST = 128  # tokens of the shortest row
 MOST_PARTS = 8
-COMPILED = 25  # passes that take as long as code for one more length: seconds against tenths of a second, on one H200
+COMPILED = 25  # passes that take as long as compiling for one more length: tenths of a second against seconds, on one H200
 
 
 def parts_for(passes: float) -> int:
-    """Into how many parts each doubling of the length is cut, for so many passes in all: more lengths waste less and are compiled longer.
+    """The number of parts into which each doubling of the length is cut, for so many passes: more lengths waste less but compile longer.
 
-    With rows of any length between two doublings a share of about 1 / (2 parts) of all passes is padding, and about two doublings are met.
+    With rows of any length between two doublings a share of about 1 / (2 parts) of all passes is padding, and about two doublings occur.
 
     >>> [parts_for(passes) for passes in (1, 100, 400, 2_000, 100_000)]
     [1, 1, 2, 4, 8]
@@ -51,7 +51,7 @@ def padded_length(tokens: int, parts: int = 1, most: int = 0) -> int:
 
 
 def lengthened(batch: PackedBatch, length: int) -> PackedBatch:
-    """The same terms in a row of `length` tokens; those behind the batch's own attend to themselves and bear no loss."""
+    """The same terms in a row of `length` tokens; the padding tokens attend to themselves and have no loss."""
     own = len(batch.ids)
     end = torch.cat([batch.end, torch.arange(own, length, device=batch.end.device) + 1])
     ids, depth = (pad(values, (0, length - own)) for values in (batch.ids, batch.depth))
@@ -59,14 +59,14 @@ def lengthened(batch: PackedBatch, length: int) -> PackedBatch:
 
 
 def sent(values: Tensor, device: torch.device | str) -> Tensor:
-    """Values on their way to a device; what is computed there waits for them, this processor does not."""
+    """Values copied to a device asynchronously; the device's computations wait for them, the CPU does not."""
     if torch.device(device).type != "cuda" or values.is_cuda:
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def ready(rows: Sequence[PackedRow], kind: str, device: torch.device | str, *, parts: int = 1, most: int = 0) -> PackedBatch:
-    """Rows as one pass on a device, for the way of attending `kind`; `parts` and `most` are those of `padded_length`."""
+    """Rows as one pass on a device, for attention of `kind`; `parts` and `most` are those of `padded_length`."""
     batch = collate(rows, blocked=kind == "tree")
     if kind == "flex":
         batch = lengthened(batch, padded_length(len(batch.ids), parts, most))

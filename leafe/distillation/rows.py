@@ -1,7 +1,7 @@
-"""Examples to packed rows: prompts tokenised exactly as they were sampled from, the examples of one task sharing one trie.
+"""Examples to packed rows: prompts are tokenised exactly as in sampling, and the examples of one task share one trie.
 
-What one optimiser step holds is decided here in bundles, which do not depend on how long a row may be. The examples of a group are never in
-two of them.
+The contents of an optimiser step are decided here in bundles, which do not depend on the length of rows. The examples of a group are never
+split between bundles.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
 from leafe.records import Example
 
-Unit = list[tuple[Source, Sample]]  # what is not cut
+Unit = list[tuple[Source, Sample]]  # samples that are not separated
 
 
 @dataclass(frozen=True)
 class Bundle:
     """Examples of one task that go into one optimiser step together. `target_tokens` counts equal terms as often as they occur.
 
-    `sequences` and `groups` are as `pack.Source` has them; none of them is in another bundle too.
+    `sequences` and `groups` are those of `pack.Source`; none of them is in another bundle too.
     """
 
     rows: tuple[PackedRow, ...]
@@ -43,10 +43,10 @@ def pack_examples(
     merges: bool = True,
     whole_groups: bool = False,
 ) -> list[Bundle]:
-    """Bundles of at most `most` examples, in rows of at most `row_tokens` tokens; an example longer than that gets a row of its own.
+    """Bundles of at most `most` examples, in rows of at most `row_tokens` tokens; an example longer than that gets a separate row.
 
     A group of more than `most` examples is a bundle by itself. With `merges` terms that a loss linear in the weight cannot tell apart are
-    one; without, each stays apart with all that its target says. With `whole_groups` a group is in one row, however long.
+    one; without, each stays separate with all details of its target. With `whole_groups` a group is in one row, however long.
     Raises `UserError` for an example without sampled ids.
     """
     every = list(examples)
@@ -66,19 +66,19 @@ def pack_examples(
 
 
 def steps_an_epoch(examples: Sequence[Example], batch_size: int) -> int:
-    """How many optimiser steps of about `batch_size` examples go once through examples without groups."""
+    """The number of optimiser steps of about `batch_size` examples in one epoch of examples without groups."""
     tasks = Counter(example.task for example in examples)
     sizes = [min(batch_size, count - start) for count in tasks.values() for start in range(0, count, batch_size)]
     return ceil(len(sizes) / bundles_a_step(sizes, batch_size))
 
 
 def bundles_a_step(sizes: Sequence[int], batch_size: int) -> int:
-    """How many bundles of these sizes make about `batch_size` examples, by their mean."""
+    """The number of bundles of these sizes that make about `batch_size` examples, by their mean."""
     return max(1, round(batch_size * len(sizes) / sum(sizes)))
 
 
 def sources(examples: Sequence[Example]) -> list[Source]:
-    """Which sequence and group each example belongs to; a group is the examples of one task that name it."""
+    """The sequence and group of each example; a group is the examples of one task that name it."""
     sequences: list[Hashable] = []
     groups: list[Hashable] = []
     for number, example in enumerate(examples):
@@ -98,7 +98,7 @@ def sources(examples: Sequence[Example]) -> list[Source]:
 
 
 def _sample(example: Example, prompt: Sequence[int], source: Source | None) -> Sample:
-    """An example as a sample, its terms apart from all others where their source is told."""
+    """An example as a sample; with a `source` its terms are never merged with others."""
     weights = [target.weight for target in example.targets]
     if source is None:
         details = [Detail(top=target.top) for target in example.targets]
@@ -131,7 +131,7 @@ def _parts(units: Sequence[Unit], most: int) -> Iterator[list[Unit]]:
 
 
 def _bundle(units: Sequence[Unit], row_tokens: int) -> Bundle:
-    """Units, none of which is cut, as rows; sorted as texts, so that what shares a prefix stands together."""
+    """Whole units as rows; sorted as texts, so that samples with a shared prefix are adjacent."""
     found = [source for unit in units for source, _ in unit]
     samples = [[sample for _, sample in unit] for unit in units]
     return Bundle(
@@ -144,14 +144,14 @@ def _bundle(units: Sequence[Unit], row_tokens: int) -> Bundle:
 
 
 def split(samples: Sequence[Sample], row_tokens: int) -> Iterator[PackedRow]:
-    """Sorted samples as rows of at most `row_tokens` tokens, cut where the least is computed twice; a longer sample is a row by itself."""
+    """Sorted samples as rows of at most `row_tokens` tokens, cut where least is computed twice; a longer sample is a row by itself."""
     return split_units([[sample] for sample in samples], row_tokens)
 
 
 def split_units(units: Sequence[Sequence[Sample]], row_tokens: int) -> Iterator[PackedRow]:
-    """The same for samples of which those of a unit stay in one row.
+    """The same, with the samples of a unit in one row.
 
-    A cut between two neighbours costs the prefix that they share. The cheapest cuts follow from the cheapest cuts of every beginning.
+    A cut between two neighbours costs the prefix that they share. Dynamic programming over the first n units finds the cheapest cuts.
     """
     read = [[[*sample.prompt, *sample.target[:-1]] for sample in unit] for unit in units]
     sizes = [sum(map(len, unit)) - sum(_common(one, other) for one, other in pairwise(unit)) for unit in read]
@@ -178,12 +178,12 @@ def _text(one: tuple[Source, Sample]) -> tuple[list[int], float, str]:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two samples share from the start."""
+    """The length of the prefix that two samples share."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def shares(rows: Sequence[PackedRow], processes: int, tokens: int) -> list[list[list[PackedRow]]]:
-    """For each process its passes, of at most `tokens` tokens each or a single row. Processes get about the same number of tokens."""
+    """The passes of each process, of at most `tokens` tokens or a single row each. Processes get about the same number of tokens."""
     loads: list[list[PackedRow]] = [[] for _ in range(processes)]
     sizes = [0] * processes
     for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
@@ -194,7 +194,7 @@ def shares(rows: Sequence[PackedRow], processes: int, tokens: int) -> list[list[
 
 
 def _passes(rows: Sequence[PackedRow], tokens: int) -> list[list[PackedRow]]:
-    """Rows, longest first, each into the first pass that has room."""
+    """First-fit packing of rows into passes, longest row first."""
     passes: list[list[PackedRow]] = []
     room: list[int] = []
     for row in rows:

@@ -1,9 +1,9 @@
-"""Examples on disk, and in the shapes that other trainers read.
+"""Examples on disk, and in the formats that other trainers read.
 
-`write_examples` and `read_examples` are our own lines, whole; `export` writes conversations for TRL, verl or LLaMA-Factory. The loss must
-fall on an example's target alone: the replies before it are what the policy did, mistakes and all. How each trainer is brought to that
-is in `HINTS`. The ids that were sampled travel along where the format has room for them; weights are read by none of the three, so
-examples that mean nothing without what their targets say are not exported.
+`write_examples` and `read_examples` use leafe's complete lines; `export` writes conversations for TRL, verl or LLaMA-Factory. The loss must
+fall on an example's target alone, since the replies before it include the policy's mistakes. `HINTS` has the option for that of each
+trainer. The sampled ids are included if the format has room for them; none of the three reads weights, so examples that are wrong without
+the details of their targets are not exported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCHEMA = "leafe.examples/1"
 CONTROL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|<\uff5c[^<>\uff5c\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>"
 )
-TRIES = 8  # a space that is put in can make another one of the rest
+TRIES = 8  # an inserted space can make another control token of the rest
 VERL_COLUMN = "conversation"
 
 
@@ -47,7 +47,7 @@ def read_examples(path: Path) -> Iterator[Example]:
 
 
 def parted(text: str) -> str:
-    """The text with a space in everything that some tokenizer takes for a control token: which one will read it is not known."""
+    """The text with a space in everything that any tokenizer takes for a control token: the trainer's tokenizer is not known."""
     for _ in range(TRIES):
         if not CONTROL.search(text):
             break
@@ -76,7 +76,7 @@ def _trl(example: Example) -> dict[str, Any]:
 
 
 def _verl(example: Example) -> dict[str, Any]:
-    """A conversation in a column that verl's own data set does not look into, since it would train on every reply there."""
+    """A conversation in a column that verl's standard data set does not read, since it would train on every reply there."""
     return {VERL_COLUMN: [*_messages(example), {"role": "assistant", "content": example.target}], "weight": example.weight}
 
 
@@ -90,7 +90,7 @@ def _llama_factory(example: Example) -> dict[str, Any]:
 
 
 FORMATS: dict[str, Callable[[Example], dict[str, Any]]] = {"trl": _trl, "verl": _verl, "llama-factory": _llama_factory}
-# What the other trainer has to be told for the loss to fall on the target alone.
+# The option of the other trainer that puts the loss on the target alone.
 HINTS = {
     "trl": "leave completion_only_loss as it is",
     "verl": "train with data.custom_cls.path=pkg://leafe.distillation.verl data.custom_cls.name=LastReply",
@@ -101,8 +101,8 @@ HINTS = {
 def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     """Writes examples for another trainer (`trl`, `verl`, `llama-factory`); returns how many.
 
-    Control tokens that texts spell out have a space put into them. Raises `UserError` for examples of another loss than cross-entropy.
-    A name that ends in `.parquet` gives a parquet file, which is all that verl reads, another one a JSON line for each example.
+    A space is put into control tokens that texts spell out. Raises `UserError` for examples of another loss than cross-entropy.
+    A name that ends in `.parquet` gives a parquet file, which verl requires; any other gives a JSON line for each example.
     """
     if kind not in FORMATS:
         raise UnknownName("export format", kind, FORMATS)
@@ -110,7 +110,7 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     if kind == "verl" and not is_parquet:
         raise UserError(f"verl reads parquet files only; give a name that ends in .parquet instead of {path.name}")
     if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: No such file or directory; give a file in a folder that is there")
+        raise UserError(f"cannot write {path}: No such file or directory; give a file in an existing folder")
     rows = [FORMATS[kind](with_texts(_plain(example), parted)) for example in examples]
     content = _parquet(rows) if is_parquet else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     write_bytes_atomically(path, content)
@@ -118,7 +118,7 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
 
 
 def _plain(example: Example) -> Example:
-    """The example, where training on its target is what it is for."""
+    """The example, if it can be trained on by cross-entropy on its target."""
     said = {
         "a negative weight": example.weight < 0 or any(target.weight < 0 for target in example.targets),
         "a group": bool(example.group),
@@ -135,7 +135,7 @@ def _plain(example: Example) -> Example:
 
 def _parquet(rows: list[dict[str, Any]]) -> bytes:
     try:
-        from pyarrow import Table  # an optional library, wanted for this one format
+        from pyarrow import Table  # an optional library, needed for this format only
         from pyarrow.parquet import write_table
     except ImportError:
         raise MissingDependency("pyarrow, which writes parquet files,", install_command("parquet")) from None

@@ -1,14 +1,14 @@
-"""Whether a model computes on packed trees what it computes on the samples one by one, tried on random ids before anything is trained.
+"""The trial of a model for packed trees: before training, it must compute on random ids what it computes on the samples one by one.
 
-No list of names: every way of attending is tried on the model itself, and beyond each limit that its configuration names (a window, a
-chunk, an original context) on a small twin of it in which that limit is short. What differs is refused; what differs only beyond a limit
-is allowed up to it.
+There is no list of names: every kind of attention is tried on the model itself, and beyond each limit that its configuration names (a
+window, a chunk, an original context) on a small twin of it in which that limit is short. A kind that differs is refused; one that differs
+only beyond a limit is allowed up to it.
 
-Logits are compared after the last tokens of each sample. The difference is given in units of what attention does: the root mean square over
+Logits are compared after the last tokens of each sample. The difference is in units of the effect of attention: the root mean square over
 the vocabulary of the error, divided by how much logits after the same token differ with what came before. In float32 rounding gave at most
 2e-5 on the architectures of `docs/architectures.md`, and the least fault 3e-3 (Doge beyond `keep_window_size`).
 
-A trial says nothing about ids, lengths and weights that it did not try, nor about what a model does in training only.
+A trial proves nothing about ids, lengths and weights that it did not try, nor about behaviour in training mode.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TOLERANCE = 1e-3
 TWIN_TOLERANCE = 1e-4  # a twin is small and of ordinary weights, so its rounding is too
 LARGE = 20_000_000  # weights of a model that is tried on few tokens, and its twin on more
 SHORT = 16  # tokens of a limit in a twin
-LONG = 48  # tokens of a path where no limit is
+LONG = 48  # tokens of a path if there is no limit
 TAIL = 3  # tokens that all samples end with
 _known: dict[tuple[Any, ...], Cap] = {}
 _passed: dict[tuple[Any, ...], Packing] = {}
@@ -40,20 +40,20 @@ _passed: dict[tuple[Any, ...], Packing] = {}
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """How many tokens a pass and a path may have, None for as many as there are."""
+    """The most tokens of a pass and of a path, None for no limit."""
 
     tokens: int | None = None
     path: int | None = None
 
     @property
     def longest(self) -> int | None:
-        """How many tokens a sample may have."""
+        """The most tokens of a sample."""
         return min((most for most in (self.tokens, self.path) if most), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A way of attending to packed trees that passed its trial: up to which lengths, and how far its logits were off."""
+    """A kind of attention that passed its trial on packed trees: the lengths up to which it did, and how far its logits were off."""
 
     kind: Kind
     cap: Cap
@@ -61,10 +61,10 @@ class Packing:
 
 
 def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] = "auto", device: str | None = None) -> Packing:
-    """The fastest way of attending that passes, for any length if there is one, or the one that is wanted.
+    """The fastest kind of attention that passes, for any length if there is one, or the one that is `wanted`.
 
-    With a `device` small copies are tried there in place of the model, which may be too large for it. Raises `UserError`, with what was
-    found, when none passes.
+    With a `device` small copies are tried on it in place of the model, which may be too large for it. Raises `UserError`, with the
+    differences found, when none passes.
     """
     ways: tuple[Kind, ...] = ("flex", "tree", "dense") if (device or model.device.type).startswith("cuda") else ("tree", "dense")
     if wanted != "auto":
@@ -74,7 +74,7 @@ def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] 
     for kind in ways:
         try:
             passed.append(try_packing(model, kind, device))
-        except UserError as error:  # its advice is to try another way, which is done here
+        except UserError as error:  # it advises another kind, which is tried here
             reasons.setdefault(str(error).split("; ")[0], []).append(kind)
         if passed and passed[-1].cap.longest is None:
             return passed[-1]
@@ -90,7 +90,7 @@ def choose_packing(model: Any, wanted: Literal["auto", "tree", "flex", "dense"] 
 
 
 def try_packing(model: Any, kind: Kind, device: str | None = None) -> Packing:
-    """Tries one way of attending, on the model or on small copies on a `device`. Raises `UserError` that says what differs.
+    """Tries one kind of attention, on the model or on small copies on a `device`. Raises `UserError` with the difference.
 
     A model in bfloat16 rounds too much to be tried, so its twin in float32 stands in for it. A process tries each architecture once.
     """
@@ -127,7 +127,7 @@ def _refused(difference: float) -> float:
 
 
 def _cap(model: Any, kind: Kind, name: str, value: int, *, device: str | None = None) -> Cap:
-    """What holds for a model whose configuration names the limit `value`; where that cannot be tried, nothing goes beyond it."""
+    """The cap for a model whose configuration names the limit `value`; if it cannot be tried, the limit is the cap."""
     key = (type(model), model.config.to_json_string(), kind, device or model.device, name)
     if key not in _known:
         short = min(value, SHORT)
@@ -158,7 +158,7 @@ def inside(model: Any, tokens: int) -> Rows:
 
 
 def wide(model: Any, tokens: int) -> Rows:
-    """Rows that are together much longer than `tokens`, of paths that are not."""
+    """Rows that are together much longer than `tokens`, with paths that are not."""
     start = tokens // 4
     return [_branches(model, start, [tokens - start] * 4), _branches(model, start, [tokens // 3, tokens // 4], seed=50)]
 
@@ -170,7 +170,7 @@ def long(model: Any, tokens: int) -> Rows:
 
 
 def _branches(model: Any, start: int, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
-    """Samples that share `start` ids and go on, each with other ids; all end alike, so that logits after the last differ by history."""
+    """Samples that share `start` ids and then differ; all end alike, so that logits after the last differ by history."""
     shared, tail = random_ids(model, max(1, start), 100 + seed), random_ids(model, TAIL, 99)
     samples = []
     for number, length in enumerate(lengths, start=1):
@@ -181,11 +181,11 @@ def _branches(model: Any, start: int, lengths: Sequence[int], seed: int = 0) -> 
 
 @torch.no_grad()
 def _difference(model: Any, kind: Kind, rows: Rows) -> float:
-    """How far packed logits are from those of the samples one by one. Raises `UserError` where the model cannot compute one of them."""
+    """The difference of packed logits from those of single samples. Raises `UserError` if the model cannot compute one of them."""
     training = model.training
     model.eval()
     try:
-        together = _tried(lambda: _packed(model, kind, rows))  # first, since it is refused at once where it is not possible
+        together = _tried(lambda: _packed(model, kind, rows))  # first, since an impossible kind is refused at once
         apart = _tried(lambda: [_last(model, ids) for row in rows for ids in row])
     finally:
         model.train(training)
@@ -200,7 +200,7 @@ def _tried(work: Callable[[], list[Tensor]]) -> list[Tensor]:
         return work()
     except UserError:
         raise
-    except Exception as error:  # whatever a foreign forward pass raises
+    except Exception as error:  # a foreign forward pass may raise anything
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"it fails with {type(error).__name__}: {reason:.160}") from error
 
@@ -215,7 +215,7 @@ def _packed(model: Any, kind: Kind, rows: Rows) -> list[Tensor]:
     """The same for each sample, from one pass over packed rows."""
     numbers = iter(range(sum(len(row) for row in rows)))
     packed: list[PackedRow] = []
-    for row in rows:  # the two targets follow the two last tokens; what they are plays no part
+    for row in rows:  # the two targets follow the two last tokens; their ids do not matter
         packed.append(pack(Sample(ids[:-1], [ids[-1], 0], kind=str(next(numbers))) for ids in row))
     batch = ready(packed, kind, model.device)
     with tree_attention(model, kind):

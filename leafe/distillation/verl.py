@@ -1,4 +1,4 @@
-"""The data set by which verl trains on what `leafe export ... verl` writes: the loss falls on the last reply alone.
+"""The data set for training with verl on the output of `leafe export ... verl`: the loss falls on the last reply alone.
 
 verl's own `MultiTurnSFTDataset` (0.9) trains every assistant message of a conversation, those of earlier turns included, which may be
 the very mistakes that an example corrects. Name this one instead:
@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 class LastReply(MultiTurnSFTDataset):
-    """Conversations of which the last message is trained on. It reads the column that `leafe export` names so that verl's own cannot."""
+    """Conversations of which only the last message is trained on. It reads the column of `leafe export`, which verl's data set does not."""
 
     def _read_files_and_process(self) -> None:
         self.messages_key = VERL_COLUMN

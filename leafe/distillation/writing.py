@@ -1,6 +1,6 @@
-"""Targets out of texts that no policy sampled: an observation, an expert's action, a comparison.
+"""Targets made from texts that no policy sampled: an observation, an expert's action, a comparison.
 
-What the tokenizer does not give back as it was, and what does not fit into the model's context, is left out and counted by kind.
+Texts that do not survive the tokenizer's round trip or do not fit into the model's context are left out and counted by kind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Writer:
     def example(
         self, kind: str, task: str, turn: Turn, *, messages: Sequence[Message], target: str, ids: Sequence[int] = ()
     ) -> list[Example]:
-        """An example whose origin is `turn`, or nothing. `ids` are those that were sampled, where the policy wrote the target."""
+        """A list of one example whose origin is `turn`, or of none. `ids` are the sampled ones, if the policy wrote the target."""
         target_ids = tuple(ids) or (self.tokens.reply_ids(target) if target.strip() else ())
         why = "" if target_ids else "unwritable" if target.strip() else "empty"
         if target_ids and self.context and len(self.tokens.prompt_ids(messages)) + len(target_ids) > self.context:

@@ -17,7 +17,7 @@ from leafe.records import Ask, Completion, Message
 
 @dataclass
 class EngineStats:
-    """What an engine has done so far, in tokens and requests. `reused_tokens` are prompt tokens that were not computed again."""
+    """The work of an engine so far, in tokens and requests. `reused_tokens` are prompt tokens that were not computed again."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -27,10 +27,10 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a model makes of given ids: `logprobs` of each at temperature 1, natural logarithms rounded to 5 decimals.
+    """A model's scores of given ids: the log-probability of each at temperature 1, a natural logarithm rounded to 5 decimals.
 
-    `top` holds for each id the most probable ones in its place with their probabilities, the most probable first; empty where none were
-    asked for.
+    `top` holds, for each position, the most probable ids with their probabilities, the most probable first; it is empty if none were
+    requested.
     """
 
     logprobs: tuple[float, ...]
@@ -40,7 +40,7 @@ class Scores:
 class Engine(Protocol):
     """Anything that draws completions. `concurrency` is how many requests in flight keep it busy.
 
-    An engine that goes on with a reply that is `begun` says so by an attribute `continues`; where it is missing none is asked to.
+    An engine that can continue a reply that is `begun` has a true attribute `continues`; other engines are not asked to.
     """
 
     stats: EngineStats
@@ -51,25 +51,25 @@ class Engine(Protocol):
         ...
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
-        """What the model makes of `ids`, had they been sampled after `messages`; with `top` of the most probable ids in each place.
+        """Log-probabilities of `ids` as if they had been sampled after `messages`, and the `top` most probable ids at each position.
 
-        Raises `UserError` for ids that are none, for a text longer than the context, and where the engine cannot score.
+        Raises `UserError` for invalid ids, for a text longer than the context, and if the engine cannot score.
         """
         ...
 
     async def load(self, folder: str | Path) -> None:
-        """Takes the weights of the checkpoint in `folder` in place of its own, and drops what it had computed.
+        """Replaces the weights by those of the checkpoint in `folder`, and drops what the old ones computed.
 
-        What was asked for before is finished by the old weights. Raises `UserError` for a model of another kind, which changes nothing, and
-        where the engine cannot load.
+        Earlier requests are finished with the old weights. Raises `UserError` for a model of another kind, which changes nothing, and
+        if the engine cannot load.
         """
         ...
 
     async def close(self) -> None:
-        """Lets go of the model or the connection; requests in flight are cancelled."""
+        """Releases the model or the connection; requests in flight are cancelled."""
         ...
 
 
 def continues(engine: Engine) -> bool:
-    """Whether an engine goes on with a reply that is begun."""
+    """Whether an engine can continue a reply that is begun."""
     return bool(getattr(engine, "continues", False))

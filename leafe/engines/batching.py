@@ -2,8 +2,8 @@
 
 Each pass computes one token for every request that is being sampled and as many prompt tokens of the others as it has room for. Prompt
 tokens that any request has computed before are not computed again, and of two requests that are about to compute the same tokens the
-second waits a pass and reuses the first's. The invariant is the one of `slots.py` and `sampling.py`: what a request draws does not
-depend on the company it has.
+second waits a pass and reuses the first's. The invariant is that of `slots.py` and `sampling.py`: the tokens that a request draws do not
+depend on the other requests in the batch.
 
 It runs in one thread and knows nothing of event loops.
 """
@@ -24,22 +24,22 @@ from leafe.engines.slots import BlockCache, Piece, forward, plan
 from leafe.records import Ask
 
 BLOCK = 64
-# Requests whose next tokens are alike for this long are computed one after the other.
+# Requests that share this many next tokens are computed one after the other.
 SHARED = 16
 SCORED = 256  # tokens of one request that are scored in one pass
 
 
 def blocks_for(tokens: int) -> int:
-    """How many blocks a request of so many tokens, drawn ones included, may hold at once."""
+    """The most blocks that a request of so many tokens, drawn ones included, may hold at once."""
     return -(-tokens // BLOCK) + 1
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One ask on its way: `ids` are the prompt and what was drawn so far, of which the first `computed` are in the cache.
+    """One ask in progress: `ids` are the prompt and the tokens drawn so far, of which the first `computed` are in the cache.
 
-    A request that is to be scored draws nothing: all of `ids` are its prompt, and `scored` are the ids whose probabilities are wanted, the
-    last one of which need not be computed. `pending` tokens were drawn on the device and are not among `ids` yet.
+    A request to be scored draws nothing: all of `ids` are its prompt, and `scored` are the ids whose probabilities are wanted, the last of
+    which need not be computed. `pending` tokens were drawn on the device and are not among `ids` yet.
     """
 
     ask: Ask
@@ -66,7 +66,7 @@ class Request:
         return len(self.logprobs) + self.pending
 
     def ends(self, stop_ids: Container[int]) -> bool:
-        """Whether the last token that was taken down is the reply's last."""
+        """Whether the last recorded token ends the reply."""
         wanted = self.ask.sampling
         if self.ids[-1] in stop_ids or len(self.logprobs) >= wanted.max_tokens:
             return True
@@ -74,12 +74,12 @@ class Request:
 
     @property
     def known(self) -> int:
-        """How many tokens may be reused: those up to the first one after which logits are wanted."""
+        """The number of tokens that may be reused: those before the first one after which logits are wanted."""
         return self.prompt - max(1, len(self.scored))
 
     @property
     def blocks(self) -> int:
-        """The most blocks that it may hold, the one that it is still to copy from included."""
+        """The most blocks that it may hold, including one that it has yet to copy from."""
         return blocks_for(self.prompt + self.ask.sampling.max_tokens)
 
     @property
@@ -92,9 +92,9 @@ AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
 class Batcher(Generic[AnyRequest]):
-    """The requests that wait, the at most `slots` that are being computed, and the cache of `blocks` blocks that they share.
+    """The waiting requests, the active ones (at most `slots`), and the cache of `blocks` blocks that they share.
 
-    A request starts when the blocks that it may come to need are free or hold what nobody needs any more.
+    A request starts when the blocks that it may come to need are free or no longer needed by others.
     """
 
     def __init__(self, model: Any, stop_ids: Iterable[int], *, slots: int, blocks: int, tokens_per_pass: int) -> None:
@@ -103,7 +103,7 @@ class Batcher(Generic[AnyRequest]):
         self.active: list[AnyRequest] = []
         self._model, self.stop_ids = model, frozenset(stop_ids)
         self._slots, self._tokens_per_pass = slots, tokens_per_pass
-        self._unreserved = blocks - 1  # the first is the block of nobody
+        self._unreserved = blocks - 1  # the first belongs to no request
         self._tree, self._cache = PrefixTree(blocks, BLOCK), BlockCache(blocks, BLOCK)
 
     @property
@@ -120,7 +120,7 @@ class Batcher(Generic[AnyRequest]):
         return left
 
     def close(self) -> None:
-        """Lets go of the cache's memory; nothing can be computed any more."""
+        """Frees the cache's memory; nothing can be computed any more."""
         self._cache.layers.clear()
 
     def step(self) -> list[AnyRequest]:
@@ -136,7 +136,7 @@ class Batcher(Generic[AnyRequest]):
         return [*self._score(pieces, logits), *self._draw(*self._ready(pieces, logits))]
 
     def _turn(self) -> int:
-        """Lets go of who has given up and takes in who waits; returns how many tokens of prompts the pass has room for."""
+        """Drops cancelled requests and admits waiting ones; returns how many prompt tokens the pass has room for."""
         for request in [request for request in self.active if request.cancelled]:
             self._leave(request)
         room = self._tokens_per_pass - sum(request.sampling for request in self.active)
@@ -161,7 +161,7 @@ class Batcher(Generic[AnyRequest]):
         return [request for request, _ in ready], logits[[row for _, row in ready]]
 
     def _score(self, pieces: Sequence[tuple[AnyRequest, Piece]], logits: Any) -> list[AnyRequest]:
-        """Takes down what was wanted of the requests to be scored; returns those that are done."""
+        """Records the scores of the requests to be scored; returns those that are done."""
         done: list[AnyRequest] = []
         for (request, piece), row in zip(pieces, accumulate(piece.kept for _, piece in pieces), strict=True):
             if not request.scored:
@@ -210,7 +210,7 @@ class Batcher(Generic[AnyRequest]):
         self.active.append(request)
 
     def _pieces(self, room: int) -> list[tuple[AnyRequest, Piece]]:
-        """What to compute in this pass: a token per request that samples, and `room` prompt tokens."""
+        """The tokens to compute in this pass: one per request that samples, and up to `room` prompt tokens."""
         pieces: list[tuple[AnyRequest, Piece]] = []
         for request in self.active:
             count = request.left if request.sampling else min(request.left, room)
@@ -220,7 +220,7 @@ class Batcher(Generic[AnyRequest]):
         return pieces
 
     def _piece(self, request: AnyRequest, count: int) -> Piece:
-        """The next `count` tokens of a request, or fewer of one to be scored: the logits of a whole text would be too many."""
+        """The next `count` tokens of a request, or fewer of one to be scored: the logits of a whole text would take too much memory."""
         assert request.lease is not None
         start, kept = request.computed, 1
         if request.scored:

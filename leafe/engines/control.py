@@ -1,7 +1,7 @@
-"""Control tokens in texts: what a world or a model wrote is text, whatever it spells out.
+"""Control tokens in texts: whatever a world or a model wrote stays text, even if it spells out a control token.
 
-A text that spells one out is encoded as text by the tokenizer itself where it can be told apart there, else a space is put into it. What
-a tokenizer turns into a control token only after rewriting it, as full-width signs, counts as spelling it out.
+A text that spells one out is encoded as text by the tokenizer itself if that can tell the two apart; otherwise a space is put into it.
+Signs that a tokenizer turns into a control token only after rewriting them, such as full-width ones, count as spelling it out.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any
 
-TRIES = 8  # a space that is put in can make another token of the rest
+TRIES = 8  # an inserted space can make another control token of the rest
 BREAK = " "
-UNKNOWN = "\ufffd"  # in place of a token of a single sign, which nothing breaks
+UNKNOWN = "\ufffd"  # replaces a token of a single sign, which no space can break
 _TEXT = "{% for m in messages %}{{ m.content }}{% endfor %}"
-_KEPT = 4096  # texts of which it is remembered that they are plain
+_KEPT = 4096  # texts that are remembered as plain
 
 
 class ControlTokens:
@@ -27,9 +27,9 @@ class ControlTokens:
         self._ids = frozenset(tokenizer.convert_tokens_to_ids(list(self.tokens)))
         self._plain: dict[str, bool] = {}
         self._original = tokenizer
-        self.tokenizer = copy(tokenizer)  # of its own: the setting must not be saved with a trained model
+        self.tokenizer = copy(tokenizer)  # a copy: the setting must not be saved with a trained model
         self.tokenizer.chat_control_tokens = list(self.tokens)
-        # What a vocabulary makes of plain text as well cannot be told apart there, so its text is broken.
+        # A token that the vocabulary also makes of plain text cannot be told apart, so its text is broken.
         self._inseparable = [token for token in self.tokens if not self._is_separable(token)]
 
     def is_plain(self, text: str) -> bool:
@@ -42,13 +42,13 @@ class ControlTokens:
         return known
 
     def spelled(self, text: str) -> str:
-        """The text, a space in those control tokens that the tokenizer cannot tell from the template's."""
+        """The text, with a space in those control tokens that the tokenizer cannot tell from the template's."""
         for token in self._inseparable:
             text = _parted(text, token)
         return self._rewritten_apart(text)
 
     def broken(self, text: str) -> str:
-        """The text, a space in every control token."""
+        """The text, with a space in every control token."""
         for _ in range(TRIES):
             for token in self.tokens:
                 text = _parted(text, token)
@@ -58,7 +58,7 @@ class ControlTokens:
         return self._pattern.sub(UNKNOWN, text)
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a text by itself; what spells out a control token in it is text as well."""
+        """The ids of a text by itself; a control token that it spells out is encoded as text."""
         if self.is_plain(text):
             return self._encoded(text)
         text = self.spelled(text)
@@ -78,7 +78,7 @@ class ControlTokens:
         return list(self._original(text, add_special_tokens=False)["input_ids"])
 
     def _rewritten_apart(self, text: str) -> str:
-        """The text, a space in what the tokenizer rewrites into a control token and what is none as it stands."""
+        """The text, with a space in whatever becomes a control token only once the tokenizer has rewritten it."""
         for _ in range(TRIES):
             spans = list(self._rewritten(text))
             for start, end in reversed(spans):
@@ -106,7 +106,7 @@ class ControlTokens:
 
 
 def _parted(text: str, token: str) -> str:
-    """A space behind the first sign of each such token, so often that none is left."""
+    """Puts a space behind the first sign of each such token until none is left."""
     for _ in range(TRIES):
         if token not in text:
             break

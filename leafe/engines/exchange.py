@@ -1,4 +1,4 @@
-"""Weights for an engine that runs: those of another checkpoint of the same model, proved to fit before anything is changed."""
+"""New weights for a running engine: those of another checkpoint of the same model, proved to fit before anything is changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from leafe.engines.loading import end_tokens, load_checkpoint
 from leafe.errors import UserError
 
-ANOTHER = "load it with an engine of its own"
+ANOTHER = "load it with a separate engine"
 # Fields of a configuration that do not change what is computed.
 IDLE = frozenset(
     ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "initializer_range")
@@ -28,8 +28,8 @@ def weights_for(model: Any, tokenizer: Any, folder: str | Path) -> tuple[Mapping
     _check_config(model.config.to_dict(), fresh.config.to_dict(), folder)
     weights, own = fresh.state_dict(), model.state_dict()
     for name in sorted(set(weights) ^ set(own)):
-        have, want = ("has", "not") if name in weights else ("lacks", "which")
-        raise UserError(f"the checkpoint in {str(folder)!r} {have} the weights {name}, {want} the engine's model has; {ANOTHER}")
+        have, want = ("has", "lacks") if name in weights else ("lacks", "has")
+        raise UserError(f"the checkpoint in {str(folder)!r} {have} the weights {name}, which the engine's model {want}; {ANOTHER}")
     for name, weight in weights.items():
         if weight.shape != own[name].shape:
             found, wanted = list(weight.shape), list(own[name].shape)

@@ -1,7 +1,7 @@
-"""A model and its tokenizer from a folder: what can be sampled from and trained, or one sentence that says why not.
+"""A model and its tokenizer from a folder, ready to be sampled from and trained, or one sentence with the reason why not.
 
 Only safetensors are read and no code that comes with a model is run. A folder is judged by its small files before any weights
-are read. It does not try whether the model computes what it should.
+are read. Whether the model computes what it should is not tried here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from leafe.errors import CorruptFile, UserError
 from leafe.model_folder import SERVE, check_small_files, unreadable
 
-UNTOLD_CONTEXT = 4096  # for a configuration that names no longest conversation
+UNTOLD_CONTEXT = 4096  # for a configuration that names no maximal length
 OPTIONS: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """The model and the tokenizer in the folder `path`.
 
-    Raises `UserError` when there is none or it is of a kind that cannot be used here, `CorruptFile` when it cannot be read.
+    Raises `UserError` when there is none or its kind cannot be used here, `CorruptFile` when it cannot be read.
     """
     place = Path(path)
     _check_kind(place)
@@ -32,7 +32,7 @@ def load_checkpoint(path: str | Path, *, dtype: torch.dtype = torch.float32) -> 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=dtype, use_safetensors=True, output_loading_info=True, **OPTIONS
         )
-    except Exception as error:  # the errors of json, safetensors and of the library's own code all come through
+    except Exception as error:  # json, safetensors and the library's own code all raise errors of their own
         raise unreadable(place, error) from error
     model, found = loaded
     absent = sorted(str(name) for kind in ("missing_keys", "mismatched_keys") for name in found[kind])
@@ -50,7 +50,7 @@ def load_tokenizer(path: str | Path) -> Any:
     except Exception as error:  # as above
         raise unreadable(Path(path), error) from error
     letter = tokenizer.decode(tokenizer("a", add_special_tokens=False)["input_ids"], skip_special_tokens=True)
-    if "a" not in letter.lower():  # without its files a tokenizer is loaded all the same, and knows no words
+    if "a" not in letter.lower():  # a tokenizer without its files loads all the same, with an empty vocabulary
         raise CorruptFile(f"the checkpoint in {str(path)!r} has no usable tokenizer; wanted tokenizer.json beside config.json.")
     return tokenizer
 
@@ -66,7 +66,7 @@ def load_config(path: str | Path) -> Any:
 
 
 def _check_kind(place: Path) -> None:
-    """Refuses what the small files say cannot be used."""
+    """Refuses a model that, by its small files, cannot be used."""
     config = check_small_files(place)
     kind = config.get("model_type")
     if config.get("auto_map") and kind not in CONFIG_MAPPING:
@@ -76,7 +76,7 @@ def _check_kind(place: Path) -> None:
         )
     try:
         known = AutoConfig.from_pretrained(place, **OPTIONS)
-    except Exception as error:  # configurations are checked by code of their own
+    except Exception as error:  # configurations check themselves, by any code
         raise unreadable(place, error) from error
     if type(known) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
@@ -85,7 +85,7 @@ def _check_kind(place: Path) -> None:
 
 
 def _check_vocabulary(place: Path, tokenizer: Any, rows: int) -> None:
-    """Refuses a tokenizer whose ids have no embedding. A special token that no text turns into and no template writes does no harm."""
+    """Refuses a tokenizer whose ids have no embedding. A special token that neither a text nor the template produces does no harm."""
     if len(tokenizer) <= rows:
         return
     added = tokenizer.added_tokens_decoder
@@ -112,8 +112,8 @@ def end_tokens(value: Any) -> frozenset[int]:
 
 
 def context_of(config: Any, cap: int = 0) -> int:
-    """The longest conversation, in tokens, that a model's configuration allows, within a cap where there is one (not 0)."""
+    """The longest conversation, in tokens, that a model's configuration allows, at most `cap` unless that is 0."""
     own = int(
         getattr(config.get_text_config(), "max_position_embeddings", None) or 0
-    )  # of a model that also sees, the part that reads
+    )  # the text part of a model that also takes images
     return min(own or cap, cap or own) or UNTOLD_CONTEXT

@@ -1,4 +1,4 @@
-"""How much of the machine's memory a cache may take."""
+"""The memory of the machine that a cache may take."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ GROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(meminfo: Path = MEMINFO, group: Path = GROUP) -> int:
-    """Bytes of main memory that can be had without swapping, within the limit of the process's control group where there is one."""
+    """Bytes of main memory available without swapping, within the limit of the process's control group if there is one."""
     free = _available(meminfo)
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
         return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
-    except (OSError, ValueError):  # no control groups here, or none that limits
+    except (OSError, ValueError):  # no control groups here, or no limit
         return free
 
 
@@ -23,5 +23,5 @@ def _available(meminfo: Path) -> int:
     try:
         line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
         return int(line.split()[1]) << 10
-    except (OSError, StopIteration, ValueError):  # another system: half of what is built in
+    except (OSError, StopIteration, ValueError):  # another system: half of the installed memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

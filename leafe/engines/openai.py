@@ -1,9 +1,9 @@
 """An engine behind HTTP: any server that speaks the OpenAI chat-completions protocol.
 
 The server renders the chat template and draws the tokens, so the invariant of the in-process engine (a completion is a function of
-the ask) holds as far as the server keeps its promise about `seed`. Sampled ids and log-probabilities are kept where the server returns
-them, as vLLM and llama.cpp do. Where it does not, ids are made by encoding the text again with `tokenizer`, which may split it otherwise
-than it was sampled, or are missing without a tokenizer. `openai_probe.py` finds out beforehand.
+the ask) holds as far as the server keeps its promise about `seed`. Sampled ids and log-probabilities are kept if the server returns
+them, as vLLM and llama.cpp do. Otherwise ids are made by encoding the text again with `tokenizer`, which may split it differently from
+the sampled tokens; without a tokenizer they are missing. `openai_probe.py` finds out beforehand.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion, Message
 
 COMPLETIONS = "/chat/completions"
-LONGEST_ANSWER = (1 << 20, 1 << 12)  # bytes, and bytes more for each token that is asked for
+LONGEST_ANSWER = (1 << 20, 1 << 12)  # bytes, and bytes for each requested token
 LONGEST_PROBABLE = 1 << 26
 Arrange = Callable[[Sequence[Message]], tuple[Message, ...]]
 
 
 def longest_answer(max_tokens: int) -> int:
-    """How many bytes an answer of so many tokens may have, log-probabilities included."""
+    """The most bytes that an answer of so many tokens may have, log-probabilities included."""
     at_least, each = LONGEST_ANSWER
     return min(at_least + each * max_tokens, LONGEST_PROBABLE)
 
@@ -40,12 +40,11 @@ def longest_answer(max_tokens: int) -> int:
 class OpenAIEngine:
     """Asks `model` at `base_url` (such as `http://localhost:8000/v1`), at most `concurrency` requests at a time, in one event loop.
 
-    `tokenizer` makes the ids of replies that come without, by `encode` where its chat template has tokens of its own.
-    `max_context` is what the server says of its context, None where it says
-    nothing; a `cap` below that is kept by `count`, the tokens of a conversation. `arrange` makes of a conversation what the server's chat
-    template takes, `prompt_ids` the ids of its prompt, which only `score` wants. `continues` is whether the server goes on with a last
-    message of the assistant's. `told` hears that the server is away and that it is back;
-    `lost` says why it will not come back, if it will not.
+    `tokenizer` makes the ids of replies that come without ids, by `encode` if its chat template has tokens of its own. `max_context` is
+    the context that the server reports, None if it reports none; a `cap` below that is enforced by `count`, which returns the tokens of a
+    conversation. `arrange` turns a conversation into the messages that the server's chat template takes; `prompt_ids` returns the ids of
+    its prompt, which only `score` needs. `continues` is whether the server continues a last message of the assistant's. `told` is called
+    with a line when the server is away and when it is back; `lost` returns the reason why it will not come back, empty while it may.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class OpenAIEngine:
         return self._ended(self._completion(reply, most), ask.sampling.max_repeats)
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
-        """What the served model makes of `ids` after `messages`: see `Engine.score`.
+        """Log-probabilities of `ids` after `messages` under the served model: see `Engine.score`.
 
         Raises `UserError` without `prompt_ids` and where the server gives no log-probabilities of prompts.
         """
@@ -137,7 +136,7 @@ class OpenAIEngine:
         )
 
     def move(self, base_url: str) -> None:
-        """The server is at this address from here on, also for requests that wait for it."""
+        """Sets the server's address from here on, also for requests that wait for it."""
         self._client.move(base_url)
 
     async def close(self) -> None:
@@ -150,12 +149,12 @@ class OpenAIEngine:
         self.stats.prompt_tokens += reply.prompt_tokens
         self.stats.reused_tokens += reply.reused_tokens
         self.stats.sampled_tokens += sampled
-        if reply.finish == "length" and 0 < sampled < most:  # it was cut, and not by the limit that was asked for
+        if reply.finish == "length" and 0 < sampled < most:  # it was cut, and not by the requested limit
             return Completion("", finish="context", prompt_tokens=reply.prompt_tokens)
         return Completion(reply.text, ids, logprobs, reply.finish, reply.prompt_tokens, 0 if reply.ids else sampled)
 
     def _ended(self, completion: Completion, times: int) -> Completion:
-        """A reply without what it repeats to its end, where the server let it go on to the limit."""
+        """The reply without the repetition at its end, if the server did not stop it before the limit."""
         ids = completion.token_ids
         end = repetition_end(ids, times) if completion.finish == "length" and self.tokenizer is not None else len(ids)
         if end == len(ids):
@@ -164,7 +163,7 @@ class OpenAIEngine:
         return replace(completion, text=text, token_ids=ids[:end], logprobs=logprobs, finish="repetition", counted=completion.drawn)
 
     def _encoded(self, reply: Reply) -> tuple[int, ...]:
-        """Ids made from the text, as close to the sampled ones as can be had. A control token that it spells out is text."""
+        """Ids made from the text, as close to the sampled ones as possible. A control token that it spells out is encoded as text."""
         if self.tokenizer is None or self._encode is None:
             return ()
         ids = list(self._encode(reply.text))

@@ -1,7 +1,7 @@
-"""Reading what a server answered, strictly: an answer is a reply, a word that the context is full, or malformed.
+"""Strict reading of a server's answers: an answer is a reply, a report that the context is full, or malformed.
 
-Nothing is guessed and nothing is repaired, since what is read here is journaled and trained on. The one liberty: reasoning that a server
-split off from the reply is put before it again in `<think>` tags, where the model wrote it. `Malformed` names the field and what it held.
+Nothing is guessed and nothing is repaired, since answers are journaled and trained on. The one exception: reasoning that a server
+split off from the reply is put back before it in `<think>` tags, where the model wrote it. `Malformed` names the field and its value.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 TOKEN_ID = "token_id:"
 LARGEST_ID = 1 << 31
 LARGEST_COUNT = 1 << 40
-ROUNDING = 1e-3  # how far above zero the logarithm of a probability near one may be computed
+ROUNDING = 1e-3  # how far above zero a rounded logarithm of a probability near one may lie
 FINISHES: dict[str, Literal["stop", "length", "repetition"]] = {
     "stop": "stop",
     "eos": "stop",
@@ -39,12 +39,12 @@ OVERFLOW_STATUSES = frozenset({200, 400, 413, 422, 500})
 
 
 class Malformed(ValueError):
-    """An answer that is no chat completion; the message names the field and what it held."""
+    """An answer that is no chat completion; the message names the field and its value."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: the status and the body, cut where it was longer than allowed."""
+    """The status and the body of an answer, cut if it was longer than allowed."""
 
     status: int
     body: bytes
@@ -52,7 +52,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The body as text, whatever it holds."""
+        """The body as text, invalid bytes replaced."""
         return self.body.decode("utf-8", "replace")
 
     @property
@@ -62,7 +62,7 @@ class Answer:
 
     @property
     def is_overflow(self) -> bool:
-        """Whether the server says that the conversation does not fit into its context."""
+        """Whether the server reports that the conversation does not fit into its context."""
         if self.status not in OVERFLOW_STATUSES or not OVERFLOW.search(self.text):
             return False
         return self.status != 200 or bool(error_of(self.body))  # a reply may speak of context lengths as well
@@ -70,7 +70,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reply:
-    """One sampled reply. `ids` and `logprobs` are empty where the server gave none, `counted` is None where it counted nothing."""
+    """One sampled reply. `ids` and `logprobs` are empty if the server returned none, `counted` is None if it returned no count."""
 
     text: str
     finish: Literal["stop", "length", "repetition"]
@@ -164,7 +164,7 @@ def _count(group: Mapping[str, Any], name: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST_COUNT:
-        raise Malformed(f"usage says {_shown(value)} for {name}, which is no count of tokens")
+        raise Malformed(f"usage has {_shown(value)} for {name}, which is no count of tokens")
     return value
 
 
@@ -175,7 +175,7 @@ def _finish(reason: Any) -> Literal["stop", "length", "repetition"]:
 
 
 def _text(message: Mapping[str, Any], finish: str, drawn: int) -> str:
-    """What the model wrote. A reply that holds nothing where tokens were drawn is malformed, not empty."""
+    """The text that the model wrote. A reply without text for which tokens were drawn is malformed, not empty."""
     if message.get("tool_calls") or message.get("function_call"):
         raise Malformed("a tool call where text was asked for; start the server without a parser for tool calls")
     content = _joined(message.get("content"))
@@ -185,13 +185,13 @@ def _text(message: Mapping[str, Any], finish: str, drawn: int) -> str:
         if not isinstance(content, str) and drawn > 1:  # one token is the one that ends a reply
             raise Malformed(f"content is null though {drawn} tokens were drawn")
     if thoughts:
-        # A reply that was cut among its thoughts stays open, so that nobody takes it for a whole one.
+        # A reply that was cut among its thoughts stays open, so that it is not taken for a whole one.
         content = f"<think>{thoughts}" + ("" if finish == "length" and not content else f"</think>\n{content or ''}")
     return _encodable(content or "")
 
 
 def _thoughts(message: Mapping[str, Any]) -> str:
-    """What the model thought, where the server takes it out of the reply: vLLM and others name it differently."""
+    """The model's reasoning, if the server takes it out of the reply: vLLM and others name the field differently."""
     for name in ("reasoning_content", "reasoning"):
         value = message.get(name)
         if value is not None and not isinstance(value, str):
@@ -202,7 +202,7 @@ def _thoughts(message: Mapping[str, Any]) -> str:
 
 
 def _joined(content: Any) -> str | None:
-    """A text, or the texts of its parts one after another."""
+    """A text, or the concatenated texts of its parts."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):

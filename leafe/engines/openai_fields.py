@@ -1,8 +1,8 @@
-"""What a request to a server holds: every setting of sampling, so that nothing is filled in from elsewhere.
+"""The fields of a request to a server: every sampling setting, so that nothing is filled in from elsewhere.
 
-vLLM takes what a request leaves out from the model's `generation_config`, llama.cpp's server from its own defaults (top_k 40, min_p 0.05):
-two servers of one model then sample in two ways. So each field that either of them fills is sent with the value that switches it off.
-Servers that refuse a field that they do not know are found out by the probe; a `Dialect` holds what it found.
+vLLM takes missing fields from the model's `generation_config`, llama.cpp's server from its own defaults (top_k 40, min_p 0.05):
+two servers of one model then sample differently. So each field that either of them fills in is sent with the value that switches it off.
+The probe detects servers that refuse unknown fields; a `Dialect` holds what it found.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from leafe.records import Ask, Sampling
 
 SEEDS = 1 << 31  # some servers keep 32 bits of the seed and refuse more
 
-# Fields that some servers refuse, in groups that are left out together where a server does not say which one it means.
+# Fields that some servers refuse, in groups that are left out together if a server does not name the one it refuses.
 IDS = {"return_tokens_as_token_ids": True}  # vLLM writes `token_id:17` in place of each token then
-LOGPROBS = {"logprobs": True, "top_logprobs": 1}  # llama.cpp returns twenty a token where none are asked for, and none for 0
+LOGPROBS = {"logprobs": True, "top_logprobs": 1}  # llama.cpp returns twenty a token by default, and none for 0
 PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
-REPETITION = repetition_field(2)  # sent where a limit on repeats is asked for; vLLM knows it
+REPETITION = repetition_field(2)  # sent if repeats are limited; vLLM knows it
 GROUPS = (REPETITION, NEUTRAL, IDS, LOGPROBS, PENALTIES, {"seed": 0})
-# The last message is the assistant's and has no end: vLLM and SGLang are told so, llama.cpp's server does so by itself.
+# The last message is the assistant's and has no end: vLLM and SGLang need these fields, llama.cpp's server continues by itself.
 GO_ON = {"add_generation_prompt": False, "continue_final_message": True}
 OPTIONAL = frozenset(name for group in GROUPS for name in group)
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one server takes. `refused` are fields that are left out; `samples_by_config` is for `transformers serve`.
+    """The fields that one server takes. `refused` are fields that are left out; `samples_by_config` is for `transformers serve`.
 
-    That server samples only where a `generation_config` in the request says so, and is greedy at any temperature otherwise.
+    That server samples only if a `generation_config` in the request asks for it, and is greedy at any temperature otherwise.
     """
 
     refused: frozenset[str] = frozenset()
     samples_by_config: bool = False
 
     def payload(self, ask: Ask, model: str) -> dict[str, Any]:
-        """The body of a request. Where a reply is begun it is the last of the messages already."""
+        """The body of a request. A begun reply is already the last of the messages."""
         sampling = ask.sampling
         fields = {
             "model": model,

@@ -1,4 +1,4 @@
-"""What a server was found to be: told in sentences, kept with the run, and compared with what a recipe needs."""
+"""The findings of the probe of a server: printed as sentences, kept with the run, and compared with what a recipe needs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PROMPTS = {
 }
 
 CONTINUES = {
-    True: "it goes on with a reply that is begun for it",
-    False: "it was not seen to go on with a reply that is begun for it, so what is cut stays cut (sampling.closing)",
+    True: "it continues a reply that is begun for it",
+    False: "it did not continue a reply that was begun for it, so a cut reply stays cut (sampling.closing)",
 }
 
 CONTROLS = {
     "text": "control tokens that a text spells out are text to it",
     "tokens": "it takes control tokens that a text spells out for the tokens, so a space is put into them (engine.control_tokens)",
-    "unknown": "what it makes of control tokens that a text spells out is not known, so a space is put into them (engine.control_tokens)",
+    "unknown": "how it reads control tokens that a text spells out is not known, so a space is put into them (engine.control_tokens)",
 }
 
 IDS = {
@@ -39,13 +39,13 @@ IDS = {
 
 @dataclass(frozen=True)
 class Findings:
-    """What a server was found to be.
+    """The properties of a server.
 
     `ids` are `sampled` (returned by the server), `encoded` (made from the text by a local tokenizer) or `none`. `seeds_differ` is None
     where the temperature is zero. `prompt` compares the server's chat template with the local one: `equal` (id for id), `counted` (as many
     ids), `differs` or `unknown`. `decoded` is whether the local tokenizer makes the reply's text of the server's ids, None for unknown.
-    `continues` is whether it goes on with a reply that is begun for it. `controls` is what the server makes of control tokens that a text
-    spells out. `server` is the program and its version, where it tells.
+    `continues` is whether it continues a reply that is begun for it. `controls` is how the server reads control tokens that a text
+    spells out. `server` is the program and its version, if it reports them.
     """
 
     model: str
@@ -64,15 +64,15 @@ class Findings:
     continues: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """The same for a file, with the sentences about it."""
+        """The findings for a file, with the sentences about them."""
         dialect = {"refused": sorted(self.dialect.refused), "samples_by_config": self.dialect.samples_by_config}
         lists = {"listed": list(self.listed), "prompt_tokens": list(self.prompt_tokens), "lines": self.lines, "flags": self.flags}
         return asdict(self) | {"dialect": dialect} | lists
 
     @property
     def lines(self) -> list[str]:
-        """What was found, in sentences."""
-        context = f"a context of {self.max_context} tokens" if self.max_context else "a context that it does not tell"
+        """The findings, in sentences."""
+        context = f"a context of {self.max_context} tokens" if self.max_context else "a context that it does not report"
         logprobs = "with log-probabilities" if self.logprobs else "without log-probabilities"
         program = f" ({self.server})" if self.server else ""
         said = [f"the server{program} serves {self.model} with {context}; replies come {IDS[self.ids]}, {logprobs}"]
@@ -82,28 +82,28 @@ class Findings:
             same = "one seed gives one reply" if self.seed_repeats else "one seed does not give the same reply twice"
             said.append(f"{'seeds differ' if self.seeds_differ else 'three seeds gave one and the same reply'}, and {same}")
         if self.dialect.refused:
-            instead = "samples by a configuration in each request" if self.dialect.samples_by_config else "sets these as it likes"
+            instead = "samples by a configuration in each request" if self.dialect.samples_by_config else "sets these itself"
             said.append(f"it refuses {', '.join(sorted(self.dialect.refused))}, and {instead}")
         prompt = PROMPTS[self.prompt].format(*self.prompt_tokens)
         return [*said, prompt, CONTROLS[self.controls], CONTINUES[self.continues], *self.flags]
 
     @property
     def flags(self) -> list[str]:
-        """What has to stand beside every figure that comes from this server."""
+        """The warnings that belong beside every figure from this server."""
         found = []
         if self.ids == "encoded":
             found.append(
                 "token ids were made from the text of replies by a local tokenizer; they may not be those that were sampled"
             )
         if self.seeds_differ is False:
-            found.append("the server draws the same whatever the seed, so attempts at a task are copies of one")
+            found.append("the server draws the same for every seed, so attempts at a task are copies of one")
         if self.prompt == "differs":
             found.append("the server's chat template is not that of the local tokenizer")
         return found
 
 
 def refuse_lacking(found: Findings, *, trains: bool) -> None:
-    """Raises `UserError` with one sentence for the first thing that a recipe needs and a server lacks."""
+    """Raises `UserError` for the first property that a recipe needs and the server lacks."""
     if found.seeds_differ is False:
         raise UserError(
             f"the server gave one and the same reply for three seeds, so {found.model} cannot be explored or measured through it: every"
@@ -128,7 +128,7 @@ def refuse_lacking(found: Findings, *, trains: bool) -> None:
 
 
 def differing(before: Mapping[str, Any], now: Findings) -> list[str]:
-    """What a server has become that another process of the same run found otherwise, as `["ids: sampled -> none"]`."""
+    """The properties that another process of the same run found differently, such as `["ids: sampled -> none"]`."""
     kept = ["model", "dialect", "ids", "logprobs", "prompt", "seeds_differ"]
     kept += [name for name in ("controls", "continues") if name in before]  # which older runs did not ask for
     found = now.as_json()

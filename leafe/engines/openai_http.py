@@ -1,9 +1,9 @@
-"""Talking to a server that may be busy, broken or away, and saying what happened without giving away a key.
+"""Requests to a server that may be busy, broken or away, and error messages that do not contain the key.
 
-There are three kinds of trouble. A server that is *away* (no connection, a gateway that says so, too many requests) is waited for, up
+There are three kinds of trouble. A server that is *away* (no connection, a gateway's status, too many requests) is waited for, up
 to `patience` seconds, which is more than a restart takes. A request that *fails* (lost in the middle, timed out, answered 500) is sent
-again, `retries` times. Anything else is an answer, which this file does not judge. A request that times out while others are answered is a
-sign that the server has more on hand than it can do: from then on it is sent less at once.
+again, `retries` times. Anything else is an answer, which this file does not judge. A request that times out while others succeed is a
+sign that the server is overloaded: from then on it is sent fewer requests at once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from leafe.errors import EngineError, UserError
 AWAY = frozenset({429, 502, 503, 504, 529})
 FAILED = frozenset({408, 409, 425, 500})
 LONGEST_PAUSE = 30.0
-LONGEST_PAUSE_AWAY = 5.0  # a server that comes back is found soon
+LONGEST_PAUSE_AWAY = 5.0  # a server that is back is noticed soon
 JSON = {"Content-Type": "application/json"}
 BROUGHT_BACK = "what was done is kept, and the same command goes on from there"
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """How long an answer may take, how often a failed request is sent again, how long a server may be away; in seconds and times."""
+    """The longest wait for an answer (seconds), the retries of a failed request, the longest absence of a server (seconds)."""
 
     timeout: float = 300.0
     retries: int = 5
@@ -43,14 +43,14 @@ class Waiting:
 
 @dataclass
 class _Trouble:
-    """What one request has met so far."""
+    """The failures of one request so far."""
 
     away_since: float | None = None
     failures: int = 0
     pauses: int = 0
 
     def pause(self, waiting: Waiting, answer: Answer | None) -> float:
-        """Seconds before the next attempt: doubling, or longer where the server asks for it; never nothing, whatever it asks for."""
+        """Seconds before the next attempt: doubling, or longer if the server asks for it; never zero, whatever it asks for."""
         own = min(waiting.pause * 2.0 ** min(self.pauses, 10), LONGEST_PAUSE if self.away_since is None else LONGEST_PAUSE_AWAY)
         self.pauses += 1
         asked = answer.retry_after if answer else ""
@@ -59,7 +59,7 @@ class _Trouble:
 
 
 class _Gate:
-    """Lets so many requests through at a time as it has places; places can be taken away while it is in use."""
+    """A semaphore whose number of places can be reduced while it is in use."""
 
     def __init__(self, places: int) -> None:
         self._places, self._owed = places, 0
@@ -75,16 +75,16 @@ class _Gate:
             self._free.release()
 
     def narrow(self) -> None:
-        """Takes one place away, the last one excepted."""
+        """Removes one place, but never the last one."""
         if self._places > 1:
             self._places, self._owed = self._places - 1, self._owed + 1
 
 
 @dataclass
 class Client:
-    """One server at `base_url`, asked at most `connections` things at a time. `told` hears, once each time, that it is away and back.
+    """One server at `base_url`, sent at most `connections` requests at a time. `told` is called once when it is away, and once it is back.
 
-    `lost` says why a server that is away will not come back, and nothing while it may.
+    `lost` returns the reason why a server that is away will not come back, empty while it may.
 
     Raises `UserError` for an address or a key that cannot be used. Belongs to one event loop.
     """
@@ -110,14 +110,14 @@ class Client:
         self._answered = 0
 
     def move(self, base_url: str) -> None:
-        """The server is at this address from here on, also for requests that wait for it."""
+        """Sets the server's address from here on, also for requests that wait for it."""
         try:
             self._url = httpx.URL(server_address(base_url))
         except (ValueError, httpx.InvalidURL) as error:
             raise UserError(str(error)) from None
 
     def address(self, path: str) -> str:
-        """The address of a part of the server, as messages name it."""
+        """The address of a path on the server, for messages."""
         return str(self._at(path))
 
     async def post(self, path: str, payload: Mapping[str, Any], *, longest: int) -> Answer:
@@ -125,7 +125,7 @@ class Client:
         return await self._insist("POST", path, payload, longest)
 
     async def look(self, path: str, *, longest: int = 1 << 22) -> Answer:
-        """What stands under a path, a failure included; only a server that is away is waited for."""
+        """The answer of a path, a failure included; only a server that is away is waited for."""
         return await self._insist("GET", path, None, longest, settled=FAILED)
 
     async def close(self) -> None:
@@ -144,7 +144,7 @@ class Client:
         *,
         settled: frozenset[int] = frozenset(),
     ) -> Answer:
-        """Asks until there is an answer or no reason to go on asking; what is `settled` counts as an answer."""
+        """Repeats a request until there is an answer or the retries are used up; a `settled` status counts as an answer."""
         trouble = _Trouble()
         while True:
             answer, before = None, self._answered
@@ -167,7 +167,7 @@ class Client:
             await asyncio.sleep(trouble.pause(self.waiting, answer))
 
     def _count(self, trouble: _Trouble, away: bool, reason: str) -> None:
-        """Takes note of what went wrong. Raises `EngineError` once that is enough."""
+        """Records a failure. Raises `EngineError` once there are too many."""
         if why := self.lost():
             raise EngineError(why)
         if not away:
@@ -187,7 +187,7 @@ class Client:
             self.told(f"{reason}; waiting for it, at most {waited}")
 
     def _relieve(self, overburdened: bool) -> None:
-        """Sends less at once to a server that answers, but not all in time."""
+        """Sends fewer requests at once to a server that answers some of them too late."""
         if not overburdened:
             return
         self._gate.narrow()
@@ -202,7 +202,7 @@ class Client:
             self.told(f"{self._url} is back")
 
     async def _once(self, method: str, path: str, payload: Mapping[str, Any] | None, longest: int) -> Answer:
-        """One request and its answer, read no further than `longest` bytes."""
+        """One request and its answer, of at most `longest` bytes."""
         body, content = bytearray(), None if payload is None else json.dumps(payload).encode()
         try:
             async with (
@@ -216,13 +216,13 @@ class Client:
                 return Answer(response.status_code, bytes(body), response.headers.get("retry-after", ""))
         except httpx.DecodingError as error:
             raise EngineError(f"{self.address(path)} answered with a body that cannot be decompressed: {error}") from None
-        except RuntimeError as error:  # httpx's word for a client that was closed
+        except RuntimeError as error:  # httpx raises this for a closed client
             if isinstance(error, EngineError):
                 raise
             raise EngineError("the engine is closed") from error
 
     def hidden(self, text: str) -> str:
-        """A text of the server's without the key, which some repeat."""
+        """A text from the server without the key, which some servers repeat."""
         return text.replace(self.api_key, "***") if self.api_key else text
 
 

@@ -1,7 +1,7 @@
-"""A few requests to a server before anything is begun: what it serves, what it returns, and what it refuses.
+"""A probe of a server before a run begins: a few requests show what it serves, what it returns, and what it refuses.
 
-Nothing here is known by a server's name. Fields are sent and left out where they are refused; seeds are drawn with and compared; prompts
-are counted beside those of the local tokenizer.
+Nothing is inferred from a server's name. Fields are sent, and left out if they are refused; replies of several seeds are compared; the
+lengths of prompts are compared with those of the local tokenizer.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ SAID = (Message("system", "You answer in one sentence."), Message("user", "Tell 
 TOKENS = 24
 SEEDS = (11, 12, 13, 11)  # the last one again
 HOT = 2.0
-BEGUN = "<think>\nI like cats.\n</think>\n<action>"  # of the shape that cut replies are given
-REPEATS = 3  # of a control token in a text, so that a token more or less decides nothing
-MOST_TOKENS = 8  # of a tokenizer that are tried
+BEGUN = "<think>\nI like cats.\n</think>\n<action>"  # of the shape that cut replies get
+REPEATS = 3  # of a control token in a text, so that one token more or less does not decide
+MOST_TOKENS = 8  # control tokens of a tokenizer that are tried
 CONTEXT_NAMES = ("max_model_len", "n_ctx", "context_length", "context_window", "max_context_length")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a recipe would ask of a server: the name of the model, whether it samples (or is greedy), and the tokenizer at hand.
+    """A recipe's demands on a server: the name of the model, whether it samples (or is greedy), and the local tokenizer.
 
-    `served` is the name that the user gave, empty for none; then one of `names` that the server lists, or the only one that it lists.
-    `fallback` is whether the local tokenizer makes ids where the server returns none; `arrange` is as the engine's.
+    `served` is the name that the user gave; if empty, one of `names` that the server lists is taken, or the only one that it lists.
+    `fallback` is whether the local tokenizer makes ids if the server returns none; `arrange` is that of the engine.
     """
 
     served: str
@@ -50,7 +50,7 @@ class Question:
         return Ask(self.arrange(SAID), Sampling(temperature, 1.0, TOKENS, max_repeats=2), seed)
 
     def model(self, listed: Sequence[str]) -> str:
-        """The name to ask for. Raises `UserError` where the server lists several and none was named."""
+        """The name of the model to request. Raises `UserError` if the server lists several and none was named."""
         known = self.served or next((name for name in self.names if name in listed), "")
         if not known and len(listed) > 1:
             raise UserError(f"the server lists {', '.join(listed[:8])}; give the one that is meant as engine.served_model")
@@ -58,7 +58,7 @@ class Question:
 
 
 async def probe(client: Client, question: Question) -> Findings:
-    """Asks a server what it is. Raises `UserError` for a server or a model that cannot be used, `EngineError` where it is broken."""
+    """The findings about a server. Raises `UserError` for a server or a model that cannot be used, `EngineError` if it is broken."""
     entries = await _entries(client)
     listed = tuple(str(entry["id"]) for entry in entries)
     trial = _Trial(client, question, question.model(listed), listed)
@@ -109,7 +109,7 @@ class _Trial:
             raise EngineError(f"{where} answered with {self.client.hidden(str(error))}") from None
 
     async def dialect(self) -> Dialect:
-        """All fields, less those that the server says it refuses, or less the group whose absence helps."""
+        """All fields, less those that the server names in a refusal, or less the group whose absence helps."""
         refused: set[str] = set()
         while True:
             answer = await self.answer(Dialect(frozenset(refused)))
@@ -119,7 +119,7 @@ class _Trial:
             refused |= _named(answer) - refused or await self.group(refused, answer)
 
     async def group(self, refused: set[str], answer: Answer) -> set[str]:
-        """The group of fields that a server refuses without saying so."""
+        """The group of fields that a server refuses without naming them."""
         for group in (*GROUPS, OPTIONAL):
             names = set(group)
             if names - refused and (await self.answer(Dialect(frozenset(refused | names)))).status == 200:
@@ -127,7 +127,7 @@ class _Trial:
         raise self.refusal(answer)
 
     def refuse_unusable(self, answer: Answer) -> None:
-        """Raises `UserError` for an answer that no fewer fields would help."""
+        """Raises `UserError` for a failure that leaving out fields would not mend."""
         if answer.status in (401, 403):
             raise self.refusal(answer, "; put its key into the environment variable that engine.api_key_env names")
         about_model = "model" in answer.text if answer.status == 404 else self.model in answer.text
@@ -135,7 +135,7 @@ class _Trial:
             known = f"; {UnknownName('model', self.model, self.listed)}" if self.listed else ""
             raise self.refusal(answer, f"{known}; give the name that it serves as engine.served_model")
         if answer.status not in (400, 422):
-            hint = "; does engine.base_url end as the server says, often in /v1?" if answer.status in (404, 405) else ""
+            hint = "; does engine.base_url end as the server requires, often in /v1?" if answer.status in (404, 405) else ""
             raise self.refusal(answer, hint)
 
     def refusal(self, answer: Answer, hint: str = "") -> UserError:
@@ -145,8 +145,8 @@ class _Trial:
     async def seeds(self, dialect: Dialect) -> tuple[Dialect, list[Reply]]:
         """Replies for three seeds and the first of them again.
 
-        Where they are all the same, the model may be that sure of itself, which it is not at a high temperature, or sampling has to be
-        asked for in another way.
+        If all are equal, either the model is that certain, which it is not at a high temperature, or sampling has to be requested in
+        another way.
         """
         replies = first = await self.replies(dialect)
         ways = ((dialect, HOT), (replace(dialect, samples_by_config=True), 1.0)) if self.question.samples else ()
@@ -160,7 +160,7 @@ class _Trial:
         )
 
     async def prompt(self, dialect: Dialect, reply: Reply) -> tuple[Prompt, tuple[int, int]]:
-        """How the server's chat template compares with the local tokenizer's: by ids where it returns them (vLLM), else by their number."""
+        """Compares the server's chat template with the local tokenizer's: by ids if it returns them (vLLM), else by their number."""
         if self.question.tokenizer is None or not reply.prompt_tokens:
             return "unknown", (reply.prompt_tokens, 0)
         local = self.question.tokenizer.prompt_ids(SAID)
@@ -171,7 +171,7 @@ class _Trial:
         return "counted" if ids is None else "equal" if ids == local else "differs", counts
 
     async def controls(self, dialect: Dialect, asked: int) -> Controls:
-        """What the server makes of control tokens in a text, by how many tokens a prompt of `asked` has more with some in it."""
+        """How the server reads control tokens in a text, judged by how much longer than `asked` tokens a prompt with some of them is."""
         tokens = self.question.tokenizer
         if tokens is None or not asked:
             return "unknown"
@@ -180,7 +180,7 @@ class _Trial:
             hostile = (*SAID[:-1], Message("user", SAID[-1].content + f" {token}" * REPEATS))
             as_text, as_tokens = _more_ids(tokens, hostile)
             if as_text == as_tokens:
-                continue  # a token whose text is one token as well tells nothing
+                continue  # a token whose text is a single token as well decides nothing
             messages = [{"role": message.role, "content": message.content} for message in self.question.arrange(hostile)]
             answer = await self.answer(dialect, messages=messages)
             try:
@@ -191,7 +191,7 @@ class _Trial:
         return "unknown" if known else "text"
 
     async def continues(self, dialect: Dialect, asked: int) -> bool:
-        """Whether the server goes on with a reply that is begun: then a prompt of `asked` tokens is longer by what was begun alone."""
+        """Whether the server continues a reply that is begun: then a prompt of `asked` tokens grows by the begun text alone."""
         tokens = self.question.tokenizer
         begun = self.question.arrange((*SAID, Message("assistant", BEGUN)))
         messages = [{"role": message.role, "content": message.content} for message in begun]
@@ -203,7 +203,7 @@ class _Trial:
         return tokens is not None and more == len(tokens.text_ids(BEGUN))
 
     async def prompt_ids(self, dialect: Dialect) -> list[int] | None:
-        """The ids of the prompt, where the server returns them."""
+        """The ids of the prompt, if the server returns them."""
         answer = await self.answer(dialect, return_token_ids=True)
         try:
             found = json_of(answer.body) if answer.status == 200 else None
@@ -214,7 +214,7 @@ class _Trial:
 
 
 def _more_ids(tokens: ChatTokenizer, messages: Sequence[Message]) -> tuple[int, int]:
-    """How many ids a conversation has more than the usual one, its control tokens taken as text and as tokens."""
+    """The ids that a conversation has beyond the usual one, with its control tokens read as text and as tokens."""
     template, usual = tokens.template, len(tokens.prompt_ids(SAID))
     rendered = template.text(template.turns(messages), prompt=True)
     as_tokens = tokens.tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -222,7 +222,7 @@ def _more_ids(tokens: ChatTokenizer, messages: Sequence[Message]) -> tuple[int, 
 
 
 async def _entries(client: Client) -> list[dict[str, Any]]:
-    """The models that a server lists, none where it has no list that can be read: some break on it and serve well."""
+    """The models that a server lists, none if the list cannot be read: some servers fail to list models and still serve well."""
     answer = await client.look("/models")
     try:
         found = json_of(answer.body) if answer.status == 200 else None

@@ -1,4 +1,4 @@
-"""Scoring given ids through a server: what is asked of `/completions`, and what is read from the answer.
+"""Scores of given ids through a server: the requests to `/completions`, and how the answer is read.
 
 The ids of a whole text are sent as the prompt, and the log-probabilities of the prompt are read: as `prompt_logprobs`, which vLLM gives, or
 by `echo`, as older servers do. A server that gives neither cannot score.
@@ -18,14 +18,14 @@ Ranked = list[tuple[int, float]]  # ids with their log-probabilities
 
 
 def requests(model: str, ids: Sequence[int], top: int) -> Iterator[dict[str, Any]]:
-    """The ways to ask for the log-probabilities of `ids`, the likelier one first."""
+    """The requests for the log-probabilities of `ids`, the more likely supported one first."""
     fields = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0}
     yield {**fields, "prompt_logprobs": max(1, top)}
     yield {**fields, "echo": True, "logprobs": max(1, top), "return_tokens_as_token_ids": True}
 
 
 def read_scores(body: bytes, prompt: int, ids: Sequence[int], top: int) -> Scores | None:
-    """The scores of `ids`, which follow `prompt` other ones; None where the answer has none. Raises `Malformed`."""
+    """The scores of `ids`, which follow `prompt` other ids; None if the answer has none. Raises `Malformed`."""
     found = json_of(body)
     choices = found.get("choices") if isinstance(found, dict) else None
     if error_of(body) or not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
@@ -56,14 +56,14 @@ def _scores(values: Sequence[Any], ranked: Sequence[Ranked], top: int) -> Scores
 
 
 def _by_id(place: Any) -> Ranked:
-    """One place of `prompt_logprobs`: `{"17": {"logprob": -0.5, ...}, ...}`."""
+    """One position of `prompt_logprobs`: `{"17": {"logprob": -0.5, ...}, ...}`."""
     entries = place if isinstance(place, Mapping) else {}
     pairs = [(one, entry.get("logprob") if isinstance(entry, Mapping) else entry) for one, entry in entries.items()]
     return [(int(one), float(value)) for one, value in pairs if one.isdecimal() and value is not None and _is_logprob(value)]
 
 
 def _by_name(place: Any) -> Ranked:
-    """One place of `top_logprobs`: `{"token_id:17": -0.5, ...}`."""
+    """One position of `top_logprobs`: `{"token_id:17": -0.5, ...}`."""
     entries = place if isinstance(place, Mapping) else {}
     named = [(one.removeprefix(TOKEN_ID), value) for one, value in entries.items() if one.startswith(TOKEN_ID)]
     return [(int(one), value) for one, value in named if one.isdecimal() and _is_logprob(value)]

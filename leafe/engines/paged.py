@@ -1,8 +1,8 @@
 """Attention of single queries over keys and values in blocks, as kernels for a GPU; nothing is gathered first.
 
-The keys of a row are shared out among programs, each of which sums up its part as FlashDecoding does; a second kernel joins the parts. The
-kernels are there where triton is, which comes with torch for CUDA and is imported on a GPU only. What they do not know (caps on scores,
-sinks, odd widths) is not theirs, and a kernel that fails once is not tried again: `steps.py` gathers the keys instead.
+The keys of a row are divided among programs, each of which sums up its part as FlashDecoding does; a second kernel joins the parts. The
+kernels need triton, which comes with torch for CUDA and is imported on a GPU only. They do not compute caps on scores, sinks or odd
+widths, and a kernel that fails once is not tried again: `steps.py` gathers the keys instead.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import torch
 
 from leafe.engines import scores
 
-SPLIT = 256  # keys of one program, or more where there would be too many programs
+SPLIT = 256  # keys of one program, or more if there would be too many programs
 MOST_SPLITS = 32
 LEAST_BLOCK = 16  # the narrowest product of matrices
-ENDLESS = 1 << 30  # a window that hides nothing
-tl: Any = None  # triton.language, once it is wanted; kernels may name no other global
-failures: list[str] = []  # why the kernels are not used any more
+ENDLESS = 1 << 30  # a window without a limit
+tl: Any = None  # triton.language, once it is needed; kernels may name no other global
+failures: list[str] = []  # the reasons why the kernels are no longer used
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernels can be had on a device."""
+    """Whether the kernels are available on a device."""
     return device.type == "cuda" and not failures and _installed()
 
 
@@ -62,7 +62,7 @@ def attend(
     pool = max(16, 1 << (heads // shared - 1).bit_length())
     sizes = {"GROUP": heads // shared, "LANES": pool, "WIDTH": width, "SIZE": size}
     inputs = (queries.contiguous(), data, tables, positions, parts, sums[0], sums[1])
-    with torch.cuda.device_of(queries):  # triton starts kernels on the current device, whatever they are given
+    with torch.cuda.device_of(queries):  # triton starts kernels on the current device, not on that of their arguments
         part[(rows, shared, splits)](*inputs, ENDLESS if window is None else window, scale, depth, each, shared, **sizes)
         join[(rows, heads)](parts, sums[0], sums[1], result, splits, WIDTH=width, SPLITS=1 << (splits - 1).bit_length())
     return result

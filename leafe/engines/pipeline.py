@@ -1,11 +1,11 @@
-"""Continuous batching for a device that works by itself: while a pass runs, the next one is planned and the last one's tokens are read.
+"""Continuous batching for an asynchronous device: while a pass runs, the next one is planned and the last one's tokens are read.
 
-As `batching.py`, and with the same prompts, prefixes and seeds. What differs: tokens are drawn on the device and stay there, so that a pass
-needs none of them from here. A request that ends is seen a pass late; by then one token more was computed for it, which is dropped. Short
-prompts go along as rows of a step, long ones are computed ahead of it in tiles, all but their last tokens, which are rows as well.
+It works as `batching.py` does, with the same prompts, prefixes and seeds, except that tokens are drawn on the device and stay there, so
+that the next pass need not wait for them. The end of a request is noticed one pass late; the token computed for it meanwhile is dropped.
+Short prompts are rows of a step; long ones are computed ahead of it in tiles, all but their last tokens, which are rows as well.
 
-Passes run one after another in the order in which they are started, so a block that is given back may be written to by a pass that was
-started before, but never after its next owner has written.
+Passes run one after another in the order in which they are started, so a freed block may still be written to by a pass that was started
+before, but never after its next owner has written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from leafe.errors import EngineError
 
 @dataclass(slots=True)
 class _Flight(Generic[AnyRequest]):
-    """A pass on its way: who draws in it, and what they will have drawn."""
+    """A pass in progress: the requests that draw in it, and the tokens drawn."""
 
     requests: list[AnyRequest]
     landing: Landing
@@ -45,17 +45,17 @@ class PipelinedBatcher(Batcher[AnyRequest]):
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to compute and nothing on its way."""
+        """Whether there is nothing to compute and no pass in progress."""
         return super().idle and self._flight is None
 
     def clear(self) -> list[AnyRequest]:
-        """Forgets every request, the whole cache and what is on its way; returns the requests."""
+        """Forgets every request, the whole cache and the pass in progress; returns the requests."""
         self._flight = None
         self._seats = list(range(len(self._tables) - 1))
         return super().clear()
 
     def close(self) -> None:
-        """Lets go of the cache, the steps and their graphs."""
+        """Frees the cache, the steps and their graphs."""
         super().close()
         self.steps.forget()
 
@@ -68,7 +68,7 @@ class PipelinedBatcher(Batcher[AnyRequest]):
         return done if landed is None else [*done, *self._land(landed)]
 
     def _prompts(self, room: int) -> tuple[list[AnyRequest], dict[AnyRequest, int]]:
-        """Computes the prompts that are too long for a step. Returns who was scored, and how many prompt tokens are left for the step."""
+        """Computes prompts that are too long for a step. Returns the scored requests, and the prompt tokens that are left for the step."""
         pieces = [(request, piece) for request, piece in self._pieces(room) if not request.sampling]
         counts = {request: len(piece.ids) for request, piece in pieces if not request.scored}
         depth = max(((piece.start + len(piece.ids)) // BLOCK + 1 for _, piece in pieces), default=1)
@@ -102,7 +102,7 @@ class PipelinedBatcher(Batcher[AnyRequest]):
         return _Flight(drawing, self.steps.launch(rows, self._tables)) if rows.given else None
 
     def _add_row(self, rows: Rows, request: AnyRequest, token: int) -> None:
-        """A row for the next token, which is the last one drawn where it is told as -1."""
+        """Adds a row for the next token; -1 stands for the last token drawn."""
         at = request.computed
         rows.given.append(token)
         rows.tables.append(request.session)
@@ -120,11 +120,11 @@ class PipelinedBatcher(Batcher[AnyRequest]):
         request.pending += 1
 
     def _land(self, flight: _Flight[AnyRequest]) -> list[AnyRequest]:
-        """Takes down what a pass has drawn; returns the requests that end with it."""
+        """Records the tokens that a pass has drawn; returns the requests that end with it."""
         ids, logprobs = flight.landing.read()
         done: list[AnyRequest] = []
         for request, token, logprob in zip(flight.requests, ids, logprobs, strict=False):
-            if request.lease is None:  # it has ended meanwhile, or was given up
+            if request.lease is None:  # it has ended meanwhile, or was cancelled
                 continue
             if isnan(logprob):
                 raise EngineError(BROKEN_LOGITS)
@@ -153,6 +153,6 @@ class PipelinedBatcher(Batcher[AnyRequest]):
         self._seats.append(request.session)
 
     def _update(self, request: AnyRequest) -> None:
-        """Shows the next pass the request's blocks; in place of its own may stand one that another request computed as well."""
+        """Gives the next pass the request's blocks; one that another request computed as well may have replaced its own."""
         assert request.lease is not None
         self._tables[request.session, : len(request.lease.blocks)] = request.lease.blocks

@@ -1,10 +1,10 @@
-"""Which computed prefix lies in which block of the key-value cache: a tree of blocks shared by all requests.
+"""The map from computed prefixes to blocks of the key-value cache: a tree of blocks shared by all requests.
 
 A node is one block: `size` consecutive tokens, or fewer in a tail, whose keys and values depend on the path from the root. Full blocks
-are shared as they are. A request that leaves a known path in the middle of a block gets a copy of that block and writes on from there,
-so that what a node promises never changes. Nodes that no request holds are forgotten, least recently used first.
+are shared as they are. A request that leaves a known path in the middle of a block gets a copy of that block and writes into the copy,
+so that a node's tokens never change. Nodes that no request holds are forgotten, least recently used first.
 
-This file knows token ids and block numbers, and nothing of tensors. It is used by one thread.
+This file handles token ids and block numbers, no tensors. It is used by one thread.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Copy:
 
 @dataclass(slots=True)
 class Lease:
-    """The blocks of one request: the first `depth` belong to the tree, the next may be its tail, which it extends, the rest are its own."""
+    """The blocks of one request: the first `depth` belong to the tree, the next may be a tail that it extends, the rest are its own."""
 
     node: Node
     depth: int
@@ -71,7 +71,7 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 class PrefixTree:
-    """The tree, its free blocks, and the order in which nodes that nobody holds are forgotten. Block 0 is never given out."""
+    """The tree, its free blocks, and the order in which unused nodes are forgotten. Block 0 is never given out."""
 
     def __init__(self, blocks: int, size: int) -> None:
         self.size = size
@@ -113,7 +113,7 @@ class PrefixTree:
         while node.parent is not None:
             path.append(node.block)
             node = node.parent
-        if tail is not None and adopted:  # the usual next turn: nobody else is at this block, so it is continued where it is
+        if tail is not None and adopted:  # the usual next turn: no other request uses this block, so it is continued in place
             return Lease(match.node, match.depth, [*reversed(path), tail.block, *own], tail=tail)
         lease = Lease(match.node, match.depth, [*reversed(path), *own])
         if tail is not None:
@@ -121,7 +121,7 @@ class PrefixTree:
         return lease
 
     def copied(self, lease: Lease) -> None:
-        """Says that the copy that `lease.copy` asked for is made."""
+        """Marks the copy that `lease.copy` asked for as made."""
         if lease.source is not None:
             self._drop(lease.source)
         lease.source = lease.copy = None
@@ -151,7 +151,7 @@ class PrefixTree:
             self._forget_shorter(lease.node, rest)
 
     def release(self, lease: Lease) -> None:
-        """Gives the blocks back. What was registered stays until its blocks are needed."""
+        """Gives the blocks back. Registered prefixes stay until their blocks are needed."""
         self.copied(lease)
         kept = lease.depth + (lease.tail is not None)
         self._free += lease.blocks[kept:]
@@ -160,7 +160,7 @@ class PrefixTree:
         self._drop(lease.node)
 
     def _forget_tail(self, lease: Lease) -> None:
-        """Takes the lease's own tail out of the tree; its block is the lease's again."""
+        """Removes the lease's tail from the tree; its block belongs to the lease again."""
         if lease.tail is not None:
             self._detach(lease.tail)
             lease.tail = None
@@ -190,7 +190,7 @@ class PrefixTree:
         parent.users -= 1
         if parent.users == 0:
             self._idle[parent] = None
-            self._idle.move_to_end(parent, last=False)  # nothing below it was used later than what was just forgotten
+            self._idle.move_to_end(parent, last=False)  # nothing below it was used later than the forgotten node
 
     def _evict(self, node: Node) -> None:
         del self._idle[node]

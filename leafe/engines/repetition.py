@@ -1,7 +1,7 @@
-"""Replies that repeat themselves without end, which small models say until a limit cuts them.
+"""Replies that repeat themselves without end, as small models write them until a limit cuts them.
 
-A reply is ended where the same `SHORTEST .. LONGEST` tokens stand at its end `times` times in a row; what repeats after fewer tokens also
-repeats after a multiple of them. It is the rule that vLLM calls `repetition_detection`, so that engines end a reply at the same token.
+A reply is ended when its end consists of the same `SHORTEST .. LONGEST` tokens `times` times in a row; a shorter period is found through
+its multiples. The rule is that of vLLM's `repetition_detection`, so that engines end a reply at the same token.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SHORTEST, LONGEST = 24, 64  # tokens: rows of a board and lists of zeros are sho
 
 
 def repeats(ids: Sequence[int], times: int, start: int = 0) -> bool:
-    """Whether one pattern stands at the end of `ids[start:]` so many `times` in a row. Never, if `times` is below 2."""
+    """Whether `ids[start:]` ends with one pattern `times` times in a row. Never, if `times` is below 2."""
     size = len(ids)
     if times < 2 or size - start < SHORTEST * times:
         return False
@@ -30,7 +30,7 @@ def _stands(ids: Sequence[int], length: int, times: int) -> bool:
 
 
 def repetition_end(ids: Sequence[int], times: int) -> int:
-    """How many of the ids there are up to where `repeats` first holds; all of them where it never does."""
+    """The number of ids up to the first place at which `repeats` holds; all of them if it never does."""
     said: list[int] = []
     for token in ids:
         said.append(token)

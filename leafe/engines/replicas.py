@@ -1,7 +1,7 @@
-"""One engine in several processes, each with a model of its own: what makes a second core, or a second accelerator, worth having.
+"""One engine in several processes, each with its own copy of the model, to use several cores or accelerators.
 
 All requests about one task go to the same process, where the prefixes that they share were computed. On processors a completion is a
-function of the ask alone, so how many processes there are changes nothing that is drawn; on GPUs that is so but for rounding. A process
+function of the ask alone, so the number of processes changes no draw; on GPUs this holds up to rounding. A process
 that dies fails the requests that it had.
 """
 
@@ -27,12 +27,12 @@ from leafe.engines.base import Engine, EngineStats, Scores
 from leafe.errors import EngineError, LeafeError
 from leafe.records import Ask, Completion, Message
 
-PATIENCE = 10.0  # seconds that a process has to end by itself once it was told to
+PATIENCE = 10.0  # seconds that a process has to end by itself once it is asked to
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What a process sends back: what request `number` gave or why it gave nothing, and what its engine has done so far."""
+    """A process's answer: the result of request `number` or the reason why there is none, and the engine's statistics so far."""
 
     number: int
     result: Any
@@ -49,13 +49,13 @@ class _Request:
 
 
 class ReplicatedEngine:
-    """A process for each of `makes`, which give equal engines and have to be picklable. `concurrency` is the sum of theirs,
+    """A process for each of `makes`, which return equal engines and have to be picklable. `concurrency` is the sum of theirs,
     `obstacle` that of any.
 
     Raises what they raise. Requests may come from one event loop at a time.
     """
 
-    continues = True  # as every engine does that holds its model
+    continues = True  # true of every engine that holds its model
 
     def __init__(self, makes: Sequence[Callable[[], Engine]]) -> None:
         self.stats = EngineStats()
@@ -63,7 +63,7 @@ class ReplicatedEngine:
         self._homes: dict[str, _Replica] = {}
         self._assigned: Counter[int] = Counter()
         try:
-            for number, make in enumerate(makes):  # one by one: what has started is stopped when the next cannot
+            for number, make in enumerate(makes):  # one by one: started processes are stopped when the next one fails
                 self._replicas.append(_Replica(make, number, self._add_up))
             ready = [replica.ready() for replica in self._replicas]
             self.concurrency = sum(concurrency for concurrency, _ in ready)
@@ -79,12 +79,12 @@ class ReplicatedEngine:
         return completion
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
-        """What the model makes of `ids` after `messages`. Raises what the engine raises, and `EngineError` when its process died."""
+        """Log-probabilities of `ids` after `messages`. Raises what the engine raises, and `EngineError` when its process died."""
         scores: Scores = await self._home(messages).call("score", tuple(messages), tuple(ids), top)
         return scores
 
     async def load(self, folder: str | Path) -> None:
-        """The weights in `folder` for each of the processes; one after another, so that a folder that the first refuses changes none."""
+        """Loads the weights in `folder` in one process after another, so that a folder that the first refuses changes none."""
         for replica in self._replicas:
             await replica.call("load", folder)
 
@@ -108,7 +108,7 @@ class ReplicatedEngine:
 
 
 class _Replica:
-    """One process, seen from outside: a pipe to it, and a thread that waits for what it answers."""
+    """The parent's side of one process: a pipe to it, and a thread that waits for its answers."""
 
     def __init__(self, make: Callable[[], Engine], number: int, counted: Callable[[], None]) -> None:
         self.number, self.stats, self._counted = number, EngineStats(), counted
@@ -132,7 +132,7 @@ class _Replica:
         return len(self._waiting)
 
     def ready(self) -> tuple[int, str]:
-        """Waits until the engine is there; its concurrency, and its obstacle if it has one. Raises what kept it from being there."""
+        """Waits until the engine is made; returns its concurrency and its obstacle, if any. Raises the error that prevented it."""
         try:
             first = self._pipe.recv()
         except EOFError:
@@ -162,12 +162,12 @@ class _Replica:
             self._waiting.pop(number, None)
 
     def cancel(self) -> None:
-        """Cancels what is in flight."""
+        """Cancels the requests in flight."""
         for future in list(self._waiting.values()):
             future.cancel()
 
     def stop(self) -> None:
-        """Ends the process, kindly at first."""
+        """Ends the process: first by asking, then by force."""
         self._send(None)
         self._process.join(PATIENCE)
         if self._process.is_alive():
@@ -180,7 +180,7 @@ class _Replica:
     def _send(self, message: tuple[int, _Request | None] | None) -> None:
         try:
             self._pipe.send(message)
-        except OSError:  # it is gone: the listener tells those who wait
+        except OSError:  # it is gone: the listener fails the waiting requests
             return
 
     def _listen(self) -> None:
@@ -210,7 +210,7 @@ class _Replica:
         if future is not None:
             try:
                 future.get_loop().call_soon_threadsafe(settle)
-            except RuntimeError:  # the loop was closed and nobody waits any more
+            except RuntimeError:  # the loop was closed, so nothing waits any more
                 return
 
     def _how_it_ended(self) -> str:
@@ -219,7 +219,7 @@ class _Replica:
 
 
 def _context() -> Any:
-    """Processes come from a server that has the libraries loaded, where the system has such servers: starting takes no seconds then."""
+    """A fork server with the libraries loaded, where the system has fork servers: a process then starts in less than a second."""
     if sys.platform == "win32" or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -228,13 +228,13 @@ def _context() -> Any:
 
 
 def _serve(make: Callable[[], Engine], pipe: Connection, life: Connection) -> None:
-    """The process: makes its engine and answers until the pipe ends."""
+    """The main function of a process: makes its engine and answers until the pipe ends."""
     lifeline.hold(life)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard reaches the parent, which ends us
-    disable_progress_bar()  # the parent's stand alone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard reaches the parent, which ends this process
+    disable_progress_bar()  # only the parent shows progress
     try:
         engine = make()
-    except Exception as error:  # reported where the engine was asked for
+    except Exception as error:  # raised again in the parent
         pipe.send(error)
         return
     pipe.send((engine.concurrency, getattr(engine, "obstacle", "")))

@@ -3,8 +3,8 @@
 The invariant: no global random state. The number for token `index` of a request is `uniform(seed, index)`, and the token is found by
 inverting the cumulative distribution in the order of the ids, so a row's draw never depends on the other rows.
 
-`draw` is for a processor. `draw_there` computes the same by tensors alone, for a GPU: it neither sorts nor heaps up a whole vocabulary, and
-takes probabilities in float32, so one draw in some millions may fall on a neighbour.
+`draw` is for a processor. `draw_there` computes the same by tensors alone, for a GPU: it neither sorts nor accumulates a whole vocabulary,
+and takes probabilities in float32, so one draw in some millions may fall on a neighbour.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 LOGPROB_DIGITS = 5
 CHUNK = 1024  # ids whose probabilities are added up before the cumulative sum
 BROKEN_LOGITS = "the model's logits are not numbers; the checkpoint is broken or its dtype overflows"
-Score = tuple[float, tuple[tuple[int, float], ...]]  # a log-probability, and the ids of most probability with theirs
+Score = tuple[float, tuple[tuple[int, float], ...]]  # a log-probability, and the most probable ids with their probabilities
 INFINITE = 0x7F800000  # the bits of infinity in float32
 
 
@@ -94,8 +94,8 @@ def score(logits: torch.Tensor, ids: Sequence[int], top: int) -> list[Score]:
 def draw_there(logits: torch.Tensor, temperatures: torch.Tensor, masses: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """(2, rows) in float64: ids and log-probabilities, one for each row of `logits` (rows, vocabulary), as `draw` gives them unrounded.
 
-    `temperatures`, `masses` (top-p; none at all where it is 1 in each row) and `numbers` are (rows,) in float64. Nothing waits for the
-    device, so that a CUDA graph can hold it; logits that are not numbers give a log-probability that is none.
+    `temperatures`, `masses` (top-p; empty if it is 1 in each row) and `numbers` are (rows,) in float64. Nothing waits for the device, so
+    that a CUDA graph can hold it; logits that are not numbers give a log-probability that is not a number.
     """
     greedy = temperatures == 0
     temperature = torch.where(greedy, 1.0, temperatures).float()
@@ -119,13 +119,13 @@ def _invert_there(probs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _first_above(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The first place of each row whose heap is above the target; one that adds something, whatever rounding does."""
+    """The first place of each row whose cumulative sum is above the target; never one of weight zero, whatever rounding does."""
     last = (cumulative < cumulative[:, -1:]).sum(-1)
     return torch.minimum((cumulative <= target[:, None]).sum(-1), last)
 
 
 def _nucleus_there(probs: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
-    """As `_nucleus` keeps ids: the least chance that is kept is searched for by halving, among the bits of its float32."""
+    """As `_nucleus` keeps ids: the least probability that is kept is found by bisection over the bits of its float32."""
     bits = probs.view(torch.int32)
     low, high = torch.zeros_like(bits[:, :1]), torch.full_like(bits[:, :1], INFINITE)
     for _ in range(31):  # `low` always keeps the mass, `high` never does
@@ -134,6 +134,6 @@ def _nucleus_there(probs: torch.Tensor, masses: torch.Tensor) -> torch.Tensor:
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
     above = torch.where(bits > low, probs, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
     least = bits == low
-    before = above + (least.cumsum(-1) - 1) * probs  # of the ids of that chance, the only ones that it is asked of
+    before = above + (least.cumsum(-1) - 1) * probs  # valid for ids of exactly that probability, the only ones for which it is used
     kept = (bits > low) | (least & (before < masses[:, None])) | (masses[:, None] >= 1)
     return torch.where(kept, probs, 0.0)

@@ -1,4 +1,4 @@
-"""Attention as decoders compute it: scaled dot products, with a cap on the scores or sinks beside them where a model has these."""
+"""Attention as decoders compute it: scaled dot products, with a cap on the scores or with sinks if a model has these."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ UNKNOWN = ("position_bias",)
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any) -> Tensor:
     """The mean of `value` `(rows, shared heads, keys, width)` for each of `query` `(rows, heads, queries, width)`.
 
-    `mask` is added to the scores, or bool; `scaling`, `dropout`, `softcap` and `s_aux` (sinks, one a head) are as transformers hands them
-    to an attention function, and other options are not looked at.
+    `mask` is added to the scores, or bool; `scaling`, `dropout`, `softcap` and `s_aux` (sinks, one a head) are as transformers passes them
+    to an attention function; other options are ignored.
     """
     scaling, dropout = options.get("scaling"), options.get("dropout") or 0.0
     softcap, sinks = (options.get(name) for name in KNOWN)

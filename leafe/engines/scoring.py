@@ -1,4 +1,4 @@
-"""Scores of many texts at once, as many in flight as keep the engine busy."""
+"""Scores of many texts, with as many in flight as keep the engine busy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from leafe.records import Example, Message, Target
 
 Answer = TypeVar("Answer")
 
-Question = tuple[Sequence[Message], Sequence[int]]  # ids, had they been sampled after the messages
+Question = tuple[Sequence[Message], Sequence[int]]  # the messages, and ids as if sampled after them
 
 
 async def score_all(engine: Engine, questions: Sequence[Question], *, top: int = 0) -> list[Scores]:
-    """What the engine makes of each question, in their order. Raises as `Engine.score` does."""
+    """The engine's scores of each question, in their order. Raises as `Engine.score` does."""
 
     async def one(question: Question) -> Scores:
         return await engine.score(*question, top)
@@ -26,7 +26,7 @@ async def score_all(engine: Engine, questions: Sequence[Question], *, top: int =
 
 
 async def score_fitting(engine: Engine, questions: Sequence[Question]) -> list[Scores | None]:
-    """The same for ids that the engine has sampled, None for a question that is longer than the context."""
+    """The same for ids that the engine has sampled; None for a question that is longer than the context."""
 
     async def one(question: Question) -> Scores | None:
         try:
@@ -48,7 +48,7 @@ async def _bounded(engine: Engine, questions: Sequence[Question], ask: Callable[
 
 
 async def with_references(engine: Engine, examples: Sequence[Example]) -> list[Example]:
-    """The examples with the log-probabilities that the engine's model gives to their targets, as those of a reference."""
+    """The examples with the log-probabilities of their targets under the engine's model, which serves as the reference."""
     scores = await score_all(engine, [(example.messages, example.target_ids) for example in examples])
     return [_referenced(example, one.logprobs) for example, one in zip(examples, scores, strict=True)]
 

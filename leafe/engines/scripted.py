@@ -1,7 +1,7 @@
-"""The shipped fake: an engine whose answers are written down beforehand or made by a function of the ask.
+"""The shipped fake: an engine whose answers are given beforehand or made by a function of the ask.
 
 It needs no model and no torch, and answers in the order in which it is asked. A token is `token_bytes` UTF-8 bytes, each of log-probability
-zero. Like a real engine it cuts an answer at `max_tokens` and refuses a prompt that leaves no room for so many in `max_context`.
+zero. Like a real engine it cuts an answer at `max_tokens` and refuses a prompt that leaves no room for these in `max_context`.
 
 >>> import asyncio
 >>> from leafe.records import Ask, Message, Sampling
@@ -28,7 +28,7 @@ class ScriptedEngine:
     """Answers each ask with `answer(ask)`, or with the next of a sequence; keeps every ask in `asks`.
 
     `fail_after` is the number of requests that are answered before each further one raises `EngineError`; a sequence that is used up
-    raises the same. `max_context` is in tokens, 0 for a context without end.
+    raises the same. `max_context` is in tokens, 0 for an unlimited context.
     """
 
     continues = True
@@ -88,7 +88,7 @@ class ScriptedEngine:
         return Scores((0.0,) * len(ids), tuple(((one, 1.0),) for one in ids) if top else ())
 
     async def load(self, folder: str | Path) -> None:
-        """Keeps the folder in `loaded`; the script goes on."""
+        """Keeps the folder in `loaded`; the script continues."""
         if self._closed:
             raise EngineError("the engine is closed")
         if not Path(folder).is_dir():
@@ -111,7 +111,7 @@ class ScriptedEngine:
 
     def _ids(self, text: str) -> tuple[int, ...]:
         data, size = text.encode(), self._token_bytes
-        # A byte of one stands before those of a token, so that none of them is lost where it is zero.
+        # A byte of one precedes those of a token, so that leading zero bytes are not lost.
         return (
             tuple(int.from_bytes(b"\1" + data[at : at + size], "big") for at in range(0, len(data), size))
             if size > 1

@@ -1,7 +1,7 @@
-"""A server of this run's own: started on a model, waited for, ended, and started again when it dies.
+"""The server that a run starts itself: started on a model, waited for, ended, and restarted when it dies.
 
-One model is served at a time: the weights of another end the server and start one for them. The server listens on this machine alone, at a
-port that was free, and answers to a key that is made for it and handed over in an environment variable. One line is printed when it starts,
+One model is served at a time: for the weights of another model the server is ended and a new one started. It listens on this machine only,
+at a free port, and requires a key that is made for it and passed in an environment variable. One line is printed when it starts,
 one every half minute while it loads, one when it is ready, one for each restart.
 """
 
@@ -28,15 +28,15 @@ from leafe.engines.serve_process import ServerProcess
 from leafe.errors import EngineError
 
 QUIET = {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-WITHIN = 3600.0  # seconds in which so many restarts are tried
-PORTS = 3  # that are tried at a start
+WITHIN = 3600.0  # seconds, for the limit on restarts
+PORTS = 3  # ports that are tried at a start
 LOOK_EVERY = 0.2  # seconds
 TELL_EVERY = 30.0  # seconds
 TAKEN = "ddress already in use"
 
 
 class OwnServer:
-    """At most one server. `patience` is in seconds, for loading; `restarts` is how often within `WITHIN` seconds it is started again."""
+    """At most one server. `patience` is in seconds, for loading; `restarts` is the most restarts within `WITHIN` seconds."""
 
     def __init__(
         self,
@@ -50,32 +50,32 @@ class OwnServer:
         self.model: Path | None = None
         self.name = self.base_url = self.version = ""
         self._command, self._patience, self._restarts, self._told = command, patience, restarts, told
-        self._begun: deque[float] = deque()  # when it was started again
+        self._begun: deque[float] = deque()  # the times of its restarts
         self._processes: list[ServerProcess] = []
         self._folder: Path | None = None
         self._adapters: dict[str, Path] = {}
         weakref.finalize(
             self, _stop_all, self._processes, os.getpid()
-        )  # also when this process ends in order; else the keeper does
+        )  # when this process ends in order; otherwise the keeper does it
 
     @property
     def ended(self) -> bool:
-        """Whether there is no server that runs."""
+        """Whether no server runs."""
         return all(process.ended for process in self._processes)
 
     @property
     def last_words(self) -> str:
-        """How the server ended and what it said."""
+        """Why the server ended, and its last output."""
         return "; ".join(process.last_words for process in self._processes) or "it is gone"
 
     def require(self) -> None:
-        """Raises `UserError` where there is no program to start."""
+        """Raises `UserError` if there is no program to start."""
         self._command.program()
 
     async def start(self, model: Path, name: str) -> None:
-        """A server on a folder, under a name: the one that runs, or a new one, waited for until it is ready.
+        """Serves a folder under a name, by the running server or a new one; waits until it is ready.
 
-        Raises `UserError` where there is no program to start, `EngineError` where it dies or is not ready in time.
+        Raises `UserError` if there is no program to start, `EngineError` if it dies or is not ready in time.
         """
         if model == self.model and not self.ended:
             return
@@ -89,9 +89,9 @@ class OwnServer:
             raise
 
     async def load_adapter(self, name: str, folder: Path) -> None:
-        """Serves an adapter on the model that runs, under a name, also when the server has to be started again.
+        """Serves an adapter on the running model under a name, also after a restart of the server.
 
-        Raises `EngineError` where the server does not take it.
+        Raises `EngineError` if the server does not take it.
         """
         if name not in self._adapters:
             await self._hand_over(name, folder)
@@ -115,7 +115,7 @@ class OwnServer:
         return httpx.AsyncClient(headers=headers, timeout=timeout, transport=httpx.AsyncHTTPTransport())
 
     async def restart(self) -> None:
-        """A server in place of one that died, perhaps at another address. Raises `EngineError` once it has died too often."""
+        """Replaces a server that died, perhaps at another address. Raises `EngineError` once it has died too often."""
         while True:
             died, now = self.last_words, monotonic()
             while self._begun and now - self._begun[0] > WITHIN:
@@ -134,12 +134,12 @@ class OwnServer:
             return
 
     def free(self) -> None:
-        """Ends the server and with it what it holds of the memory; it starts again when it is needed."""
+        """Ends the server to free its memory; it starts again when it is needed."""
         self.model = None
         _stop_all(self._processes, os.getpid())
 
     def keep_logs_in(self, folder: Path) -> None:
-        """Where logs go, one file a start: `server-001.log` and so on. What the server that runs has said so far is written there too."""
+        """Sets the folder of logs, one file a start: `server-001.log` and so on. It also gets the output of the running server so far."""
         if self._folder is None and self._processes:
             self._processes[-1].log.keep_in(_next_log(folder))
         self._folder = folder
@@ -156,7 +156,7 @@ class OwnServer:
 
     @contextmanager
     def _starting(self) -> Iterator[tuple[ServerProcess, int]]:
-        """A process that was just started, and its port. It does not outlive an error."""
+        """A newly started process and its port. An error ends it."""
         assert self.model is not None
         port = _free_port()
         program, key_file = self._command.server, self._key_file()
@@ -179,7 +179,7 @@ class OwnServer:
                 key_file.unlink(missing_ok=True)
 
     def _key_file(self) -> Path | None:
-        """The key in a file that nobody else can read and that is gone once the server is ready, where its program wants one."""
+        """The key in a file that only this user can read and that is removed once the server is ready, if its program needs one."""
         if self._command.server.key:
             return None
         descriptor, path = tempfile.mkstemp(prefix="leafe-server-", suffix=".yaml")
@@ -188,7 +188,7 @@ class OwnServer:
         return Path(path)
 
     async def _is_ready(self, process: ServerProcess, port: int) -> bool:
-        """Waits until the process answers; whether it does, or has died. Raises `EngineError` when it takes too long."""
+        """Waits until the process answers (true) or has died (false). Raises `EngineError` when it takes too long."""
         begun = told = monotonic()
         async with self._client() as client:
             while not process.ended:
@@ -205,12 +205,12 @@ class OwnServer:
                     raise EngineError(f"{self._words} was not ready within {waited}; {said}{self._saved(process)}")
                 if now - told > TELL_EVERY:
                     told = now
-                    self._told(f"loading for {now - begun:.0f} s: {(process.log.lines or ['nothing was said yet'])[-1]:.160}")
+                    self._told(f"loading for {now - begun:.0f} s: {(process.log.lines or ['no output yet'])[-1]:.160}")
                 await asyncio.sleep(LOOK_EVERY)
         return False
 
     async def _lists(self, client: httpx.AsyncClient) -> bool:
-        """Whether the server lists the model: one that took the port meanwhile does not."""
+        """Whether the server lists the model: another server that took the port meanwhile does not."""
         try:
             answer = await client.get(f"{self.base_url}/models")
             entries = answer.json()["data"] if answer.status_code == 200 else []
@@ -224,7 +224,7 @@ class OwnServer:
         return " ".join([Path(program).name, *more])
 
     def _saved(self, process: ServerProcess) -> str:
-        """Where all that it said can be read, a new file where there is no run directory yet."""
+        """A sentence's end with the path of the whole log, a new file if there is no run directory yet."""
         if process.log.where:
             return ""
         descriptor, path = tempfile.mkstemp(prefix="leafe-server-", suffix=".log")
@@ -234,7 +234,7 @@ class OwnServer:
 
 
 def _stop_all(processes: list[ServerProcess], owner: int) -> None:
-    while processes and os.getpid() == owner:  # one that was forked off and ends has nothing to say here
+    while processes and os.getpid() == owner:  # a forked process that ends must not end the server
         processes[-1].stop()
         processes.pop()
 

@@ -1,7 +1,7 @@
 """The command that starts a server for this run: which program, with which options. Nothing is started here, and no shell reads it.
 
-What the options say follows from the recipe, so that a server that is started again samples as the one before it did. `arguments` are the
-user's own and may not repeat what is set here. The key is no part of the command: anybody who lists processes would see it.
+The options follow from the recipe, so that a restarted server samples as the one before it did. `arguments` are the user's and may not
+repeat options that are set here. The key is no part of the command, since it would be visible in the list of processes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from leafe.errors import UserError
 
 @dataclass(frozen=True)
 class ServeCommand:
-    """What a recipe says about a server that it starts. Raises `UserError` for arguments that cannot be passed on.
+    """A recipe's settings of the server that it starts. Raises `UserError` for arguments that cannot be passed on.
 
     `command` is the program with its first arguments: empty for the one beside this Python or on PATH, a Python that has it, or
-    whatever else takes its options. `max_context` is in tokens, 0 for what the model has; `memory_share` is of each GPU; `rank` is that
-    of adapters which it takes while it runs, 0 for none.
+    any other program with the same options. `max_context` is in tokens, 0 for that of the model; `memory_share` is of each GPU; `rank` is
+    that of the adapters that it takes while it runs, 0 for none.
     """
 
     command: tuple[str, ...] = ()
@@ -46,8 +46,8 @@ class ServeCommand:
         if not self.command:
             if not (found := shutil.which(str(Path(sys.executable).parent / server.name)) or shutil.which(server.name)):
                 raise UserError(
-                    f"engine.kind={server.kind} starts the program {server.name}, which is neither beside this Python nor on PATH; give it"
-                    f" an environment of its own ({server.install}) and type {server.command}"
+                    f"engine.kind={server.kind} starts the program {server.name}, which is neither beside this Python nor on PATH; make"
+                    f" an environment for it ({server.install}) and type {server.command}"
                 )
             return (found, "serve")
         named, *more = self.command
@@ -55,13 +55,13 @@ class ServeCommand:
             raise UserError(f"engine.command names {named!r:.200}, which is no program that can be run; {self._mend(named)}")
         if more:
             return (found, *more)
-        # A name that is not resolved: the Python of an environment is a link to one outside of it.
+        # The link is not resolved: the Python of an environment is a link to one outside of it.
         return (found, *server.module) if Path(named).name.startswith("python") else (found, "serve")
 
     def line(self, model: Path, name: str, port: int, key_file: Path | None = None) -> list[str]:
-        """The whole command for a server that listens on this machine alone and serves the folder `model` as `name`.
+        """The whole command for a server that listens on this machine only and serves the folder `model` as `name`.
 
-        `key_file` is one of its options that hold the key, for a program that does not read it from an environment variable.
+        `key_file` is a file of options with the key, for a program that does not read the key from an environment variable.
         """
         program, folder = self.program(), str(model.absolute())
         told = Told(self.dtype, self.max_context, self.tensor_parallel, self.memory_share, self.rank)
@@ -83,7 +83,7 @@ class ServeCommand:
 
 
 def _check_arguments(arguments: Sequence[str], server: Program) -> None:
-    """Refuses options that are set here, however they are written: with `=`, with underscores, or cut short."""
+    """Refuses options that are set here, however they are written: with `=`, with underscores, or abbreviated."""
     if arguments and not arguments[0].startswith("-"):
         raise UserError(
             f"engine.arguments: wanted options of {server.name} serve, as [--max-num-seqs, '64'], found {arguments[0]!r:.80} first"

@@ -1,7 +1,7 @@
-"""An engine on a server of this run's own. It starts with the first request, and a server that dies is started again meanwhile.
+"""An engine on a server that the run starts itself. The server starts with the first request and is restarted when it dies.
 
-Requests wait while the server loads and while it is away, as with any server (`openai_http.py`); seeds are part of them, so that nothing is
-lost and what is drawn does not depend on what died.
+Requests wait while the server loads and while it is away, as with any server (`openai_http.py`); each carries its seed, so that nothing is
+lost and no draw depends on a restart.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Connect = Callable[[Callable[[], str]], Awaitable[OpenAIEngine]]
 
 
 class ServedEngine:
-    """`connect` starts the server and gives an engine on it; that engine asks what it is given whether waiting has become useless.
+    """`connect` starts the server and returns an engine on it; it is passed a function that returns why waiting is useless, or nothing.
 
-    Belongs to one event loop. The server stays when the engine is closed: who started it ends it.
+    Belongs to one event loop. The server stays when the engine is closed; the owner of the server ends it.
     """
 
     def __init__(self, server: OwnServer, connect: Connect, *, concurrency: int = 64) -> None:
@@ -36,7 +36,7 @@ class ServedEngine:
 
     @property
     def continues(self) -> bool:
-        """Whether the server goes on with a reply that is begun; False until it was asked for a first one."""
+        """Whether the server continues a reply that is begun; False until the first request."""
         task = self._connected
         return task is not None and task.done() and not task.cancelled() and not task.exception() and task.result().continues
 
@@ -45,7 +45,7 @@ class ServedEngine:
         return await (await self._ready()).generate(ask)
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
-        """What the served model makes of `ids` after `messages`: see `Engine.score`."""
+        """Log-probabilities of `ids` after `messages` under the served model: see `Engine.score`."""
         return await (await self._ready()).score(messages, ids, top)
 
     async def load(self, folder: str | Path) -> None:
@@ -67,7 +67,7 @@ class ServedEngine:
     async def _ready(self) -> OpenAIEngine:
         if self._connected is None:
             self._connected = asyncio.create_task(self._connection())
-        # Shielded, since one request that is cancelled must not take the start from the others.
+        # Shielded, since the cancellation of one request must not cancel the start that others wait for.
         return await asyncio.shield(self._connected)
 
     async def _connection(self) -> OpenAIEngine:
@@ -79,7 +79,7 @@ class ServedEngine:
     async def _watch_over(self, engine: OpenAIEngine) -> None:
         while not self._lost:
             await asyncio.sleep(LOOK_EVERY)
-            if await asyncio.to_thread(lambda: self._server.ended):  # what is left of a dead one may take seconds to end
+            if await asyncio.to_thread(lambda: self._server.ended):  # the remains of a dead server may take seconds to end
                 try:
                     await self._server.restart()
                 except EngineError as error:

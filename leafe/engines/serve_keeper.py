@@ -1,9 +1,9 @@
 """The process between leafe and a server that it started.
 
-It leads the process group that the server lives in and ends that group when leafe ends, however that happens: with SIGTERM, so that the
-server can give back memory that would outlive it, and with SIGKILL a few seconds later. It stays deaf to the signals that its group is
-sent, waits for the server and passes its exit status on, so that what a dead server left behind in the group can still be ended. Nothing
-but the standard library is imported, for it starts with every server.
+It leads the server's process group and ends that group when leafe ends, for any reason: with SIGTERM, so that the server can free shared
+memory that would outlive it, and with SIGKILL a few seconds later. It ignores the signals that its group is sent, waits for the server and
+passes its exit status on, so that processes that a dead server left in the group can still be ended. Only the standard library is
+imported, since a keeper starts with every server.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); from leafe.engines.serve_keeper import keep; keep(int(sys.argv[2]), sys.argv[3:])"
 )
 NOT_RUN = 126
-FAREWELL = 5.0  # seconds for a server whose run is gone
-TIDYING = 2.0  # seconds for what it left behind in its group
+FAREWELL = 5.0  # seconds for a server whose run has ended
+TIDYING = 2.0  # seconds for processes that it left in its group
 
 
 def keeper_command(command: Sequence[str], descriptor: int) -> list[str]:
-    """The command that runs another one under a keeper; `descriptor` is the lifeline's. The other one keeps its surroundings."""
+    """The command that runs another one under a keeper; `descriptor` is the lifeline's. The environment is passed on."""
     return [sys.executable, "-I", "-c", CODE, str(Path(__file__).parents[2]), str(descriptor), *command]
 
 
 def keep(descriptor: int, command: Sequence[str]) -> None:
-    """Runs a command as part of this process's group and ends as it ends: with its status, or 128 and the number of its signal."""
+    """Runs a command in this process's group and exits with its status, or with 128 plus the number of its signal."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # what is ignored would be ignored by the command too
+        signal.signal(number, lambda *_: None)  # a handler, since the command would inherit SIG_IGN
     try:
         process = subprocess.Popen(command)
     except OSError as error:
@@ -50,7 +50,7 @@ def keep(descriptor: int, command: Sequence[str]) -> None:
 
 
 def _end_when_alone(descriptor: int, alone: Event) -> None:
-    """Waits for the end of the pipe that leafe holds open as long as it lives."""
+    """Waits for the end of the pipe that leafe holds open as long as it runs."""
     select.select([descriptor], [], [])
     alone.set()
     os.killpg(0, signal.SIGTERM)

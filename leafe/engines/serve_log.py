@@ -1,6 +1,6 @@
-"""What a server writes: its beginning and its end are kept, in memory and in a file of bounded size, and its telling lines are found.
+"""The log of a server: its beginning and its end are kept, in memory and in a file of bounded size, and its informative lines are found.
 
-A server may write without end, and what it says when it dies comes last, while what it was started with comes first. Keys are taken out.
+A server may write without end; its settings are at the beginning and the reason of its death at the end. Keys are removed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import IO
 
 HALF = 1 << 19  # bytes of the beginning, and of the end, that are kept; a file has at most three times as many
 LONGEST_LINE = 1 << 13
-SHOWN = 300  # signs of a telling line
+SHOWN = 300  # signs of an informative line
 
 # As vLLM marks its lines: `(EngineCore pid=17) ERROR 11-26 14:50:01 [core.py:842] `.
 _MARK = re.compile(
@@ -45,7 +45,7 @@ def _size(line: str) -> int:
 
 
 class ServerLog:
-    """Reads a pipe to its end on a thread of its own; `secret` is replaced wherever it stands."""
+    """Reads a pipe to its end on a separate thread; every occurrence of `secret` is replaced."""
 
     def __init__(self, pipe: IO[bytes], secret: str) -> None:
         self._pipe, self._secret = pipe, secret
@@ -62,23 +62,23 @@ class ServerLog:
 
     @property
     def lines(self) -> list[str]:
-        """What is kept, the beginning first."""
+        """The lines that are kept, the beginning first."""
         with self._lock:
             return self._kept()
 
     @property
     def where(self) -> str:
-        """A sentence's end that says where all of it stands, empty where it stands nowhere."""
+        """A sentence's end that names the log file, empty if there is none."""
         return f"; its log is {self._path}" if self._path else ""
 
     def keep_in(self, path: Path) -> None:
-        """Writes to a file from here on, beginning with what there was. A disk that is full ends that and nothing else."""
+        """Writes to a file from here on, beginning with the lines so far. A full disk ends only the writing."""
         with self._lock:
             self._path = path
             self._rewrite()
 
     def finish(self, patience: float) -> None:
-        """Waits until all was read, at most so many seconds, and closes the file."""
+        """Waits until all is read, at most `patience` seconds, and closes the file."""
         self._reader.join(patience)
         with self._lock, suppress(OSError):
             if self._file:
@@ -93,7 +93,7 @@ class ServerLog:
                     self._take(line)
 
     def _line(self) -> bytes:
-        """The next line, without its end where it is too long: a key that is cut in two would not be found."""
+        """The next line, cut if it is too long: a key that is split in two would not be found."""
         line = rest = self._pipe.readline(LONGEST_LINE)
         if len(line) < LONGEST_LINE or line.endswith(b"\n"):
             return line
@@ -132,7 +132,7 @@ class ServerLog:
             self._file = None
 
     def _rewrite(self) -> None:
-        """The file anew, with what is kept."""
+        """Rewrites the file with the lines that are kept."""
         text = "\n".join([*self._kept(), ""]) if self._head else ""
         try:
             assert self._path is not None

@@ -1,4 +1,4 @@
-"""A server in a process group of its own, which ends when it is told to, when its server does, or when this process does."""
+"""A server in its own process group, which ends on request, when its server ends, or when this process ends."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from leafe import lifeline
 from leafe.engines.serve_keeper import keeper_command
 from leafe.engines.serve_log import ServerLog, telling
 
-# A server first gets time to answer what it has on hand, and its graphics memory is given back in order.
+# A server first gets time to answer pending requests and to free its graphics memory in order.
 ENDINGS = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0))
-LAST_WORDS = 2.0  # seconds for what a dead server has still in its pipe
-TIDYING = 15.0  # seconds for what it left behind in its group, which lets workers finish first
+LAST_WORDS = 2.0  # seconds for the rest of a dead server's output
+TIDYING = 15.0  # seconds for processes that it left in its group, which lets workers finish first
 
 
 class ServerProcess:
-    """Starts a command with the environment `surroundings`, whose `secret` is taken out of what it says.
+    """Starts a command with the environment `surroundings`, whose `secret` is removed from its output.
 
-    `endings` are the signals that end it one after another, and how many seconds each is given.
+    `endings` are the signals that are sent one after another to end it, and the seconds after each.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ServerProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether the server is gone. What it left behind in its group is ended then."""
+        """Whether the server has ended. If so, processes that it left in its group are ended."""
         if self._process.poll() is None:
             return False
         if not self._cleared:
@@ -66,15 +66,15 @@ class ServerProcess:
 
     @property
     def last_words(self) -> str:
-        """How it ended and what it said, for a sentence."""
+        """Why it ended and its last output, as part of a sentence."""
         status = self._process.poll()
         how = f"ended by {signal.Signals(status - 128).name}" if status in _SIGNALS else f"exit status {status}"
         how += ", often a lack of memory" if status == 128 + signal.SIGKILL else ""
         said = telling(self.log.lines)
-        return f"{how}: {said}{self.log.where}" if said else f"{how}, without a word{self.log.where}"
+        return f"{how}: {said}{self.log.where}" if said else f"{how}, without output{self.log.where}"
 
     def stop(self) -> None:
-        """Ends the server: kindly, firmly, by force. An interrupt meanwhile ends it by force at once."""
+        """Ends the server by each of `endings` in turn, then by force. An interrupt meanwhile ends it by force at once."""
         try:
             for number, patience in self._endings:
                 if not self.ended:
@@ -86,7 +86,7 @@ class ServerProcess:
             raise
 
     def _clear(self) -> None:
-        """Ends what is left of the group. Python's resource tracker is deaf to the first signal and tidies shared memory up meanwhile."""
+        """Ends the rest of the group. Python's resource tracker ignores the first signal and frees shared memory meanwhile."""
         self._signal(signal.SIGTERM)
         until = monotonic() + TIDYING
         with suppress(ProcessLookupError, PermissionError):

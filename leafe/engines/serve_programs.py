@@ -1,4 +1,4 @@
-"""The programs that a run may start as its server, and how each is told what a recipe says: vLLM and SGLang."""
+"""The programs that a run may start as its server, vLLM and SGLang, and the options by which each receives a recipe's settings."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 ADAPTER = "adapter"  # the folder of a checkpoint with the adapter that was merged into it
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # ranks that vLLM can reserve room for
 
 
 @dataclass(frozen=True)
 class Told:
-    """What is said to any program: the precision, the longest context in tokens (0 for the model's), over how many GPUs the model is split,
-    which share of each one's memory it takes. With `rank` it takes adapters of that rank while it runs."""
+    """The settings for any program: the precision, the longest context in tokens (0 for the model's), the number of GPUs that the model is
+    split over, the share of each GPU's memory that it takes. With `rank` it takes adapters of that rank while it runs."""
 
     dtype: str
     max_context: int
@@ -25,8 +25,8 @@ class Told:
 class Program:
     """A server's program. `ours` are the options that a run sets itself, with what to type in place of each, empty for nothing.
 
-    `key` is the environment variable that it reads its key from; without one the key is handed over in a file for its option `--config`.
-    `version` is the address that tells its version, in a field of that name.
+    `key` is the environment variable that it reads its key from; without one the key is passed in a file for its option `--config`.
+    `version` is the path that returns its version, in a field of that name.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Program:
 
     @property
     def command(self) -> str:
-        """What to type where the program lies in an environment of its own."""
+        """The setting to type for a program in a separate environment."""
         return f"engine.command=[{self.kind}-env/bin/{self.name}]"
 
 
@@ -55,7 +55,7 @@ def _vllm(told: Told) -> tuple[str, ...]:
         *("--gpu-memory-utilization", f"{told.memory_share:g}"),
         "--enable-prefix-caching",
         *("--logprobs-mode", "processed_logprobs"),
-        *("--generation-config", "vllm"),  # not the model's own, whose limit of tokens would cut replies
+        *("--generation-config", "vllm"),  # not the model's config, whose limit of tokens would cut replies
         "--disable-uvicorn-access-log",
         *(("--enable-lora", "--max-lora-rank", str(min(rank for rank in RANKS if rank >= told.rank))) if told.rank else ()),
     )
@@ -67,7 +67,7 @@ def _sglang(told: Told) -> tuple[str, ...]:
         *(("--context-length", str(told.max_context)) if told.max_context else ()),
         *("--tp-size", str(told.tensor_parallel)),
         *("--mem-fraction-static", f"{told.memory_share:g}"),
-        *("--sampling-defaults", "openai"),  # not the model's own
+        *("--sampling-defaults", "openai"),  # not the model's config
         *("--log-level-http", "warning"),
     )
 
@@ -78,7 +78,7 @@ VLLM = Program(
     title="vLLM",
     name="vllm",
     module=("-m", "vllm.entrypoints.openai.api_server"),
-    install="python -m venv vllm-env && vllm-env/bin/pip install vllm==0.30.0",  # what this was tried with
+    install="python -m venv vllm-env && vllm-env/bin/pip install vllm==0.30.0",  # the version that was tried
     model="--model",
     ours={
         "--model": "model=",

@@ -2,7 +2,7 @@
 
 The invariant: the numbers computed for a token depend on its conversation alone. Each token attends to whole blocks up to its own,
 whatever else is in the batch; query rows are padded to multiples of four, because matrix products of one to three rows are summed in
-another order; and masked keys add exact zeros. A prefix that was computed by another request, or token by token, is therefore the same
+another order; and masked keys add exact zeros. A prefix that was computed by another request, or token by token, therefore has the same
 bits. `benchmarks/engine.py` and the tests measure that.
 
 The attention is registered with transformers under `ATTENTION` and is plain scaled-dot-product attention for any other caller.
@@ -29,7 +29,7 @@ QUERY_MULTIPLE = 4
 TOKEN_MULTIPLE = 16
 # A tile's keys and values should stay in the processor's cache between being gathered and being read.
 TILE_BYTES = 3 << 20
-TILE_BYTES_THERE = 256 << 20  # on a GPU, where it is launches that cost
+TILE_BYTES_THERE = 256 << 20  # on a GPU, where launches are the cost
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Tile:
-    """Rows of queries that all end in block number `depth` of their requests and so see the same number of keys."""
+    """Rows of queries that all end in block number `depth` of their requests and so attend to the same number of keys."""
 
     rows: int
     queries: int
@@ -70,7 +70,7 @@ class Tile:
 
 
 class BlockCache:
-    """Keys and values of every layer, `blocks` blocks of `size` tokens each. Block 0 takes what nobody reads."""
+    """Keys and values of every layer, `blocks` blocks of `size` tokens each. Block 0 takes writes that are never read."""
 
     def __init__(self, blocks: int, size: int) -> None:
         self.blocks = blocks
@@ -80,7 +80,7 @@ class BlockCache:
 
     @property
     def row_bytes(self) -> int:
-        """What one token's keys and values take in one layer; 1 before anything was stored."""
+        """Bytes of one token's keys and values in one layer; 1 before anything was stored."""
         some = next(iter(self.layers.values()), None)
         return 1 if some is None else some[0, 0].nbytes
 
@@ -117,7 +117,7 @@ class BlockCache:
 
 
 class Layout(Protocol):
-    """How the tokens of a forward pass lie, one flat row of them, and the attention that goes with it."""
+    """The layout of the tokens of a forward pass in one flat row, and the attention that goes with it."""
 
     ids: torch.Tensor  # (1, tokens)
     positions: torch.Tensor  # (1, tokens)
@@ -236,7 +236,7 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
     batch: Layout | None = options.pop("batch", None)
     if batch is None:
         mask = states[3] if len(states) > 3 else options.get("attention_mask")
-        if mask is not None and mask.numel() == 1 < states[0].shape[2]:  # that of `forward`, so somebody has dropped the batch
+        if mask is not None and mask.numel() == 1 < states[0].shape[2]:  # the mask of `forward`, so a layer has dropped the batch
             raise EngineError("its layers do not hand on what attention over blocks needs")
         output, _ = sdpa_attention_forward(module, *states, **options)
         return output, None
@@ -248,7 +248,7 @@ def attend(module: Any, *states: Any, **options: Any) -> tuple[torch.Tensor, Non
 
 
 def _grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
-    """As `scores.attend`; queries that share a head of keys become rows of one, as the fused kernels of a GPU want it beside a mask."""
+    """As `scores.attend`; queries that share a head of keys become rows of one head, as the fused GPU kernels require with a mask."""
     rows, heads, queries, width = query.shape
     group = heads // key.shape[1]
     together = query.reshape(rows, key.shape[1], group * queries, width)
@@ -271,7 +271,7 @@ def forward(model: Any, batch: Layout) -> torch.Tensor:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the processor's on a device, which is not waited for."""
+    """A copy of a CPU tensor on a device, without waiting for it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

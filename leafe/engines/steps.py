@@ -2,7 +2,7 @@
 
 A row is the next token of a request that is being sampled, or a token of a prompt; rows of one request lie on the same blocks, and what
 they store is stored before any of them attends. All that differs between two passes lies in `Step.inputs`, so that a CUDA graph, captured
-once for a shape, is replayed for any requests that fit. A request's last id stays on the device, in `drawn`, where the next pass finds it.
+once for a shape, is replayed for any requests that fit. A request's last id stays on the device, in `drawn`, where the next pass reads it.
 On a processor, and where a model's forward pass cannot be captured, the same step is a plain call.
 
 Nothing here waits for the device except `Landing.read`.
@@ -24,20 +24,20 @@ from leafe.engines.slots import BlockCache, Piece, forward, sent
 
 LEAST = 8  # rows and draws of the smallest shape
 LEAST_DEPTH = 4
-MOST_SHAPES = 48  # whose steps, and on a GPU their graphs, are kept
-# What a step takes of prompts: rows, tokens that these may attend to, bytes of keys and values that are gathered at once. Longer prompts
+MOST_SHAPES = 48  # shapes whose steps, and on a GPU their graphs, are kept
+# Limits for prompts in a step: rows, tokens that these may attend to, bytes of keys and values gathered at once. Longer prompts
 # are computed ahead of it.
 MOST_ROWS, MOST_READ, MOST_GATHERED = 512, 1 << 21, 256 << 20
 
 
 def rung(count: int, least: int) -> int:
-    """The least `least * 2^k` that is not below `count`."""
+    """The smallest `least * 2^k` that is at least `count`."""
     return max(least, 1 << (count - 1).bit_length())
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a step has room for: rows, draws, the blocks that a row may attend to; and whether a draw of it is truncated by top-p."""
+    """The capacity of a step: rows, draws, the blocks that a row may attend to; and whether any draw is truncated by top-p."""
 
     rows: int
     draws: int
@@ -46,31 +46,31 @@ class Shape:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many numbers each part of a step's inputs has."""
+        """The number of values of each part of a step's inputs."""
         return (*(self.rows,) * 4, *(self.draws,) * 5, self.rows * self.depth)
 
 
 @dataclass(slots=True)
 class Rows:
-    """What one step is to compute. `tables` names, for each row, the row of the block tables that is its request's."""
+    """The rows that one step computes. `tables` holds, for each row, the row of the block tables that belongs to its request."""
 
     given: list[int] = field(default_factory=list)  # the id, or -1: the last one drawn in seat `tables`
     tables: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     last: list[int] = field(default_factory=list)  # rows after which an id is drawn
-    sessions: list[int] = field(default_factory=list)  # where it is kept
+    sessions: list[int] = field(default_factory=list)  # the seat in which each is kept
     temperatures: list[float] = field(default_factory=list)
     masses: list[float] = field(default_factory=list)
     numbers: list[float] = field(default_factory=list)
 
     def shape(self, block: int) -> Shape:
-        """The least shape that has room for it."""
+        """The smallest shape that has room for the rows."""
         depth = rung(max(self.positions) // block + 1, LEAST_DEPTH)
         return Shape(rung(len(self.given), LEAST), rung(len(self.last), LEAST), depth, any(mass < 1 for mass in self.masses))
 
     def packed(self, shape: Shape, tables: np.ndarray[Any, Any], nobody: int) -> np.ndarray[Any, Any]:
-        """All inputs of a step one after another, (numbers,) in int64; what is a float lies there by its bits.
+        """All inputs of a step one after another, (numbers,) in int64; floats are stored by their bits.
 
         `tables` are all block tables, (seats, blocks); row and seat `nobody` are for padding.
         """
@@ -121,7 +121,7 @@ class Step:
             try:
                 how = {"scaling": options.get("scaling"), "window": options.get("sliding_window")}
                 return paged.attend(queries, data, self._tables, self.positions[0], **how)[None]
-            except Exception as error:  # whatever a compiler of kernels meets on a machine
+            except Exception as error:  # a compiler of kernels may raise anything
                 paged.failures.append(f"{type(error).__name__}: {error}")
         each = max(1, MOST_GATHERED // (self.shape.depth * data[0].nbytes))
         parts = [self._gathered(slice(start, start + each), queries, data, options) for start in range(0, len(queries), each)]
@@ -135,7 +135,7 @@ class Step:
         keys, values, seen = both[..., :width], both[..., width:], self._seen(options.get("sliding_window"))[some]
         if any(options.get(name) is not None for name in scores.KNOWN):
             return scores.attend(queries[:, :, None], keys, values, seen, **options).reshape(rows, heads, -1)
-        # The queries of one head of keys stand side by side, so that the keys need not be repeated.
+        # The queries of one head of keys are adjacent, so that the keys need not be repeated.
         shared = keys.shape[1]
         grouped, seen = queries.reshape(rows, shared, heads // shared, width), seen.expand(-1, 1, heads // shared, -1)
         return scores.attend(grouped, keys, values, seen, **options).reshape(rows, heads, -1)
@@ -152,7 +152,7 @@ class Step:
 
 @dataclass(slots=True)
 class Landing:
-    """What a pass has drawn, on its way from the device."""
+    """The draws of a pass, on their way from the device."""
 
     found: torch.Tensor
     event: Any = None
@@ -167,7 +167,7 @@ class Landing:
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    """A step, and on a GPU its graph and where that leaves what it draws."""
+    """A step, and on a GPU its graph and the tensor for its draws."""
 
     step: Step
     met: int = 0
@@ -176,10 +176,10 @@ class _Kept:
 
 
 class Steps:
-    """The steps of an engine: at most `MOST_SHAPES`, those that were used last. `seats` requests can be sampled at once.
+    """The steps of an engine: the `MOST_SHAPES` most recently used. `seats` requests can be sampled at once.
 
     On a GPU a shape is computed by a plain call when it is first met, which also loads its kernels, and captured as a graph when it is met
-    again. All graphs work in the same memory, `graph_bytes`, since one runs at a time. `obstacle` says why there are none.
+    again. All graphs share the same memory, `graph_bytes`, since one runs at a time. `obstacle` is the reason why there are none.
     """
 
     def __init__(self, model: Any, cache: BlockCache, sessions: int) -> None:
@@ -192,14 +192,14 @@ class Steps:
         self._stream: Any = None
 
     def forget(self) -> None:
-        """Lets go of all steps, graphs and their memory."""
+        """Frees all steps, graphs and their memory."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # a graph may be running
         self._kept.clear()
         self.graph_bytes = 0
 
     def most_rows(self, depth: int) -> int:
-        """How many tokens of prompts a step may have as rows that attend to so many blocks."""
+        """The most prompt tokens that a step may have as rows that attend to `depth` blocks."""
         read = rung(depth, LEAST_DEPTH) * self._cache.size
         most = MOST_READ // read if paged.available(self._device) else MOST_GATHERED // (read * self._cache.row_bytes)
         return min(MOST_ROWS, most)
@@ -245,7 +245,7 @@ class Steps:
                     kept.found = kept.step.compute(self._model)
                 finally:
                     graph.capture_end()
-        except Exception as error:  # a forward pass that looks at numbers on the device, as routing by counts does
+        except Exception as error:  # a forward pass that reads numbers from the device, as routing by counts does
             self.obstacle = (str(error).strip() or type(error).__name__).split("\n")[0]
             return
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
@@ -255,7 +255,7 @@ class Steps:
 
 
 def step_of(pieces: Sequence[Piece], cache: BlockCache, device: torch.device) -> Step:
-    """Pieces as the rows of one step, for trials: a layout for `slots.forward` as `slots.plan` gives one."""
+    """Pieces as the rows of one step, for trials: a layout for `slots.forward`, like that of `slots.plan`."""
     rows, tables = Rows(), np.zeros((len(pieces) + 1, max(len(piece.blocks) for piece in pieces)), dtype=np.int64)
     for session, piece in enumerate(pieces):
         tables[session, : len(piece.blocks)] = piece.blocks

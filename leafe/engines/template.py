@@ -1,8 +1,8 @@
-"""A tokenizer's chat template, proved on a conversation of the shape that runs have before anything depends on it.
+"""A tokenizer's chat template, proved on a trial conversation of the shape that runs have.
 
-The invariant: what a message says stands in the rendering as text and never as a control token, every message in its order, and the
-same conversation gives the same ids whatever the day. How a template wants to be spoken to is found by trying: contents as text or in
-parts, the system message as one of its own or ahead of the first user message. What no way makes right is a `UserError` at load.
+The invariant: the rendering contains every message's content in order, as text and never as a control token, and the same conversation
+gives the same ids on any day. The format that a template expects is found by trying: contents as text or in parts, the system message
+as a separate message or ahead of the first user message. A template that no format suits is a `UserError` at load.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from leafe.records import Message
 
 Turns = list[tuple[str, str]]  # (role, content)
 
-# What a template is told when it asks for the date: the day that Llama's own templates fall back to, at noon.
+# The date that a template receives: the day that Llama's templates fall back to, at noon.
 FIXED_DATE = {
     "%d": "26", "%-d": "26", "%e": "26", "%m": "07", "%-m": "7", "%Y": "2024", "%y": "24", "%b": "Jul", "%B": "July", "%a": "Fri",
     "%A": "Friday", "%j": "208", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM", "%F": "2024-07-26", "%T": "12:00:00",
@@ -30,7 +30,7 @@ TRIAL: Turns = [
     ("user", "Task second."),
     *((role, f"{said} number {turn}.") for turn in range(1, 9) for role, said in (("assistant", "Reply"), ("user", "Sight"))),
 ]
-# Replies that templates are known to look into; they may be shortened, as long as nothing is raised.
+# Replies that templates are known to parse; they may be shortened, as long as nothing is raised.
 REPLIES = ("<think>\nwhy\n</think>\n\nleft", "</think>", "{{ x }} {% if %}", "<tool_call>\n{}\n</tool_call>", " \n")
 BLANKS = ("", " ", "(empty)")
 MEND = "; put another chat_template.jinja beside the tokenizer"
@@ -38,16 +38,16 @@ MEND = "; put another chat_template.jinja beside the tokenizer"
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """How a template wants a conversation: `parts` says whether contents are lists of parts.
+    """The format of conversations that a template expects: `parts` is whether contents are lists of parts.
 
-    `system` says whether a system message has a place of its own, stands ahead of the first user message, or may never be missing.
+    `system` is whether a system message is separate, is put ahead of the first user message, or may never be missing.
     """
 
     parts: bool
     system: Literal["own", "merged", "always"]
 
     def turns(self, turns: Turns) -> Turns:
-        """The conversation with its system message where it belongs."""
+        """The conversation with its system message in the expected place."""
         has_system = bool(turns) and turns[0][0] == "system"
         if self.system == "always" and not has_system:
             return [("system", ""), *turns]
@@ -59,10 +59,10 @@ class Arrangement:
 
 
 class ChatTemplate:
-    """The chat template of `tokenizer`. `notes` says what is done for it that its user may not expect, a sentence each."""
+    """The chat template of `tokenizer`. `notes` are the adaptations to it that its user may not expect, a sentence each."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Raises `UserError` when the template is missing or cannot show a conversation whole."""
+        """Raises `UserError` when the template is missing or cannot render a whole conversation."""
         self._tokenizer = tokenizer
         self._source = _source(tokenizer)
         self._blank = BLANKS[0]
@@ -79,7 +79,7 @@ class ChatTemplate:
         return self.arranged([(message.role, message.content) for message in messages])
 
     def text(self, turns: Turns, *, prompt: bool = False) -> str:
-        """Arranged turns as text, with a generation prompt if it is wanted. Control tokens in contents are not told from the template's."""
+        """Arranged turns as text, with a generation prompt on request. Control tokens in contents look like the template's."""
         return str(self._apply(self._tokenizer, turns, add_generation_prompt=prompt, tokenize=False))
 
     def ids(self, turns: Turns) -> list[int]:
@@ -90,12 +90,12 @@ class ChatTemplate:
         marked = [(role, self._control.spelled(content)) for role, content in turns]
         try:
             ids = self._apply(self._control.tokenizer, marked, sanitize_control_tokens=True, **options)
-        except ValueError:  # what stands around a token makes it one, which no token alone has shown
+        except ValueError:  # the context makes a token of it, which no token alone has shown
             ids = self._apply(self._tokenizer, [(role, self.broken(content)) for role, content in turns], **options)
         return [int(token) for token in ids]
 
     def text_ids(self, text: str) -> list[int]:
-        """The ids of a text by itself; what spells out a control token in it is text as well."""
+        """The ids of a text by itself; a control token that it spells out is encoded as text."""
         return self._control.ids(text)
 
     def plain(self, content: str) -> bool:
@@ -103,12 +103,12 @@ class ChatTemplate:
         return self._control.is_plain(content)
 
     def broken(self, content: str) -> str:
-        """The content with a space in every control token that it spells out, for those who would take it for the token."""
+        """The content with a space in every control token that it spells out, for servers that would take it for the token."""
         return content if self.plain(content) else self._control.broken(content)
 
     @property
     def control_tokens(self) -> tuple[str, ...]:
-        """What must not come from texts, the longest first."""
+        """The tokens that must not come from texts, the longest first."""
         return self._control.tokens
 
     def closing_id(self, stop_ids: frozenset[int]) -> int | None:
@@ -134,7 +134,7 @@ class ChatTemplate:
         ]
 
     def _found(self) -> Arrangement:
-        """The first arrangement in which the trial conversation is whole, with a system message and without."""
+        """The first arrangement that renders the whole trial conversation, with and without a system message."""
         reason = ""
         for parts, system in product((False, True), ("own", "merged", "always")):
             self.arrangement = Arrangement(parts, system)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ class ChatTemplate:
         raise UserError(f"the chat template cannot show a conversation: {reason}{MEND}.")
 
     def _fault(self, turns: Turns) -> str:
-        """What is wrong with the rendering of a conversation, empty for nothing."""
+        """The fault in the rendering of a conversation, empty for none."""
         try:
             text = self.text(self.arranged(turns), prompt=True)
         except Exception as error:  # a template raises what it likes
@@ -160,7 +160,7 @@ class ChatTemplate:
         return ""
 
     def _find_blank(self) -> None:
-        """What stands for an empty message, which not every template takes."""
+        """Finds the replacement of an empty message, which not every template takes."""
         for self._blank in BLANKS:
             if not self._raised(""):
                 return
@@ -172,7 +172,7 @@ class ChatTemplate:
                 raise UserError(f"the chat template raises {raised} on the reply {reply!r}{MEND}.")
 
     def _raised(self, reply: str) -> str:
-        """What the template raises when every reply is this one, empty for nothing."""
+        """The error that the template raises when every reply is this one, empty for none."""
         turns = [(role, reply if role == "assistant" else content) for role, content in TRIAL]
         try:
             self.text(self.arranged(turns), prompt=True)
@@ -181,7 +181,7 @@ class ChatTemplate:
         return ""
 
     def _check_generation_prompt(self) -> None:
-        """Refuses a template that opens assistant messages with something that no prompt ends in."""
+        """Refuses a template that opens assistant messages with text that no prompt ends with."""
         asked, replied = self.arranged(TRIAL[:2]), self.arranged(TRIAL[:3])
         bare, prompt, whole = self.text(asked), self.text(asked, prompt=True), self.text(replied)
         opening = whole[len(bare) :].partition(TRIAL[2][1])[0]
@@ -192,7 +192,7 @@ class ChatTemplate:
             )
 
     def _is_forgeable(self) -> bool:
-        """Whether one message that holds what the template writes between three has the ids of the three."""
+        """Whether one message that contains the template's separators between three messages has the ids of the three."""
         three = [("user", "Alpha."), ("assistant", "Beta."), ("user", "Gamma.")]
         try:
             between = self.text(self.arranged(three)).partition(three[0][1])[2].rpartition(three[2][1])[0]
@@ -216,17 +216,17 @@ class ChatTemplate:
     def _notes(self) -> Iterator[str]:
         if self.arrangement.system == "merged":
             yield (
-                "the chat template has no place for a system message, so it stands ahead of the first user message, in sampling, "
+                "the chat template has no place for a system message, so it is put ahead of the first user message, in sampling, "
                 "training and measuring alike"
             )
         if self._is_forgeable():
-            yield "the chat template parts messages by plain words, so a text that holds these reads like messages of its own"
+            yield "the chat template parts messages by plain words, so a text that holds these reads like separate messages"
         if CLOCK in self._source:
-            yield "the chat template asks for today's date and is told 26 July 2024, so that the same conversation stays the same tomorrow"
+            yield "the chat template asks for today's date and receives 26 July 2024, so that the same conversation stays the same tomorrow"
 
 
 def _source(tokenizer: Any) -> str:
-    """The template's text, its clock stopped. Raises `UserError` when there is none or which one is not clear."""
+    """The template's text with a fixed date. Raises `UserError` when there is none, or several and none is the default."""
     source = getattr(tokenizer, "chat_template", None)
     if isinstance(source, list):
         source = {one["name"]: one["template"] for one in source}
@@ -245,7 +245,7 @@ def _source(tokenizer: Any) -> str:
 
 
 def _stopped_clock() -> str:
-    """A macro that answers as the clock of transformers does, always at the same time. It adds nothing to what a template renders."""
+    """A macro that replaces the clock of transformers and always returns the same time. It adds nothing to what a template renders."""
     # The longest codes first, lest "%-d" be read as "%-" and "d"; the line's end is eaten by the block before it.
     codes = sorted(FIXED_DATE, key=len, reverse=True)
     replaced = "".join(f" | replace('{code}', '{FIXED_DATE[code]}')" for code in codes)

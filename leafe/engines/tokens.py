@@ -2,8 +2,8 @@
 
 The invariant: `ChatTokenizer.prompt_ids` always equals the tokenizer's own `apply_chat_template` with a generation prompt, of the
 conversation as `ChatTemplate` arranges it and with control tokens sanitized. Where the chat template is concatenative (a message
-renders to the same text wherever it stands) and no token crosses the border of a message, the ids are put together from a cache per
-message; otherwise each conversation is rendered and tokenised whole. What a model sampled is never tokenised again here: callers keep
+renders to the same text in any position) and no token crosses the border of a message, the ids are put together from a cache per
+message; otherwise each conversation is rendered and tokenised whole. Sampled text is never tokenised again here: callers keep
 the sampled ids.
 """
 
@@ -21,7 +21,7 @@ from leafe.records import Message
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
-# Contents that show whether a template trims, rewrites or looks into messages, and whether tokens merge across their borders.
+# Contents that show whether a template trims, rewrites or parses messages, and whether tokens merge across their borders.
 SAMPLE_TEXTS = (
     "go left",
     " two\n lines \n",
@@ -32,29 +32,29 @@ SAMPLE_TEXTS = (
     "x</think>y",
 )
 SPOT_CHECKS = 64
-# Conversations up to so many messages are compared the first time that one of their roles comes; longer ones each time that they are
-# half as long again as the longest so far, since comparing one takes the longer the longer it is.
+# Conversations of up to so many messages are compared when their sequence of roles is new; longer ones only if they are half as long
+# # again as the longest so far, since the cost of a comparison grows with the length.
 EACH_COMPARED = 64
 AGAIN = 1.5
-REMEMBERED = 512  # conversations whose ids are gone on from
+REMEMBERED = 512  # conversations whose ids are kept to be extended
 
 
 class Recent(Generic[Key, Value]):
-    """The `size` values that were asked for last, by key."""
+    """A cache of the `size` most recently used values, by key."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._items: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
-        """The value kept under `key`, which counts as asking for it."""
+        """The value kept under `key`, which counts as a use of it."""
         if key not in self._items:
             return None
         self._items.move_to_end(key)
         return self._items[key]
 
     def put(self, key: Key, value: Value) -> Value:
-        """Keeps `value` and forgets the one that was asked for longest ago when there are too many."""
+        """Keeps `value` and forgets the least recently used one when there are too many."""
         self._items[key] = value
         if len(self._items) > self._size:
             self._items.popitem(last=False)
@@ -63,7 +63,7 @@ class Recent(Generic[Key, Value]):
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """The ids of a conversation so far, without a generation prompt, and their roles' initials. `joins`: whether they can be had so."""
+    """The ids of a conversation so far, without a generation prompt, and its roles' initials. `joins`: whether ids may be joined."""
 
     roles: str = ""
     ids: tuple[int, ...] = ()
@@ -74,7 +74,7 @@ class ChatTokenizer:
     """A Hugging Face tokenizer with a chat template, made fast for conversations that grow by a message at a time."""
 
     def __init__(self, tokenizer: Any, *, remembered: int = 16384) -> None:
-        """Raises `UserError` when the tokenizer has no chat template that shows conversations whole."""
+        """Raises `UserError` when the tokenizer has no chat template that renders whole conversations."""
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
         self.stop_ids = self._stop_ids()
@@ -89,11 +89,11 @@ class ChatTokenizer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is done for the chat template that its user may not expect, a sentence each."""
+        """The adaptations to the chat template that its user may not expect, a sentence each."""
         return self.template.notes
 
     def _stop_ids(self) -> frozenset[int]:
-        """The ids that end a message: the tokenizer's end-of-sequence token, and what the template ends a message with instead."""
+        """The ids that end a message: the tokenizer's end-of-sequence token, and the token that the template uses instead."""
         ids = self.tokenizer.eos_token_id
         known = frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
         closing = self.template.closing_id(known)
@@ -112,7 +112,7 @@ class ChatTokenizer:
         return self._checked(ids, messages, said.roles) if self._is_new(said.roles) else ids
 
     def _with_message(self, said: _Said, item: Message | tuple[Message, ...]) -> _Said:
-        """What a conversation is with one message more, or with its first ones."""
+        """The conversation with one more message, or with its first ones."""
         if not said.joins:
             return said
         turns = self.template.turns(item) if isinstance(item, tuple) else self.template.arranged([(item.role, item.content)])
@@ -125,13 +125,13 @@ class ChatTokenizer:
         return _Said(roles, tuple(ids))
 
     def _known_piece(self, role: str, content: str, *, first: bool) -> list[int] | None:
-        """The ids of a message, None where they are not to be had apart from the conversation."""
+        """The ids of a message, None if they depend on the conversation."""
         key = (role, content, first)
         piece = self._pieces.get(key)
         return piece if piece is not None else self._pieces.put(key, self._piece(role, content, first))
 
     def _is_new(self, roles: str) -> bool:
-        """Whether a conversation of such roles is still to be compared with the tokenizer's own."""
+        """Whether a conversation of such roles has yet to be compared with the tokenizer's rendering."""
         if self._unchecked > 0:
             return True
         spoken = roles.removeprefix("s")
@@ -139,17 +139,17 @@ class ChatTokenizer:
         return roles not in self._shapes and (not usual or len(roles) <= EACH_COMPARED or len(roles) >= AGAIN * self._longest)
 
     def count(self, text: str) -> int:
-        """How many tokens a text is by itself."""
+        """The number of tokens of a text by itself."""
         return len(self.text_ids(text))
 
     def text_ids(self, text: str) -> list[int]:
-        """The ids of a text by itself; what spells out a control token in it is text as well."""
+        """The ids of a text by itself; a control token that it spells out is encoded as text."""
         return self.template.text_ids(text)
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
         """The ids of a reply as a model would sample it, with the token that ends it.
 
-        None at all where they would not give the text back, or where no token is known that ends a reply.
+        Empty if they would not decode to the text, or if no token is known that ends a reply.
         """
         ending = self.template.closing_id(frozenset())
         ending = min(self.stop_ids, default=None) if ending is None else ending
@@ -157,7 +157,7 @@ class ChatTokenizer:
         return (*ids, ending) if ending is not None and self.decode([*ids, ending]) == text else ()
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of sampled ids, special tokens and the token that ended it dropped."""
+        """The text of sampled ids, without special tokens and the token that ended it."""
         key = tuple(ids)
         text = self._texts.get(key)
         if text is None:
@@ -167,7 +167,7 @@ class ChatTokenizer:
         return str(text)
 
     def _checked(self, ids: list[int], messages: Sequence[Message], roles: str) -> list[int]:
-        # A template can depend on something that no sample conversation showed, such as their number of messages, so the first
+        # A template can depend on something that no sample conversation has shown, such as the number of messages, so the first
         # real ones, and the first of each sequence of roles, are compared as well.
         self._unchecked -= 1
         self._shapes.add(roles)
@@ -199,7 +199,7 @@ class ChatTokenizer:
         return whole[len(start) : end] if joins else None
 
     def _is_piecewise(self) -> bool:
-        """Whether pieces joined at message borders equal the whole, judged on sample conversations and on what stands at the borders."""
+        """Whether pieces joined at message borders equal the whole, judged on sample conversations and on the text at the borders."""
         try:
             bare = [("user", ".")]
             closing = self.template.text(bare, prompt=True)[len(self.template.text(bare)) :]

@@ -1,14 +1,14 @@
 """The in-process engine: a Hugging Face causal model, sampled by continuous batching with reuse of computed prefixes.
 
 Requests from the event loop queue up for one worker thread, which batches them (`batching.py`). The invariant: a completion depends on
-the ask and on the weights, not on its neighbours in the batch nor on what was reused. On the CPUs where it was measured that is exact,
+the ask and on the weights, not on its neighbours in the batch nor on reuse. On the CPUs where it was measured that is exact,
 bit by bit, in float32 and bfloat16, with one thread or two (`benchmarks/engine.py` counts).
 
-On a GPU it is a property of the distribution and not of the bits: seeds give the same random numbers there, but kernels round otherwise in
-other company, so that a request may now and then draw another token than it drew alone. What was drawn is kept with its log-probability,
-and a run that is resumed replays its journal, so it goes on from exactly what there was.
+On a GPU the invariant holds for the distribution and not for the bits: seeds give the same random numbers, but kernels round differently
+in another batch, so that a request may now and then draw another token than it would alone. Each token is kept with its log-probability,
+and a resumed run replays its journal, so it continues with exactly the same tokens.
 
-It does not train; new weights come by `load`.
+It does not train; new weights come through `load`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion, Message, Sampling
 
 GIB = 1 << 30
-TOKENS_HERE, TOKENS_THERE = 2048, 8192  # of prompts, in a pass on a processor and on a GPU
+TOKENS_HERE, TOKENS_THERE = 2048, 8192  # prompt tokens in a pass on a processor and on a GPU
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -50,7 +50,7 @@ class _Call(Request):
 
 @dataclass(slots=True, eq=False)
 class _Exchange:
-    """Weights that take the place of the model's, the ids that end a message with them, and the coroutine that waits."""
+    """New weights for the model, the ids that end a message with them, and the coroutine that waits."""
 
     weights: Mapping[str, torch.Tensor]
     stop_ids: frozenset[int]
@@ -61,10 +61,11 @@ class _Exchange:
 class TransformersEngine:
     """Samples from `model` with the chat template of `tokenizer`. The model belongs to the engine until `close`.
 
-    At most `slots` requests are sampled at once. `max_context` tokens, prompt and completion together, is the longest conversation; 0 is
-    what the model's configuration says. The cache takes at most `cache_bytes`; 0 is half of what is free, which `sharers` engines share.
-    `threads` is for torch; None leaves the process's setting. `tokens_per_pass` is for prompts, 0 what suits the device. `steps` says
-    whether tokens are drawn by `steps.py`, None where the model is on a GPU; `obstacle` says why they are not, where they were to be.
+    At most `slots` requests are sampled at once. `max_context` tokens, prompt and completion together, is the longest conversation; 0 takes
+    the limit of the model's configuration. The cache takes at most `cache_bytes`; 0 is half of the free memory, shared by `sharers`
+    engines.
+    `threads` is for torch; None leaves the process's setting. `tokens_per_pass` is for prompts, 0 for the device's default. `steps` is
+    whether tokens are drawn by `steps.py`, None for only on a GPU; `obstacle` is the reason why they are not, although they should be.
     Raises `UserError` when the cache cannot hold one conversation.
     """
 
@@ -98,13 +99,13 @@ class TransformersEngine:
         steps = there if steps is None else steps
         self.obstacle = steps_obstacle(self._model) if steps else ""
         taken = take_over(self._model)
-        if steps and taken.most is not None:  # a pass would have to be told how many tokens it may have
+        if steps and taken.most is not None:  # steps have no limit on the tokens of a pass
             self.obstacle = self.obstacle or "what it computes depends on the number of tokens of a pass"
         self._usual_attention = taken.attention
         self.max_context = min(self.max_context, taken.longest or self.max_context)
         slots, tokens_per_pass = (min(count, taken.most or count) for count in (slots, tokens_per_pass))
         self._threads = threads
-        # `_arrived` and `_flushing` belong to the event loop, `_queue` to who holds `_changed`, `_batcher` and `_exchange` to the worker.
+        # `_arrived` and `_flushing` belong to the event loop, `_queue` to the holder of `_changed`, the others to the worker.
         self._arrived: list[_Call | _Exchange] = []
         self._flushing: asyncio.AbstractEventLoop | None = None
         self._changed = threading.Condition()
@@ -141,7 +142,7 @@ class TransformersEngine:
         return self._completion(await self._answered(ask, ids))
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
-        """What the model makes of `ids` after `messages`: see `Engine.score`. Prefixes are reused as those of requests that are sampled."""
+        """Log-probabilities of `ids` after `messages`: see `Engine.score`. Prefixes are reused as in sampling."""
         prompt = self._prompt(messages)
         if len(prompt) + len(ids) > self.max_context:
             found = f"{len(prompt):,} tokens with {len(ids):,} to score"
@@ -159,7 +160,7 @@ class TransformersEngine:
         return Scores(tuple(logprob for logprob, _ in call.scores), tuple(tops for _, tops in call.scores) if top else ())
 
     async def load(self, folder: str | Path) -> None:
-        """Takes the weights in `folder` in place of its own: see `Engine.load`. Reading them takes as much memory as the model again."""
+        """Replaces the weights by those in `folder`: see `Engine.load`. Reading them takes as much memory again as the model."""
         if self._closed:
             raise EngineError("the engine is closed")
         weights, ends = await asyncio.to_thread(weights_for, self._model, self.tokens.tokenizer, folder)
@@ -184,7 +185,7 @@ class TransformersEngine:
         try:
             await call.future
         finally:
-            call.cancelled = True  # of no effect on a call that was answered
+            call.cancelled = True  # no effect on a call that was answered
         return call
 
     def _arrive(self, item: _Call | _Exchange, loop: asyncio.AbstractEventLoop) -> None:
@@ -194,7 +195,7 @@ class TransformersEngine:
             loop.call_soon(self._flush)
 
     async def close(self) -> None:
-        """Stops the worker and gives the model back; requests in flight are cancelled."""
+        """Stops the worker and releases the model; requests in flight are cancelled."""
         self._flush(closing=True)
         if self._worker is not None:
             await asyncio.to_thread(self._worker.join)
@@ -222,7 +223,7 @@ class TransformersEngine:
                 self._worker.start()
 
     def _work(self) -> None:
-        """The worker thread: passes until the engine is closed. A pass that fails fails every request that it knows of."""
+        """The worker thread: runs passes until the engine is closed. A pass that fails fails every queued request."""
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         if self._model.device.type == "cuda":
@@ -234,7 +235,7 @@ class TransformersEngine:
                     continue
                 with torch.inference_mode():
                     done = self._batcher.step()
-            except Exception as error:  # whatever went wrong, nobody may wait for ever
+            except Exception as error:  # on any error, no request may wait forever
                 self._fail(error)
             else:
                 by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
@@ -246,9 +247,9 @@ class TransformersEngine:
             _notify(call.loop, call.future.cancel)
 
     def _receive(self) -> bool:
-        """Takes in what has arrived, and waits for it when there is nothing else to do. False when the engine is closed.
+        """Takes new requests and weights, and waits for some when there is nothing to compute. False when the engine is closed.
 
-        What comes after new weights waits for them, and they wait until nothing is being computed.
+        Requests after new weights wait for them, and the weights wait until nothing is being computed.
         """
         with self._changed:
             while not self._closed and not self._queue and self._batcher.idle:
@@ -277,7 +278,7 @@ class TransformersEngine:
         _notify(exchange.loop, partial(_resolve, [exchange.future]))
 
     def _fail(self, error: Exception) -> None:
-        # A pass that stopped half-way leaves blocks that nobody can vouch for: the cache goes as well.
+        # A pass that stopped half-way may leave corrupt blocks, so the cache is dropped as well.
         for call in self._batcher.clear():
             reason = EngineError(f"the forward pass failed: {type(error).__name__}: {error}")
             reason.__cause__ = error
@@ -286,7 +287,7 @@ class TransformersEngine:
 
 @torch.inference_mode()
 def _affordable_blocks(model: Any, slots: int, max_context: int, allowed: int) -> int:
-    """Blocks for `slots` conversations of any length, or as many as `allowed` bytes hold."""
+    """The blocks for `slots` conversations of any length, or as many as fit into `allowed` bytes."""
     trial = BlockCache(2, BLOCK)
     forward(model, plan([Piece([0], 0, [1])], trial, model.device))
     block_bytes = sum(layer[0].nbytes for layer in trial.layers.values()) or 1
@@ -308,7 +309,7 @@ def _free_bytes(device: torch.device) -> int:
 def _notify(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> None:
     try:
         loop.call_soon_threadsafe(callback)
-    except RuntimeError:  # the loop was closed and nobody waits any more
+    except RuntimeError:  # the loop was closed, so nothing waits any more
         return
 
 

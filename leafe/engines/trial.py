@@ -1,13 +1,13 @@
-"""The in-process engine takes a model over, after a trial that shows that batched requests compute what the plain forward pass computes.
+"""The trial of a model for the in-process engine: batched requests must compute what the plain forward pass computes.
 
 Several requests of different lengths go through a cache of small blocks, one of them on blocks that another one computed, and the logits
 after each piece are compared with those of the whole text alone: on the model itself, and beyond each limit that its configuration names
-(a window, a chunk, an original context) on a small twin in which that limit is short. What differs is refused; what differs only beyond a
-limit caps the length of a conversation.
+(a window, a chunk, an original context) on a small twin in which that limit is short. A model that differs is refused; one that differs
+only beyond a limit gets a cap on the length of conversations.
 
-Differences are given in units of what attention does: the root mean square over the vocabulary of the error, divided by how much logits
+Differences are in units of the effect of attention: the root mean square over the vocabulary of the error, divided by how much logits
 after the same token differ with what came before. In float32 rounding gave at most 2e-5. In sixteen bits a single choice of experts may
-fall otherwise, so there the median over places counts, at a tolerance that only shows gross faults, and a twin in float32 is tried beside.
+differ, so there the median over positions counts, at a tolerance that shows only gross faults, and a float32 twin is tried as well.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TOLERANCE = 1e-3
 TWIN_TOLERANCE = 1e-4  # a twin is small and of ordinary weights, so its rounding is too
 ROUGH = 0.5  # in sixteen bits
 SHORT = 16  # tokens of a limit in a twin
-LONG = 40  # tokens of the longest request where no limit is
-BLOCK, STEP_BLOCK = 8, 16  # the second is the least that the kernels of a GPU take
+LONG = 40  # tokens of the longest request if there is no limit
+BLOCK, STEP_BLOCK = 8, 16  # the second is the least that the GPU kernels take
 LARGE = 20_000_000  # weights of a model that is tried on few tokens, and its twin on more
 Layouts = Callable[[Sequence[Piece], BlockCache, torch.device], Layout]
 _known: dict[tuple[Any, ...], tuple[int | None, int | None]] = {}
@@ -43,9 +43,9 @@ _passed: dict[tuple[Any, ...], tuple[float, int | None, int | None]] = {}
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What `take_over` found: the name of the model's usual attention, and how far logits were off.
+    """The result of `take_over`: the name of the model's usual attention, and how far logits were off.
 
-    `longest` and `most` are how many tokens a conversation and a pass may have, None for any number.
+    `longest` and `most` are the most tokens of a conversation and of a pass, None for no limit.
     """
 
     attention: str
@@ -78,7 +78,7 @@ def take_over(model: Any) -> Taken:
 
 
 def _trials(model: Any) -> tuple[float, int | None, int | None]:
-    """The difference on the model itself, and the longest conversation and pass. A large model says a few words, and its twin the rest."""
+    """The difference on the model itself, and the longest conversation and pass. A large model is tried on few tokens, its twin on more."""
     named = limits(model.config)
     large = model.dtype != torch.float32 or sum(weight.numel() for weight in model.parameters()) > LARGE
     small = twin(model) if large else None
@@ -98,7 +98,7 @@ def _trials(model: Any) -> tuple[float, int | None, int | None]:
 
 @torch.inference_mode()
 def steps_obstacle(model: Any) -> str:
-    """Why the steps of a GPU cannot be used with a model, empty where they compute what the plain forward pass does.
+    """The reason why GPU steps cannot be used with a model, empty if they compute what the plain forward pass does.
 
     That is tried on the model itself and, for each limit that its configuration names, on a twin in which it is short.
     """
@@ -144,7 +144,7 @@ def _linear(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
 
 
 def _caps(model: Any, name: str, value: int) -> tuple[int | None, int | None]:
-    """How long conversations and passes may be for a limit that the configuration names. Where that cannot be tried they stay below it."""
+    """The longest conversations and passes for a limit that the configuration names. If it cannot be tried they stay below it."""
     key = (type(model), model.config.to_json_string(), model.device, name)
     if key not in _known:
         short = min(value, SHORT)
@@ -167,9 +167,9 @@ def _passes(model: Any, longest: int, *, crowded: bool) -> bool:
 
 
 def _tried(model: Any, longest: int, *, crowded: bool = False, strict: bool = False, layout: Layouts = plan) -> float:
-    """How far the engine's logits are from the plain ones, for requests of up to `longest` tokens, one at a time or all in one pass.
+    """The difference of the engine's logits from the plain ones, for requests of up to `longest` tokens, one at a time or all in one pass.
 
-    Raises `ValueError` at too far.
+    Raises `ValueError` if that is too far.
     """
     usual = decoder(model).config._attn_implementation
     requests = _requests(model, longest, crowded=crowded)
@@ -211,7 +211,7 @@ class _Passes:
         self._tables = [list(range(1 + each * number, 1 + each * (number + 1))) for number in range(len(requests))]
 
     def compute(self, *parts: tuple[int, int, int]) -> None:
-        """Passes over `(request, start, stop)`, one or one for each; empty parts are left out."""
+        """Runs `(request, start, stop)` in one pass, or in one pass each; empty parts are left out."""
         parts = tuple(part for part in parts if part[1] < part[2])
         for one in [parts] if self._crowded else [(part,) for part in parts]:
             self._pass(one)
@@ -230,7 +230,7 @@ class _Passes:
 
 
 def _engine(passes: _Passes, requests: Sequence[Sequence[int]]) -> list[tuple[int, int, torch.Tensor]]:
-    """(request, place, logits) after parts of requests side by side, then a token at a time; the second stands on the first's blocks."""
+    """(request, place, logits) after parts of requests side by side, then a token at a time; the second uses the first's blocks."""
     lengths = [len(ids) for ids in requests]
     others = range(2, len(requests))
     shared = next(place for place in range(lengths[1]) if place + 1 == lengths[1] or requests[0][place] != requests[1][place])

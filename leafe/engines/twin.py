@@ -1,10 +1,10 @@
 """Small copies of a model for trials: the same attention, few layers, random weights, and limits so short that a few tokens pass them.
 
-A window, a chunk or an original context changes what attention computes only beyond so many tokens, often too many to try. `limits` says
-what a configuration names; `twin` builds the model anew with one of these limits cut to a few tokens, so that the same code runs beyond it
-in milliseconds. The weights are drawn so that attention matters, or a trial could not fail.
+A window, a chunk or an original context changes attention only beyond so many tokens, often too many to try. `limits` returns the limits
+in a configuration; `twin` builds the model anew with one of them cut to a few tokens, so that the same code runs beyond it in milliseconds.
+The weights are drawn so that attention matters, or a trial could not fail.
 
-A limit that stands in the code of a model and not in its configuration is not known here.
+A limit in the code of a model that its configuration lacks is not found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.utils import logging
 
-# Fields of configurations that count tokens, beyond which attention is computed otherwise.
+# Fields of configurations with numbers of tokens beyond which attention is computed differently.
 LIMIT = re.compile(
     r"(window|chunk)(_size|_len|_length)?$|^local_attention$|floor_scale|n_floor$|^original_max_position_embeddings$"
     r"|^index_topk$|^rel_extent$|max_distance$|context_length$|^mem_len$|^block_size$|^index_block_size$"
@@ -28,7 +28,7 @@ LIMIT = re.compile(
 WIDTH = re.compile(r"(intermediate|ffn|feed_forward).*(size|dim)$|^(n_inner|d_ff|dff|ffn_dim)$")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 VOCABULARY = 256
-MOST = 400_000_000  # weights of a twin
+MOST = 400_000_000  # the most weights of a twin
 
 
 def limits(config: Any) -> dict[str, int]:
@@ -41,7 +41,7 @@ def limits(config: Any) -> dict[str, int]:
 
 
 def text_config(config: Any) -> Any:
-    """The configuration of the decoder, of a model for several kinds of input too."""
+    """The configuration of the decoder, also in a model for several kinds of input."""
     try:
         return config.get_text_config(decoder=True)
     except ValueError:  # several fit
@@ -49,10 +49,10 @@ def text_config(config: Any) -> Any:
 
 
 def decoder(model: Any) -> Any:
-    """The part of a model that attends to text and whose attention can be set, which is the model itself where it has no such part."""
+    """The part of a model that attends to text and whose attention can be set; the model itself if it has no such part."""
     try:
         part = model.get_decoder()
-    except Exception:  # whatever a class without one does
+    except Exception:  # a class without a decoder may raise anything
         return model
     return part if isinstance(part, PreTrainedModel) else model
 
@@ -75,13 +75,13 @@ def computes(model: Any) -> bool:
 
 
 def vocabulary(model: Any) -> int:
-    """How many ids a model embeds."""
+    """The number of ids that a model embeds."""
     size = getattr(text_config(model.config), "vocab_size", None)
     return int(model.get_input_embeddings().weight.shape[0] if size is None else size)
 
 
 def random_ids(model: Any, length: int, seed: int) -> list[int]:
-    """Ids of ordinary tokens: none that the configuration names, as those of padding and of images."""
+    """Ids of ordinary tokens: none that the configuration names, such as those of padding and of images."""
     config = model.config.to_dict()
     special = {value for path, value in _numbers(config) if path.rsplit(".", 1)[-1].endswith(("token_id", "token_index"))}
     size = vocabulary(model)
@@ -91,9 +91,9 @@ def random_ids(model: Any, length: int, seed: int) -> list[int]:
 
 
 def twin(model: Any, limit: str = "", tokens: int = 0, *, device: str | None = None) -> Any | None:
-    """A small model of the same class in float32, with random weights and the field `limit` set to `tokens`; None where none can be had.
+    """A small model of the same class in float32, with random weights and the field `limit` set to `tokens`; None if it cannot be built.
 
-    It lies on the `device`, or where the model does.
+    It is on the `device`, or on that of the model.
     """
     for kind, given in _forms(model):
         for narrow in (True, False):
@@ -106,7 +106,7 @@ def twin(model: Any, limit: str = "", tokens: int = 0, *, device: str | None = N
                     weights = sum(weight.numel() for weight in _built(kind, config).parameters())
                 if weights <= MOST:
                     return _built(kind, config).to(device or model.device, torch.float32).eval()
-            except Exception:  # whatever a class makes of sizes that it does not expect
+            except Exception:  # a class may raise anything for unexpected sizes
                 continue
     return None
 
@@ -120,7 +120,7 @@ def _forms(model: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _built(kind: Any, config: Any) -> Any:
-    """A model with weights that depend on nothing but its configuration."""
+    """A model whose weights depend only on its configuration."""
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         built = kind(config)
@@ -130,7 +130,7 @@ def _built(kind: Any, config: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the library's remarks on what it is told to do."""
+    """Silences the library's warnings."""
     loudness = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -140,7 +140,7 @@ def quiet() -> Iterator[None]:
 
 
 def _draw(model: nn.Module) -> None:
-    """Weights by which scores, values and gates have about the size that they have in a trained model."""
+    """Draws weights for which scores, values and gates have about the size that they have in a trained model."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for weight in model.parameters():
         if weight.ndim < 2:
@@ -168,7 +168,7 @@ def _shrink(config: Any, *, narrow: bool) -> None:
 
 
 def _shorten(config: Any) -> None:
-    """As many layers from the first on as hold two of each kind; whatever is listed for each layer is cut alike."""
+    """Keeps the first layers, up to two of each kind; fields with one entry per layer are cut alike."""
     name = next((name for name in LAYERS if isinstance(getattr(config, name, None), int)), None)
     if name is None:
         return
@@ -182,7 +182,7 @@ def _shorten(config: Any) -> None:
 
 
 def _prefix(kinds: Sequence[tuple[Any, ...]]) -> int:
-    """How many items from the first on hold two of each kind that occurs, or all there are."""
+    """The length of the shortest prefix with two of each kind that occurs, or with all there are."""
     seen: dict[tuple[Any, ...], list[int]] = {}
     for place, kind in enumerate(kinds):
         seen.setdefault(kind, []).append(place)
@@ -190,7 +190,7 @@ def _prefix(kinds: Sequence[tuple[Any, ...]]) -> int:
 
 
 def _narrow_heads(config: Any) -> None:
-    """At most two heads of keys, and as many of queries to each as before; the size of a head stays."""
+    """Keeps at most two heads of keys, and as many of queries to each as before; the size of a head stays."""
     heads, hidden = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
     if not isinstance(heads, int) or not isinstance(hidden, int):
         return
@@ -229,6 +229,6 @@ def _set(config: Any, path: str, value: int) -> None:
 
 
 def spread(logits: Iterable[Tensor]) -> float:
-    """How much logits after the same token differ by what came before it: the measure of what attention does. `(vocabulary,)` each."""
+    """How much logits after the same token differ with what came before it: the measure of attention's effect. `(vocabulary,)` each."""
     stacked = torch.stack([one.float() for one in logits])
     return float((stacked - stacked.mean(0)).square().mean().sqrt())

@@ -1,7 +1,7 @@
 """Arms side by side: Pass@k of each, and the paired difference to the arm that training started from.
 
-A k is absent where an arm, or the base it is compared with, has fewer attempts than that. Fractions are kept as they are and become
-percent only in the formatting functions at the end, which the terminal and the page share. Nothing is read or printed here.
+A k is absent if an arm, or the base it is compared with, has fewer attempts than that. Fractions become percent only in the formatting
+functions at the end, which the terminal and the page share. Nothing is read or printed here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from leafe.records import encode
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """One arm. `minus_base` is empty for the base itself and where there is no base; `turns` and `tokens` are totals."""
+    """One arm. `minus_base` is empty for the base itself and if there is no base; `turns` and `tokens` are totals."""
 
     name: str
     pass_at_k: Mapping[int, Interval]
@@ -30,12 +30,12 @@ class ArmResult:
     tasks: int
     samples: int
     faults: Faults = Faults()
-    rollbacks: int = 0  # while it was measured
+    rollbacks: int = 0  # during measurement
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The arms in the order in which they were given, the confidence of every interval, and the arm that is subtracted."""
+    """The arms in the given order, the confidence of every interval, and the arm that is subtracted."""
 
     arms: tuple[ArmResult, ...]
     confidence: float = 0.95
@@ -74,16 +74,16 @@ class Comparison:
 def compare(
     arms: Sequence[ArmOutcomes], *, base: str | None = "base", ks: Sequence[int] = (), how: Resampling = Resampling()
 ) -> Comparison:
-    """Pass@k of every arm at `ks` (by default the powers of two up to its own number of samples), and its difference to `base`.
+    """Pass@k of every arm at `ks` (by default the powers of two up to its number of samples), and its difference to `base`.
 
-    An arm named `RUN:arm` is compared with `base` where an arm has exactly that name, and with `RUN:base` of its own run otherwise.
-    With `base` None nothing is subtracted. Raises `UserError` for an unfinished evaluation, an arm that stands there twice, a base
-    that is not there, a `k` in `ks` beyond an arm's samples, and arms that were not measured on their base's tasks.
+    An arm named `RUN:arm` is compared with `base` if an arm has exactly that name, and with `RUN:base` of its run otherwise.
+    With `base` None nothing is subtracted. Raises `UserError` for an unfinished evaluation, a repeated arm, a missing base, a `k` in
+    `ks` beyond an arm's samples, and arms that were not measured on their base's tasks.
     """
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"the arm {name!r} stands there twice; give each run once")
+            raise UserError(f"the arm {name!r} occurs twice; give each run once")
     counts = {arm.name: arm.counts() for arm in arms}
     bases = {name: None if base is None else counts[_base_of(name, names, base)] for name in names}
     return Comparison(tuple(_result(arm, counts[arm.name], bases[arm.name], ks=ks, how=how) for arm in arms), how.confidence, base)
@@ -131,7 +131,7 @@ def with_bounds(interval: Interval, *, signed: bool = False) -> str:
 
 
 def rolled_back(arm: ArmResult) -> str:
-    """What has to stand beside the figures of an arm that was rolled back while it was measured; empty for any other."""
+    """The note beside the figures of an arm that was rolled back during measurement; empty for any other."""
     return f"; {arm.rollbacks:,} rollbacks at test time" if arm.rollbacks else ""
 
 

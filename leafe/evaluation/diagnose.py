@@ -1,11 +1,10 @@
-"""What decides whether LEAFE can help a model in an environment, measured without training anything.
+"""The figures that decide whether LEAFE can help a model in an environment, measured without training.
 
 From one tree exploration and one of independent samples at the same budget: how many reflections can be read, which turns they name,
 whether branches succeed more often than fresh attempts, how many tasks each way solves, and the reflection gap: at the turns that
 reflections named, how often the first action is one of the best with the advice in the prompt and without it. The gap is reported twice:
-for reflections on attempts that had no advice, which is what a model's own mistakes are, and for reflections on branches, which are
-the cases that advice did not fix. Where no expert is at hand the gap in actions cannot be measured, and the gap in success stands
-alone.
+for reflections on attempts without advice, the model's own mistakes, and for reflections on branches, the cases that advice did not fix.
+Without an expert the gap in actions cannot be measured, and only the gap in success is reported.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class BranchPoint:
-    """One turn that a reflection named: what was done there with its advice, and what the best actions were."""
+    """One turn that a reflection named: the action taken with its advice, and the best actions."""
 
     tree: Tree
     attempt: Attempt
@@ -43,10 +42,10 @@ class BranchPoint:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The figures, as shares from 0 to 1 with intervals over tasks. None where there was nothing to measure.
+    """The figures, as shares from 0 to 1 with intervals over tasks. None if there was nothing to measure.
 
-    `advised_optimal`, `unadvised_optimal` and `reflection_gap` are about the `branch_points` that come of attempts without advice, those
-    named `later` about branches of branches. Reflections that found no room in the context are in the faults alone.
+    `advised_optimal`, `unadvised_optimal` and `reflection_gap` are about the `branch_points` in attempts without advice, those named
+    `later` about branches of branches. Reflections without room in the context are in the faults alone.
     """
 
     reflections: int
@@ -126,7 +125,7 @@ def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environm
 
 
 def is_best(point: BranchPoint, action: str) -> bool:
-    """Whether an action is one of the best at a point, read as lenient worlds read it: without regard to case and a final full stop."""
+    """Whether an action is one of the best at a point, read as lenient worlds read it: ignoring case and a final full stop."""
 
     def read(text: str) -> str:
         return " ".join(text.lower().rstrip(" .").split())
@@ -135,7 +134,7 @@ def is_best(point: BranchPoint, action: str) -> bool:
 
 
 async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws: int) -> float:
-    """The share of `draws` actions that are best when the policy stands at the same turn and is told nothing."""
+    """The share of `draws` actions that are best when the policy acts at the same turn without advice."""
     scene, trajectory = Scene(rules.prompts, point.tree.task, point.tree.root), point.tree.trajectory(point.turn.parent)
     messages = bare_messages(scene, trajectory, point.turn.shortening)
     right = 0
@@ -150,7 +149,7 @@ async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws:
 
 
 class _Gap:
-    """How often the first action is a best one at some branching turns, with the advice and without it."""
+    """The share of first actions at branching turns that are best ones, with the advice and without it."""
 
     def __init__(self, points: Sequence[tuple[BranchPoint, float]]) -> None:
         self.points = points
@@ -208,6 +207,6 @@ def _solved(trees: Sequence[Tree]) -> int:
 
 
 def _paired(branches: Sequence[Sequence[float]], fresh: Sequence[Sequence[float]]) -> Interval | None:
-    """The mean over tasks of the difference in success, where a task has both kinds of attempt."""
+    """The mean difference in success over tasks that have both kinds of attempt."""
     both = [[float(np.mean(one) - np.mean(other))] for one, other in zip(branches, fresh, strict=True) if len(one) and len(other)]
     return shares(both)

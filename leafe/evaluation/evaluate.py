@@ -1,6 +1,6 @@
 """Measuring a model: n independent attempts a task, each a line that survives a kill.
 
-They are plain attempts, without reflection and without rollback, unless a player is given that has them; its turns count all the same.
+They are plain attempts, without reflection and rollback, unless the given player uses them; its turns count in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def attempt(task: Task, sample: int, rules: Rules, player: Explorer = once) -> P
 
 
 def outcome_of(tree: Tree, sample: int) -> Outcome:
-    """What an attempt came to: where it was rolled back on the way, the last branch of it."""
+    """The outcome of an attempt, or of its last branch if it was rolled back."""
     played = tree.attempts[-1]
     return Outcome(
         task=tree.task.id,
@@ -65,8 +65,8 @@ async def evaluate(
 ) -> list[Outcome]:
     """`samples` attempts a task by `player`, appended to `path` as they end; those already there are kept and not repeated.
 
-    Outcomes come back in the order of tasks and samples; further samples that the file holds stay in it. Raises `RunConflict` for a
-    file with attempts at other tasks, and `UserError` when all of the first attempts broke: `mend` is what it says to type.
+    Outcomes are returned in the order of tasks and samples; further samples in the file stay in it. Raises `RunConflict` for a
+    file with attempts at other tasks, and `UserError` when all of the first attempts broke: `mend` is the command that it suggests.
     """
     done = {(one.task, one.sample): one for one in read_outcomes(path)} if path.exists() else {}
     foreign = {task for task, _ in done} - {task.id for task in tasks}

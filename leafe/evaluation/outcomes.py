@@ -1,7 +1,7 @@
-"""What measuring leaves behind: one graded attempt a line in `eval/ARM.jsonl`, and the success counts of a whole arm.
+"""The records of a measurement: one graded attempt a line in `eval/ARM.jsonl`, and the success counts of a whole arm.
 
 An attempt that broke counts as a failure and is counted by class beside it, so that a crash can never raise a score. A file that
-contradicts itself is refused, and so is one that is not finished: a number from half an evaluation would look like any other.
+contradicts itself is refused, and so is an unfinished one: a number from half an evaluation would look like any other.
 Nothing is played or graded here.
 """
 
@@ -26,11 +26,11 @@ COSTS = ("prompt_tokens", "sampled_tokens", "rollbacks", "replayed_steps", "refl
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One attempt of an evaluation. `sample` counts a task's attempts from 0; `error` is `CLASS` or `CLASS: what happened`.
+    """One attempt of an evaluation. `sample` counts a task's attempts from 0; `error` is `CLASS` or `CLASS: message`.
 
     `no_action`, `cut` and `shortened` count turns: replies that held no action, replies that were cut, prompts that left out some of the
-    history. They are None in files of a version that did not count them. `turns` and `reflection_tokens` are those of branches that were
-    left as well.
+    history. They are None in files of a version that did not count them. `turns` and `reflection_tokens` include those of abandoned
+    branches.
     """
 
     task: str
@@ -65,12 +65,12 @@ class Outcome:
 
     @property
     def error_class(self) -> str | None:
-        """What broke, or None when the attempt ended by itself or by a limit."""
+        """The class of error that broke the attempt, None if it ended by itself or by a limit."""
         return class_of(self.stop, self.error)
 
 
 def read_outcomes(path: Path) -> tuple[Outcome, ...]:
-    """The attempts in an evaluation file, in its order. Raises `CorruptFile` for a record that cannot be or stands there twice."""
+    """The attempts in an evaluation file, in its order. Raises `CorruptFile` for an invalid or repeated record."""
     seen: dict[tuple[str, int], Outcome] = {}
     for number, line in enumerate(read_lines(path, SCHEMA), start=2):
         try:
@@ -92,9 +92,9 @@ def read_outcomes(path: Path) -> tuple[Outcome, ...]:
 class ArmOutcomes:
     """All attempts of one arm. `directory` is its run, for messages.
 
-    `tasks` and `samples` are how many tasks, and attempts at each, were asked for; 0 where nobody knows, and then a file that was
-    cut between two samples of every task cannot be told from a smaller evaluation. Samples beyond those asked for, left by an
-    evaluation that wanted more, are in `outcomes` and count nowhere.
+    `tasks` and `samples` are how many tasks, and attempts at each, were requested; 0 if unknown, and then a file that was cut
+    between two samples of every task cannot be told from a smaller evaluation. Samples beyond those requested, left by a larger
+    evaluation, are in `outcomes` and are not counted.
     """
 
     name: str
@@ -105,7 +105,7 @@ class ArmOutcomes:
 
     @property
     def counted(self) -> tuple[Outcome, ...]:
-        """The attempts that were asked for."""
+        """The attempts that were requested."""
         return tuple(outcome for outcome in self.outcomes if not self.samples or outcome.sample < self.samples)
 
     def counts(self) -> Counts:
@@ -124,7 +124,7 @@ class ArmOutcomes:
 
     @property
     def errors(self) -> dict[str, int]:
-        """How many attempts broke, by class."""
+        """The number of broken attempts, by class."""
         return by_class((outcome.stop, outcome.error) for outcome in self.counted)
 
     @property
@@ -139,12 +139,12 @@ class ArmOutcomes:
 
     @property
     def rollbacks(self) -> int:
-        """How often attempts were rolled back on the way, which plain ones never are."""
+        """The number of rollbacks within attempts; plain attempts have none."""
         return sum(outcome.rollbacks for outcome in self.counted)
 
     @property
     def faults(self) -> Faults:
-        """What came to nothing. A share that some attempt was not counted for is None."""
+        """The faults. A share that was not counted for some attempt is None."""
         counted = self.counted
         broken = [outcome.error or outcome.stop.value for outcome in counted if outcome.stop in BROKEN]
         return Faults(
@@ -166,11 +166,11 @@ def _total(counts: Iterable[int | None]) -> int | None:
 
 
 def costs_of(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """What some attempts cost, in turns, tokens, rollbacks and replayed steps."""
+    """The cost of some attempts, in turns, tokens, rollbacks and replayed steps."""
     counted = list(outcomes)
     return {name: sum(getattr(outcome, name) for outcome in counted) for name in ("turns", *COSTS)}
 
 
 def of_run(run: str, arms: Iterable[ArmOutcomes]) -> tuple[ArmOutcomes, ...]:
-    """The same arms under the names `RUN:arm`, so that those of several runs can stand side by side."""
+    """The same arms under the names `RUN:arm`, so that those of several runs can be compared."""
     return tuple(ArmOutcomes(f"{run}:{arm.name}", arm.outcomes, arm.directory, arm.tasks, arm.samples) for arm in arms)

@@ -1,10 +1,9 @@
-"""Pass@k from `n` graded attempts a task, and how far it can be trusted.
+"""Pass@k from `n` graded attempts a task, and its confidence interval.
 
 The estimate is the unbiased closed form, the share of the k-subsets of a task's attempts that hold a success, in exact integers and
-rounded once. It is never resampled with replacement, never asked of fewer attempts than `k`, and never extrapolated. An interval
-is a percentile bootstrap over tasks: it says how another draw of tasks would move the mean, and is of no width where all tasks
-agree. The draws are a function of the tasks alone, so every arm and every k sees the same ones and a difference between two arms
-is paired.
+rounded once. It is never resampled with replacement, never computed from fewer attempts than `k`, and never extrapolated. An interval
+is a percentile bootstrap over tasks: it shows how another draw of tasks would move the mean, and has width zero if all tasks agree.
+The draws are a function of the tasks alone, so every arm and every k uses the same ones and a difference between two arms is paired.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """How an interval is drawn: `resamples` bootstrap draws over tasks, and the mass that lies between the bounds."""
+    """The settings of an interval: `resamples` bootstrap draws over tasks, and the mass between the bounds."""
 
     resamples: int = 2000
     confidence: float = 0.95
@@ -48,7 +47,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many of the `samples` attempts at each task succeeded; `name` says whose they are, for messages."""
+    """The successes among the `samples` attempts at each task; `name` is that of the arm, for messages."""
 
     name: str
     samples: int
@@ -63,7 +62,7 @@ class Counts:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks' ids in their one order."""
+        """The tasks' ids in a fixed order."""
         return tuple(sorted(self.successes))
 
 

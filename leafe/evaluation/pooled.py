@@ -1,8 +1,8 @@
-"""One way of training over several seeds: its mean, and the paired difference to another, with intervals over seeds and tasks.
+"""One method over several seeds: its mean, and the paired difference to another, with intervals over seeds and tasks.
 
 A row holds a share from 0 to 1 for every seed and task at each column, such as Pass@8. An interval is a percentile bootstrap that draws
-seeds and tasks anew, each with replacement and both rows alike, so that it says how other seeds and other tasks would move the mean. With
-one seed it is over tasks alone. Three seeds say little about the spread between seeds; such an interval is rather too narrow.
+seeds and tasks anew, each with replacement and both rows alike, so that it shows how other seeds and tasks would move the mean. With
+one seed it is over tasks alone. Three seeds show little of the spread between seeds; such an interval is rather too narrow.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Pooled:
 
 
 def of_counts(name: str, counts: Mapping[int, Counts]) -> Pooled:
-    """Pass@k of measured arms, one a seed, at the powers of two that all of them have samples for.
+    """Pass@k of measured arms, one a seed, at the powers of two for which all of them have samples.
 
-    Raises `UserError` where the seeds were not measured on the same tasks.
+    Raises `UserError` if the seeds were not measured on the same tasks.
     """
     first, samples = next(iter(counts.values())), min(one.samples for one in counts.values())
     _require_same(name, {seed: one.tasks for seed, one in counts.items()})
@@ -52,7 +52,7 @@ def of_counts(name: str, counts: Mapping[int, Counts]) -> Pooled:
 
 
 def of_forests(name: str, forests: Mapping[int, Sequence[Tree]]) -> Pooled:
-    """Which tasks the first 1, 2, 4, ... attempts of a forest solved, and all of them. Raises `UserError` like `of_counts`."""
+    """The tasks solved by the first 1, 2, 4, ... attempts of a forest, and by all of them. Raises `UserError` like `of_counts`."""
     solved = {seed: {tree.task.id: [one.success for one in tree.attempts] for tree in trees} for seed, trees in forests.items()}
     _require_same(name, {seed: tuple(sorted(tasks)) for seed, tasks in solved.items()})
     tasks = tuple(sorted(next(iter(solved.values()))))
@@ -78,7 +78,7 @@ def mean(row: Pooled, column: str, how: Resampling = Resampling()) -> Interval:
 
 
 def difference(row: Pooled, other: Pooled, column: str, how: Resampling = Resampling()) -> Interval | None:
-    """A row minus another, paired by seed and task; None where they share no seed, column or tasks."""
+    """A row minus another, paired by seed and task; None if they share no seed, column or tasks."""
     seeds = [seed for seed in row.seeds if seed in other.seeds]
     if not seeds or row.tasks != other.tasks or column not in row.shares or column not in other.shares:
         return None
@@ -106,5 +106,5 @@ def _resampled(tasks: tuple[str, ...], shares: Shares, resamples: int) -> Shares
 
 
 def as_json(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
-    """Intervals by column as JSON, those that are not there left out."""
+    """Intervals by column as JSON, without missing ones."""
     return {column: {"value": one.value, "low": one.low, "high": one.high} for column, one in intervals.items() if one is not None}

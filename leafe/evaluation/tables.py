@@ -1,6 +1,6 @@
-"""A finished table as records: what each row reached and what it cost, the claims that were looked at, and the paper's figures.
+"""A finished table as records: the result and the cost of each row, the claims that were tested, and the paper's figures.
 
-Fractions are kept as they are. The terminal, Markdown, JSON and the page are made of these.
+Values are fractions. The terminal, Markdown, JSON and the page are made from these records.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNKNOWN = "-"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a row took until it was trained, the mean over seeds; None where its stages do not say. Measuring is not in it."""
+    """The cost of a row until it was trained, the mean over seeds; None if its stages did not record it. Measuring is not included."""
 
     turns: float | None = None
     prompt_tokens: float | None = None
@@ -30,7 +30,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class PaperFigure:
-    """What the paper reports under a name: model, environment, Pass@1 and Pass@128 in percent, None where it reports none."""
+    """A figure of the paper: its name, model, environment, Pass@1 and Pass@128 in percent, None if it reports none."""
 
     row: str
     model: str
@@ -59,7 +59,7 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class TableResult:
-    """A whole table. `measure` names its columns, as `Pass@`; `budget` is in turns over all training tasks."""
+    """A whole table. `measure` is the prefix of its columns' names, such as `Pass@`; `budget` is in turns over all training tasks."""
 
     name: str
     about: str
@@ -89,7 +89,7 @@ class TableResult:
         return tuple(dict.fromkeys(self.columns[:1] + self.columns[-1:]))
 
     def title(self) -> str:
-        """What the table shows, on one line."""
+        """The title of the table, on one line."""
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         return (
             f"{self.name}: {self.environment}, {self.model}, {seeds}, split {self.split}, % [{100 * self.confidence:g} % interval]"
@@ -121,7 +121,7 @@ def curve_rows(table: TableResult) -> list[Cells]:
 
 
 def cost_rows(table: TableResult) -> list[Cells]:
-    """A heading, and what each row took."""
+    """A heading, and the cost of each row."""
     heading = ("row", "turns", "of budget", "prompt tokens", "sampled tokens", "reflect tokens", "steps", "examples")
     lines: list[Cells] = [heading]
     for row in table.rows:
@@ -133,7 +133,7 @@ def cost_rows(table: TableResult) -> list[Cells]:
 
 
 def flag_lines(table: TableResult) -> Cells:
-    """What has to stand beside the costs, each sentence once behind the rows that it is about."""
+    """The warnings beside the costs, each sentence once, after the rows that it is about."""
     owners: dict[str, list[str]] = {}
     for row in table.rows:
         for flag in row.flags:
@@ -142,7 +142,7 @@ def flag_lines(table: TableResult) -> Cells:
 
 
 def extra_rows(table: TableResult) -> list[Cells]:
-    """What a row's exploration tells beside its result; only a heading where no row has any."""
+    """Further figures of a row's exploration; only a heading if no row has any."""
     names = tuple(dict.fromkeys(name for row in table.rows for name in row.extra or {}))
     lines: list[Cells] = [("row", *names)]
     lines += [
@@ -154,7 +154,7 @@ def extra_rows(table: TableResult) -> list[Cells]:
 
 
 def paper_rows(table: TableResult) -> list[Cells]:
-    """The paper's figures with ours beside them: other models, another size."""
+    """The paper's figures beside ours, which are for other models of another size."""
     ours = {row.name: row for row in table.rows}
     lines: list[Cells] = [
         ("row", "ours @1", f"ours @{table.ends[-1] if table.ends else ''}", "the paper's model", "in", "@1", "@128")
@@ -168,14 +168,14 @@ def paper_rows(table: TableResult) -> list[Cells]:
 
 
 def counted(value: float | None) -> str:
-    """A count that may be a mean."""
+    """A count, or a mean of counts, as text."""
     if value is None:
         return UNKNOWN
     return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value:,.0f}"
 
 
 def verdict(claim: str, difference: Interval | None, beside: str = "") -> str:
-    """A claim with what was found: yes, no or not decided, with the difference in points."""
+    """A claim with its verdict: yes, no or not decided, and the difference in points."""
     if difference is None:
         return f"{claim}: not measured"
     told = f"{points(difference.value)} [{points(difference.low)}, {points(difference.high)}]"
@@ -206,7 +206,7 @@ def _markdown_table(rows: Iterable[Cells]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text on one line that Markdown takes as it is."""
+    """A text on one line, escaped for Markdown."""
     line = " ".join(text.split())
     for sign in ("\\", "|", "<", "`", "*", "_"):
         line = line.replace(sign, f"\\{sign}")

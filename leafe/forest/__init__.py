@@ -1,1 +1,1 @@
-"""The heart: exploration as generators of effects, and the one driver that carries the effects out."""
+"""The heart of leafe: exploration as generators of effects, and the one driver that carries the effects out."""

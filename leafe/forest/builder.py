@@ -1,6 +1,6 @@
-"""A tree while it grows: turns, attempts, reflections and what they cost.
+"""A growing tree: its turns, attempts and reflections, and their costs.
 
-The rules say what may be spent; the builder counts. Turns that the policy takes are the budget, tokens may be one too; replayed steps and
+The rules set the budgets; the builder counts. The budget is in turns of the policy and, optionally, in tokens; replayed steps and
 reflections are counted apart. Everything here is a function of the rules and of the results that were fed in.
 """
 
@@ -17,15 +17,15 @@ from leafe.records import Ask, Attempt, Completion, Message, Observation, Reflec
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What exploration of one task may do.
+    """The rules for exploring one task.
 
     `turns` and `tokens` are budgets a task (0 tokens: no such budget); `reflect_every` is K of the paper (0: only at the end);
-    `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is how much of itself an attempt
-    reads. Where nothing `can_roll_back`, a reset may show something else each time, and experiences become feedback to fresh attempts.
-    With `new_luck` a branch draws the world's randomness anew from its first step on. `notes` are told in the first prompt of every
-    attempt, ahead of what earlier ones taught, and behind them what `recall` gives for the task and its first observation. After
-    `stop_when_solved` successes no attempt starts any more (0: whatever succeeds). `memory` is how many experiences a verbal retry is told.
-    `closing` are the tokens for the answer of a reply that was cut before it came to one (0: it stays so).
+    `patience` is how many replies in a row may hold no action before the attempt is given up; `history` is the part of its history that
+    an attempt's prompts contain. Without `can_roll_back` a reset may show something else each time, and experiences become feedback to
+    fresh attempts. With `new_luck` a branch draws the world's randomness anew from its first step on. The first prompt of every attempt
+    contains `notes`, then what `recall` returns for the task and its first observation, then the lessons of earlier attempts. After
+    `stop_when_solved` successes no further attempt starts (0: no such limit). `memory` is how many experiences a verbal retry reads.
+    `closing` are the tokens for the answer of a reply that was cut before it (0: it stays cut).
     """
 
     prompts: Prompts
@@ -55,8 +55,8 @@ class TreeBuilder:
 
     task: Task
     rules: Rules
-    root: Observation | None = None  # what the first reset showed, and every other one where rollback is promised
-    shown: Observation | None = None  # what the present attempt's reset showed
+    root: Observation | None = None  # the observation of the first reset, and of every other one if rollback is promised
+    shown: Observation | None = None  # the observation of the present attempt's reset
     spend: Usage = Usage()
     turns: list[Turn] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
@@ -67,7 +67,7 @@ class TreeBuilder:
 
     @property
     def scene(self) -> Scene:
-        """What prompts are rendered from, once the task was reset."""
+        """The scene that prompts are rendered from, once the task was reset."""
         shown = self.shown or Observation("")
         if self._scene is None or self._scene.root is not shown or self._scene.prompts is not self.rules.prompts:
             self._scene = Scene(self.rules.prompts, self.task, shown)
@@ -75,7 +75,7 @@ class TreeBuilder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What every attempt at this task is told beside it."""
+        """The notes in the prompt of every attempt at this task."""
         scene, rules = self.scene, self.rules
         if rules.recall is None:
             return rules.notes
@@ -115,12 +115,12 @@ class TreeBuilder:
         return Ask(messages, self.rules.reflect, self._seed(attempt), "reflect")
 
     def luck(self, start: Start, own: Sequence[Turn]) -> int | None:
-        """What the step after an attempt's `own` turns draws its randomness from anew; None where it goes on as it was."""
+        """The new seed of the world's randomness for the step after an attempt's `own` turns; None if it continues unchanged."""
         branches = self.rules.new_luck and start.branches and not any(turn.stepped for turn in own)
         return self._luck_of(len(self.attempts)) if branches else None
 
     def lucks(self, trajectory: Sequence[Turn]) -> tuple[int | None, ...]:
-        """What each step of a trajectory drew its randomness from anew, empty where none did."""
+        """The new seeds of the world's randomness of a trajectory's steps, empty if there were none."""
         if not self.rules.new_luck:
             return ()
         before = (None, *(turn.attempt for turn in trajectory))
@@ -138,7 +138,7 @@ class TreeBuilder:
         return seed_for(self.rules.seed, self.task.id, attempt, self._asks)
 
     def add_completion(self, completion: Completion) -> None:
-        """Pays for an action's tokens, which are spent even when the environment then breaks and no turn comes of them."""
+        """Counts an action's tokens, which are spent even if the environment then breaks and no turn is kept."""
         self._pay(prompt_tokens=completion.prompt_tokens, sampled_tokens=completion.drawn)
 
     def add_turn(self, turn: Turn) -> None:
@@ -152,16 +152,16 @@ class TreeBuilder:
         self._pay(expert_steps=1)
 
     def add_discarded(self) -> None:
-        """Counts a reply that held no new action where one was wanted."""
+        """Counts a reply without the new action that was wanted."""
         self._pay(discarded=1)
 
     def add_reflection(self, reflection: Reflection) -> None:
-        """Keeps a reflection and pays for all its replies."""
+        """Keeps a reflection and counts the tokens of all its replies."""
         self.reflections.append(reflection)
         self._pay(reflections=1, reflection_tokens=sum(reply.drawn for reply in reflection.replies))
 
     def add_rollback(self) -> None:
-        """Counts a rollback that is asked for, whether it will succeed or not."""
+        """Counts a requested rollback, whether it will succeed or not."""
         self._pay(rollbacks=1)
 
     def add_replayed(self, steps: int) -> None:
@@ -172,20 +172,20 @@ class TreeBuilder:
         self.spend = replace(self.spend, **{name: getattr(self.spend, name) + amount for name, amount in amounts.items()})
 
     def turn_id(self, attempt: int, index: int) -> str:
-        """The identity of a turn: its task, its attempt and its place."""
+        """The id of a turn: its task, its attempt and its index."""
         return digest(self.task.id, attempt, index)
 
     def tree(self, method: str) -> Tree:
-        """What has grown so far, frozen."""
+        """The tree so far, frozen."""
         root = self.root or Observation("")
         return Tree(self.task, method, root, tuple(self.turns), tuple(self.attempts), tuple(self.reflections), self.spend)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where an attempt begins: after `trajectory`, told `advice` for its first turn or `feedback` for the whole of it.
+    """The start of an attempt: after `trajectory`, with `advice` in its first prompt or `feedback` in all of them.
 
-    With a `parent` and neither of both it goes back to a turn of its parent and is told nothing.
+    With a `parent` and neither of them it goes back to a turn of its parent without any advice.
     """
 
     trajectory: tuple[Turn, ...] = ()
@@ -206,5 +206,5 @@ def last_id(trajectory: Sequence[Turn]) -> str | None:
 
 
 def unread(completion: Completion) -> str:
-    """The text to give the environment where a reply holds no action: the reply as it stands, on one line."""
+    """The text for the environment if a reply holds no action: the reply itself, on one line."""
     return " ".join(completion.text.split())[:500]

@@ -1,7 +1,7 @@
-"""The one driver: carries out the effects of thousands of generators at once, with asyncio, and journals what came back.
+"""The one driver: carries out the effects of thousands of generators at once, with asyncio, and journals the results.
 
-It knows worlds and an engine and nothing of methods. Each task has its world to itself, wherever that lives. A resumed task first hears
-what the journal holds, and only when it asks for something new is its world brought to where it was, verified like any rollback.
+It handles worlds and an engine and does not depend on methods. Each task has a world to itself, in whatever process that runs. A resumed
+task is first fed the results in the journal; its world is restored, verified like any rollback, only when it needs a new result.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Rollout(Generic[Result]):
 
 @dataclass(frozen=True)
 class Runtime:
-    """What effects are carried out with. `noticed` is told of every completion, for progress bars.
+    """The means of carrying out effects. `noticed` is called with every completion, for progress bars.
 
-    The rest says where worlds live and under which limits; see `envs.worker_pool.Terms`. `host` makes the places where they live.
+    The other fields are the location and the limits of worlds; see `envs.worker_pool.Terms`. `host` makes the workers.
     """
 
     engine: Engine
@@ -53,7 +53,7 @@ class Runtime:
     host: Callable[[Callable[[], Environment], Terms], WorkerPool] = worker_pool
 
     def worker_pool(self) -> WorkerPool:
-        """Where worlds live for one stage."""
+        """The workers for the worlds of one stage."""
         terms = Terms(self.placement, self.workers, self.instances, self.timeout, self.recycle, self.computes)
         return self.host(self.make_environment, terms)
 
@@ -61,10 +61,10 @@ class Runtime:
 async def drive(
     rollouts: Iterable[Rollout[Result]], runtime: Runtime, *, concurrency: int
 ) -> AsyncGenerator[tuple[Rollout[Result], Result], None]:
-    """Drives rollouts to their ends, `concurrency` at a time, and yields each with its result as it finishes.
+    """Drives rollouts to their ends, `concurrency` at a time, and yields each with its result when it finishes.
 
     Rollouts are drawn from the iterable only when there is room for them. An exception that is no `EpisodeError` (a dead engine, a bug)
-    cancels the rest and is raised here; what was journaled by then is kept.
+    cancels the rest and is raised here; the journal so far is kept.
     """
     waiting = iter(rollouts)
     running: set[asyncio.Task[tuple[Rollout[Result], Result]]] = set()
@@ -76,7 +76,7 @@ async def drive(
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            # A dead engine breaks many at once: each is asked for its error, or asyncio complains; what ended well is not lost.
+            # A dead engine breaks many at once: each error is retrieved, or asyncio complains; finished results are not lost.
             broken = [finished for finished in done if finished.exception() is not None]
             for finished in done.difference(broken):
                 yield finished.result()
@@ -123,10 +123,10 @@ class _Hand:
         self._key, self._task, self._means, self._worlds = key, task, runtime, worlds
         self._seat: Session | None = None
         self._number = 0
-        # Where the world stands, or should stand once it is needed: actions with observation digests, the reset's digest first.
+        # The state of the world, or the state to restore once it is needed: actions with observation digests, the reset's digest first.
         self._actions: list[str] | None = None
         self._digests: list[str] = []
-        self._seeds: list[int | None] = []  # with which the actions were taken
+        self._seeds: list[int | None] = []  # of the actions
         self._root = ""
 
     async def carry_out(self, effect: Effect) -> Any:
@@ -171,7 +171,7 @@ class _Hand:
         return Restored(answer.observation, answer.replayed_steps)
 
     async def _ready(self, effect: Effect) -> Session:
-        """A seat for the job, its world brought to where the journal left it."""
+        """A session for the job, with its world in the state that the journal ends at."""
         self._seat = await self._worlds.session()
         if self._actions is not None and not isinstance(effect, Reset):
             await self._seat.take(self._replay(self._actions, self._digests, self._seeds))
@@ -182,7 +182,7 @@ class _Hand:
         return Call("replay", self._task, actions=tuple(actions), digests=tuple(digests), seeds=drawn)
 
     def _follow(self, effect: Effect, result: Any) -> None:
-        """Keeps track of where the world stands; None where it cannot be used before a reset or a replay."""
+        """Keeps track of the state of the world; None if it cannot be used before a reset or a replay."""
         if isinstance(effect, Ask):
             return
         if isinstance(result, EpisodeError):
@@ -203,6 +203,6 @@ class _Hand:
             self._seeds = _seeds(effect)
 
     async def close(self) -> None:
-        """Leaves the world to others."""
+        """Gives the world back for other jobs."""
         if self._seat is not None:
             await self._seat.leave()

@@ -1,4 +1,4 @@
-"""What a generator may ask of the world outside: effects out, results in, nothing else.
+"""The effects that a generator may yield and the results that it receives.
 
     Ask(messages, sampling, seed, purpose) -> Completion        (in `leafe.records`, since engines read it)
     Reset(task)                            -> Observation
@@ -30,7 +30,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Take one action, with the world's randomness drawn anew from `seed` where one is given."""
+    """Take one action, with the world's randomness drawn anew from `seed` if there is one."""
 
     action: str
     seed: int | None = None
@@ -38,9 +38,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Bring the world to where `trajectory` ends, verified turn by turn. An empty trajectory is the root.
+    """Restore the world to the end of `trajectory`, verified turn by turn. An empty trajectory is the root.
 
-    `seeds` are those that its steps were taken with, empty where there were none.
+    `seeds` are those of its steps, empty if there were none.
     """
 
     task: Task
@@ -50,7 +50,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a rollback came to: the observation there, and how many steps were replayed to reach it."""
+    """The result of a rollback: the observation at its end, and how many steps were replayed."""
 
     observation: Observation
     replayed_steps: int
@@ -58,12 +58,12 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """Ask the world what it knows: the actions that solve the task from where it stands, which stays as it is."""
+    """Ask the world for the actions that solve the task from its present state, which does not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an environment's expert would do, in order; nothing where none is known."""
+    """The actions of an environment's expert, in order; empty if none are known."""
 
     actions: tuple[str, ...] = ()
 

@@ -1,9 +1,9 @@
-"""Around an expert's way: what the policy would do instead in each of its states, and what that leads to (arXiv 2510.08558).
+"""Exploration around an expert's trajectory: the policy's alternatives in each of its states, and their outcomes (arXiv 2510.08558).
 
-The expert is the environment's own, or the policy's shortest success. Each alternative is sampled from the bare prompt of its state,
-differs from the expert's action and from the others there, and is taken after a verified rollback, one step and no more. Those steps are
-turns of the policy's and count against the task's budget; the expert's own are counted apart. Alternatives are taken in rounds over all
-states, so that a small budget is spread over the whole way.
+The expert is that of the environment, or the policy's shortest success. Each alternative is sampled from the bare prompt of its state,
+differs from the expert's action and the state's other alternatives, and is taken after a verified rollback, for one step. These steps
+count against the task's budget as turns of the policy; the expert's are counted apart. Alternatives are taken in rounds over all
+states, so that a small budget is spread over the whole trajectory.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from leafe.records import (
 )
 from leafe.replies import ParseFailure, parse_action, render_action
 
-SEARCH = 0.5  # of a task's budget that may go into a success of the policy's own, where there is no other expert
-DRAWS = 2  # replies that are drawn for each alternative that is wanted, at most
+SEARCH = 0.5  # share of a task's budget for a success of the policy, if there is no other expert
+DRAWS = 2  # most replies that are drawn for each alternative
 ExpertSource = Literal["auto", "environment", "successes"]
 
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """Whose way is taken, how many `alternatives` are wanted in each state, and whether the policy `compares` them in words.
+    """The expert, the number of `alternatives` in each state, and whether the policy `compares` them in words.
 
     As an explorer it grows the tree of one task: `Around("auto")(builder)`.
     """
@@ -54,7 +54,7 @@ class Around:
     compares: bool = False
 
     def __call__(self, builder: TreeBuilder) -> Play[Tree]:
-        """The expert's way first, then what lies beside it."""
+        """Plays the expert's trajectory, then the alternatives."""
         if self.expert != "successes":
             yield from _follow_plan(builder)
         if self.expert != "environment" and expert_among(builder.attempts, builder.turns) is None:
@@ -69,7 +69,7 @@ class Around:
 
 @dataclass(slots=True)
 class _State:
-    """A state of the expert's way: the turns before it, the expert's own, and what was tried there."""
+    """A state of the expert's trajectory: the turns before it, the expert's turn, and the alternatives tried in it."""
 
     before: tuple[Turn, ...]
     expert: Turn
@@ -80,9 +80,9 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A state of an expert's way with the turns that were tried there in place of the expert's, as a tree holds them.
+    """A state of an expert's trajectory, with the turns that were tried in place of the expert's, as a tree holds them.
 
-    `shortening` is what the prompts there left out.
+    `shortening` is what the state's prompts left out.
     """
 
     before: tuple[Turn, ...]
@@ -92,12 +92,12 @@ class Fork:
 
     @property
     def shortening(self) -> Shortening:
-        """That of a prompt which was really asked with, where there is one."""
+        """The shortening of a prompt that was really used, if there is one."""
         return self.others[0].shortening if self.others else self.expert.shortening
 
 
 def expert_among(attempts: Iterable[Attempt], turns: Sequence[Turn]) -> Attempt | None:
-    """The attempt that others learn from: a success of the environment's expert, else the policy's shortest from the root."""
+    """The attempt to learn from: a success of the environment's expert, else the policy's shortest success from the root."""
     length: dict[int, int] = {}
     for turn in turns:
         length[turn.attempt] = length.get(turn.attempt, 0) + 1
@@ -106,7 +106,7 @@ def expert_among(attempts: Iterable[Attempt], turns: Sequence[Turn]) -> Attempt 
 
 
 def forks(tree: Tree) -> Iterator[Fork]:
-    """The states of a tree's expert, in their order; none where it has no expert. Turns without an action are passed over."""
+    """The states of a tree's expert, in order; none if it has no expert. Turns without an action are skipped."""
     expert = expert_among(tree.attempts, tree.turns)
     if expert is None:
         return
@@ -120,7 +120,7 @@ def forks(tree: Tree) -> Iterator[Fork]:
 
 
 def _follow_plan(builder: TreeBuilder) -> Play[None]:
-    """Plays what the environment's expert does, if the policy could say it and has the turns for it; else nothing is kept."""
+    """Plays the actions of the environment's expert, if the policy could express them and has the turns; else nothing is kept."""
     trajectory: list[Turn] = []
     stop, error, observation = StopReason.TURN_LIMIT, None, Observation("")
     try:
@@ -153,7 +153,7 @@ def _follow_plan(builder: TreeBuilder) -> Play[None]:
 
 
 def _said(builder: TreeBuilder, plan: Plan) -> list[tuple[str, str]]:
-    """Each action as the policy would be understood, with the reply that says it; none where one of them cannot be said."""
+    """Each action as it is read from a reply, with that reply; empty if one of them cannot be expressed in a reply."""
     form, said = builder.rules.prompts.form, []
     for action in plan.actions:
         reply = render_action(form, action)
@@ -184,7 +184,7 @@ def _expert_step(builder: TreeBuilder, trajectory: list[Turn], action: str, repl
 
 
 def _until_success(builder: TreeBuilder, *, share: float) -> Play[None]:
-    """Attempts of the policy's own until one succeeds, within a share of the budget."""
+    """Attempts of the policy until one succeeds, within a share of the budget."""
     whole = builder.rules
     builder.rules = replace(whole, turns=max(1, int(share * whole.turns)))
     while builder.may_start():
@@ -195,21 +195,21 @@ def _until_success(builder: TreeBuilder, *, share: float) -> Play[None]:
 
 
 def _way(builder: TreeBuilder) -> list[_State]:
-    """The states of the expert's way."""
+    """The states of the expert's trajectory."""
     expert = expert_among(builder.attempts, builder.turns)
     way = tuple(turn for turn in builder.turns if expert is not None and turn.attempt == expert.index)
     return [_State(way[:number], turn, seen={_same(turn.action)}) for number, turn in enumerate(way) if turn.parsed]
 
 
 def _same(action: str) -> str:
-    """What two actions share that differ in case and blanks only."""
+    """A key that is equal for actions that differ only in case and blanks."""
     return " ".join(action.split()).casefold()
 
 
 def _alternatives(builder: TreeBuilder, way: Sequence[_State], count: int) -> Play[None]:
-    """`count` rounds over the states, each of which takes one more alternative where the policy comes up with one.
+    """`count` rounds over the states; in each the policy may find one more alternative a state.
 
-    Where the budget does not hold a round, its states are drawn.
+    If the budget does not suffice for a round, its states are drawn at random.
     """
     for state in way:
         state.draws = DRAWS * count
@@ -221,7 +221,7 @@ def _alternatives(builder: TreeBuilder, way: Sequence[_State], count: int) -> Pl
 
 
 def _one_more(builder: TreeBuilder, state: _State) -> Play[None]:
-    """Draws until an action comes that was not taken here yet, and takes it."""
+    """Draws replies until one holds an action that is new in this state, and takes it."""
     while state.draws and not builder.exhausted():
         state.draws -= 1
         reply, shortening = yield from reply_for(builder, Start(), list(state.before), None)
@@ -242,7 +242,7 @@ def _one_more(builder: TreeBuilder, state: _State) -> Play[None]:
 
 
 def _step_aside(builder: TreeBuilder, state: _State, action: str, reply: Completion, *, shortening: Shortening) -> Play[None]:
-    """Rolls back to a state, verified, and takes one action there, which is an attempt of its own."""
+    """Rolls back to a state, verified, and takes one action there, as a separate attempt."""
     number, index, parent = len(builder.attempts), state.expert.index, last_id(state.before)
     stop, error, observation, leaf = StopReason.ONE_STEP, None, Observation(""), parent
     builder.add_rollback()
@@ -275,7 +275,7 @@ def _step_aside(builder: TreeBuilder, state: _State, action: str, reply: Complet
 
 
 def _compare(builder: TreeBuilder, state: _State) -> Play[None]:
-    """Asks the policy why the expert's action is better than those that were tried; kept as a reflection, read or not."""
+    """Asks the policy why the expert's action is better than those that were tried; kept as a reflection, readable or not."""
     if not state.tried or builder.out_of_tokens():
         return
     expert, prompts = state.expert, builder.rules.prompts

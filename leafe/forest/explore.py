@@ -1,9 +1,9 @@
 """LEAFE stage 1: a tree of attempts that grows by reflection and verified rollback (paper, section 3.1).
 
-Requests wait in one first-in-first-out queue, so the tree grows breadth first. A failed attempt, and every K-th turn of one under way,
-is reflected on; the experience makes a request to go on from the turn it names. Where there is nothing to reflect on, or no request is
-left, an attempt starts afresh from the root, until the budget is used up. An environment that cannot be rolled back gets the
-experience as feedback to a fresh attempt instead.
+Requests wait in one first-in-first-out queue, so the tree grows breadth first. The policy reflects on a failed attempt, and on every K-th
+turn of a running one; the experience becomes a request to continue from the turn it names. If there is nothing to reflect on, or no
+request is left, an attempt starts from the root, until the budget is used up. In an environment that cannot be rolled back the experience
+is feedback to a fresh attempt instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from leafe.forest.play import Played, independent, play
 from leafe.forest.reflect import reflect
 from leafe.records import BROKEN, StopReason, Tree, Turn
 
-# Endings after which looking back is of no use: it worked, our plumbing broke, or the task's budget ran out in the middle.
+# Endings after which a reflection is useless: success, a failure of the machinery, or an exhausted budget.
 UNREFLECTED = BROKEN | {StopReason.SUCCESS, StopReason.BUDGET}
 
 
@@ -34,26 +34,26 @@ def explore(builder: TreeBuilder) -> Play[Tree]:
 
 @dataclass(frozen=True)
 class _LookingBack:
-    """When an attempt is reflected on, and the request that comes of it."""
+    """The times at which an attempt is reflected on, and the requests that follow."""
 
     builder: TreeBuilder
     queue: deque[Start]
     start: Start
 
     def on_the_way(self, attempt: int, trajectory: tuple[Turn, ...]) -> Play[None]:
-        """Every K turns, unless the turns are used up anyway."""
+        """Every K turns, unless the horizon is reached or a request would be useless."""
         every = self.builder.rules.reflect_every
         if every and len(trajectory) % every == 0 and len(trajectory) < self.builder.task.horizon and self._of_use(underway=1):
             yield from self._reflect(attempt, trajectory, ended=False)
 
     def at_the_end(self, played: Played) -> Play[None]:
-        """When the attempt failed."""
+        """Reflects on a failed attempt."""
         failed = played.attempt.stop not in UNREFLECTED and bool(played.trajectory)
         if failed and self.builder.rules.reflect_on_failure and self._of_use(underway=0):
             yield from self._reflect(played.attempt.index, played.trajectory, ended=True)
 
     def _of_use(self, *, underway: int) -> bool:
-        """Whether a request made now could still be taken up: after those under way and in the queue, and not too deep."""
+        """Whether a request made now could still be played: after those running and in the queue, and not too deep."""
         rules, ahead = self.builder.rules, len(self.builder.attempts) + underway + len(self.queue)
         return self.start.depth < rules.max_depth and ahead < rules.max_attempts and not self.builder.exhausted()
 
@@ -75,16 +75,16 @@ def refine(builder: TreeBuilder) -> Play[Tree]:
 
 
 def retry(builder: TreeBuilder) -> Play[Tree]:
-    """Verbal retry (Reflexion, arXiv 2303.11366): like `refine`, but only the latest `Rules.memory` experiences are told.
+    """Verbal retry (Reflexion, arXiv 2303.11366): like `refine`, but with only the latest `Rules.memory` experiences in the prompt.
 
-    A retry that succeeds ends the memory, as in `refine`; Reflexion itself ends there, which is `stop_when_solved` 1.
+    A retry that succeeds empties the memory, as in `refine`; Reflexion itself then ends, which is `stop_when_solved` 1.
     """
     yield from _from_the_root(builder, latest=builder.rules.memory)
     return builder.tree("retry")
 
 
 def _from_the_root(builder: TreeBuilder, latest: int | None = None) -> Play[None]:
-    """Retries from the root, each told what the failed ones since the last success taught, or the `latest` of that."""
+    """Retries from the root, each with the experiences of the failed ones since the last success, or the `latest` of them."""
     feedback: tuple[str, ...] = ()
     failed = 0
     while builder.may_start():

@@ -1,8 +1,8 @@
-"""What came to nothing while the policy played: replies without an action, cut replies, attempts without room, reflections unread.
+"""Faults of a run: replies without an action, cut replies, attempts without room, unreadable reflections.
 
-All are shares, None where nobody counted or nothing was there to count. Counted over trees here and over the lines of an evaluation in
-`evaluate.outcomes`; `alarms` puts into words what is so frequent that the other figures of a run mean little. Nothing is read or
-printed here.
+All are shares, None if they were not counted or there was nothing to count. They are counted over trees here and over the lines of an
+evaluation in `evaluation.outcomes`; `alarms` describes faults so frequent that the other figures of a run mean little. Nothing is read
+or printed here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from leafe.records import BROKEN, Attempt, Shortening, StopReason, Tree
 from leafe.settings import RunConfig
 
-LOUD = 0.5  # beyond half, solved tasks and Pass@k tell of limits and prompts and no longer of the policy
-BROKEN_LOUD = 0.05  # of attempts; each is a failure that is not the policy's, so a twentieth moves Pass@k by as much as methods do
+LOUD = 0.5  # beyond half, solved tasks and Pass@k reflect limits and prompts rather than the policy
+BROKEN_LOUD = 0.05  # of attempts; none is a failure of the policy, so a twentieth moves Pass@k by as much as methods do
 QUOTED = 200  # characters of an error in a sentence
 # The columns of a table of shares, by field.
 HEADING = {
@@ -33,12 +33,12 @@ HEADING = {
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Shares of `replies` (one a turn), of `attempts` and of `reflections`. `error` is what broke attempts most often.
+    """Shares of `replies` (one a turn), of `attempts` and of `reflections`. `error` is the most frequent error that broke attempts.
 
     `errors` counts broken attempts by class.
-    `closed` replies were cut or repeated themselves, and were given an end; `repeated` ones were ended where they repeat themselves.
-    `shortened` replies were given to a prompt that left out some of its history, which is no fault but worth knowing. `unread_cut` is
-    the share of reflections that could not be read and whose last reply was cut.
+    `closed` replies were cut or repeated themselves, and were completed; `repeated` ones were ended when they only repeated themselves.
+    `shortened` replies had a prompt that left out some of its history, which is no fault but worth knowing. `unread_cut` is the share of
+    reflections that could not be read and whose last reply was cut.
     """
 
     replies: int = 0
@@ -59,12 +59,12 @@ class Faults:
 
 
 def share(count: int | None, of: int) -> float | None:
-    """A part of a whole, None where it was not counted or there is no whole."""
+    """A part of a whole, None if it was not counted or the whole is 0."""
     return None if count is None or not of else count / of
 
 
 def commonest_error(errors: Iterable[str | None]) -> str | None:
-    """The most frequent of some attempts' errors, without our own class in front, on one line and fit for a terminal."""
+    """The most frequent of some attempts' errors, without leafe's class in front, on one line and safe for a terminal."""
     texts = Counter(_one_line(error.removeprefix("EnvironmentFailure: ")) for error in errors if error)
     return texts.most_common(1)[0][0] if texts else None
 
@@ -100,14 +100,14 @@ def faults_of(trees: Sequence[Tree]) -> Faults:
 
 
 def class_of(stop: StopReason, error: str | None) -> str | None:
-    """What broke an attempt, None where it ended by itself or by a limit. An `error` is `CLASS` or `CLASS: what happened`."""
+    """The class of error that broke an attempt, None if it ended by itself or by a limit. An `error` is `CLASS` or `CLASS: message`."""
     if error is not None:
         return error.partition(":")[0].strip() or "unnamed"
     return stop.value if stop in BROKEN else None
 
 
 def by_class(ended: Iterable[tuple[StopReason, str | None]]) -> dict[str, int]:
-    """How many attempts broke, by class."""
+    """The number of broken attempts, by class."""
     return dict(sorted(Counter(filter(None, (class_of(stop, error) for stop, error in ended))).items()))
 
 
@@ -116,13 +116,13 @@ def _errors(attempts: Iterable[Attempt]) -> Iterator[str | None]:
 
 
 def fault_cells(faults: Faults, *, none: str = "-") -> tuple[str, ...]:
-    """The shares in percent, in the order of `HEADING`; `none` where there is no share."""
+    """The shares in percent, in the order of `HEADING`; `none` for a missing share."""
     shares = (getattr(faults, name) for name in HEADING)
     return tuple(none if value is None else f"{100 * value:.1f}" for value in shares)
 
 
 def loud(faults: Faults) -> Iterator[str]:
-    """What is too frequent to be passed over, in two or three words each, as `96 % no action`."""
+    """The faults too frequent to ignore, in two or three words each, such as `96 % no action`."""
     shares = {
         "no action": faults.no_action,
         "cut": faults.cut,
@@ -134,12 +134,12 @@ def loud(faults: Faults) -> Iterator[str]:
 
 
 def alarms(faults: Faults, config: RunConfig) -> tuple[str, ...]:
-    """A sentence on each thing that is too frequent, with the setting or the command that fixes it."""
+    """A sentence for each fault that is too frequent, with the setting or the command that fixes it."""
     return (*_on_replies(faults, config), *_on_attempts(faults, config), *on_reflections(faults, config))
 
 
 def check_command(config: RunConfig) -> str:
-    """What to type to try a run's environment alone."""
+    """The command that tries a run's environment alone."""
     settings = " ".join(
         f"{name}={value}" for name, value in config.environment.args.items() if isinstance(value, str | int | float)
     )
@@ -151,12 +151,12 @@ def _is_loud(value: float | None) -> bool:
 
 
 def _percent(value: float) -> str:
-    """Whole percent; what is not all is never called 100 %."""
+    """Whole percent; less than all is never shown as 100 %."""
     return f"{100 if value == 1 else min(99, round(100 * value))} %"
 
 
 def _part(value: float | None, noun: str, plural: str) -> str:
-    """As `every reply` or `96 % of replies`."""
+    """A share in words, such as `every reply` or `96 % of replies`."""
     return f"every {noun}" if value == 1 else f"{_percent(value or 0.0)} of {plural}"
 
 
@@ -205,7 +205,7 @@ def _room(config: RunConfig) -> str:
 
 
 def on_reflections(faults: Faults, config: RunConfig) -> Iterator[str]:
-    """What `alarms` says about reflections."""
+    """The alarms about reflections."""
     limit = f"sampling.reflect.max_tokens={config.sampling.reflect.max_tokens}"
     if _is_loud(faults.unread):
         some = f"{_part(faults.unread, 'reflection', 'reflections')} could not be read"

@@ -1,8 +1,8 @@
-"""Stops a stage whose world breaks from the start, before hours go into failures and before any of them is kept.
+"""A check that stops a stage whose world breaks from the start, before hours are spent on failures and before any is kept.
 
-Until the first attempt comes to an end of its own, what broke is held back; once every one of the first tasks has broken in every
-attempt, the stage stops. Tasks are first by their order and not by when they end, since what breaks ends soonest. What was held back is
-then nowhere on the disk, and `forget_failures` takes it out of the journal, so that the same command goes on in a mended world.
+Until the first attempt ends without breaking, broken results are held back; once each of the first tasks has broken in every attempt, the
+stage stops. The first tasks are those first in order, not those that end first, since broken ones end soonest. The results held back are
+then not on the disk, and `forget_failures` removes them from the journal, so that the same command continues in a repaired world.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ WAVE = 8  # tasks; enough that a few bad ones among good ones stop nothing
 
 
 class FirstWave(Generic[Item]):
-    """Lets finished items through once one of them did not break. Without `keys`, those of the first items, all pass at once.
+    """Passes finished items on once one of them did not break. Without `keys`, those of the first items, all pass at once.
 
-    `mend` is what to type to try the world alone.
+    `mend` is the command that tries the world alone.
     """
 
     def __init__(self, keys: Iterable[str], mend: str) -> None:
@@ -36,7 +36,7 @@ class FirstWave(Generic[Item]):
         self.failed = False
 
     def through(self, key: str, attempts: Sequence[Attempt], item: Item) -> list[Item]:
-        """What can be kept now that an item has ended. Raises `UserError` when the whole wave broke."""
+        """The items that can be kept now that one more has ended. Raises `UserError` when the whole wave broke."""
         self._held.append(item)
         self._passed = self._passed or not attempts or any(attempt.stop not in BROKEN for attempt in attempts)
         if self._passed:
@@ -49,12 +49,12 @@ class FirstWave(Generic[Item]):
         self.failed = True
         raise UserError(
             f"every attempt so far ({len(self._errors)}) broke, most often by `{commonest_error(self._errors)}`; none of them is kept: "
-            f"mend the environment, which `{self._mend}` tries alone, then type the same command again"
+            f"repair the environment (`{self._mend}` tries it alone), then type the same command again"
         )
 
 
 def forget_failures(journal: Path) -> None:
-    """Takes every task out of a journal in which the world failed it, so that it is played anew."""
+    """Removes every task that the world broke from a journal, so that it is played anew."""
     lines = list(read_lines(journal, SCHEMA))
     failed = {line.get("key") for line in lines if "error" in line}
     kept = [{"schema": SCHEMA}, *(line for line in lines if line.get("key") not in failed)]

@@ -1,7 +1,7 @@
-"""Growing the trees of many tasks: those on the disk are kept, half-grown ones go on, and turns that are left are shared out.
+"""Growing the trees of many tasks: those on the disk are kept, unfinished ones continue, and unused turns are redistributed.
 
-A tree is written to the forest once it is final. Where solved tasks leave turns to others (`passes.py`), the trees that go on are grown
-anew from the journal, which gives every result that is known, and then further.
+A tree is written to the forest once it is final. If solved tasks leave turns to others (`passes.py`), the trees that continue are grown
+anew from the journal, which returns every known result, and then further.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from leafe.records import Task, Tree
 
 @dataclass(frozen=True)
 class Exploration:
-    """What is explored: tasks, by which explorer, under which rules, and where trees and journal are kept, which may be nowhere.
+    """An exploration: its tasks, explorer and rules, and the files of its trees and journal, if any.
 
-    `mend` is what to type to try the world alone; `told` gets all trees so far whenever one has grown.
+    `mend` is the command that tries the world alone; `told` is called with all trees so far whenever one has grown.
     """
 
     tasks: Sequence[Task]
@@ -40,15 +40,15 @@ class Exploration:
 
 
 class ForestBuilder:
-    """The forest of an exploration while it grows; a context manager that holds its files open."""
+    """The growing forest of an exploration; a context manager that holds its files open."""
 
     def __init__(self, exploration: Exploration) -> None:
         self._of = exploration
         path = exploration.path
         self._final = {tree.task.id: tree for tree in read_forest(path)} if path and path.exists() else {}
-        self._grown = dict(self._final)  # to the end of their present budgets, final or not
+        self._grown = dict(self._final)  # trees grown to their present budgets, final or not
         self._budgets = {task.id: exploration.rules.turns for task in exploration.tasks}
-        self._going = set(self._budgets)  # who has turns to take in the present pass
+        self._going = set(self._budgets)  # tasks with turns to take in the present pass
         self._files = ExitStack()
         self._journal: Journal | None = None
         self._writer: ForestWriter | None = None
@@ -58,7 +58,7 @@ class ForestBuilder:
         of = self._of
         try:
             self._journal_path = of.journal
-            if of.journal is None and of.rules.stop_when_solved:  # from which trees go on
+            if of.journal is None and of.rules.stop_when_solved:  # from which trees continue
                 self._journal_path = Path(self._files.enter_context(TemporaryDirectory())) / "journal.jsonl"
             self._open_journal()
             if of.path:
@@ -89,15 +89,15 @@ class ForestBuilder:
         return [self._final[task.id] for task in self._of.tasks]
 
     async def grow(self, runtime: Runtime) -> None:
-        """Explores until every tree is final. Raises `UserError` when every attempt at the first tasks broke; nothing of that is kept."""
+        """Explores until every tree is final. Raises `UserError` when every attempt at the first tasks broke; none of these is kept."""
         while self.missing:
             await self._pass(replace(runtime, journal=self._journal))
             self._share_out()
             if self.missing:
-                self._open_journal()  # anew, since a journal recalls what it held when it was opened
+                self._open_journal()  # reopened, since a journal recalls what it held when it was opened
 
     async def _pass(self, runtime: Runtime) -> None:
-        """Grows the trees that have turns to take, each to the end of its budget."""
+        """Grows the trees with turns to take, each to the end of its budget."""
         rollouts = [self._rollout(task) for task in self.missing if task.id in self._going]
         first = not self._final and not self._grown
         wave: FirstWave[Tree] = FirstWave((rollout.key for rollout in rollouts[:WAVE]) if first else (), self._of.mend)
@@ -128,7 +128,7 @@ class ForestBuilder:
             self._writer.add(tree)
 
     def _share_out(self) -> None:
-        """Gives what is left of all turns to the tasks that can use it; where there is none, every tree is final."""
+        """Gives the unused turns to the tasks that can use them; if there are none, every tree is final."""
         solved = self._of.rules.stop_when_solved
         if solved:
             trees = self._grown | self._final

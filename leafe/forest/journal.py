@@ -1,8 +1,8 @@
-"""The journal: every effect's result, appended as it comes, so that a killed exploration goes on where it was.
+"""The journal: every effect's result, appended as it arrives, so that a killed exploration can resume.
 
-Resume is replay: the recorded results are fed to the same generator, which then asks for the next thing nobody has answered yet. Each
+Resume is replay: the recorded results are fed to the same generator, which then asks for the first result that is missing. Each
 line carries a mark of the effect it answers; a generator that asks for something else was started under other rules or by another
-version, and the journal says so instead of mixing two runs.
+version, which is an error, so that two runs are never mixed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _begun(ask: Ask) -> str:
 
 
 def mark_of(effect: Effect) -> str:
-    """A short text that two effects share exactly when they ask for the same thing."""
+    """A short text that is equal for two effects exactly when they ask for the same thing."""
     if isinstance(effect, Ask):
         said = [message.content for message in effect.messages]
         return f"{effect.purpose} {effect.seed} {digest(said, _drawn_by(effect.sampling))}{_begun(effect)}"
@@ -49,7 +49,7 @@ def mark_of(effect: Effect) -> str:
 
 
 class Marks:
-    """`mark_of` without going through a whole conversation anew at each of its turns."""
+    """`mark_of` without reading a whole conversation anew at each of its turns."""
 
     def __init__(self) -> None:
         self._said: Growing[tuple[Any, str]] = Growing((hashlib.sha256(b"[["), ""), _with_content)
@@ -64,7 +64,7 @@ class Marks:
 
 
 def _with_content(state: tuple[Any, str], message: Message) -> tuple[Any, str]:
-    """The digest of one content more, in the JSON that `digest` makes, and what parts it from the next."""
+    """The digest extended by one content, in the JSON that `digest` makes, and the separator from the next."""
     sha, comma = state
     sha = sha.copy()
     sha.update(f"{comma}{encode_basestring(message.content)}".encode())
@@ -96,7 +96,7 @@ class Journal:
         self._appender = Appender(path, SCHEMA)
 
     def length(self, key: str) -> int:
-        """How many results are recorded for a task."""
+        """The number of results recorded for a task."""
         return len(self._past[key])
 
     def recall(self, key: str, number: int, effect: Effect) -> Any:

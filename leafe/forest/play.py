@@ -1,8 +1,8 @@
 """One attempt at a task, from the root or from a rolled-back turn, as a generator of effects.
 
-A reply that holds no action still costs a turn: the policy reads what was missing, or, where the prompts have no words for that, what the
-environment answers to the text. A prompt that leaves no room in the model's context is shortened, if the rules say so. An
-episode that the environment or the rollback breaks ends with a name of its own and is data like any other.
+A reply that holds no action still costs a turn: the policy reads what was missing, or, if the prompts have no text for that, the
+environment's answer to the reply. A prompt that leaves no room in the model's context is shortened, if the rules allow it. An
+episode that the environment or the rollback breaks ends with a separate stop reason and is data like any other.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Pause = Callable[[int, tuple[Turn, ...]], Play[bool | None]]
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """An attempt that is over, with its trajectory from the root."""
+    """A finished attempt, with its trajectory from the root."""
 
     attempt: Attempt
     trajectory: tuple[Turn, ...]
 
 
 def stop_of(failure: EpisodeError) -> StopReason:
-    """The name of the ending that a failure makes."""
+    """The stop reason for a failure."""
     if isinstance(failure, ReplayDiverged):
         return StopReason.REPLAY_DIVERGED
     return StopReason.STEP_TIMEOUT if isinstance(failure, StepTimeout) else StopReason.ENVIRONMENT_ERROR
 
 
 def no_pause(attempt: int, trajectory: tuple[Turn, ...]) -> Play[None]:
-    """What happens between turns when nothing does."""
+    """The empty pause between turns."""
     return
     yield from ()
 
@@ -46,7 +46,7 @@ def no_pause(attempt: int, trajectory: tuple[Turn, ...]) -> Play[None]:
 def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Played]:
     """Plays one attempt to its end and keeps it.
 
-    `pause` runs after each turn that did not end the attempt; where it returns true the attempt is left there, as `rolled_back`.
+    `pause` runs after each turn that did not end the attempt; if it returns true the attempt ends there, as `rolled_back`.
     """
     number, trajectory = len(builder.attempts), list(start.trajectory)
     stop, error, observation = StopReason.CANCELLED, None, Observation("")
@@ -75,7 +75,7 @@ def play(builder: TreeBuilder, start: Start, pause: Pause = no_pause) -> Play[Pl
 
 
 def begin(builder: TreeBuilder, start: Start) -> Play[Observation]:
-    """Brings the world to where the attempt begins."""
+    """Restores the world to the start of the attempt."""
     if start.branches:
         builder.add_rollback()
     if past := taken(start.trajectory):
@@ -121,7 +121,7 @@ def _turns(
 
 
 def verdict(observation: Observation) -> StopReason | None:
-    """How the environment ended the episode, if it did. Done is not success."""
+    """The stop reason if the environment ended the episode. Done is not success."""
     if observation.success:
         return StopReason.SUCCESS
     return StopReason.FAILURE if observation.done else None
@@ -129,7 +129,7 @@ def verdict(observation: Observation) -> StopReason | None:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What the policy said at a turn, what its prompt held and left out, and what the step draws its randomness from anew."""
+    """The policy's reply at a turn, the advice in its prompt, what the prompt left out, and the new seed of the step's randomness."""
 
     completion: Completion
     advice: str | None
@@ -140,7 +140,7 @@ class _Reply:
 def reply_for(
     builder: TreeBuilder, start: Start, trajectory: list[Turn], advice: str | None
 ) -> Play[tuple[Completion, Shortening]]:
-    """The policy's reply, over a history that is shortened until it leaves room where the rules want that."""
+    """The policy's reply to a history that is shortened, if the rules allow it, until there is room."""
     rules, shortening = builder.rules, first_shortening(builder.rules.history, trajectory)
     while True:
         messages = act_messages(builder.scene, trajectory, Notes(advice, start.feedback, builder.notes), shortening)
@@ -158,7 +158,7 @@ def action_in(prompts: Prompts, reply: Completion) -> str:
 
 
 def _take(builder: TreeBuilder, reply: _Reply, trajectory: list[Turn], before: Observation) -> Play[Turn]:
-    """Reads the action out of a reply and takes it. `before` is what the policy saw last."""
+    """Parses the action of a reply and takes it. `before` is the last observation that the policy saw."""
     prompts, attempt, index = builder.rules.prompts, len(builder.attempts), len(trajectory) + 1
     problem = ""
     try:

@@ -1,9 +1,9 @@
-"""Asking the policy where an attempt went wrong: one question, one retry, and the answer kept as data whatever it is.
+"""Asking the policy where an attempt went wrong: one question, one retry; any answer is kept as data.
 
-Where a first reply gave the turn or the experience, the retry asks for the other half alone, if the prompts have words for that.
+If a first reply gave only the turn or only the experience, the retry asks for the other half alone, if the prompts have a text for that.
 
-Nothing is ever made up or clamped: a reply that does not parse twice over is a reflection without an experience and with an error. Where
-the history leaves no room for the question it is shortened, whatever the rules say of acting: a full context is a reason to look back.
+Nothing is ever invented or clamped: a reply that fails to parse twice is a reflection without an experience and with an error. If the
+history leaves no room for the question it is shortened, whatever the rules for acting are: a full context is a reason to reflect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def reflect(
 ) -> Play[Experience | None]:
     """The experience that the policy draws from a trajectory, or None when it names none or cannot be read.
 
-    `feedback` is what the attempt was told beside its history and the rules' notes.
+    `feedback` is the text in the attempt's prompts beside its history and the rules' notes.
     """
     prompts, shortening = builder.rules.prompts, trajectory[-1].shortening
     replies: list[Completion] = []
@@ -60,7 +60,7 @@ def reflect(
 
 
 def _own(prompts: Prompts, experience: Experience | None) -> Experience | None:
-    """An experience, unless it is the one that the question shows as an example: small models repeat it word for word."""
+    """An experience, unless it is the example in the question, which small models repeat word for word."""
     if experience is not None and f"<experience>{experience.text}</experience>" in prompts.reflect + prompts.reflect_end:
         raise ParseFailure("the advice was that of the example, word for word")
     return experience
@@ -81,7 +81,7 @@ def answer(
     shortening: Shortening,
     end: Callable[[Ask, Completion], Play[Completion]] = as_it_is,
 ) -> Play[tuple[Completion, Shortening]]:
-    """The policy's reply to a question, over a history that is shortened until there is room for it; `end` may give it an end."""
+    """The policy's reply to a question, after a history that is shortened until there is room; `end` may complete it."""
     while True:
         ask = builder.ask_to_reflect(attempt, question(shortening))
         reply: Completion = yield ask

@@ -1,1 +1,1 @@
-"""What methods share that keep a memory in the prompt and train no weights: going over the tasks, and questions about the memory."""
+"""The common parts of methods that keep a memory in the prompt and train no weights: passes over the tasks, and questions to the policy."""

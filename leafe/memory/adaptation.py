@@ -1,10 +1,10 @@
-"""Going over the training tasks with a memory that grows: attempts that read it, a look back at each, and what is kept of that.
+"""Passes over the training tasks with a growing memory: attempts that read it, a look back at each, and the lessons that are kept.
 
     [attempts at `batch` tasks -> a look back at each -> the memory takes in what was learned] until the budget is used up
 
-The budget is that of `explore`: so many turns a task; an attempt is begun only where a whole one fits into what is left. The attempts of a
-batch read the memory as it was before the batch. Everything that the engine and the worlds answer goes through a journal, so a killed
-run is fed the same answers and ends with the same memory, byte for byte.
+The budget is that of `explore`, in turns a task; an attempt begins only if a whole one fits into the rest. The attempts of a batch read
+the memory as it was before the batch. All answers of the engine and the worlds are journaled, so a killed run is fed the same answers
+and ends with the same memory, byte for byte.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from leafe.engines.base import Engine
     from leafe.lab import Lab
 
-EMPTY = "nothing was learned that could be kept; the arm is the model without a memory"
+EMPTY = "no lesson could be kept; the arm is the model without a memory"
 
 
 class MemorySettings(Settings):
-    """`start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
-    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    """`start` is the folder of a model, such as another run's checkpoint; empty for the run's model. `epochs` is the most passes over the
+    training tasks, `batch` the number of tasks that are played before the memory is updated.
     """
 
     start: str = ""
@@ -57,7 +57,7 @@ class MemorySettings(Settings):
 
 
 def check_start(config: RunConfig, method: str, start: str) -> None:
-    """Raises `UserError` for another model than the run's where a server plays."""
+    """Raises `UserError` for another model than the run's if a server plays."""
     if start and config.engine.kind != "transformers":
         raise UserError(
             f"{method}.start wants engine.kind=transformers, since a server serves the run's own model only; found"
@@ -66,14 +66,14 @@ def check_start(config: RunConfig, method: str, start: str) -> None:
 
 
 def measured_start(lab: Lab, run: RunDirectory, model: Path) -> Iterator[Stage]:
-    """The arms that a method's own is compared with: `base`, and `start` where it plays with another model."""
+    """The arms that the method's arm is compared with: `base`, and `start` if it plays with another model."""
     yield lab.measure(run, "base", Policy(lab.base))
     if model != lab.base:
         yield lab.measure(run, "start", Policy(model))
 
 
 def adaptation_stage(lab: Lab, run: RunDirectory, name: str, *, settings: MemorySettings, make: Callable[[], Memory]) -> Stage:
-    """The stage `explore NAME`, whose memory begins as `make` gives it. Raises `UserError` where the budget holds no whole attempt."""
+    """The stage `explore NAME`, with the initial memory of `make`. Raises `UserError` if the budget holds no whole attempt."""
     turns, horizons = lab.config.explore.turns, [task.horizon for task in lab.experiment.tasks("train")]
     if min(horizons) > turns:
         raise UserError(
@@ -85,7 +85,7 @@ def adaptation_stage(lab: Lab, run: RunDirectory, name: str, *, settings: Memory
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What one attempt taught: `told` is the method's own, None where nothing could be read or was learned."""
+    """The lesson of one attempt: `told` is of the method's type, None if nothing could be read or was learned."""
 
     tree: TreeBuilder
     played: Played
@@ -93,38 +93,38 @@ class Lesson:
 
     @property
     def key(self) -> str:
-        """A name of the attempt, no two of a run alike."""
+        """A name of the attempt, unique in a run."""
         return f"{self.tree.task.id}/{self.played.attempt.index}"
 
 
 class Memory(Protocol):
-    """What is kept between attempts. Whatever it asks of the policy is yielded; `questions` counts what that cost."""
+    """The memory between attempts. It yields its questions to the policy; `questions` counts their cost."""
 
     questions: Questions
 
     def rules(self, rules: Rules) -> Rules:
-        """The rules under which an attempt reads the memory as it is now."""
+        """The rules with which an attempt reads the present memory."""
         ...
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[Any]:
-        """What an attempt taught, or None."""
+        """The lesson of an attempt, or None."""
         ...
 
     def take_in(self, lessons: Sequence[Lesson]) -> Play[None]:
-        """Keeps what a batch taught."""
+        """Adds the lessons of a batch to the memory."""
         ...
 
     def items(self) -> Sequence[Remembered]:
-        """All that is kept."""
+        """All items of the memory."""
         ...
 
     def counts(self) -> dict[str, int]:
-        """What happened to it, for the record."""
+        """The counts of its changes, for the record."""
         ...
 
 
 def experience_of(builder: TreeBuilder, played: Played) -> Play[str | None]:
-    """The experience of an ordinary reflection on a failed attempt, for profiles that have no other question; None after a success."""
+    """The experience of an ordinary reflection on a failed attempt, for profiles without another question; None after a success."""
     if played.attempt.success:
         return None
     found = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True)
@@ -137,12 +137,12 @@ def memory_path(run: RunDirectory, name: str) -> Path:
 
 
 def remembered(run: RunDirectory, name: str) -> tuple[Remembered, ...]:
-    """What a finished stage kept. Raises `UserError` where it was changed since."""
+    """The memory of a finished stage. Raises `UserError` if it was changed since."""
     return read_memory(run.check(memory_path(run, name)))
 
 
 class Adaptation:
-    """The stage `explore NAME`; the method's name is that of its forest and its memory as well."""
+    """The stage `explore NAME`; its forest and its memory have the method's name as well."""
 
     def __init__(self, lab: Lab, run: RunDirectory, memory: Memory, *, name: str, settings: MemorySettings) -> None:
         self.lab, self.run, self.settings, self.memory, self.name = lab, run, settings, memory, name
@@ -152,14 +152,14 @@ class Adaptation:
         self.builders = {task.id: TreeBuilder(task, self.rules) for task in self.tasks}
 
     def work(self) -> Made:
-        """Goes over the tasks, from where a killed run was; keeps the memory and the trees."""
+        """Plays the tasks, from the point at which a killed run ended; keeps the memory and the trees."""
         model = self.lab.start(self.settings.start)
         self.experiment.keep_logs_of(self.run)
         if model == self.experiment.base:
             self.experiment.keep_server(self.run)
         self.run.check(model)
         journal, forest, memory = self.run.journal(self.name), self.run.forest(self.name), memory_path(self.run, self.name)
-        told = memory.with_suffix(".figures.json")  # written when all else is, so that nothing is played twice after a kill
+        told = memory.with_suffix(".figures.json")  # written last, so that nothing is played twice after a kill
         if not told.exists():
             self.experiment.with_engine(model, lambda engine: self._go_over(engine, journal))
             trees = [builder.tree(self.name) for builder in self.builders.values()]
@@ -180,7 +180,7 @@ class Adaptation:
         return Made(figures, [forest, memory, told], forest=self.name)
 
     async def _go_over(self, engine: Engine, path: Path) -> None:
-        """Every epoch, batch by batch. Raises `UserError` when every attempt of the first batch broke; none of it is kept then."""
+        """Plays every epoch, batch by batch. Raises `UserError` when every attempt of the first batch broke; none of it is kept then."""
         journal = Journal(path)
         wave: FirstWave[Lesson] | None = None
         budget = len(self.tasks) * self.rules.turns
@@ -210,7 +210,7 @@ class Adaptation:
                 forget_failures(path)
 
     def _batches(self) -> Iterator[list[TreeBuilder]]:
-        """The trees that are gone on with, epoch by epoch in an order of each its own, as long as whole attempts fit into their budgets."""
+        """The trees to continue, each epoch in a new order, as long as whole attempts fit into their budgets."""
         for epoch in range(self.settings.epochs):
             order = list(self.builders.values())
             random.Random(self.lab.seed(self.name, "order", epoch)).shuffle(order)
@@ -219,7 +219,7 @@ class Adaptation:
                 yield open_ones[first : first + self.settings.batch]
 
     def _one(self, builder: TreeBuilder) -> Play[Lesson]:
-        """One attempt that reads the memory as it is, and the look back at it."""
+        """One attempt with the present memory, and the look back at it."""
         builder.rules = self.memory.rules(self.rules)
         played = yield from play(builder, Start())
         useful = played.attempt.stop not in BROKEN and bool(played.trajectory)

@@ -1,7 +1,7 @@
 """Questions that a memory asks the policy, each with one retry that names what was wrong with the first reply.
 
-The texts are files of a profile, as all prompts are, and a profile may lack them: then nothing of the kind is asked. A reply that cannot
-be read twice over is counted and changes nothing.
+The texts are files of a profile, as all prompts are. A question that a profile lacks is not asked. If the retry cannot be read
+either, that is counted and changes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AGAIN = {"memory_again": {"problem"}}
 
 @dataclass
 class Asked:
-    """What questions that belong to no attempt cost so far."""
+    """The cost so far of questions that belong to no attempt."""
 
     questions: int = 0
     unread: int = 0
@@ -39,7 +39,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of a method in the words of a profile. `seed` draws the answers to those that belong to no attempt."""
+    """The questions of a method, in the texts of a profile. `seed` is for the answers to those that belong to no attempt."""
 
     texts: dict[str, str]
     sampling: Sampling
@@ -48,7 +48,7 @@ class Questions:
 
     @classmethod
     def of(cls, lab: Lab, places: dict[str, set[str]]) -> Questions:
-        """Those that a run's profile has words for; `places` has what each may name. Raises `UserError` for one that names another."""
+        """The questions in a run's profile; `places` are the placeholders that each may use. Raises `UserError` for any other one."""
         config = lab.config
         texts = load_questions(config.prompts, config.environment.name, {**places, **AGAIN})
         return cls(texts, config.sampling.reflect.sampling(), lab.seed("memory"), Asked())
@@ -57,12 +57,12 @@ class Questions:
         return name in self.texts
 
     def text(self, name: str, problem: str = "", **values: str | int) -> str:
-        """A question, at the second time with what was wrong with the first reply."""
+        """A question; in the retry with the problem of the first reply."""
         again = fill(self.texts["memory_again"], problem=problem) if problem and "memory_again" in self.texts else ""
         return fill(self.texts[name], **values) + again
 
     def about(self, builder: TreeBuilder, played: Played, name: str, *, read: Reader[Answer]) -> Play[Answer | None]:
-        """The answer to a question about an attempt that is over, kept with its tree as a reflection; None where it cannot be read."""
+        """The answer to a question about a finished attempt, kept with its tree as a reflection; None if it cannot be read."""
         attempt, trajectory = played.attempt.index, played.trajectory
         shortening, replies = trajectory[-1].shortening, list[Completion]()
         found, error = None, ""
@@ -87,7 +87,7 @@ class Questions:
         return found
 
     def apart(self, key: str, name: str, *, read: Reader[Answer], **values: str | int) -> Play[Answer | None]:
-        """The answer to a question that is about no attempt; `key` is its own. None where it cannot be read."""
+        """The answer to a question that is about no attempt; `key` is unique to it. None if it cannot be read."""
         error = ""
         self.asked.questions += 1
         for number in range(TRIES):

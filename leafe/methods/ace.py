@@ -4,21 +4,21 @@
                  -> measure the same model with the playbook in its prompt
 
 The playbook is a list of bullets, each with an id and with counts of how often it was called helpful or harmful. The generator is the
-policy at work. The reflector reads an attempt, says which bullets helped and which misled, and writes lessons; the curator reads the
-lessons of a batch beside the playbook and says what to add, merge or remove. Nothing ever rewrites the whole. That there are these three
-roles, bullets with ids and counters, changes by deltas, removal of duplicates and several epochs over the training tasks could be checked
-in descriptions of the paper and of its code; that there are five epochs at most, and five rounds of the reflector, could not.
+policy. The reflector reads an attempt, names the bullets that helped or misled, and writes lessons; the curator reads the lessons of a
+batch beside the playbook and names what to add, merge or remove. The whole is never rewritten. The three roles, bullets with ids and
+counters, changes by deltas, removal of duplicates and several epochs over the training tasks could be checked in descriptions of the paper
+and of its code; the limits of five epochs and of five rounds of the reflector could not.
 
-Where this differs from it:
-1. The budget is counted in turns of the policy; questions to reflector and curator are counted in tokens beside them.
+Where this differs from the paper:
+1. The budget is counted in turns of the policy; questions to reflector and curator are counted separately, in tokens.
 2. `batch` attempts read the same playbook and their lessons are curated together; the paper adapts after every sample.
-3. The reflector is asked once, and once more where its answer cannot be read; the paper lets it refine its answer over up to five rounds.
-4. What came of an attempt is the environment's own verdict and last observation; no ground truth is shown.
-5. Two texts are duplicates where most of their words are the same; the paper compares embeddings. There are no sections.
-6. The curator may merge and remove as well as add; the published one adds only. Where the playbook outgrows its limit of tokens, the
-   bullet goes first that was called helpful least often and harmful most often, of equals the oldest.
-7. A profile without the reflector's question, as `terse`, asks for an ordinary reflection after failures, whose experience is the lesson;
-   one without the curator's adds every lesson. A lesson that is in the playbook already makes its bullet count as helpful once more.
+3. The reflector is asked once, and once more if its answer cannot be read; the paper lets it refine its answer over up to five rounds.
+4. The outcome of an attempt is the environment's verdict and last observation; no ground truth is shown.
+5. Two texts are duplicates if most of their words are the same; the paper compares embeddings. There are no sections.
+6. The curator may merge and remove as well as add; the published one adds only. If the playbook outgrows its limit of tokens, the
+   bullet with the lowest count of helpful minus harmful is removed first, of equals the oldest.
+7. A profile without the reflector's question, such as `terse`, asks for an ordinary reflection after failures, whose experience is the
+   lesson; one without the curator's adds every lesson. A lesson that is already in the playbook adds one to its bullet's helpful count.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ if TYPE_CHECKING:
 NAME = "ace"
 QUESTIONS = {"ace_reflect": {"turn", "outcome"}, "ace_curate": {"playbook", "lessons"}}
 LESSONS = 3  # the most of one attempt
-SAME = 0.8  # the share of words from which two bullets say the same
+SAME = 0.8  # the share of words from which two bullets are duplicates
 
 
 class AceSettings(MemorySettings):
-    """`tokens` is what the playbook may take of every prompt, in tokens; 0 is a quarter of the model's context, 2048 at most.
+    """`tokens` is the most that the playbook may take of every prompt, in tokens; 0 is a quarter of the model's context, 2048 at most.
 
-    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
-    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    `start` is the folder of a model, such as another run's checkpoint; empty for the run's model. `epochs` is the most passes over the
+    training tasks, `batch` the number of tasks that are played before the memory is updated.
     """
 
     tokens: int = Field(0, ge=0)
@@ -92,13 +92,13 @@ class Ace(Method):
         return False
 
     def check(self, config: RunConfig, settings: AceSettings) -> None:
-        """Raises `UserError` for another model to start from than a server plays."""
+        """Raises `UserError` for a `start` other than the model that a server plays."""
         check_start(config, NAME, settings.start)
 
 
 @dataclass(frozen=True, slots=True)
 class Reflected:
-    """What the reflector said of an attempt: lessons, and the ids of bullets that helped and that misled."""
+    """The reflector's answer about an attempt: lessons, and the ids of bullets that helped and that misled."""
 
     lessons: tuple[str, ...]
     helpful: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class Reflected:
 
 
 def read_reflection(reply: str, whole: bool, shown: str = "") -> Reflected:
-    """The reflector's answer. Raises `ParseFailure` for one that says nothing that can be read."""
+    """The reflector's answer. Raises `ParseFailure` for an unreadable one."""
     blocks = parse_blocks(reply, ("lesson", "helpful", "harmful"), whole=whole, shown=shown)
     lessons = tuple(block.text for block in blocks if block.name == "lesson" and block.text)
     if len(lessons) > LESSONS:
@@ -121,7 +121,7 @@ def _ids(block: Block) -> tuple[str, ...]:
 
 
 def read_deltas(reply: str, whole: bool, shown: str = "") -> tuple[Block, ...]:
-    """The curator's answer: blocks `add`, `merge` and `remove`. Raises `ParseFailure` for one that cannot be carried out by its form."""
+    """The curator's answer: blocks `add`, `merge` and `remove`. Raises `ParseFailure` for one whose form does not allow it."""
     blocks = parse_blocks(reply, ("add", "merge", "remove"), whole=whole, shown=shown)
     for block in blocks:
         ids = _ids(block) if block.name == "remove" else block.ids
@@ -133,13 +133,13 @@ def read_deltas(reply: str, whole: bool, shown: str = "") -> tuple[Block, ...]:
 
 
 def notes_of(bullets: Sequence[Remembered], *, numbered: bool) -> tuple[str, ...]:
-    """The playbook as it stands in a prompt, with the ids where somebody is asked about them."""
+    """The playbook as it is put into a prompt, with ids if the prompt asks about them."""
     return tuple(f"[{one.id}] {one.text}" if numbered else one.text for one in bullets)
 
 
 @dataclass
 class Playbook:
-    """The bullets, oldest first, and what happened to them. `count` is how many tokens a text takes, `limit` what all may take."""
+    """The bullets, oldest first, and the counts of changes. `count` returns the tokens of a text, `limit` is the most for all."""
 
     questions: Questions
     count: Callable[[str], int]
@@ -152,26 +152,26 @@ class Playbook:
 
     @classmethod
     def of(cls, lab: Lab, settings: AceSettings) -> Playbook:
-        """An empty playbook for a run, with the limit that its settings and the model's context give."""
+        """An empty playbook for a run, with the limit from its settings and the model's context."""
         questions = Questions.of(lab, QUESTIONS)
         meter = lab.experiment.load_meter()
         context = meter.context if meter else 0
         if context and settings.tokens > context // 2:
             raise UserError(f"ace.tokens: wanted at most half of the model's context of {context} tokens, found {settings.tokens}")
         room = settings.tokens or min(2048, context // 4 or 2048)
-        # Where nobody can count tokens, a token is taken to be three bytes at least.
+        # Without a tokenizer, a token is assumed to have at least three bytes.
         return cls(questions, meter.text if meter else lambda text: -(-len(text.encode()) // 3), room)
 
     def rules(self, rules: Rules) -> Rules:
-        """With the whole playbook as notes."""
+        """The rules with the whole playbook as notes."""
         return replace(rules, notes=(*rules.notes, *self.notes()))
 
     def notes(self) -> tuple[str, ...]:
-        """The playbook as it stands in a prompt."""
+        """The playbook as it is put into a prompt."""
         return notes_of(self.bullets, numbered="ace_reflect" in self.questions)
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[Reflected | None]:
-        """The reflector."""
+        """Asks the reflector."""
         if "ace_reflect" in self.questions:
             shown = self.questions.texts["ace_reflect"]
             found: Reflected | None = yield from self.questions.about(
@@ -182,7 +182,7 @@ class Playbook:
         return Reflected((experience,)) if experience else None
 
     def take_in(self, lessons: Sequence[Lesson]) -> Play[None]:
-        """Counts, the curator, and the changes that it wants; without its question every lesson is added."""
+        """Updates the counts, asks the curator and makes its changes; without its question every lesson is added."""
         self._count(lessons)
         told = [(lesson.tree.task.id, text) for lesson in lessons for text in lesson.told.lessons]
         if not told:
@@ -201,7 +201,7 @@ class Playbook:
                 self.change([Block("add", text)], source=task)
 
     def change(self, deltas: Sequence[Block], *, source: str = "") -> None:
-        """Carries changes out one by one, then keeps the playbook within its limit. What names no bullet is passed over and counted."""
+        """Makes changes one by one, then cuts the playbook to its limit. Changes that name no bullet are skipped and counted."""
         for delta in deltas:
             ids = _ids(delta) if delta.name == "remove" else delta.ids
             known = [one for one in self.bullets if one.id in ids]
@@ -219,7 +219,7 @@ class Playbook:
             self.happened["dropped"] += 1
 
     def tokens(self) -> int:
-        """What the playbook takes of a prompt, its marks and line ends included."""
+        """The tokens of the playbook in a prompt, its marks and line ends included."""
         return sum(self.count(f"- {note}\n") for note in self.notes())
 
     def items(self) -> Sequence[Remembered]:
@@ -227,7 +227,7 @@ class Playbook:
         return tuple(self.bullets)
 
     def counts(self) -> dict[str, int]:
-        """What happened to bullets, and the tokens that they take now."""
+        """The counts of changes to bullets, and the tokens that they take now."""
         return {**self.happened, "tokens": self.tokens()}
 
     def _count(self, lessons: Sequence[Lesson]) -> None:
@@ -249,7 +249,7 @@ class Playbook:
         self.happened["added"] += 1
 
     def _merge(self, known: Sequence[Remembered], text: str) -> None:
-        """The first of them takes the text and all their counts."""
+        """Gives the text and all their counts to the first of them."""
         first, totals = known[0], [sum(getattr(one, name) for one in known) for name in ("helpful", "harmful")]
         merged = replace(first, text=text, helpful=totals[0], harmful=totals[1])
         self.bullets = [merged if one is first else one for one in self.bullets if one is first or one not in known]

@@ -7,8 +7,8 @@
             yield lab.measure(run, "base", Policy(lab.base))
             ...
 
-Another package offers its class through the entry point group `leafe.methods`; docs/methods.md has one that runs. What a method imports is
-loaded by every command that reads its runs, so a method takes what needs a model from its `lab`.
+Another package offers its class through the entry point group `leafe.methods`; docs/methods.md has a working one. The imports of a method
+are loaded by every command that reads its runs, so a method takes whatever needs a model from its `lab`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Method(ABC):
 
     @abstractmethod
     def stages(self, lab: Lab, run: RunDirectory, settings: Any) -> Iterable[Stage]:
-        """The stages in the order in which `leafe run` does them. Says what is to be done and does none of it.
+        """The stages in the order in which `leafe run` does them. Only describes them and does none of the work.
 
-        The model that training starts from is measured as the arm `base`, which the others are compared with.
+        The model that training starts from is measured as the arm `base`, with which the others are compared.
         """
 
     def trains(self, settings: Any) -> bool:
@@ -49,11 +49,11 @@ class Method(ABC):
         return True
 
     def check(self, config: RunConfig, settings: Any) -> None:  # noqa: B027  # there is nothing that it has to do
-        """Raises `UserError` for settings that cannot go together; called whenever a configuration is read."""
+        """Raises `UserError` for settings that contradict each other; called whenever a configuration is read."""
 
 
 def require_rollback(lab: Lab, name: str, *, otherwise: str) -> None:
-    """Raises `UserError` where a method goes back to turns and the environment cannot; `otherwise` is a method that it can be used with."""
+    """Raises `UserError` if a method needs rollback and the environment has none; `otherwise` is a method that works with it."""
     if not lab.experiment.can_roll_back:
         raise UserError(
             f"method {name} goes back to turns, and {lab.config.environment.name} cannot be rolled back (fidelity 'none'); choose"

@@ -1,4 +1,4 @@
-"""Whether LEAFE can help a model in an environment: one tree exploration, one of independent samples, and the gap at branching turns."""
+"""A test of whether LEAFE can help a model in an environment: a tree exploration, independent samples, and the gap at branching turns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DRAWS = 4  # unadvised actions a branching turn
 
 
 def diagnose(experiment: Experiment, *, points: int) -> Diagnosis:
-    """Explores and measures; leaves nothing behind. `points` is the most branching turns that the gap is measured at."""
+    """Explores and measures without keeping files. `points` is the most branching turns at which the gap is measured."""
     seed = experiment.explore_seed(1)
     trees = explore_tasks(experiment, "explore tree", ForestSpec("tree", seed, experiment.base))
     independent = explore_tasks(experiment, "explore independent", ForestSpec("independent", seed, experiment.base))

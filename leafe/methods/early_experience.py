@@ -1,24 +1,24 @@
-"""Early Experience: learning from what the policy's own actions lead to around an expert's way (arXiv 2510.08558).
+"""Early Experience: learning from the outcomes of the policy's own actions around an expert's trajectory (arXiv 2510.08558).
 
     measure base -> explore around the expert -> distil -> [train world_model ->] train early_experience -> measure
                                                       \\-> train imitation                           -> measure
 
-In each state of an expert's way the policy samples other actions, and each is taken after a verified rollback. Implicit world modelling
-(`iwm`) trains on what every action led to and then on the expert's actions; self-reflection (`sr`) trains on a comparison of the expert's
-action with the others ahead of the action, mixed with the expert's actions. The arm `imitation` has the expert's actions alone. Every arm
-takes as many optimiser steps as imitation does under the section `train`. The budget is that of `explore`: turns a training task times
-tasks, in alternatives that were taken and in attempts that looked for a success; the expert's own steps are counted apart.
+In each state of an expert's trajectory the policy samples other actions, and each is taken after a verified rollback. Implicit world
+modelling (`iwm`) trains on the outcome of every action and then on the expert's actions; self-reflection (`sr`) trains on a comparison of
+the expert's action with the others, placed before the action, mixed with the expert's actions. The arm `imitation` has the expert's actions
+alone. Every arm takes as many optimiser steps as imitation does under the section `train`. The budget is that of `explore`, turns a
+training task times tasks, spent on alternatives and on attempts in search of a success; the expert's steps are counted apart.
 
 Where this differs from the paper:
-1. The expert is the environment's, or the policy's own shortest success; tasks without either give nothing.
-2. World modelling is a question below the history and the action, whose answer is the next observation; the expert's own transition
+1. The expert is the environment's, or the policy's shortest success; tasks without either give no examples.
+2. World modelling is a question below the history and the action, whose answer is the next observation; the expert's transition
    is asked for like the alternatives'.
 3. World modelling takes one epoch, but not more than `world_model_share` of all steps, so that imitation has some left.
 4. One comparison of a state names all its alternatives.
-5. A comparison that decides for another action or could be read as one, is cut or repeats the question is left out.
-6. Where replies are bare and have no room for thoughts, as the bundled models' are, the comparison is made from the outcomes by a
-   template and is a reply of its own to a question; no model has written it. It weighs as much as the expert's action does.
-7. `kind: both` does one after the other, which the paper measures apart.
+5. A comparison is left out if it decides for another action, could be read as one, is cut, or repeats the question.
+6. If replies are bare and have no room for thoughts, as those of the bundled models, the comparison is made from the outcomes by a
+   template and is a separate reply to a question; no model has written it. It weighs as much as the expert's action does.
+7. `kind: both` does one after the other; the paper measures them separately.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ ONE_STEP = "imitation takes one optimiser step, which leaves none for world mode
 
 
 class EarlyExperienceSettings(Settings):
-    """`kind` is implicit world modelling (`iwm`), self-reflection (`sr`) or `both`; `alternatives` are wanted in each state.
+    """`kind` is implicit world modelling (`iwm`), self-reflection (`sr`) or `both`; `alternatives` is their number in each state.
 
-    `expert` is the `environment`, the policy's own `successes`, or `auto`: these where the environment has none. `arms` are trained and
-    measured beside the base. `world_model_share` of all optimiser steps may go into world modelling.
+    `expert` is the `environment`, the policy's `successes`, or `auto`: the successes if the environment has no expert. `arms` are trained
+    and measured beside the base. `world_model_share` of all optimiser steps may go into world modelling.
     """
 
     kind: Literal["iwm", "sr", "both"] = "both"
@@ -82,19 +82,21 @@ class EarlyExperienceSettings(Settings):
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds of examples that are wanted."""
+        """The kinds of examples that are needed."""
         return {EXPERT, *([WORLD_MODEL] if self.predicts else []), *([SELF_REFLECTION] if self.compares else [])}
 
 
 class EarlyExperience(Method):
-    """Supervision without reward, from what the policy's own actions lead to."""
+    """Supervision without reward, from the outcomes of the policy's actions."""
 
     name = "early_experience"
-    summary = "learn what the policy's own actions lead to around an expert's way: world modelling and self-reflection"
+    summary = (
+        "learn from the outcomes of the policy's own actions around an expert's trajectory: world modelling and self-reflection"
+    )
     Settings = EarlyExperienceSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: EarlyExperienceSettings) -> Iterator[Stage]:
-        """As in the drawing above. Raises `UserError` where the world or the prompts lack what the method lives on."""
+        """As in the drawing above. Raises `UserError` if the world or the prompts lack what the method needs."""
         here = _Here(lab, run, settings)
         here.check()
         distilled = (f"distil {PLACE}",)
@@ -115,7 +117,7 @@ class EarlyExperience(Method):
         return bool(settings.arms)
 
     def check(self, config: RunConfig, settings: EarlyExperienceSettings) -> None:
-        """Raises `UserError` where all that the policy samples in a state would be the same."""
+        """Raises `UserError` if all samples of the policy in a state would be the same."""
         if ARM in settings.arms and config.sampling.act.temperature == 0:
             raise UserError("method early_experience samples different actions in a state, and at temperature 0 they are all the same;"
                             " type sampling.act.temperature=1")  # fmt: skip
@@ -123,7 +125,7 @@ class EarlyExperience(Method):
 
 @dataclass(frozen=True)
 class _Here:
-    """What the stages of one run share."""
+    """The common state of the stages of one run."""
 
     lab: Lab
     run: RunDirectory
@@ -158,7 +160,7 @@ class _Here:
         return type(environment).expert is not Environment.expert or "expert" in vars(environment)
 
     def explore(self) -> Stage:
-        """The expert's way through each training task, and what lies beside it."""
+        """Explores the expert's trajectory of each training task, and the alternatives to it."""
         tries = ARM in self.settings.arms
         asks = self.settings.compares and not makes_comparisons(self.lab.prompts)
         around = Around(self.settings.expert, self.settings.alternatives if tries else 0, asks)
@@ -192,9 +194,9 @@ class _Here:
         }
 
     def _no_expert(self, tasks: int) -> str:
-        """Why nothing can be learned, and what to type."""
+        """The reason why nothing can be learned, and what to type."""
         turns = self.lab.config.explore.turns
-        no_plan = f"expert() of {self.world} gave no solution of {tasks} tasks within their horizons that a reply could say"
+        no_plan = f"expert() of {self.world} gave no solution of {tasks} tasks within their horizons that a reply could express"
         none_won = f"the policy solved none of {tasks} tasks in its share of {turns} turns each"
         more, other = f"type explore.turns={4 * turns}, or take easier tasks", "type early_experience.expert=successes"
         said = {
@@ -205,7 +207,7 @@ class _Here:
         return f"there is no expert to learn from: {said[self.settings.expert]}"
 
     def distil(self) -> Stage:
-        """The forest to examples of every kind that an arm wants, and counts of what could not be written."""
+        """Turns the forest into examples of every kind that an arm needs, and counts those that could not be written."""
 
         def work() -> Made:
             writer = self.lab.writer()
@@ -226,7 +228,7 @@ class _Here:
         return Stage(f"distil {PLACE}", work, (f"explore {PLACE}",), "distill")
 
     def examples(self, *kinds: str) -> list[Example]:
-        """The examples of some kinds. Raises `UserError` where none of the expert's actions could be written."""
+        """The examples of some kinds. Raises `UserError` if none of the expert's actions could be written."""
         found = self.lab.examples(self.run, PLACE)
         if not any(example.kind == EXPERT for example in found):
             left = self.run.stages[f"distil {PLACE}"].get("left_out", {})
@@ -240,7 +242,7 @@ class _Here:
         return self.lab.steps(self.examples(EXPERT))
 
     def train_world_model(self, *, needs: tuple[str, ...]) -> Stage:
-        """One epoch over what actions led to, within its share of the steps."""
+        """One epoch over the outcomes of actions, within its share of the steps."""
 
         def steps() -> int:
             total = self.total_steps()
@@ -258,7 +260,7 @@ class _Here:
         return replace(stage, work=work)
 
     def train(self, *, needs: tuple[str, ...]) -> Stage:
-        """The expert's actions, with comparisons where they are wanted, for the steps that are left."""
+        """Trains on the expert's actions, and on comparisons if required, for the remaining steps."""
 
         def steps() -> int:
             before = self.run.stages[f"train {WORLD_MODEL}"]["steps"] if self.settings.predicts else 0

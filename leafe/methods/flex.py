@@ -1,25 +1,23 @@
-"""FLEX: a library of experience at three levels that an updater keeps free of repetition (arXiv 2511.06449), and no weights.
+"""FLEX: a library of experience at three levels, kept free of repetition by an updater (arXiv 2511.06449), and no weights.
 
-    measure base -> [a batch of attempts, each told the entries that match its task -> what they teach -> updater -> library] until the
-                    budget is used up -> measure the same model with the library, each attempt told the entries that match its task
+    measure base -> [a batch of attempts, each with the entries that match its task -> lessons -> updater -> library] until the
+                    budget is used up -> measure the same model with the library, each attempt with the entries that match its task
 
 Entries are principles, methods or facts, learned from successes (the golden zone) or failures (the warning zone). The updater compares
-each new entry with the nearest of its level and zone: it drops what is there already, merges, or adds. In the published code there are a
-golden and a warning zone too, an updater that adds or merges within a zone and adds where its answer cannot be read, and a critic over
-several rounds; the three levels are those that the paper is summarised with, where the code has methods, rules and trajectories of each
-memory.
+each new entry with the nearest of its level and zone: it drops duplicates, merges, or adds. The published code has a golden and a warning
+zone too, an updater that adds or merges within a zone and adds if its answer cannot be read, and a critic over several rounds; the three
+levels are those of summaries of the paper, while the code has methods, rules and trajectories in each memory.
 
-Where this differs from it:
-1. An attempt is looked back on once. The paper's critic sends the actor back to the same problem several times before anything is kept;
-   here the tasks are gone over up to `epochs` times, within the budget of turns.
-2. Entries are found by words (`leafe.recall`): the instruction and the first observation are compared with an entry and with the task
-   that it is from. The paper lets the actor look things up as it goes; here `recalled` entries of each level and zone are told at the
-   start.
-3. There is no zone of failures that were put right later (the code's third). Two entries are the same without a question where most of
-   their words are, and near enough to be asked about where a third is.
+Where this differs from the paper:
+1. There is one look back at an attempt. The paper's critic sends the actor back to the same problem several times before anything is
+   kept; here the tasks are played up to `epochs` times, within the budget of turns.
+2. Entries are found by words (`leafe.recall`): the instruction and the first observation are compared with an entry and with its task.
+   The paper lets the actor look things up while it acts; here `recalled` entries of each level and zone are in the first prompt.
+3. There is no zone of failures that were corrected later (the code's third). Two entries are duplicates, without a question, if most of
+   their words are the same, and are asked about if a third is.
 4. `batch` attempts read the same library.
-5. A profile without the questions, as `terse`, asks for an ordinary reflection after failures, whose experience is a fact of the warning
-   zone.
+5. A profile without the questions, such as `terse`, asks for an ordinary reflection after failures, whose experience is a fact of the
+   warning zone.
 """
 
 from __future__ import annotations
@@ -62,10 +60,10 @@ ASKED_ABOUT = 3  # entries that the updater sees beside a new one
 
 
 class FlexSettings(MemorySettings):
-    """`recalled` entries of each level and zone are told at an attempt.
+    """`recalled` is the number of entries of each level and zone in the prompt of an attempt.
 
-    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
-    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    `start` is the folder of a model, such as another run's checkpoint; empty for the run's model. `epochs` is the most passes over the
+    training tasks, `batch` the number of tasks that are played before the memory is updated.
     """
 
     recalled: int = Field(1, ge=1)
@@ -75,7 +73,7 @@ class Flex(Method):
     """A library of experience at three levels."""
 
     name = NAME
-    summary = "a library of principles, methods and facts, found again by task and told in the prompt (FLEX); no weights"
+    summary = "a library of principles, methods and facts, retrieved by task and put into the prompt (FLEX); no weights"
     Settings = FlexSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: FlexSettings) -> Iterable[Stage]:
@@ -93,7 +91,7 @@ class Flex(Method):
         return False
 
     def check(self, config: RunConfig, settings: FlexSettings) -> None:
-        """Raises `UserError` for another model to start from than a server plays."""
+        """Raises `UserError` for a `start` other than the model that a server plays."""
         check_start(config, NAME, settings.start)
 
 
@@ -106,7 +104,7 @@ class Entry:
 
 
 def read_entries(reply: str, whole: bool, shown: str = "") -> tuple[Entry, ...]:
-    """The entries of an answer, at most one a level. Raises `ParseFailure` for one that cannot be read."""
+    """The entries of an answer, at most one a level. Raises `ParseFailure` for an unreadable one."""
     entries = tuple(Entry(block.name, block.text) for block in parse_blocks(reply, LEVELS, whole=whole, shown=shown))
     for level in LEVELS:
         if sum(entry.level == level for entry in entries) > 1:
@@ -115,7 +113,7 @@ def read_entries(reply: str, whole: bool, shown: str = "") -> tuple[Entry, ...]:
 
 
 def read_update(reply: str, whole: bool, shown: str = "") -> Block:
-    """The updater's answer: one block `same`, `merge` or `add`. Raises `ParseFailure` for one that cannot be read."""
+    """The updater's answer: one block `same`, `merge` or `add`. Raises `ParseFailure` for an unreadable one."""
     blocks = parse_blocks(reply, ("same", "merge", "add"), whole=whole, shown=shown)
     if len(blocks) != 1:
         raise ParseFailure(f"there were {len(blocks)} answers, and one is wanted")
@@ -129,7 +127,7 @@ def read_update(reply: str, whole: bool, shown: str = "") -> Block:
 
 @dataclass
 class Library:
-    """The entries, oldest first; `recalled` of each level and zone are told at an attempt."""
+    """The entries, oldest first; `recalled` of each level and zone are put into an attempt's prompt."""
 
     questions: Questions
     recalled: int
@@ -138,12 +136,12 @@ class Library:
     _recall: Recall | None = None
 
     def rules(self, rules: Rules) -> Rules:
-        """With what matches a task as notes."""
+        """The rules with the entries that match a task as notes."""
         self._recall = renewed(self._recall, self.kept, self.recalled)
         return replace(rules, recall=self._recall)
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[tuple[Entry, ...] | None]:
-        """What an attempt teaches."""
+        """The entries that an attempt teaches."""
         name = "flex_success" if played.attempt.success else "flex_failure"
         if name in self.questions:
             shown = self.questions.texts[name]
@@ -155,7 +153,7 @@ class Library:
         return (Entry("fact", experience),) if experience else None
 
     def take_in(self, lessons: Sequence[Lesson]) -> Play[None]:
-        """The updater, one new entry after another."""
+        """Asks the updater about one new entry after another."""
         for lesson in lessons:
             zone, task = GOLDEN if lesson.played.attempt.success else WARNING, lesson.tree.task
             where = task_key(task, lesson.tree.scene.root)
@@ -165,7 +163,7 @@ class Library:
                 yield from self._take(new, f"{lesson.key}/{entry.level}", where)
 
     def _take(self, new: Remembered, key: str, where: str) -> Play[None]:
-        """Keeps an entry that says something new, after a question where another is near."""
+        """Keeps an entry with new content, after a question if another one is near."""
         near = sorted(
             ((likeness(one.text, new.text), one) for one in self.kept if one.group == new.group), key=lambda pair: -pair[0]
         )[:ASKED_ABOUT]
@@ -183,7 +181,7 @@ class Library:
             self._add(new)
 
     def update(self, new: Remembered, chosen: Block | None, where: str) -> None:
-        """Carries out what the updater chose; where it could not be read, or names no entry of the library, the new one is added."""
+        """Makes the updater's change; if that could not be read, or names no entry of the library, the new entry is added."""
         named = next((one for one in self.kept if chosen and chosen.ids == (one.id,) and one.group == new.group), None)
         if chosen is None or chosen.name == "add":
             text = chosen.text if chosen and chosen.text else new.text
@@ -212,5 +210,5 @@ class Library:
         return tuple(self.kept)
 
     def counts(self) -> dict[str, int]:
-        """What happened to entries."""
+        """The counts of changes to entries."""
         return dict(self.happened)

@@ -2,20 +2,20 @@
 
     measure base -> measure the same model, every attempt as  [turn -> assistant: which turn was wrong? -> roll back, go on with the advice]
 
-It rolls back while it is measured, which no other arm does: the environment has to take turns back at test time. Turns that were taken
+It rolls back during measurement, which no other arm does: the environment has to take turns back at test time. Turns that were taken
 back count against the horizon of their attempt like any others, so an attempt costs no more turns than those of other arms; an attempt
-succeeds if its last branch does. The assistant waits for `wait` turns, names the earliest wrong turn, and is asked again where its answer
-cannot be read; at most `rollbacks` times an attempt is rolled back, and advice in which the model has less than `confidence` is passed
-over: all this is as in the paper and its published code (there 6 turns, 6 rollbacks, 0.93 on ALFWorld).
+succeeds if its last branch does. The assistant waits for `wait` turns, names the earliest wrong turn, and is asked again if its answer
+cannot be read; an attempt is rolled back at most `rollbacks` times, and advice in which the model has less than `confidence` is ignored.
+All this is as in the paper and its published code (6 turns, 6 rollbacks, 0.93 on ALFWorld).
 
-Where this differs from it:
+Where this differs from the paper:
 1. The assistant's question is the run's question for a reflection, and the assistant is the policy itself.
-2. Every rollback is verified; one that does not lead back to where it was ends the attempt, as an error that is counted.
+2. Every rollback is verified; one that does not restore the turn's state ends the attempt with an error, which is counted.
 3. The attempt goes back to the turn that is named; the paper's code goes back four turns at most.
 4. In the paper turns that were taken back are free, and the horizon counts those that remain.
-5. Advice stands at the turn that it is about. Of the advice of branches that were left altogether the last `kept` are told at the start.
+5. Advice is shown at the turn that it is about. Of the advice of abandoned branches the last `kept` are in the first prompt.
 6. An episode that the environment has ended is over; the paper's code may take its last turn back.
-7. There is no second question for repeated actions, and `confidence` is off where it is 0, as it is unless it is set.
+7. There is no second question for repeated actions, and `confidence` is off by default (0).
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ NAME = "ga_rollback"
 
 
 class GaRollbackSettings(Settings):
-    """`start` is the folder of a model, as another run's checkpoint; empty for the run's own.
+    """`start` is the folder of a model, such as another run's checkpoint; empty for the run's model.
 
-    The assistant looks after `wait` turns for the first time and then `every` turns; an attempt is rolled back at most `rollbacks` times.
-    `confidence` is the mean probability that the assistant's tokens need, 0 for none. `kept` is how much advice of left branches is told.
+    The assistant looks first after `wait` turns and then every `every` turns; an attempt is rolled back at most `rollbacks` times.
+    `confidence` is the mean probability that the assistant's tokens need, 0 for none. `kept` is the most advice of abandoned branches in
+    the prompt.
     """
 
     start: str = ""
@@ -70,7 +71,7 @@ class GaRollback(Method):
     Settings = GaRollbackSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: GaRollbackSettings) -> Iterable[Stage]:
-        """As in the drawing above. Raises `UserError` where nothing can be rolled back."""
+        """As in the drawing above. Raises `UserError` if the environment has no rollback."""
         if not lab.experiment.can_roll_back:
             raise UserError(
                 f"method {NAME} takes turns back, and {lab.config.environment.name} cannot be rolled back (fidelity 'none'); choose"
@@ -85,7 +86,7 @@ class GaRollback(Method):
         return False
 
     def check(self, config: RunConfig, settings: GaRollbackSettings) -> None:
-        """Raises `UserError` for another model to start from than a server plays."""
+        """Raises `UserError` for a `start` other than the model that a server plays."""
         check_start(config, NAME, settings.start)
 
 
@@ -102,14 +103,14 @@ def with_assistant(builder: TreeBuilder, settings: GaRollbackSettings) -> Play[T
 
 @dataclass
 class Assistant:
-    """Looks at an attempt between its turns. `said` is the advice so far, each with the trajectory behind which it is told."""
+    """Looks at an attempt between its turns. `said` is the advice so far, each with the trajectory after which it is shown."""
 
     builder: TreeBuilder
     settings: GaRollbackSettings
     said: list[tuple[Experience, tuple[Turn, ...]]] = field(default_factory=list)
 
     def look(self, attempt: int, trajectory: tuple[Turn, ...]) -> Play[bool]:
-        """Whether the attempt is left here for an earlier turn."""
+        """Whether the attempt is abandoned here for an earlier turn."""
         turns, wanted = len(trajectory), self.settings
         due = turns >= wanted.wait and (turns - wanted.wait) % wanted.every == 0
         if not due or len(self.said) >= wanted.rollbacks or self.builder.exhausted():
@@ -121,19 +122,19 @@ class Assistant:
         return True
 
     def goes_on(self) -> Start:
-        """Where the attempt goes on after it was left: before the turn that was named, told the advice."""
+        """The start of the next branch: before the turn that was named, with the advice."""
         experience, trajectory = self.said[-1]
         feedback, last = self.feedback(trajectory), self.builder.attempts[-1]
         return Start(trajectory, len(self.said), last.index, advice=experience.text, feedback=feedback)
 
     def feedback(self, trajectory: tuple[Turn, ...]) -> tuple[str, ...]:
-        """The latest advice that stands at no turn of a trajectory, and is not about to."""
+        """The latest advice that is not shown at any turn of a trajectory, nor at its next one."""
         standing = {turn.experience for turn in trajectory} | {one.text for one, past in self.said[-1:] if past == trajectory}
         gone = [one.text for one, _ in self.said if one.text not in standing]
         return tuple(dict.fromkeys(gone))[-self.settings.kept :] if self.settings.kept else ()
 
     def _sure(self, reply: Completion) -> bool:
-        """Whether the model was sure enough of its advice. Raises `UserError` where the engine does not say how probable tokens were."""
+        """Whether the model was sure enough of its advice. Raises `UserError` if the engine returns no log-probabilities."""
         if not self.settings.confidence:
             return True
         if not reply.logprobs:

@@ -1,4 +1,4 @@
-"""GRPO and its relatives: groups of attempts, compared with one another by outcome, learned from step by step (arXiv 2402.03300).
+"""GRPO and its relatives: groups of attempts, compared by outcome and learned from step by step (arXiv 2402.03300).
 
     measure base -> [sample groups -> one optimiser step or several -> take the new weights] x steps -> measure
 
@@ -9,7 +9,7 @@ Where this differs from the paper:
 1. An attempt of many turns is one sequence, whose tokens share one advantage.
 2. The reward is success, or the environment's own reward (`reward`); there is no reward model.
 3. Groups that are all right or all wrong are left out, and with `dynamic` others are sampled in their place (DAPO, arXiv 2503.14476).
-4. Attempts that our plumbing broke are left out of their group.
+4. Attempts that leafe or the environment broke are left out of their group.
 5. The divergence from the reference is off unless `kl` is set, as in most later work.
 """
 
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 class GrpoSettings(ComparedSettings):
     """`groups` tasks a step, `size` attempts a group, `passes` optimiser steps on each batch, from the model `start` or else the base.
 
-    `k` is that of the advantage `pkpo`. `steps` plans for so many batches; 0 for as many as the budget is sure to hold. With `dynamic`
-    others take the place of groups that teach nothing. `low` and `high` are how far the ratio may go before it is clipped, `kl` the weight
-    of the divergence from the model that training starts from, `entropy` that of a bonus for entropy. `normalise` is over what the loss
-    is a mean (`targets`, `sequence`, or a number of tokens).
+    `k` is that of the advantage `pkpo`. `steps` is the planned number of batches; 0 for as many as the budget is sure to hold. With
+    `dynamic` others replace groups that teach nothing. `low` and `high` are how far the ratio may go before it is clipped, `kl` the weight
+    of the divergence from the model that training starts from, `entropy` that of a bonus for entropy. `normalise` is the unit over which
+    the loss is a mean (`targets`, `sequence`, or a number of tokens).
     """
 
 
@@ -49,15 +49,15 @@ class Grpo(Method):
     """Outcome-driven reinforcement learning, with the budget that LEAFE explores with."""
 
     name = "grpo"
-    summary = "groups of attempts compared by outcome, learned from on the way (GRPO, Dr. GRPO, RLOO, MaxRL, PKPO)"
+    summary = "groups of attempts compared by outcome, learned from step by step (GRPO, Dr. GRPO, RLOO, MaxRL, PKPO)"
     Settings = GrpoSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: GrpoSettings) -> Iterable[Stage]:
-        """As in the drawing above. Raises `UserError` where the budget holds no step."""
+        """As in the drawing above. Raises `UserError` if the budget holds no step."""
         return on_policy_stages(lab, run, settings, Attempts(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: GrpoSettings) -> None:
-        """Raises `UserError` where log-probabilities or new weights cannot be had, or all attempts at a task would be the same."""
+        """Raises `UserError` if the engine gives no log-probabilities or takes no weights, or all attempts at a task would be the same."""
         check_on_policy(self.name, config, settings)
 
 
@@ -71,15 +71,15 @@ class Attempts:
     rounds: int = 1
 
     def most_turns(self, horizon: int) -> int:
-        """Of all attempts together."""
+        """The most turns of all attempts together."""
         return self.settings.size * horizon
 
     def plays(self, number: int, task: Task, rules: Rules) -> Sequence[Play[Tree]]:
-        """Attempts as they are measured, each with a seed of its own."""
+        """Attempts as in measurement, each with its own seed."""
         return [attempt(task, number * self.settings.size + sample, rules) for sample in range(self.settings.size)]
 
     async def learn(self, place: str, trees: Sequence[Tree], engine: Engine) -> Sequence[Example]:
-        """Every turn of every attempt, with the attempt's advantage, where rewards differ."""
+        """Every turn of every attempt, with the attempt's advantage, if rewards differ."""
         whole = [(sample, tree) for sample, tree in enumerate(trees) if tree.attempts[0].stop not in BROKEN]
         rewarded = [(one, reward_of(one[1], 0, self.settings)) for one in whole]
         return [

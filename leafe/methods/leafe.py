@@ -6,17 +6,17 @@ Controls explore the same tasks with the same seeds and the same budget of turns
 beside `leafe` are trained from the same base with the same settings:
 
     rehearsal, independent                   the rehearsal examples of the first round; those of independent samples
-    rehearsal-matched, independent-matched   the same two, cut to what both have: as many turns explored, as many examples
+    rehearsal-matched, independent-matched   the same two, cut to equal numbers of explored turns and of examples
     average                                  nothing is trained: the weights between the base and the arm `averaged`
 
 Where this differs from the paper:
 1. The start is whatever `model` names; the paper's main tables start from a GRPO checkpoint.
-2. The budget is counted in turns that the policy took.
+2. The budget is counted in turns of the policy.
 3. Counterfactual and rehearsal terms are averaged together, with `beta` as the weight of a rehearsal term.
 4. Which branches qualify is a setting.
-5. Where the environment cannot be rolled back, an experience is told to a fresh attempt, each turn of which is then learned from.
+5. Without rollback an experience goes into the prompts of a fresh attempt, each turn of which is then learned from.
 6. Rehearsal may be uniform over tasks (`distill.rehearse`), and solved tasks may leave their turns to others
-   (`explore.stop_when_solved`); neither is on unless it is set.
+   (`explore.stop_when_solved`); both are off by default.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ MATCHED = ("rehearsal-matched", "independent-matched")
 class LeafeSettings(Settings):
     """`controls` explore at the same budget, for comparison; `arms` are trained and measured beside the base.
 
-    `rounds` explore and distil so many times, each from the model that the round before gave. The arm `average` lies `average` of the way
-    from the base (0) to the arm `averaged` (1).
+    `rounds` is how many times to explore and distil, each time from the model of the round before. The arm `average` lies `average` of the
+    way from the base (0) to the arm `averaged` (1).
     """
 
     rounds: int = Field(1, ge=1)
@@ -79,7 +79,7 @@ class Leafe(Method):
     Settings = LeafeSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: LeafeSettings) -> Iterator[Stage]:
-        """As in the drawing above. Without arms nothing is distilled or trained unless its command asks for it."""
+        """As in the drawing above. Without arms nothing is distilled or trained unless a command asks for it."""
         here = _Here(lab, run, settings)
         yield lab.measure(run, "base", Policy(lab.base))
         yield lab.explore(run, 1, Policy(lab.base))
@@ -103,7 +103,7 @@ class Leafe(Method):
         return bool(settings.arms)
 
     def check(self, config: RunConfig, settings: LeafeSettings) -> None:
-        """Raises `UserError` where a later round would explore through a server, which does not serve what is trained."""
+        """Raises `UserError` if a later round would explore through a server, which does not serve the trained model."""
         if config.engine.kind == "openai" and settings.rounds > 1:
             raise UserError(
                 f"rounds: wanted 1 where engine.kind is openai, whose server serves the base only, found {settings.rounds}"
@@ -112,7 +112,7 @@ class Leafe(Method):
 
 @dataclass(frozen=True)
 class _Here:
-    """What the stages of one run share."""
+    """The common state of the stages of one run."""
 
     lab: Lab
     run: RunDirectory
@@ -123,7 +123,7 @@ class _Here:
         return "leafe" if number == self.settings.rounds else f"leafe-round-{number}"
 
     def start(self, number: int) -> Policy:
-        """What a round explores with and trains from: the model that the round before gave."""
+        """The model that a round explores with and trains from: that of the round before."""
         return Policy(self.lab.base) if number == 1 else self.lab.trained(self.run, self.arm(number - 1))
 
     def distil(self, number: int) -> Stage:
@@ -147,7 +147,7 @@ class _Here:
         def examples() -> Sequence[Example]:
             found = self.lab.examples(self.run, number)
             if not found and number == 1:
-                # The end of the run; a later round that gives nothing leaves what the rounds before it have learned.
+                # The end of the run; a later round without examples keeps the model of the rounds before it.
                 raise UserError(self.run.stages["distil round 1"].get("note", NOTHING))
             return found
 
@@ -155,7 +155,7 @@ class _Here:
         return replace(stage, asked_only=not self.settings.arms)
 
     def train_control(self, arm: str) -> Stage:
-        """An arm that is trained on successes alone. One that finds nothing to learn from stays the base."""
+        """An arm that is trained on successes alone. Without examples it stays the base."""
         if arm == "rehearsal":
             return self.lab.train(self.run, arm, self._rehearsed, needs=("distil round 1",))
         file = self.run.examples(arm)

@@ -1,16 +1,16 @@
-"""On-policy distillation: the policy learns on its own attempts from itself with its own advice in the prompt, gated by outcome.
+"""On-policy distillation: on its own attempts the policy learns from itself with its own advice in the prompt, gated by outcome.
 
     measure base -> [play -> reflect -> go back, play on with the advice -> score -> one optimiser step or several] x steps -> measure
 
-Where the advised continuation of a failed attempt came out better than the attempt, each token `y` that the policy sampled without
-advice, from the turn of the reflection on, has the advantage `log T(y) - log S(y)`: `S` is the policy as it sampled, `T` the same weights
-with the advice in the prompt of that turn. Their expectation is minus the gradient of the divergence `KL(S || T)`. The loss is
-`leafe.training.loss.ClippedRatio`, the budget that of `leafe.on_policy.training`. With `start` it goes on from any checkpoint.
+If the advised continuation of a failed attempt was better than the attempt, each token `y` that the policy sampled without advice, from
+the turn of the reflection on, has the advantage `log T(y) - log S(y)`: `S` is the policy that sampled, `T` the same weights with the
+advice in the prompt of that turn. Their expectation is minus the gradient of the divergence `KL(S || T)`. The loss is
+`leafe.training.loss.ClippedRatio`, the budget that of `leafe.on_policy.training`. With `start` training begins with any checkpoint.
 
 Where this differs from OPCD and from SDPO and its relatives:
 1. The teacher is advised by a reflection, at one turn, and not by a demonstration or by a whole episode's feedback.
-2. Only attempts count whose advised continuation, from the same verified state, did better: without that the teacher is often wrong.
-3. An advantage is cut to `limit`, since the teacher may give a token next to nothing.
+2. Only attempts count whose advised continuation, from the same verified state, did better: otherwise the teacher is often wrong.
+3. An advantage is clipped to `limit`, since the teacher may give a token almost no probability.
 4. Attempts that succeed teach nothing, and turns whose prompt has no room for the advice are left out.
 """
 
@@ -56,17 +56,17 @@ class OnPolicyDistillation(Method):
     Settings = OnPolicyDistillationSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: OnPolicyDistillationSettings) -> Iterable[Stage]:
-        """As in the drawing above. Raises `UserError` where the budget holds no step, or nothing can be rolled back."""
+        """As in the drawing above. Raises `UserError` if the budget holds no step, or the environment has no rollback."""
         require_rollback(lab, self.name, otherwise="grpo")
         return on_policy_stages(lab, run, settings, Advised(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: OnPolicyDistillationSettings) -> None:
-        """Raises `UserError` where log-probabilities or new weights cannot be had, or are not those of the teacher's temperature."""
+        """Raises `UserError` if the engine gives no log-probabilities, takes no weights, or samples at another temperature than 1."""
         check_on_policy(self.name, config, settings, scored="method opd")
 
 
 def advised_once(builder: TreeBuilder) -> Play[Tree]:
-    """One attempt from the root; where it failed, one more from the turn that its reflection names, with the advice."""
+    """One attempt from the root; if it failed, one more from the turn that its reflection names, with the advice."""
     first = yield from play(builder, Start())
     if first.attempt.stop not in UNREFLECTED and first.trajectory:
         experience = yield from reflect(builder, 0, first.trajectory, ended=True)
@@ -76,7 +76,7 @@ def advised_once(builder: TreeBuilder) -> Play[Tree]:
 
 
 def advised_prompts(prompts: Prompts, tree: Tree) -> list[tuple[Turn, tuple[Message, ...]]]:
-    """The first attempt's turns from that of its reflection on, each with the prompt of a policy that was told the advice there.
+    """The first attempt's turns from that of its reflection on, each with its prompt and the advice at that turn.
 
     The tree's second attempt has the turn and the advice.
     """
@@ -105,10 +105,10 @@ class Advised:
     prompts: Prompts
     settings: OnPolicyDistillationSettings
     arm: str = OnPolicyDistillation.name
-    rounds: int = 4  # few attempts fail and are mended by advice
+    rounds: int = 4  # few attempts fail and then succeed with advice
 
     def most_turns(self, horizon: int) -> int:
-        """Of the attempt and of the advised one, from the first turn."""
+        """The most turns of the attempt and of the advised one, from the first turn."""
         return 2 * horizon
 
     def plays(self, number: int, task: Task, rules: Rules) -> Sequence[Play[Tree]]:
@@ -117,7 +117,7 @@ class Advised:
         return [advised_once(TreeBuilder(task, own))]
 
     async def learn(self, place: str, trees: Sequence[Tree], engine: Engine) -> Sequence[Example]:
-        """The turns of the attempt from that of the reflection on, where the advice helped."""
+        """The turns of the attempt from that of the reflection on, if the advice helped."""
         (tree,) = trees
         if len(tree.attempts) < 2 or tree.attempts[1].stop in BROKEN:
             return []
@@ -131,7 +131,7 @@ class Advised:
 
 
 def weighted(example: Example, teacher: Sequence[float], limit: float) -> Example:
-    """The example with the log-ratio of teacher to student at each target as its weight, cut to `limit` on both sides."""
+    """The example with the log-ratio of teacher to student at each target as its weight, clipped to `limit` on both sides."""
     pairs = zip(example.targets, teacher, strict=True)
     return replace(
         example,

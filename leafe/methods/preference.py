@@ -3,14 +3,14 @@
     measure base -> explore -> pairs, scored by the model that training starts from -> train -> measure
 
 A pair is the revised action of a branch and the action that it superseded, under the one prompt without advice that both share. The loss is
-`leafe.training.loss.Preference`: `-log sigmoid(beta (log-ratio of the preferred - log-ratio of the other))`, ratios to the model that
+`leafe.training.loss.Preference`: `-log sigmoid(beta (log-ratio of the preferred - log-ratio of the other))`, with ratios to the model that
 training starts from. With `start` exploring and training begin with a checkpoint of any method.
 
 Where this differs from DPO:
-1. Which one is preferred is no judgement: both actions were played to an end from one verified state, and the outcomes differ. An action's
-   outcome is the best of all attempts that took it; that may speak for the superseded one.
-2. Tokens that both begin with say nothing, so that they are not pushed down with the rest of the worse action.
-3. The preferred action was sampled with advice in the prompt, and is scored and learned without.
+1. No judge decides the preference: both actions were played to an end from one verified state, and the outcomes differ. An action's
+   outcome is the best of all attempts that took it; that may favour the superseded one.
+2. Tokens with which both begin have no loss, so that they are not pushed down with the rest of the worse action.
+3. The preferred action was sampled with advice in the prompt, and is scored and learned without it.
 4. Pairs of the same action are left out, and so are replies that hold no action, quote an experience or are the beginning of the other.
 """
 
@@ -39,9 +39,9 @@ KIND = "preference"
 
 
 class PreferenceSettings(Settings):
-    """`beta` is how fast a pair is satisfied, `pairs_per_task` how many are kept of a task; `start` is the model to begin with.
+    """`beta` is how fast a pair is satisfied, `pairs_per_task` the most pairs of a task; `start` is the model to begin with.
 
-    Without `start` it is the base.
+    Without `start` that is the base.
     """
 
     beta: float = Field(0.1, gt=0)
@@ -53,14 +53,14 @@ class Preferences(Method):
     """The revised action against the superseded one."""
 
     name = "preference"
-    summary = "of two actions at one history, the one that verifiably came out better is preferred (DPO on rollback pairs)"
+    summary = "of two actions at one history, the one with the verifiably better outcome is preferred (DPO on rollback pairs)"
     Settings = PreferenceSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: PreferenceSettings) -> Iterable[Stage]:
-        """As in the drawing above. Raises `UserError` where nothing can be rolled back, or there is no model `start`."""
+        """As in the drawing above. Raises `UserError` if the environment has no rollback, or there is no model `start`."""
         require_rollback(lab, self.name, otherwise="leafe")
         if "train preference" not in run.stages:
-            lab.start(settings.start)  # which is refused now, where it is none
+            lab.start(settings.start)  # refused now if it is no model
 
         def start() -> Policy:
             return Policy(lab.start(settings.start))
@@ -84,7 +84,7 @@ class Preferences(Method):
         yield lab.measure(run, self.name, lab.trained(run, self.name))
 
     def check(self, config: RunConfig, settings: PreferenceSettings) -> None:
-        """Raises `UserError` where another model than the base would be explored with through a server that serves the base."""
+        """Raises `UserError` if `start` is set and exploring goes through a server that serves the base."""
         if settings.start and config.engine.kind == "openai":
             raise UserError(
                 "preference.start wants another engine.kind than openai, whose server serves the model of the recipe; set model= to the"
@@ -93,7 +93,7 @@ class Preferences(Method):
 
 
 def _scored(lab: Lab, settings: PreferenceSettings, examples: Sequence[Example]) -> Sequence[Example]:
-    """The examples with what the model that training starts from makes of them."""
+    """The examples with their log-probabilities under the model that training starts from."""
     if not examples:
         return examples
     return lab.experiment.with_engine(lab.start(settings.start), lambda engine: with_references(engine, examples))
@@ -116,7 +116,7 @@ def pairs(tree: Tree, prompts: Prompts, most: int) -> Iterator[Example]:
 
 
 def _shared(one: Turn, other: Turn) -> int:
-    """How many tokens both replies begin with."""
+    """The number of tokens with which both replies begin."""
     return sum(
         1
         for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one.completion.token_ids, other.completion.token_ids, strict=False))
@@ -124,12 +124,12 @@ def _shared(one: Turn, other: Turn) -> int:
 
 
 def _parted(one: Turn, other: Turn) -> bool:
-    """Whether each reply has a token that the other has not: one that was cut short may be the beginning of the other."""
+    """Whether the replies differ at some token: one that was cut may be the beginning of the other."""
     return _shared(one, other) < min(len(one.completion.token_ids), len(other.completion.token_ids))
 
 
 def _outcomes(tree: Tree) -> dict[str, tuple[bool, float]]:
-    """Success and reward of the best attempt that took a turn, by the turn's id. What our plumbing broke says nothing."""
+    """Success and reward of the best attempt that took a turn, by the turn's id. Broken attempts do not count."""
     best: dict[str, tuple[bool, float]] = {}
     for attempt in tree.attempts:
         if attempt.stop not in BROKEN:
@@ -139,7 +139,7 @@ def _outcomes(tree: Tree) -> dict[str, tuple[bool, float]]:
 
 
 def _pair(tree: Tree, prompts: Prompts, better: Turn, worse: Turn) -> Iterator[Example]:
-    """Both sides under one prompt, shortened as the shorter of the two that they were sampled with, into which both fit."""
+    """Both sides under one prompt: the shorter of the two that they were sampled with, into which both fit."""
     cut = Shortening(
         max(better.shortening.thoughts, worse.shortening.thoughts),
         max(better.shortening.observations, worse.shortening.observations),

@@ -1,20 +1,20 @@
-"""ReasoningBank: items of memory from successes and failures, found again by task (arXiv 2509.25140), and no weights.
+"""ReasoningBank: items of memory from successes and failures, retrieved by task (arXiv 2509.25140), and no weights.
 
-    measure base -> [a batch of attempts, each told the items that match its task -> what worked or went wrong -> new items]
-                    until the budget is used up -> measure the same model, each attempt told the items that match its task
+    measure base -> [a batch of attempts, each with the items that match its task -> what worked or went wrong -> new items]
+                    until the budget is used up -> measure the same model, each attempt with the items that match its task
 
 An item has a title, a description and a content. Up to three are drawn from each attempt, by one question after a success and another after
 a failure; they are added to the bank and never merged, as in the paper and its published code. That code finds the earlier task that
-is most like the new one and tells what was learned there.
+is most like the new one and puts the items learned at it into the prompt.
 
-Where this differs from it:
+Where this differs from the paper:
 1. Items are found by words, not by embeddings (`leafe.recall`): the instruction and the first observation are compared with those of the
-   task that an item is from, and with its title and description. `recalled` items are told, from whatever tasks.
+   item's task, and with its title and description. `recalled` items are put into the prompt, from any tasks.
 2. Whether an attempt succeeded is the environment's verdict; the paper lets a model judge.
-3. `batch` attempts read the same bank; the paper adds after every task. Tasks are gone over up to `epochs` times, the paper's once.
-4. An item that is word for word in the bank is not added again.
+3. `batch` attempts read the same bank; the paper adds after every task. Tasks are played up to `epochs` times, the paper's once.
+4. An item that is already in the bank, word for word, is not added again.
 5. Its scaling of attempts at test time (MaTTS) is left out, since every arm has the same attempts.
-6. A profile without the two questions, as `terse`, asks for an ordinary reflection after failures, whose experience is the item.
+6. A profile without the two questions, such as `terse`, asks for an ordinary reflection after failures, whose experience is the item.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ ITEMS = 3  # the most of one attempt
 
 
 class BankSettings(MemorySettings):
-    """`recalled` items are told at an attempt.
+    """`recalled` is the number of items in the prompt of an attempt.
 
-    `start` is the folder of a model, as another run's checkpoint; empty for the run's own. `epochs` is how often the training tasks are
-    gone over at most, `batch` how many are played before the memory takes in what they taught.
+    `start` is the folder of a model, such as another run's checkpoint; empty for the run's model. `epochs` is the most passes over the
+    training tasks, `batch` the number of tasks that are played before the memory is updated.
     """
 
     recalled: int = Field(3, ge=1)
 
 
 class ReasoningBank(Method):
-    """A bank of lessons, of which an attempt is told those that match its task."""
+    """A bank of lessons; those that match its task are in the prompt of an attempt."""
 
     name = NAME
-    summary = "lessons from successes and failures, found again by task and told in the prompt (ReasoningBank); no weights"
+    summary = "lessons from successes and failures, retrieved by task and put into the prompt (ReasoningBank); no weights"
     Settings = BankSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: BankSettings) -> Iterable[Stage]:
@@ -86,7 +86,7 @@ class ReasoningBank(Method):
         return False
 
     def check(self, config: RunConfig, settings: BankSettings) -> None:
-        """Raises `UserError` for another model to start from than a server plays."""
+        """Raises `UserError` for a `start` other than the model that a server plays."""
         check_start(config, NAME, settings.start)
 
 
@@ -100,7 +100,7 @@ class Item:
 
 
 def read_items(reply: str, whole: bool, shown: str = "") -> tuple[Item, ...]:
-    """The items of an answer, each of which begins with its title. Raises `ParseFailure` for one that cannot be read."""
+    """The items of an answer, each of which begins with its title. Raises `ParseFailure` for an unreadable answer."""
     items: list[dict[str, str]] = []
     for block in parse_blocks(reply, PARTS, whole=whole, shown=shown):
         if block.name == "title" or not items:
@@ -120,7 +120,7 @@ def read_items(reply: str, whole: bool, shown: str = "") -> tuple[Item, ...]:
 
 @dataclass
 class Bank:
-    """The items, oldest first; `recalled` of them are told at an attempt."""
+    """The items, oldest first; `recalled` of them are put into an attempt's prompt."""
 
     questions: Questions
     recalled: int
@@ -129,12 +129,12 @@ class Bank:
     _recall: Recall | None = None
 
     def rules(self, rules: Rules) -> Rules:
-        """With what matches a task as notes."""
+        """The rules with the items that match a task as notes."""
         self._recall = renewed(self._recall, self.kept, self.recalled)
         return replace(rules, recall=self._recall)
 
     def look_back(self, builder: TreeBuilder, played: Played) -> Play[tuple[Item, ...] | None]:
-        """What worked, or what went wrong."""
+        """Asks what worked, or what went wrong."""
         name = "bank_success" if played.attempt.success else "bank_failure"
         if name in self.questions:
             shown = self.questions.texts[name]
@@ -154,7 +154,7 @@ class Bank:
         yield from ()
 
     def add(self, item: Item, *, source: str, task: str) -> None:
-        """Adds an item that was learned at a task, unless it is there already."""
+        """Adds an item that was learned at a task, unless the bank has it already."""
         text = f"{item.title}: {item.content}" if item.title else item.content
         if any(one.text == text for one in self.kept):
             self.happened["duplicates"] += 1
@@ -168,5 +168,5 @@ class Bank:
         return tuple(self.kept)
 
     def counts(self) -> dict[str, int]:
-        """What happened to items."""
+        """The counts of changes to items."""
         return dict(self.happened)

@@ -1,18 +1,18 @@
-"""Reset groups: at the turn where an attempt went wrong, continuations without advice are compared and learned from.
+"""Reset groups: from the turn at which an attempt went wrong, continuations without advice are compared and learned from.
 
     measure base -> [play -> reflect -> go back -> `size` bare continuations -> one optimiser step or several] x steps -> measure
 
-The group begins in one verified state, so that its advantages say what was decided there and later, and nothing of what came before. The
+The group begins in one verified state, so that its advantages depend on the decisions from that state on, and not on earlier ones. The
 loss is `leafe.training.loss.ClippedRatio` on the tokens of the continuations alone. Every turn counts in the budget of
-`leafe.on_policy.training`; reflections are counted in tokens. With `start` it goes on from a checkpoint of LEAFE or of any method.
+`leafe.on_policy.training`; reflections are counted in tokens. With `start` training begins with a checkpoint of LEAFE or of any method.
 
 With `revision` above 0 the advised action `a'` is sampled at the turn as well and played to its end, and the loss has a further term,
-`-revision (R(a') - mean R(bare)) log S(a' | h)` with the prompt `h` that holds no advice (RLTF-SD, arXiv 2602.02482).
+`-revision (R(a') - mean R(bare)) log S(a' | h)` with the prompt `h` without advice (RLTF-SD, arXiv 2602.02482).
 
 Where this differs from SRPO (arXiv 2605.25507), BPO (arXiv 2607.14171) and the anchors of GiGPO:
 1. The state is reached by rollback and verified turn by turn; continuations whose replay diverged are left out of their group.
-2. The turn is the one that the policy's own reflection names, or drawn where it names none or `turn` is `drawn`.
-3. Failed attempts alone are gone back into. The attempt itself is in no group: it is known to have failed.
+2. The turn is the one that the policy's reflection names, or drawn if it names none or `turn` is `drawn`.
+3. Only failed attempts are rolled back. The attempt itself is in no group: it is known to have failed.
 4. `log S(a' | h)` goes through the clipped ratio, at whose first pass its gradient is the same.
 """
 
@@ -74,17 +74,17 @@ class ResetGroups(Method):
     Settings = ResetGroupsSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: ResetGroupsSettings) -> Iterable[Stage]:
-        """As in the drawing above. Raises `UserError` where the budget holds no step, or nothing can be rolled back."""
+        """As in the drawing above. Raises `UserError` if the budget holds no step, or the environment has no rollback."""
         require_rollback(lab, self.name, otherwise="grpo")
         return on_policy_stages(lab, run, settings, Continuations(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: ResetGroupsSettings) -> None:
-        """Raises `UserError` where log-probabilities or new weights cannot be had, or all continuations would be the same."""
+        """Raises `UserError` if the engine gives no log-probabilities or takes no weights, or all continuations would be the same."""
         check_on_policy(self.name, config, settings, scored="reset_groups.revision" if settings.revision else "")
 
 
 def reset_group(builder: TreeBuilder, settings: ResetGroupsSettings) -> Play[Tree]:
-    """One attempt; where it failed, `size` bare continuations from a turn of it, and last the advised one where it is wanted."""
+    """One attempt; if it failed, `size` bare continuations from one of its turns, and then the advised one if required."""
     first = yield from play(builder, Start())
     trajectory = first.trajectory
     if first.attempt.stop in UNREFLECTED or not trajectory:
@@ -111,16 +111,16 @@ class Continuations:
     rounds: int = 4  # tasks that succeed at once teach nothing
 
     def most_turns(self, horizon: int) -> int:
-        """Of the attempt and of all that may follow from its first turn."""
+        """The most turns of the attempt and of all continuations from its first turn."""
         return (1 + self.settings.size + (self.settings.revision > 0)) * horizon
 
     def plays(self, number: int, task: Task, rules: Rules) -> Sequence[Play[Tree]]:
-        """One after the other in one world, which goes back in between."""
+        """One attempt after another in one world, which is rolled back in between."""
         own = replace(rules, seed=seed_for(rules.seed, number), turns=self.most_turns(task.horizon), tokens=0)
         return [reset_group(TreeBuilder(task, own), self.settings)]
 
     async def learn(self, place: str, trees: Sequence[Tree], engine: Engine) -> Sequence[Example]:
-        """The continuations' own turns with their advantages, and the advised action."""
+        """The turns of the continuations with their advantages, and the advised action."""
         (tree,) = trees
         bare = [one.index for one in tree.attempts if one.turn is not None and one.experience is None and one.stop not in BROKEN]
         rewarded = [(index, reward_of(tree, index, self.settings)) for index in bare]
@@ -130,13 +130,13 @@ class Continuations:
         return [*examples, *await self._revised(place, tree, fmean(reward for _, reward in rewarded), engine)]
 
     def _compared(self, place: str, tree: Tree, rewarded: Sequence[tuple[int, float]]) -> Iterator[Example]:
-        """The continuations, where their rewards differ."""
+        """The continuations, if their rewards differ."""
         for index, weight in compared(rewarded, self.settings):
             own = [turn for turn in tree.turns if turn.attempt == index]
             yield from sampled_examples(self.prompts, tree, own, kind=self.arm, group=place, attempt=index, weight=weight)
 
     async def _revised(self, place: str, tree: Tree, expected: float, engine: Engine) -> list[Example]:
-        """The advised action under its bare prompt, weighted by what it was worth more than the `expected` reward without advice."""
+        """The advised action under its bare prompt, weighted by its reward above the `expected` one without advice."""
         revised = []
         for example in counterfactual([tree], self.prompts, Selection("any", branches_per_task=1)):
             worth = reward_of(tree, example.attempt, self.settings) - expected

@@ -1,15 +1,15 @@
-"""LEAFE with soft targets: at a revised turn the whole distribution of the advised model is learned, and not the one action it drew.
+"""LEAFE with soft targets: at a revised turn the whole distribution of the advised model is learned, not only the drawn action.
 
     measure base -> explore -> distil, revised turns scored with their advice -> train -> measure
 
 The loss at each token of a revised action is `-sum_v T(v | h, e) log S(v | h)` over the `top` most probable tokens of `T`, the model that
 explored with the experience `e` in the prompt; `S` reads the history `h` without it (`leafe.training.loss.Distribution`). Rehearsal terms
-are LEAFE's, and so are exploring, what qualifies, `beta` and everything of the sections `explore` and `distill`.
+are LEAFE's, and so are exploring, the choice of branches, `beta` and all of the sections `explore` and `distill`.
 
 Where this differs from LEAFE (arXiv 2603.16843):
-1. `L_cf` has the teacher's distribution as its target; it covers what the teacher would have done as well.
-2. The teacher's tail beyond `top` tokens is treated as `rest` says; by default it is left out of the sum.
-3. Only branches that a verified rollback made have soft targets; experiences that were told to a fresh attempt keep the drawn action.
+1. `L_cf` has the teacher's distribution as its target, which includes other actions that the teacher might have taken.
+2. `rest` decides on the teacher's tail beyond `top` tokens; by default it is left out of the sum.
+3. Only branches from a verified rollback have soft targets; fresh attempts with an experience in the prompt keep the drawn action.
 4. One round.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class SoftTargetsSettings(Settings):
-    """`top` tokens of the teacher at each place; `rest` is what becomes of the others: `drop`, `renormalise` or one `bucket` of them."""
+    """`top` is the number of the teacher's tokens at each position; `rest` treats the others: `drop`, `renormalise` or one `bucket`."""
 
     top: int = Field(20, ge=1)
     rest: Literal["drop", "renormalise", "bucket"] = "drop"
@@ -44,7 +44,7 @@ class SoftTargets(Method):
     """LEAFE whose counterfactual terms are the advised model's distribution."""
 
     name = "soft_targets"
-    summary = "LEAFE, learning the advised model's own distribution at revised turns instead of the action that it drew"
+    summary = "LEAFE, learning the advised model's distribution at revised turns instead of the action that it drew"
     Settings = SoftTargetsSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: SoftTargetsSettings) -> Iterable[Stage]:

@@ -1,1 +1,1 @@
-"""Sampling and learning in turn within a budget of turns: what methods share that learn from their own attempts on the way."""
+"""The loop of methods that sample and learn in turn within a budget of turns."""

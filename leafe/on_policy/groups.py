@@ -1,7 +1,7 @@
-"""What a method says that learns on the way: its groups, its settings, and how turns become examples.
+"""The definitions of an on-policy method: its groups, its settings, and how turns become examples.
 
-A group is what is played at one task and compared; `leafe.on_policy.training` draws the tasks, plays the groups, learns and keeps to the
-budget.
+A group is the attempts at one task that are compared; `leafe.on_policy.training` draws the tasks, plays the groups, learns and keeps to
+the budget.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Member = TypeVar("Member")
 class OnPolicySettings(Settings):
     """`groups` tasks a step, `passes` optimiser steps on each batch; `start` is the model that training starts from, or else the base.
 
-    `steps` plans for so many batches; 0 for as many as the budget is sure to hold. With `dynamic` other tasks take the place of groups
-    that teach nothing. `low` and `high` are how far the ratio may go before it is clipped, `kl` is the weight of the divergence from the
-    model that training starts from, `entropy` that of a bonus for the entropy of what comes next. `normalise` is over what the loss is a
+    `steps` is the planned number of batches; 0 for as many as the budget is sure to hold. With `dynamic` other tasks replace groups that
+    teach nothing. `low` and `high` are how far the ratio may go before it is clipped, `kl` is the weight of the divergence from the model
+    that training starts from, `entropy` that of a bonus for the entropy of the next token. `normalise` is the unit over which the loss is a
     mean (`targets`, `sequence`, or a number of tokens).
     """
 
@@ -50,7 +50,7 @@ class OnPolicySettings(Settings):
 
 
 class ComparedSettings(OnPolicySettings):
-    """Those of methods whose groups have `size` members, each with an `advantage` over the others; `k` is that of `pkpo`."""
+    """The settings of methods whose groups have `size` members, each with an `advantage` over the others; `k` is that of `pkpo`."""
 
     size: int = Field(8, ge=2)
     advantage: Advantage = "grpo"
@@ -62,39 +62,39 @@ class ComparedSettings(OnPolicySettings):
             raise ValueError(f"k: wanted less than the {self.size} attempts of a group, found {self.k}")
         if self.advantage in BINARY and self.reward == "reward":
             raise ValueError(
-                f"reward: wanted 'success' for the advantage {self.advantage}, which knows nothing between, found 'reward'"
+                f"reward: wanted 'success' for the advantage {self.advantage}, which takes only 0 and 1, found 'reward'"
             )
         return self
 
 
 class Groups(Protocol):
-    """What a method says of its groups."""
+    """The groups of a method."""
 
     @property
     def arm(self) -> str:
-        """The name of the method, which the trained model is measured under."""
+        """The name of the method, under which the trained model is measured."""
         ...
 
     @property
     def rounds(self) -> int:
-        """How often all tasks are gone through for one batch before training ends, since nothing teaches anything."""
+        """The most passes over all tasks for one batch; if no group teaches anything in them, training ends."""
         ...
 
     def most_turns(self, horizon: int) -> int:
-        """How many turns the group of a task of that horizon can take."""
+        """The most turns that the group of a task of that horizon can take."""
         ...
 
     def plays(self, number: int, task: Task, rules: Rules) -> Sequence[Play[Tree]]:
-        """What is played at once for the `number`th task that is drawn; its randomness follows from `number` and the seed of `rules`."""
+        """The plays of the `number`th task drawn, run concurrently; their randomness follows from `number` and the seed of `rules`."""
         ...
 
     async def learn(self, place: str, trees: Sequence[Tree], engine: Engine) -> Sequence[Example]:
-        """What the results of `plays` teach, which may be nothing. `place` names the group; the engine has the step's weights."""
+        """The examples from the results of `plays`, which may be none. `place` names the group; the engine has the step's weights."""
         ...
 
 
 def check_one_process(method: str, config: RunConfig) -> None:
-    """For methods with a learner, which samples and learns in turn in one process: refuses settings and launchers of several.
+    """Refuses settings and launchers of several processes, for methods whose learner samples and learns in one process.
 
     Raises `UserError`.
     """
@@ -106,9 +106,9 @@ def check_one_process(method: str, config: RunConfig) -> None:
 
 
 def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *, scored: str = "") -> None:
-    """Raises `UserError` where log-probabilities or new weights cannot be had, or all attempts at a task would be the same.
+    """Raises `UserError` if the engine gives no log-probabilities or takes no weights, or all attempts at a task would be the same.
 
-    `scored` is what of the method wants scores, which are made at temperature 1.
+    `scored` names the part of the method that needs scores, which are computed at temperature 1.
     """
     if config.engine.kind != "transformers":
         raise UserError(
@@ -129,13 +129,13 @@ def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *,
 
 
 def reward_of(tree: Tree, attempt: int, settings: OnPolicySettings) -> float:
-    """What an attempt came to: success, or the environment's own reward."""
+    """The reward of an attempt: success, or the environment's reward."""
     played = tree.attempts[attempt]
     return float(played.success) if settings.reward == "success" else played.reward
 
 
 def compared(members: Sequence[tuple[Member, float]], settings: ComparedSettings) -> list[tuple[Member, float]]:
-    """Members of a group, given with their rewards, each with its advantage; none where the group teaches nothing."""
+    """Members of a group, given with their rewards, each with its advantage; none if the group teaches nothing."""
     rewards = [reward for _, reward in members]
     if len(members) < 2 or not teaches(rewards):
         return []
@@ -146,9 +146,9 @@ def compared(members: Sequence[tuple[Member, float]], settings: ComparedSettings
 def sampled_examples(
     prompts: Prompts, tree: Tree, turns: Iterable[Turn], *, kind: str, group: str, attempt: int, weight: float
 ) -> Iterator[Example]:
-    """Turns that the policy took without advice, each with its sampled tokens as targets.
+    """Examples of turns that the policy took without advice, each with its sampled tokens as targets.
 
-    `attempt` is the number of the sequence that they are, `weight` its advantage. Raises `UserError` where log-probabilities are missing.
+    `attempt` is the number of their sequence, `weight` its advantage. Raises `UserError` if log-probabilities are missing.
     """
     for turn in turns:
         said = turn.completion

@@ -1,10 +1,10 @@
-"""The loop of every method that learns from its own attempts on the way.
+"""The loop of every on-policy method, which learns from its own attempts.
 
     [sample groups -> one optimiser step or several -> take the new weights] x steps
 
-The budget is that of `explore`: turns a training task times tasks. Unless `steps` says otherwise, as many steps are planned as it holds if
-every attempt is as long as it can be; training ends when what is left would not hold one more group. Turns of groups that teach nothing
-count. A killed run goes on from the learner's state and the journal of the step that it was in: the same batches, the same weights.
+The budget is that of `explore`: turns a training task times tasks. Unless `steps` is set, as many steps are planned as it holds if every
+attempt is as long as it can be; training ends when the rest would not hold one more group. Turns of groups that teach nothing count. A
+killed run continues from the learner's state and the journal of its last step, with the same batches and the same weights.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from leafe.training.learner import Learner, StepReport
 
 STEPS = "steps.jsonl"
-NOTHING = "no group taught anything, so there was nothing to learn from; it is the model that training starts from"
+NOTHING = "no group taught anything, so there was nothing to learn from; the arm is the model that training starts from"
 COUNTED = ("turns", "prompt_tokens", "sampled_tokens", "replayed_steps", "rollbacks", "reflection_tokens")  # of `Usage`
 
 
 def on_policy_stages(lab: Lab, run: RunDirectory, settings: OnPolicySettings, groups: Groups) -> Iterable[Stage]:
-    """The base measured, the training, the arm measured. Raises `UserError` where the budget holds no step."""
+    """Measuring the base, training, measuring the arm. Raises `UserError` if the budget holds no step."""
     training = _Training(lab, run, settings, groups)
     yield lab.measure(run, "base", Policy(lab.base))
     yield Stage(training.name, training.work, verb="train")
@@ -50,10 +50,10 @@ def on_policy_stages(lab: Lab, run: RunDirectory, settings: OnPolicySettings, gr
 
 @dataclass
 class _Batch:
-    """The groups of one step, and what they teach."""
+    """The groups of one step, and their examples."""
 
     examples: list[Example]
-    position: int = 0  # in the order of tasks, where the next step goes on
+    position: int = 0  # in the order of tasks, at which the next step continues
     groups: int = 0
     empty: int = 0
     attempts: int = 0
@@ -61,25 +61,25 @@ class _Batch:
     spend: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
 
     def pay(self, trees: Sequence[Tree]) -> None:
-        """Counts what was played."""
+        """Counts the cost of plays."""
         self.attempts += sum(len(tree.attempts) for tree in trees)
         self.successes += sum(attempt.success for tree in trees for attempt in tree.attempts)
         for name in COUNTED:
             self.spend[name] += sum(getattr(tree.spend, name) for tree in trees)
 
     def told(self) -> dict[str, int]:
-        """Its figures."""
+        """The figures of the batch."""
         counts = {name: getattr(self, name) for name in ("groups", "empty", "attempts", "successes", "position")}
         return {**counts, "examples": sum(map(_teaches, self.examples)), **self.spend}
 
 
 def _teaches(example: Example) -> bool:
-    """Whether a gradient comes of an example."""
+    """Whether an example has a gradient."""
     return example.weight != 0 and any(target.weight for target in example.targets)
 
 
 class _Training:
-    """The stage: sampling and learning in turn. Its files lie in a folder of the run, called as the arm, until the model is whole."""
+    """The stage: sampling and learning in turn. Its files are in a folder of the run, named as the arm, until the model is complete."""
 
     def __init__(self, lab: Lab, run: RunDirectory, settings: OnPolicySettings, groups: Groups) -> None:
         self.lab, self.run, self.settings, self.groups, self.experiment = lab, run, settings, groups, lab.experiment
@@ -99,10 +99,10 @@ class _Training:
             )
         self.steps = settings.steps or self.budget // needed
         if self.name not in run.stages:
-            lab.start(settings.start)  # which is refused now, where it is none
+            lab.start(settings.start)  # refused now if it is no model
 
     def work(self) -> Made:
-        """Trains to the end of the budget, from where a killed run was."""
+        """Trains to the end of the budget, from the point at which a killed run ended."""
         self.run.check(self.experiment.base)
         out, kept = self.run.checkpoint(self.arm), self.run.path / f"{self.arm}-steps.jsonl"
         over = self.folder.with_name(f"{self.arm}.over")
@@ -110,10 +110,10 @@ class _Training:
         if self.folder.exists() or not (out.exists() and kept.exists()):
             self.folder.mkdir(exist_ok=True)
             learner = self._trained()
-            shutil.rmtree(out, ignore_errors=True)  # of a run that was killed before its folder was over
+            shutil.rmtree(out, ignore_errors=True)  # left by a run that was killed before its folder was removed
             learner.save(out)
             write_bytes_atomically(kept, (self.folder / STEPS).read_bytes())
-            self.folder.rename(over)  # at once, so that a run that is killed while it is emptied does not train again
+            self.folder.rename(over)  # atomic, so that a run killed while the folder is emptied does not train again
             shutil.rmtree(over)
         lines = self._last_words(kept)
         names = ("examples", "groups", "empty", "attempts", "successes", *COUNTED)
@@ -140,12 +140,12 @@ class _Training:
             normalise=wanted.normalise,
         )
         with Appender(self.folder / STEPS, self.schema):
-            pass  # the file is there even if nothing is learned
+            pass  # the file exists even if nothing is learned
         self.experiment.with_engine(start, lambda engine: self._with_reference(engine, learner))
         return learner
 
     async def _with_reference(self, engine: Engine, learner: Learner) -> None:
-        """Trains, with a second engine on the model that training starts from where the divergence from it counts."""
+        """Trains; if the divergence counts, with a second engine on the model that training starts from."""
         if not self.settings.kl:
             await self._train(engine, learner)
             return
@@ -157,7 +157,7 @@ class _Training:
         await self.experiment.awith_engine(learner.checkpoint, work)
 
     async def _referenced(self, examples: list[Example]) -> list[Example]:
-        """The examples with the log-probabilities that the reference gives to their targets."""
+        """The examples with the log-probabilities of their targets under the reference."""
         return await with_references(self.reference, examples) if self.reference else examples
 
     async def _train(self, engine: Engine, learner: Learner) -> None:
@@ -182,12 +182,12 @@ class _Training:
                     path.unlink(missing_ok=True)
 
     def _begun(self, step: int) -> _Batch | None:
-        """The batch of a step of which a killed run took some passes: by its new weights it would be scored differently."""
+        """The kept batch of a step of which a killed run took some passes: the new weights would score it differently."""
         path = self._examples(step)
         return _Batch(list(read_examples(path))) if path.exists() else None
 
     async def _fresh(self, engine: Engine, learner: Learner, step: int) -> _Batch:
-        """A batch that the learner's weights sample, in what is left of the budget."""
+        """A batch sampled from the learner's weights, within the rest of the budget."""
         lines = self._lines()[:step]
         left = self.budget - sum(line["turns"] for line in lines)
         if learner.done:
@@ -199,7 +199,7 @@ class _Training:
         return batch
 
     async def _hand_over(self, engine: Engine, learner: Learner) -> None:
-        """The learner's weights to the engine, by a folder that the next hand-over replaces."""
+        """Loads the learner's weights into the engine, through a folder that the next hand-over replaces."""
         weights = self.folder / "weights"
         shutil.rmtree(weights, ignore_errors=True)
         learner.save(weights)
@@ -236,7 +236,7 @@ class _Training:
         return [Rollout(f"{number}/{sample}", task, play) for sample, play in enumerate(plays)]
 
     async def _played(self, engine: Engine, journal: Journal, rollouts: dict[int, list[Rollout[Tree]]]) -> dict[int, list[Tree]]:
-        """All groups at once. The same task may stand there twice, in two rounds of the order."""
+        """Plays all groups concurrently. The same task may occur twice, in two rounds of the order."""
         done: dict[str, Tree] = {}
         every = [rollout for group in rollouts.values() for rollout in group]
         runtime = self.experiment.runtime(engine, journal=journal)
@@ -246,7 +246,7 @@ class _Training:
         return {number: [done[rollout.key] for rollout in group] for number, group in rollouts.items()}
 
     def _task(self, place: int) -> Task:
-        """The tasks in an order of their own each time that all were drawn."""
+        """The task at a place of the order, which is drawn anew each time that all tasks were drawn."""
         number, within = divmod(place, len(self.tasks))
         order = list(range(len(self.tasks)))
         random.Random(self.lab.seed(self.arm, "order", number)).shuffle(order)
@@ -262,12 +262,12 @@ class _Training:
         return self._last_words(self.folder / STEPS)
 
     def _last_words(self, path: Path) -> list[dict[str, Any]]:
-        """What each step was. A step whose learner was killed before it said so stands there twice, and the last word counts."""
+        """The record of each step. If the learner was killed before it kept its state, a step has two records, and the last one counts."""
         found = {line["step"]: line for line in read_lines(path, self.schema)} if path.exists() else {}
         return [found[number] for number in sorted(found)]
 
     def _note(self, step: int, batch: _Batch, report: StepReport | None = None) -> None:
-        """Keeps what a step was, before the learner's state says that it is taken; without a report nothing could be learned."""
+        """Keeps the record of a step before the learner's state counts it; without a report nothing could be learned."""
         line: dict[str, Any] = {"step": step + 1, **batch.told()}
         if report is not None:
             line |= {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}

@@ -1,7 +1,7 @@
-"""Replies to actions and reflections, and back: the grammar of what a policy says.
+"""Replies to actions and reflections, and back: the grammar of the policy's replies.
 
-Rendering and parsing are inverses: `parse_action(form, render_action(form, a)) == a`, and likewise for reflections. Much is read whose
-meaning is certain and nothing is guessed: a reply that does not say one thing is `ParseFailure`, and the message says what was missing.
+Rendering and parsing are inverses: `parse_action(form, render_action(form, a)) == a`, and likewise for reflections. Many forms with a
+certain meaning are read and nothing is guessed: an ambiguous reply is a `ParseFailure` whose message names what is missing.
 `docs/replies.md` is the grammar in words.
 """
 
@@ -32,7 +32,7 @@ __all__ = [
     "render_thought",
 ]
 
-# How replies look: `bare` text, `tags` (`<think>`, `<action>`, ...), or a `program` in a fence, whose reflections are in tags.
+# The forms of replies: `bare` text, `tags` (`<think>`, `<action>`, ...), or a `program` in a fence, whose reflections are in tags.
 Form = Literal["bare", "tags", "program"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -50,15 +50,15 @@ def render_action(form: Form, action: str) -> str:
 
 
 def render_thought(form: Form, thought: str, action: str) -> str:
-    """A reply that thinks before it takes an action; bare replies have no room for that."""
+    """A reply with a thought before its action; bare replies have no room for that."""
     return f"<think>{thought}</think>\n{render_action(form, action)}"
 
 
 def parse_action(form: Form, reply: str, *, whole: bool = True) -> str:
     """The action that a reply takes. Raises `ParseFailure` when there is not exactly one.
 
-    A bare action is one line; one in tags may be any text. `whole=False` says that the reply was cut at its token limit: then it holds no
-    action, for its end may have taken back what is there. Bare replies are read as they are.
+    A bare action is one line; one in tags may be any text. `whole=False` means that the reply was cut at its token limit: then it holds no
+    action, since its end might have changed it. Bare replies are read as they are.
     """
     _check_length(reply)
     if form == "bare":
@@ -70,17 +70,17 @@ def parse_action(form: Form, reply: str, *, whole: bool = True) -> str:
 
 
 def render_reflection(form: Form, experience: Experience | None) -> str:
-    """A reply that names a turn and an experience, or (None) says that nothing went wrong."""
+    """A reply that names a turn and an experience, or (None) that nothing went wrong."""
     if form == "bare":
         return "turn none" if experience is None else f"turn {experience.turn}: {experience.text}"
     return render_tagged_reflection(experience)
 
 
 def parse_reflection(form: Form, reply: str, turns: int, *, whole: bool = True, kept: Half = NO_HALF) -> Experience | None:
-    """The experience that a reply names, or None when it says that nothing went wrong.
+    """The experience that a reply names, or None if the reply is that nothing went wrong.
 
     Raises `ParseFailure` when the form is wrong, the experience is empty, or the turn lies outside `1 .. turns`; it is never clamped. A
-    reply that was cut (`whole=False`) is read where its turn and its experience are complete. `kept` is the half of an earlier reply, when
+    reply that was cut (`whole=False`) is read if its turn and its experience are complete. `kept` is the half of an earlier reply, if
     only the other half was asked for; bare replies have no halves.
     """
     _check_length(reply)

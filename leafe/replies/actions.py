@@ -28,7 +28,7 @@ _AFTER_ALL = " \t\r\n.`~*"  # what may follow an action that ends a reply
 
 
 def render_tagged(action: str) -> str:
-    """A reply that takes an action. One that the parser would take for a wrapped one is put in a fence."""
+    """A reply that takes an action. An action that the parser would unwrap is put in a fence."""
     plain = f"<action>{action}</action>"
     return plain if _cleaned(action) == action.strip() else f"<action>\n{fenced(action)}\n</action>"
 
@@ -52,14 +52,14 @@ def parse_tagged(reply: str, *, whole: bool) -> str:
 
 
 def _cleaned(text: str) -> str:
-    """The action in a tag or on a line, without what stands around it."""
+    """The action in a tag or on a line, without its wrapping."""
     bare = unwrapped(text)
     label = _PREFIX.match(bare) if text.strip() and not text.strip().startswith(("```", "~~~")) else None
     return unwrapped(bare[label.end() :]) if label else bare
 
 
 def _readings(said: str) -> list[str]:
-    """Every action that is said beside the thoughts."""
+    """Every action outside of the thoughts."""
     in_tags = [_cleaned(pair.text) for pair in pairs(said, "action")]
     if in_tags or opened_last(said, "action") is not None:
         return in_tags
@@ -67,7 +67,7 @@ def _readings(said: str) -> list[str]:
 
 
 def _readings_at_the_end(unclosed: str | None) -> list[str]:
-    """After a `<think>` that is never closed, an action counts where the reply ends with it."""
+    """The action after a `<think>` that is never closed, which counts if the reply ends with it."""
     found: list[Pair] = pairs(unclosed or "", "action")
     if not found or (unclosed or "")[found[-1].end :].strip(_AFTER_ALL):
         return []
@@ -75,7 +75,7 @@ def _readings_at_the_end(unclosed: str | None) -> list[str]:
 
 
 def _on_lines(said: str) -> list[str]:
-    """The actions on lines `Action: ...`; where nothing stands behind the colon, on the line or in the fence below."""
+    """The actions on lines `Action: ...`; if nothing follows the colon, those on the line or in the fence below."""
     if _INPUT.search(said):
         raise ParseFailure("there was an 'Action Input' line: the whole action has to stand in one place")
     lines, found, at = said.splitlines(), [], 0
@@ -94,7 +94,7 @@ def _on_lines(said: str) -> list[str]:
 
 
 def _below(lines: list[str], at: int) -> tuple[str, int]:
-    """The line at a place, or the fence that begins there, and where to go on."""
+    """The line at a place, or the fence that begins there, and the place after it."""
     if at >= len(lines):
         return "", at
     mark = lines[at].strip()[:3]

@@ -1,7 +1,7 @@
-"""Replies that say several things, each in a pair of tags of its own, as `<lesson>...</lesson><remove>b3</remove>`.
+"""Replies with several blocks, each in a pair of tags, such as `<lesson>...</lesson><remove>b3</remove>`.
 
-What is asked of a policy that keeps a memory looks so. Tags are read in any case, with blanks and with words beside their name; a block
-that is not closed ends at the next tag or with a reply that is whole. What a block means is decided by who asked.
+The questions of a memory ask for such replies. Tags are read in any case, with blanks and with words beside their name; a block that is
+not closed ends at the next tag or at the end of a whole reply. The caller decides what a block means.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from leafe.replies.reading import ParseFailure, hollow, quoted, thoughts_apart, unwrapped
 
-LONGEST = 600  # characters of one text; what stands in every later prompt has to be short
+LONGEST = 600  # characters of one text, which has to be short since it is part of every later prompt
 LONGEST_REPLY = 200_000
 NONE = {"none", "nothing", "n/a", "null", "-"}
 _IDS = re.compile(r"(?<![^\W_])([a-z][0-9]{1,6})(?![^\W_])", re.IGNORECASE)
@@ -21,7 +21,7 @@ _IDS = re.compile(r"(?<![^\W_])([a-z][0-9]{1,6})(?![^\W_])", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block: its tag in lower case, the ids that stand ahead of a colon or in the tag itself, and the rest on one line."""
+    """One block: its tag in lower case, the ids before a colon or in the tag itself, and the rest on one line."""
 
     name: str
     text: str
@@ -29,10 +29,10 @@ class Block:
 
 
 def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown: str = "") -> tuple[Block, ...]:
-    """The blocks of a reply, in its order; none where it says `none` in one of them or in a tag of that name.
+    """The blocks of a reply, in its order; empty if one of them is `none` or there is a tag of that name.
 
-    `shown` is the question: a text that stands in it word for word is its example and no answer. `whole=False` says that the reply was
-    cut, so that a block that is not closed is left out. Raises `ParseFailure` where there is no block or one that cannot be meant.
+    `shown` is the question: a text that it contains word for word is its example and no answer. `whole=False` means that the reply was
+    cut, so that a block that is not closed is left out. Raises `ParseFailure` if there is no block or an invalid one.
     """
     if len(reply) > LONGEST_REPLY:
         raise ParseFailure(f"the reply was {len(reply):,} characters long, and at most {LONGEST_REPLY:,} are read")
@@ -50,7 +50,7 @@ def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown:
 
 
 def one_line(text: str) -> str:
-    """A text on one line, without what cannot be shown."""
+    """A text on one line, without unprintable characters."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
@@ -62,7 +62,7 @@ def _raw(said: str, names: tuple[str, ...], *, whole: bool) -> Iterator[tuple[st
         following = tags[number + 1] if number + 1 < len(tags) else None
         name = tag.group(2).lower()
         mentioned = following is not None and not following.group(1) and following.group(2).lower() == name and name in closed
-        if tag.group(1) or mentioned:  # of two openings in a row the first only speaks of the tag, where tags are closed at all
+        if tag.group(1) or mentioned:  # of two openings in a row the first only mentions the tag, if tags are closed at all
             continue
         if tag.group(3).rstrip().endswith("/") or name == "none":
             yield name, tag.group(3).rstrip("/ "), ""

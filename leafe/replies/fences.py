@@ -1,8 +1,8 @@
 """Fenced blocks in a reply, read as language models write them.
 
-A fence ends at the first line of closing marks at which what it holds is Python, so a fence in a string of the program does not end it;
-where it is Python at none of the next few, it ends at the first. A fence that nobody closed ends where the next one opens, at a tag, or
-with the reply. Reading is cheap by construction: few ends are tried, and a reply has a budget of characters to try them on.
+A fence ends at the first line of closing marks at which its content is Python, so a fence in a string of the program does not end it;
+if the content is Python at none of the next few, it ends at the first. An unclosed fence ends where the next one opens, at a tag, or
+with the reply. Reading is cheap by construction: few ends are tried, and a reply has a budget of characters for the trials.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from itertools import accumulate
 from warnings import catch_warnings
 
 LONGEST = 60_000  # characters of a program that is parsed
-BUDGET = (20_000, 2)  # characters that are parsed for one reply, and how many more for each of its own
-LEAST_COST = 200  # characters that a parse counts as, however short the text is
-ENDS = 8  # of a fence that are tried, sure and doubtful ones each
+BUDGET = (20_000, 2)  # characters that are parsed for one reply: a constant, and a factor for its length
+LEAST_COST = 200  # the least number of characters that a parse counts as
+ENDS = 8  # ends of a fence that are tried, as many sure as doubtful ones
 LOOKED_AT = 40  # lines with marks or tags among which a fence's ends are sought
 _OPEN = re.compile(r"([^`~\n]*)(`{3,}+|~{3,}+)([^`\n]*)")
 _MARKED = re.compile(r"[ \t]*(`{3,}+|~{3,}+)([^`\n]*)")
@@ -34,7 +34,7 @@ _ESCAPED = re.compile(r"\\([^\n])")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a fence holds: `label` is python, none or other; `start` and `end` are where the fence stands in the reply."""
+    """The content of a fence: `label` is python, none or other; `start` and `end` are the place of the fence in the reply."""
 
     text: str
     label: str
@@ -45,19 +45,19 @@ class Block:
 
 @dataclass(slots=True)
 class Syntax:
-    """Tells whether texts are Python, as long as the budget for one reply lasts (`left` characters). Nothing is compiled or run."""
+    """A check whether texts are Python, as long as the budget for one reply lasts (`left` characters). Nothing is compiled or run."""
 
     left: int
     known: dict[str, ast.Module | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, reply: str) -> Syntax:
-        """With the budget for a reply."""
+        """A check with the budget for a reply."""
         at_least, each = BUDGET
         return cls(at_least + each * len(reply))
 
     def tree(self, text: str) -> ast.Module | None:
-        """The syntax tree, or None where the text is no Python, is too long, or nests deeper than Python can."""
+        """The syntax tree, or None if the text is not Python, too long, or nested deeper than Python can parse."""
         if text not in self.known:
             self.known[text] = self._parsed(text)
         return self.known[text]
@@ -67,8 +67,8 @@ class Syntax:
             return None
         self.left -= max(len(text), LEAST_COST)
         try:
-            with catch_warnings(action="ignore"):  # of what a reply holds: `1if x else 2` is one that Python warns about
-                # Without backslashes there are no escapes that change where a string ends, and what was a program still is one.
+            with catch_warnings(action="ignore"):  # warnings about a reply's text, such as `1if x else 2`
+                # Without backslashes no escape changes where a string ends, and a program stays a program.
                 return ast.parse(_ESCAPED.sub("xx", text))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
@@ -76,7 +76,7 @@ class Syntax:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """Where a fence may end: what it holds ends at `stop`, and reading goes on at `resume`. `sure` for nothing but closing marks."""
+    """A possible end of a fence: its content ends at `stop`, and reading continues at `resume`. `sure` for a line of closing marks only."""
 
     stop: int
     resume: int
@@ -85,7 +85,7 @@ class _End:
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
-    """An opening fence: where its marks, its info and what it holds begin, and how it is labelled."""
+    """An opening fence: the places at which its marks, its info and its content begin, and its label."""
 
     start: int
     mark: str
@@ -99,7 +99,7 @@ def blocks(reply: str, syntax: Syntax) -> list[Block]:
     offsets = list(accumulate((len(line) + 1 for line in lines), initial=0))
     marks = [number for number, line in enumerate(lines) if "```" in line or "~~~" in line or _TAG_ALONE.fullmatch(line)]
     found: list[Block] = []
-    ends: dict[tuple[int, str], _End | None] = {}  # of lines for marks, since the same line may be looked at for many fences
+    ends: dict[tuple[int, str], _End | None] = {}  # ends by line and marks, since the same line may be tried for many fences
     at = 0
 
     def end_at(number: int, mark: str) -> _End | None:
@@ -120,7 +120,7 @@ def blocks(reply: str, syntax: Syntax) -> list[Block]:
 
 
 def _opening(line: str, offset: int, following: str) -> _Opening | None:
-    """The fence that a line opens. One around the whole reply, which a tag follows, is none."""
+    """The fence that a line opens. A fence around the whole reply, which a tag follows, does not count."""
     found = _OPEN.fullmatch(line.rstrip())
     if found is None or _TAG_FIRST.match(following) or found.group(3).lstrip().startswith("<"):
         return None
@@ -138,7 +138,7 @@ def _label(info: str) -> str:
 
 
 def _end(reply: str, opening: _Opening, following: Iterator[_End | None], syntax: Syntax) -> _End:
-    """Where the fence ends."""
+    """The end of the fence."""
     sure: list[_End] = []
     doubtful: list[_End] = []
     for end in following:
@@ -170,6 +170,6 @@ def _end_at(line: str, offset: int, mark: str) -> _End | None:
 
 
 def _straight(text: str) -> str:
-    """The text without blank lines around it, moved to the left margin where its first line is not there."""
+    """The text without blank lines around it, moved to the left margin if its first line is indented."""
     text = text.strip("\n")
     return textwrap.dedent(text).strip("\n") if text[:1] in (" ", "\t") else text

@@ -1,7 +1,7 @@
 """Programs: in a world of programs the action is the last block of Python that is not an example of use.
 
-A block is what a fence holds, or what stands between `<action>` and `</action>` without a fence. `docs/replies.md` is the grammar in words,
-with a table of cases.
+A block is the content of a fence, or the text between `<action>` and `</action>` without a fence. `docs/replies.md` is the grammar in
+words, with a table of cases.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUBSTANCE = (*_DEFINES, ast.Call)
 
 @dataclass(slots=True)
 class _Found:
-    """The blocks of a reply: those that count, and whether any stood among thoughts."""
+    """The blocks of a reply: those that count, and whether any was among thoughts."""
 
     kept: list[Block] = field(default_factory=list)
     hidden: bool = False
@@ -60,13 +60,13 @@ def _program(reply: str, syntax: Syntax, *, whole: bool) -> str:
 
 
 def _plain(reply: str) -> str:
-    """The reply without carriage returns, a byte-order mark, and the marks of a quotation that its fences stand in."""
+    """The reply without carriage returns, a byte-order mark, and the quotation marks before its fences."""
     reply = reply.replace("\r\n", "\n").removeprefix("\ufeff")
     return _QUOTED.sub("", reply) if _QUOTED_FENCE.search(reply) else reply
 
 
 def program_in(text: str) -> str:
-    """The program in a submission, by the same rule; one that is Python as it stands, or holds no program by that rule, stays as it is."""
+    """The program in a submission, by the same rule; a submission that is Python itself, or holds no program, is returned unchanged."""
     syntax = Syntax.of(text)
     if syntax.tree(text) is not None:
         return text.strip("\n")
@@ -77,7 +77,7 @@ def program_in(text: str) -> str:
 
 
 def _found(reply: str, syntax: Syntax) -> _Found:
-    """Goes through tags and fences in order. Thoughts that nothing closes hide nothing."""
+    """Reads tags and fences in order. Unclosed thoughts hide nothing."""
     found, opened, thinking, first = _Found(), -1, -1, True
     for one in _events(reply, blocks(reply, syntax)):
         if isinstance(one, Block):
@@ -116,7 +116,7 @@ def _unquoted(text: str) -> str:
 
 
 def _is_program(block: Block, syntax: Syntax) -> bool:
-    """Whether a block is Python: its fence says so, or it says nothing and what it holds does something, or wants to."""
+    """Whether a block is Python: by its label, or, without one, if its text does something or is meant to."""
     if block.label == "other" or _says_nothing(block.text) or _is_session(block.text):
         return False
     if block.label == "python" or _does_something(block.text, syntax):
@@ -125,7 +125,7 @@ def _is_program(block: Block, syntax: Syntax) -> bool:
 
 
 def _does_something(text: str, syntax: Syntax) -> bool:
-    """Whether a text is Python that defines, imports or calls something: an example's output `x = 5` is Python too."""
+    """Whether a text is Python that defines, imports or calls something: the output `x = 5` of an example is Python too."""
     tree = syntax.tree(text)
     return tree is not None and any(isinstance(node, _SUBSTANCE) for node in ast.walk(tree))
 
@@ -135,13 +135,13 @@ def _says_nothing(text: str) -> bool:
 
 
 def _is_session(text: str) -> bool:
-    """Whether a text shows what is typed at a prompt."""
+    """Whether a text is an interactive session at a prompt."""
     lines = [line for line in text.split("\n") if line.strip()]
     return lines[0].lstrip().startswith(">>>") or all(_SHELL.match(line) for line in lines)
 
 
 def _without_results(programs: Sequence[Block], syntax: Syntax) -> list[Block]:
-    """Leaves out what a program above might have printed, as `4` or `Counter({1: 2})`: Python that defines, reads and prints nothing."""
+    """Leaves out possible output of a program above, such as `4` or `Counter({1: 2})`: Python that defines, reads and prints nothing."""
     kept: list[Block] = []
     for block in programs:
         tree = syntax.tree(block.text) if kept else None
@@ -155,9 +155,9 @@ def _acts(node: ast.AST) -> bool:
 
 
 def _without_examples(programs: Sequence[Block]) -> list[Block]:
-    """Leaves out examples of use: what defines nothing of its own beside tests, below a block that does.
+    """Leaves out examples of use: blocks that define nothing but tests, below a block that defines something.
 
-    A block that reads the input and uses nothing from above is a program of its own.
+    A block that reads the input and uses nothing from above is a separate program.
     """
     kept: list[Block] = []
     above: set[str] = set()

@@ -1,7 +1,7 @@
-"""What all forms of replies share: thoughts, tags, what stands for an answer and is none, and how a fault is worded.
+"""The common parts of all forms of replies: thoughts, tags, placeholders, and the wording of faults.
 
-A character is looked at a bounded number of times, so a hostile reply of a megabyte costs no more than any other. Nothing here decides
-what a reply means; it says what is there.
+A character is read a bounded number of times, so a hostile reply of a megabyte costs no more than any other. This file finds the parts
+of a reply and does not decide what it means.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TAGS = re.compile(r"<[ \t]?(/?)[ \t]?(action|answer|turn|experience)[ \t]?>", r
 _RUN = re.compile(r"`+|~{3,}")
 _EDGES = " \t\r\n.…!:;,#()[]{}<>*_`'\"“”‘’"
 _WRAPS = (("**", "**"), ("__", "__"), ("``", "``"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"))
-# What prompts write where an answer belongs. Small models repeat it word for word.
+# Placeholders of prompts for an answer. Small models repeat them word for word.
 _HOLLOW = {
     "",
     *("action", "the action", "your action", "one action", "an action", "next action", "your next action", "chosen action"),
@@ -35,7 +35,7 @@ _HOLLOW = {
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """What was read of a reflection that lacks the rest: its turn or its experience. Without either nothing was read."""
+    """The part that was read of an incomplete reflection: its turn or its experience. Without either nothing was read."""
 
     turn: int | None = None
     experience: str = ""
@@ -45,9 +45,9 @@ NO_HALF = Half()
 
 
 class ParseFailure(ValueError):
-    """A reply that does not say one thing for certain. The message says why, in a phrase that the policy is shown.
+    """A reply without one certain meaning. The message is the reason, in a phrase that the policy is shown.
 
-    `half` is what was read of a reflection all the same.
+    `half` is the part of a reflection that was read nevertheless.
     """
 
     def __init__(self, problem: str, half: Half = NO_HALF) -> None:
@@ -57,7 +57,7 @@ class ParseFailure(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Thoughts:
-    """A reply with its thoughts apart: what is said beside them, the closed ones, and what follows an opening that is never closed."""
+    """A reply with its thoughts apart: the text beside them, the closed ones, and the text after an opening that is never closed."""
 
     said: str
     closed: tuple[str, ...]
@@ -66,7 +66,7 @@ class Thoughts:
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """One tag: its name in lower case, whether it closes, and where it stands."""
+    """One tag: its name in lower case, whether it closes, and its place."""
 
     name: str
     closing: bool
@@ -76,7 +76,7 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What an opening tag and the next closing tag of the same name enclose, and where they stand."""
+    """The text between an opening tag and the next closing tag of the same name, and their places."""
 
     text: str
     start: int
@@ -107,13 +107,13 @@ def thoughts_apart(reply: str) -> Thoughts:
 
 
 def thought_tags(text: str) -> Iterator[tuple[int, bool]]:
-    """Where the tags of thoughts stand in a text, and whether they close."""
+    """The places of the tags of thoughts in a text, and whether they close."""
     return ((tag.start(), bool(tag.group(1))) for tag in _THOUGHTS.finditer(text))
 
 
-@lru_cache(maxsize=8)  # the same few texts of one reply are looked through again and again
+@lru_cache(maxsize=8)  # the same few texts of one reply are read again and again
 def tags_in(text: str) -> tuple[Tag, ...]:
-    """Every tag that has a meaning in replies, those of thoughts aside."""
+    """Every tag that has a meaning in replies, except those of thoughts."""
     return tuple(Tag(tag.group(2).lower(), bool(tag.group(1)), tag.start(), tag.end()) for tag in _TAGS.finditer(text))
 
 
@@ -130,13 +130,13 @@ def pairs(text: str, name: str) -> list[Pair]:
 
 
 def opened_last(text: str, name: str) -> int | None:
-    """Where what follows an opening tag begins, if nothing closes that tag."""
+    """The place after an opening tag, if nothing closes that tag."""
     last = next((tag for tag in reversed(tags_in(text)) if tag.name == name), None)
     return None if last is None or last.closing else last.end
 
 
 def unwrapped(text: str) -> str:
-    """The text without a fence, code quotes, quotes or markdown's emphasis around the whole of it. What a fence holds stays as it is."""
+    """The text without a fence, code quotes, quotes or markdown's emphasis around the whole of it. The content of a fence is unchanged."""
     text = text.strip()
     inner = _unfenced(text)
     if inner is not None:
@@ -153,7 +153,7 @@ def unwrapped(text: str) -> str:
 
 
 def _unfenced(text: str) -> str | None:
-    """What a fence around the whole text holds, or None where there is no such fence."""
+    """The content of a fence around the whole text, or None if there is no such fence."""
     run = _RUN.match(text)
     if run is None or len(run.group()) < 3 or not text.endswith(run.group()) or len(text) < 2 * len(run.group()):
         return None
@@ -173,12 +173,12 @@ def fenced(text: str, info: str = "") -> str:
 
 
 def hollow(text: str) -> bool:
-    """Whether a text only stands for an answer: a placeholder of a prompt, dots, or nothing."""
+    """Whether a text is no answer: a placeholder of a prompt, dots, or nothing."""
     return len(text) <= 80 and " ".join(text.casefold().split()).strip(_EDGES) in _HOLLOW
 
 
 def quoted(text: str) -> str:
-    """A reply's own words in a message: one line, shortened, in quotes."""
+    """A reply's text in a message: one line, shortened, in quotes."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text[: 8 * SHOWN]).split())
     return f"'{line}'" if len(line) <= SHOWN and len(text) <= 8 * SHOWN else f"'{line[: SHOWN - 3].rstrip()}...'"
 

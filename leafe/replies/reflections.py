@@ -1,4 +1,4 @@
-"""Reflections: a turn in `<turn>...</turn>` and what to know there in `<experience>...</experience>`, and what may stand for them.
+"""Reflections: a turn in `<turn>...</turn>`, an experience in `<experience>...</experience>`, and the other forms that are read.
 
 `docs/replies.md` is the grammar in words, with a table of cases. A turn is read or refused; it is never moved into range.
 """
@@ -37,20 +37,20 @@ _NEXT_LINE = re.compile(
 )
 _AROUND_A_REPLY = " \t\r\n`~*_"
 _BEHIND_A_TURN = " \t\r\n.:;,–—-*_`"
-_LONGEST_TURN = 200  # characters of what stands for a turn
+_LONGEST_TURN = 200  # characters of the text for a turn
 
 
 def render_tagged_reflection(experience: Experience | None) -> str:
-    """A reply that names a turn and an experience, or (None) says that nothing went wrong."""
+    """A reply that names a turn and an experience, or (None) that nothing went wrong."""
     if experience is None:
         return "<turn>none</turn>"
     return f"<turn>{experience.turn}</turn>\n<experience>{experience.text}</experience>"
 
 
 def parse_tagged_reflection(reply: str, turns: int, *, whole: bool, kept: Half = NO_HALF) -> Experience | None:
-    """The experience that a reply names, or None when it says that nothing went wrong. Raises `ParseFailure`.
+    """The experience that a reply names, or None if the reply is that nothing went wrong. Raises `ParseFailure`.
 
-    `kept` is the half that an earlier reply gave, when only the other half was asked for.
+    `kept` is the half that an earlier reply gave, if only the other half was asked for.
     """
     thoughts = thoughts_apart(reply)
     said = thoughts.said
@@ -80,7 +80,7 @@ def _ends_with_a_tag(text: str) -> bool:
 
 
 def _turns_named(said: str) -> list[str]:
-    """What is said for the turn: in tags, else on lines of its own above the experience."""
+    """The texts for the turn: in tags, else on separate lines above the experience."""
     in_tags = [unwrapped(pair.text) for pair in pairs(said, "turn")]
     opened = opened_last(said, "turn")
     if opened is not None:  # a <turn> that is not closed ends with its line or at the next tag
@@ -126,9 +126,9 @@ def _turn(text: str, turns: int) -> int | None:
 
 
 def _experience(said: str, closed: tuple[str, ...], *, whole: bool, alone: bool) -> str:
-    """The one experience. Without a closing tag it goes on to the end of a reply that is whole.
+    """The one experience. Without a closing tag it extends to the end of a whole reply.
 
-    `alone` says that nothing else was asked for, so a reply without any tag is the experience.
+    `alone` means that nothing else was asked for, so a reply without any tag is the experience.
     """
     found = [pair.text.strip() for pair in pairs(said, "experience")]
     opened = opened_last(said, "experience")
@@ -149,7 +149,7 @@ def _experience(said: str, closed: tuple[str, ...], *, whole: bool, alone: bool)
 
 
 def _on_lines(said: str) -> list[str]:
-    """What lines `Experience: ...` say, each up to the next labelled line, a tag or the end."""
+    """The texts of lines `Experience: ...`, each up to the next labelled line, a tag or the end."""
     found = []
     for label in _EXPERIENCE_LINE.finditer(said):
         following = _NEXT_LINE.search(said, label.end())
@@ -162,20 +162,20 @@ def _on_lines(said: str) -> list[str]:
 
 
 def _behind_the_turn(said: str) -> list[str]:
-    """What follows the turn in a reply that begins with it: nothing else was asked for."""
+    """The text after the turn in a reply that begins with the turn: nothing else was asked for."""
     named = pairs(said, "turn")
     if not named or said[: named[0].start].strip(_AROUND_A_REPLY):
         return []
     behind = said[named[-1].end :]
     for empty in reversed([pair for pair in pairs(behind, "experience") if not pair.text.strip()]):
         behind = behind[: empty.start] + behind[empty.end :]
-    # A tag there, such as an end of what was never begun, makes it a guess what the advice is.
+    # With a tag in it, such as a closing one that was never opened, the advice would be a guess.
     text = "" if tags_in(behind) else _to_the_end(behind.lstrip(_BEHIND_A_TURN))
     return [text] if text else []
 
 
 def _before_a_turn(text: str) -> str:
-    """What an experience that is not closed says: a turn named behind it is no part of it."""
+    """The text of an experience that is not closed, without a turn that is named after it."""
     turn = next((tag.start for tag in tags_in(text) if tag.name == "turn"), len(text))
     return text[:turn]
 

@@ -1,4 +1,4 @@
-"""Thoughts ahead of an action: a comparison in words becomes the beginning of a reply, if nothing in it could be taken for more."""
+"""Thoughts before an action: a comparison in words becomes the beginning of a reply, if nothing in it can be read as an action."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from leafe.replies.reading import ParseFailure, hollow, pairs, quoted, tags_in, 
 
 
 def parse_thought(reply: str, *, action: str = "", whole: bool = True) -> str:
-    """What a reply says, to be used as a thought ahead of `action`: what stands beside its own thoughts, or else those.
+    """The text of a reply, to be used as a thought before `action`: the part beside its thoughts, or else the thoughts.
 
-    The action itself in tags is passed over. Raises `ParseFailure` where the reply was cut (`whole=False`), is empty, only stands for an
-    answer, decides for another action, or holds other tags.
+    The action itself in tags is skipped. Raises `ParseFailure` if the reply was cut (`whole=False`), is empty, is a placeholder, decides
+    for another action, or holds other tags.
     """
     if not whole:
         raise ParseFailure("the reply was cut at its limit: say less")

@@ -1,4 +1,4 @@
-"""Advantages: how much each attempt of a group counts for or against what was done in it. A group is the attempts at one task.
+"""Advantages: how much each attempt of a group counts for or against its actions. A group is the attempts at one task.
 
 With `n` attempts, reward `r_i`, mean `m`, and `c` successes where rewards are 0 or 1:
 
@@ -10,7 +10,7 @@ With `n` attempts, reward `r_i`, mean `m`, and `c` successes where rewards are 0
 | `max_rl` | `(r_i - m) / m`, 0 without a success (arXiv 2602.02710) | the sum over `k < n` of `Pass@k / k` |
 | `pkpo` | success `k/n`, failure `k/n (1 - C(n-1-c, k-1) / C(n-1, k-1))` (arXiv 2505.15201), minus a baseline | `Pass@k` |
 
-The last two are about success and failure: they take rewards of 0 and 1 and nothing between. The gradient is that of the mean over the
+The last two are about success and failure: they take rewards of 0 and 1 only. The gradient is that of the mean over the
 group of advantage times log-probability, for `pkpo` of the sum. Groups that are all right or all wrong teach nothing, whatever the kind.
 """
 
@@ -59,7 +59,7 @@ def teaches(rewards: Sequence[float]) -> bool:
 
 
 def _for_pass_at_k(successes: list[bool], k: int) -> list[float]:
-    """`pkpo`, each attempt's weight less what it would have been with the attempt left out, so that no gradient is moved on average."""
+    """`pkpo`: each attempt's weight minus a baseline from the group without the attempt, which leaves the expected gradient unchanged."""
     n = len(successes)
     if not 1 <= k < n:
         raise UserError(f"pkpo wants k from 1 to {n - 1}, one less than the attempts of a group, and found {k}")
@@ -69,7 +69,7 @@ def _for_pass_at_k(successes: list[bool], k: int) -> list[float]:
 
 def _weights(successes: Sequence[bool], k: int) -> list[float]:
     n, failures = len(successes), len(successes) - sum(successes)
-    # Of the sets of k attempts that hold a failed one, those that hold no success.
+    # The share, among sets of k attempts with a given failed one, of those without a success.
     wrong = k / n * (1 - comb(failures - 1, k - 1) / comb(n - 1, k - 1)) if failures else 0.0
     return [k / n if success else wrong for success in successes]
 

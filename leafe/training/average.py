@@ -1,8 +1,8 @@
 """The weights between two checkpoints of one model, read from and written to safetensors, one file at a time.
 
-Every weight is averaged in float32 (in float64 where it is kept so) and keeps the precision of the second model's file; what is no
-floating-point number is the second model's. Weights that are tied in the second model stay tied, since its files hold one of them. Where
-the first model's files name weights otherwise, as its own library may, it is loaded and saved once, as training does.
+Every weight is averaged in float32 (in float64 if it is kept so) and keeps the precision of the second model's file; tensors that are not
+floating-point are the second model's. Weights that are tied in the second model stay tied, since its files hold one of them. If the first
+model's files name weights differently, as its library may, it is loaded and saved once, as training does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INDEX = "model.safetensors.index.json"
 
 
 class Weights:
-    """The tensors in a checkpoint's folder by name, read when they are asked for. Raises `CorruptFile` for what cannot be read."""
+    """The tensors in a checkpoint's folder by name, read on demand. Raises `CorruptFile` for unreadable ones."""
 
     def __init__(self, folder: Path, files: ExitStack, *, named: Path | None = None) -> None:
         self.folder = named or folder  # in messages
@@ -66,7 +66,7 @@ def _files_of(folder: Path) -> list[str]:
 def average_checkpoints(first: Path, second: Path, out: Path, share: float) -> None:
     """Writes `(1 - share) * first + share * second` into the folder `out`, which is otherwise a copy of `second`.
 
-    At a share of 0 or 1 the weights are those of one of the two, to the bit where both have the same precision. Raises `UserError` for
+    At a share of 0 or 1 the weights are those of one of the two, to the bit if both have the same precision. Raises `UserError` for
     checkpoints of different models and `CorruptFile` for weights that cannot be read.
     """
     with ExitStack() as files, told_if_unwritable(out):
@@ -107,7 +107,7 @@ def _check_same(one: Weights, other: Weights) -> None:
 
 
 def _as_saved(first: Path, second: Path, files: ExitStack) -> Weights:
-    """The first model with its weights named as training names them, untied where the second model's are."""
+    """The first model with its weights named as training names them, untied if the second model's are."""
     folder = Path(files.enter_context(TemporaryDirectory()))
     model, _ = load_checkpoint(first)
     if not text_config(load_config(second)).tie_word_embeddings:

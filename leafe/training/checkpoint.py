@@ -1,4 +1,4 @@
-"""What a model is loaded as: its precision, its device, and how many processes hold it."""
+"""The precision and device of a model, and the number of processes that hold it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SMALL_MODEL = 100_000_000  # bytes
 
 
 def dtype_of(name: Literal["float32", "bfloat16", "auto"], processor: Path = PROCESSOR) -> torch.dtype:
-    """The precision of a name; `auto` is bfloat16 where the processor multiplies it itself, as `leafe doctor` tells, else float32."""
+    """The precision of a name; `auto` is bfloat16 if the processor multiplies it in hardware, as `leafe doctor` reports, else float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     return torch.bfloat16 if multiplies_bfloat16(processor) else torch.float32
 
 
 def device_of(name: str, number: int = 0) -> str:
-    """The device of a name for process `number` of several; `auto` is a GPU where there is one, each process its own in turn.
+    """The device of a name for process `number` of several; `auto` is a GPU if there is one, in turn for each process.
 
-    Raises `UserError` for a name that torch does not know here.
+    Raises `UserError` for a name that torch cannot use on this machine.
     """
     if name == "auto":
         return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
@@ -36,7 +36,7 @@ def device_of(name: str, number: int = 0) -> str:
 
 
 def processes_of(device: str, folder: Path, cores: int) -> int:
-    """How many engine processes suit a model: one a GPU; on a processor one a core, at most two, where copies of it cost nothing."""
+    """The number of engine processes for a model: one a GPU; on a processor one a core, at most two, if copies of the model are small."""
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         return max(1, torch.cuda.device_count() if device in ("auto", "cuda") else 1)
     small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL_MODEL

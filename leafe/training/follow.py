@@ -1,9 +1,9 @@
-"""A command that a launcher started several times: the first process does it, the others wait and help with each training.
+"""A command that a launcher started several times: the first process executes it, the others wait and help with each training.
 
     torchrun --nproc-per-node=8 -m leafe.cli run RECIPE train.sharding=fsdp
 
-What is to be trained goes from the first process to the others through the launcher's own store, so a machine has to have the model at the
-same path and nothing else. They wait as long as it takes, and end with the first one.
+Jobs go from the first process to the others through the launcher's store, so a machine needs only the model at the same path. The others
+wait as long as it takes, and end with the first one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is in the documentation, and not in `__all__`
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but not in `__all__`
 
 from leafe.group import launched
 
@@ -24,18 +24,18 @@ _leading: list[Leader] = []
 
 
 def leader() -> Leader | None:
-    """Who others of this command follow, if this process is the first of several."""
+    """The leader of this command's processes, if this process is the first of several."""
     return _leading[0] if _leading else None
 
 
 class Leader:
-    """The first process: a context, in which what it trains others train with it."""
+    """The first process: a context in which the others take part in its trainings."""
 
     def __init__(self) -> None:
         self._store, self._told = _store(), 0
 
     def tell(self, job: Any) -> None:
-        """Lets the others begin the same job, which can be pickled."""
+        """Starts the same job, which has to be picklable, in the others."""
         self._told += 1
         self._store.set(_name(self._told), b64encode(pickle.dumps(job)).decode())
 
@@ -70,7 +70,7 @@ def _name(number: int) -> str:
 
 
 def _store() -> TCPStore:
-    """The store that processes of a launcher find each other by, which the launcher holds, or else the first process."""
+    """The store through which a launcher's processes find each other, held by the launcher or else by the first process."""
     held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     first = os.environ["RANK"] == "0" and not held
     host, port, world = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class ProgressCallback(Protocol):
-    """Is called with how many of how many steps are done."""
+    """A function that is called with the number of steps done and the total."""
 
     def __call__(self, done: int, total: int) -> None:
         """Called after every step."""
@@ -27,10 +27,10 @@ class ProgressCallback(Protocol):
 
 
 def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Callable[..., None]) -> T:
-    """Runs `work` in `count` processes and returns what the first one returns. `work` and its result can be pickled.
+    """Runs `work` in `count` processes and returns the first one's result. `work` and its result have to be picklable.
 
-    `told` gets what the first process calls its `work`'s argument with. A `UserError` of any process is raised here; another failure ends
-    all of them and is raised as torch's `ChildFailedError`. None lives on when this process is gone.
+    `told` is called with the values that the first process passes to its `work`'s argument. A `UserError` of any process is raised here;
+    another failure ends all of them and is raised as torch's `ChildFailedError`. All of them end with this process.
     """
     steps: Any = get_context("spawn").SimpleQueue()
     listener = Thread(target=_listen, args=(steps, told), daemon=True)

@@ -1,4 +1,4 @@
-"""A model that learns step by step: optimiser and rate stay between steps, for methods that sample and learn in turn.
+"""A model that learns step by step and keeps its optimiser and learning rate between steps, for on-policy methods.
 
     learner = Learner.open(folder, checkpoint, settings, steps=100, loss=ClippedRatio())
     while learner.done < learner.steps:
@@ -6,9 +6,9 @@
         learner.state(folder)
     learner.save(out)
 
-A step is a function of the weights, the optimiser, the examples and the seed alone: what the process draws in between plays no part. So a
-learner that was killed and goes on from its state ends with the same weights, bit for bit on one kind of processor. Of the
-settings of `train`, `epochs` and `batch_size` mean nothing here, and `processes` has to be 1. Weights and optimiser are float32.
+A step is a function of the weights, the optimiser, the examples and the seed alone: other random draws of the process have no effect. So
+a learner that is killed and resumed from its state ends with the same weights, bit for bit on one kind of processor. Of the settings of
+`train`, `epochs` and `batch_size` have no effect here, and `processes` has to be 1. Weights and optimiser are float32.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from leafe.training.state import has_state, read_state, take_state, write_state
 from leafe.training.terms import Step
 from leafe.training.weights import save, with_adapter
 
-SAMPLED = 16  # numbers of each untrained weight that tell it from another
+SAMPLED = 16  # numbers of each untrained weight that identify it
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What a step was, counted from 1. `by_kind` is the part of the loss that came from examples of each kind; the parts add up to it.
+    """The report of a step, counted from 1. `by_kind` is the part of the loss from examples of each kind; the parts add up to it.
 
-    `gradient_norm` is that before clipping, `tokens` what was computed after packing, `targets` what was learned from. `figures` are the
-    means of what the loss tells besides, as `clipped` and `kl` of `ClippedRatio`.
+    `gradient_norm` is that before clipping, `tokens` are those computed after packing, `targets` those learned from. `figures` are the
+    means of the loss's other figures, such as `clipped` and `kl` of `ClippedRatio`.
     """
 
     step: int
@@ -99,7 +99,7 @@ class Learner:
         self.seed, self.threads, self.done = seed, threads, 0
         model, self.tokenizer = load_checkpoint(self.checkpoint, dtype=torch.float32)
         self._use_cache = getattr(model.config, "use_cache", None)
-        # Weights stay float32, which its state and its samplers read.
+        # Weights stay float32, since its state and its samplers read them.
         usual = "mixed" if torch.cuda.is_available() else "float32"
         dtype = usual if settings.dtype == "auto" else settings.dtype
         self._plan, _ = placed(model, settings.model_copy(update={"dtype": dtype}))
@@ -115,8 +115,8 @@ class Learner:
     def step(self, examples: Sequence[Example]) -> StepReport:
         """One optimiser step on all of the examples together, as many as there are.
 
-        Raises `UserError`, and leaves the weights as they were, where the examples lack what the loss needs, where the loss is no number,
-        and after the last step.
+        Raises `UserError`, and leaves the weights unchanged, if the examples lack what the loss needs, if the loss is not a number, and
+        after the last step.
         """
         if self.done >= self.steps:
             raise UserError(
@@ -155,14 +155,14 @@ class Learner:
         return self.settings.learning_rate * 0.5 * (1 + cos(pi * (done - warm) / max(1, self.steps - warm)))
 
     def _gradients(self, bundles: Sequence[Bundle]) -> tuple[dict[str, float], dict[str, float]]:
-        """Adds up the gradients of all passes; the loss by kind, and the means of what the loss tells."""
+        """Adds up the gradients of all passes; returns the loss by kind, and the means of the loss's figures."""
         rows = [row for bundle in bundles for row in bundle.rows]
         kinds = sorted({kind for row in rows for kind in row.term_kind})
         told: dict[str, list[Tensor]] = {}
         step, device = Step.of(bundles), self.model.device
         sums = torch.zeros(len(kinds), device=device)
         (passes,) = shares(rows, 1, self._pass_tokens)
-        self._optimizer.zero_grad()  # of a step that failed half-way
+        self._optimizer.zero_grad()  # gradients of a step that failed half-way
         with self._own_randomness(seed_for(self.seed, "learner", self.done)), self._training():
             for one in passes:
                 batch = ready(one, self._packing.kind, device)
@@ -177,7 +177,7 @@ class Learner:
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        """The model as it is for training, and afterwards for sampling."""
+        """Sets the model up for training, and afterwards for sampling."""
         self.model.train()
         try:
             with attending(self.model, self.settings, self._plan, self._packing.kind):
@@ -187,7 +187,7 @@ class Learner:
 
     @contextmanager
     def _own_randomness(self, seed: int) -> Iterator[None]:
-        """Draws that follow from the seed, and leave those of the rest of the process alone."""
+        """Draws that follow from the seed and do not change those of the rest of the process."""
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             yield
@@ -195,7 +195,7 @@ class Learner:
     def save(self, folder: str | Path) -> None:
         """Writes an ordinary checkpoint with its tokenizer, whole or not at all; an adapter is merged into a copy of the model.
 
-        Raises `UserError` when the folder is there already.
+        Raises `UserError` if the folder exists.
         """
         folder = Path(folder)
         if folder.exists():
@@ -206,14 +206,14 @@ class Learner:
             self.tokenizer.save_pretrained(unfinished)
 
     def state(self, folder: str | Path) -> None:
-        """Writes what the learner goes on from, in place of what an earlier step left in the folder: one of both is whole at each moment.
+        """Writes the learner's state in place of that of an earlier step: one of the two is complete at each moment.
 
         A folder that holds anything else is refused with `UserError`.
         """
         write_state(Path(folder), {**self._made_with(), "done": self.done}, self._weights, self._optimizer)
 
     def _made_with(self) -> dict[str, Any]:
-        """What decides on a step, beside weights, optimiser and examples. `base` are the weights that are not trained."""
+        """The settings that determine a step, beside weights, optimiser and examples. `base` are the weights that are not trained."""
         base = {name: weight for name, weight in self.model.named_parameters() if name not in self._weights}
         return {
             "checkpoint": str(self.checkpoint.resolve()),
@@ -239,7 +239,7 @@ class Learner:
     ) -> Self:
         """The learner whose state is in the folder, or else a new one.
 
-        Raises as `resume` does, and `RunConflict` where the state's learner was made with something else.
+        Raises as `resume` does, and `RunConflict` if the state's learner was made with other settings.
         """
         folder = Path(folder)
         if not has_state(folder):
@@ -255,7 +255,7 @@ class Learner:
     def resume(cls, folder: str | Path, *, loss: Loss = CrossEntropy()) -> Self:
         """The learner whose state is in the folder, with the loss that it had.
 
-        Raises `UserError` where there is no state, `CorruptFile` where it is not as it was written, `RunConflict` where the loss or the
+        Raises `UserError` if there is no state, `CorruptFile` if it was changed since it was written, `RunConflict` if the loss or the
         model is another one.
         """
         folder = Path(folder)
@@ -292,6 +292,6 @@ def _by_decay(weights: Mapping[str, Tensor], decay: float) -> list[dict[str, Any
 
 
 def _described(loss: Loss) -> str:
-    """A loss by its kind, and by its settings where it shows them."""
+    """A loss by its kind, and by its settings if it shows them."""
     kind, shown = type(loss), repr(loss)
     return f"{kind.__module__}.{kind.__qualname__}" if " at 0x" in shown else shown

@@ -1,8 +1,8 @@
 """Losses: functions from logits at targets to each term's share of the loss of an optimiser step.
 
-A loss is whatever has `merges` and can be called with the logits of a pass, `(terms, vocabulary)` in float32 or better, and its `Terms`; it
-gives `(terms,)`. The shares of a step's passes and processes add up to its loss. Advantages, log-probabilities and teachers come with the
-examples (`records.Target`); nothing here computes them.
+A loss is any object that has `merges` and can be called with the logits of a pass, `(terms, vocabulary)` in float32 or better, and its
+`Terms`; it returns `(terms,)`. The shares of a step's passes and processes add up to its loss. Advantages, log-probabilities and teachers
+come with the examples (`records.Target`); nothing here computes them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from leafe.training.terms import Normalise, Step, Terms
 class Loss(Protocol):
     """A function of logits and `Terms` that gives each term's share of the step's loss.
 
-    `merges` says that it is linear in the weight and reads nothing else of a term than target, kind and teacher, so that equal terms may be
-    added up before it is called. Two more attributes are optional: `whole_groups`, true where all terms of a group have to be in one
+    `merges` is true if it is linear in the weight and reads only target, kind and teacher of a term, so that equal terms may be
+    added up before it is called. Two more attributes are optional: `whole_groups`, true if all terms of a group have to be in one
     pass, and `check(examples)`, which raises `UserError` for examples that lack what the loss needs, before the first step.
     """
 
@@ -43,7 +43,7 @@ class Loss(Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Weight times minus log-probability of the target: supervised training, and REINFORCE where weights are advantages."""
+    """Weight times minus log-probability of the target: supervised training, or REINFORCE if weights are advantages."""
 
     normalise: Normalise = "targets"
 
@@ -52,7 +52,7 @@ class CrossEntropy:
 
     @property
     def merges(self) -> bool:
-        """Not where a term has to know its sequence."""
+        """True unless a term has to know its sequence."""
         return self.normalise != "sequence"
 
     def __call__(self, logits: Tensor, terms: Terms) -> Tensor:
@@ -62,14 +62,14 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class ClippedRatio:
-    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7) with weights as advantages, and a penalty for leaving a reference.
+    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7) with weights as advantages, and a penalty for diverging from a reference.
 
     With `r` the ratio of a target's probability now to that when it was sampled, and `A` its weight, a term is
     `-min(r A, clip(r, 1 - low, 1 + high) A) + kl * k3`; a `high` above `low` is DAPO's clip-higher (arXiv 2503.14476). `k3` is
     Schulman's estimator of the divergence from the reference, `exp(d) - d - 1` with `d = log reference - log now`, as in GRPO (arXiv
     2402.03300, eq. 4). `entropy` is the weight of a bonus, `-entropy * H`, with `H` the entropy in nats of the whole distribution at the
-    target's place, whatever the `A` there. `temperature` is the one of sampling, which both recorded log-probabilities are taken at.
-    Figures: `clipped`, the share of terms whose `A` has no gradient, `ratio`, and `kl` and `entropy` where they count.
+    target's position, whatever its `A`. `temperature` is the one of sampling, at which both recorded log-probabilities are taken.
+    Figures: `clipped`, the share of terms whose `A` has no gradient, `ratio`, and `kl` and `entropy` if they have a weight.
     """
 
     low: float = 0.2
@@ -84,7 +84,7 @@ class ClippedRatio:
         _check_settings(self, positive=("temperature",), others=("low", "high", "kl", "entropy"))
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Wants the log-probability of every target, and with `kl` that of a reference."""
+        """Requires the log-probability of every target, and with `kl` that of a reference."""
         _want(self, examples, "logprob", "distil with distill.logprobs=true, or score them with the policy that sampled them")
         if self.kl:
             _want(self, examples, "reference", "score the targets with the reference model, or set kl=0")
@@ -114,10 +114,10 @@ class ClippedRatio:
 class Distribution:
     """Weight times the cross-entropy of the model under a teacher's top tokens, `-sum_v T(v) log S(v)`, or the divergence of both.
 
-    `rest` says what becomes of the mass that the teacher's tokens leave out: `drop` leaves it out of the sum, `renormalise` scales the
-    tokens up to 1, `bucket` makes all other tokens one more outcome, whose probability by the model is the sum of theirs: a lower bound of
-    the whole divergence, by the data processing inequality. `kl` takes off the teacher's own entropy, which changes no gradient and shows
-    how far both are apart; it is at least 0, except with `drop`. With `mixed` a target without a teacher's tokens is certain.
+    `rest` treats the mass that the teacher's tokens leave out: `drop` leaves it out of the sum, `renormalise` scales the tokens up to 1,
+    `bucket` makes all other tokens one more outcome, whose probability by the model is the sum of theirs: a lower bound of the whole
+    divergence, by the data processing inequality. `kl` subtracts the teacher's entropy, which changes no gradient and shows how far both
+    are apart; it is at least 0, except with `drop`. With `mixed` a target without a teacher's tokens is certain.
     """
 
     rest: Literal["drop", "renormalise", "bucket"] = "drop"
@@ -130,11 +130,11 @@ class Distribution:
 
     @property
     def merges(self) -> bool:
-        """Terms with equal teachers, unless a term has to know its sequence."""
+        """True, for terms with equal teachers, unless a term has to know its sequence."""
         return self.normalise != "sequence"
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Wants a teacher's tokens at every target unless they are `mixed`."""
+        """Requires a teacher's tokens at every target unless they are `mixed`."""
         if not self.mixed:
             _want(self, examples, "top", "score the targets with the teacher, or set mixed=True where some have none")
 
@@ -163,7 +163,7 @@ ROUNDING = 1e-6  # mass that is left out by rounding only
 
 
 def _rest(logprobs: Tensor, ids: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """The mass that a teacher's tokens leave to all others, and the model's log-probability of those; both 0 where there are none."""
+    """The mass that a teacher's tokens leave to all others, and the model's log-probability of those; both 0 if there are none."""
     counts = torch.zeros_like(logprobs, dtype=torch.uint8).scatter_add(1, ids, (shares > 0).byte())  # padding repeats an id
     left = 1 - shares.sum(1)
     there = (left > ROUNDING) & (counts == 0).any(1)
@@ -175,9 +175,9 @@ def _rest(logprobs: Tensor, ids: Tensor, shares: Tensor) -> tuple[Tensor, Tensor
 class Preference:
     """DPO (arXiv 2305.18290, eq. 7) on groups of two sequences: `-log sigmoid(beta m)`, averaged over the groups of the step.
 
-    `m` is the sum over the group's targets of weight times `log now - log reference`. The preferred sequence has weights above 0, as 1,
-    the other one below, as -1; a target of weight 0, as one that both share, says nothing. Weights of 1 by the length make a mean of the
-    sum. Figures: `margin`, the mean of `m`, and `preferred`, the share of groups in which it is above 0.
+    `m` is the sum over the group's targets of weight times `log now - log reference`. The preferred sequence has weights above 0, such as
+    1, the other one below, such as -1; a target of weight 0, such as one that both share, has no effect. Weights of 1 / length make the sum
+    a mean. Figures: `margin`, the mean of `m`, and `preferred`, the share of groups in which it is above 0.
     """
 
     beta: float = 0.1
@@ -188,7 +188,7 @@ class Preference:
         _check_settings(self, positive=("beta",))
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Wants groups of a preferred and another sequence, with a reference."""
+        """Requires groups of a preferred and another sequence, with a reference."""
         _want(self, examples, "reference", "score the targets with the reference model")
         groups: dict[tuple[str, str], dict[int, set[int]]] = {}
         for example in examples:
@@ -224,7 +224,7 @@ _SIDES: Mapping[tuple[int, ...], str] = {
 
 
 def _want(loss: Loss, examples: Sequence[Example], name: str, remedy: str) -> None:
-    """Refuses examples of which a target lacks something."""
+    """Refuses examples with a target that lacks the field `name`."""
     missing = {"logprob": None, "reference": None, "top": ()}[name]
     told = {"logprob": "log-probability", "reference": "reference log-probability", "top": "teacher's tokens"}[name]
     for example in examples:
@@ -237,7 +237,7 @@ def _want(loss: Loss, examples: Sequence[Example], name: str, remedy: str) -> No
 
 
 def _check_settings(loss: object, *, positive: Sequence[str] = (), others: Sequence[str] = ()) -> None:
-    """Refuses settings of a loss that mean nothing: a number below 0, or 0 where it has to be `positive`; an unknown normalisation."""
+    """Refuses invalid settings of a loss: a number below 0, or 0 if it has to be `positive`; an unknown normalisation."""
     normalise = getattr(loss, "normalise", "targets")
     if normalise not in ("targets", "sequence") and (not isinstance(normalise, int) or normalise < 1):
         raise UserError(f"normalise: wanted 'targets', 'sequence' or a number of tokens, found {normalise!r}")
@@ -258,7 +258,7 @@ def _named(example: Example) -> str:
 
 
 def check_examples(loss: Loss, examples: Sequence[Example]) -> None:
-    """Raises `UserError` where a loss cannot be used or examples lack what it needs; called before the first step."""
+    """Raises `UserError` if a loss cannot be used or examples lack what it needs; called before the first step."""
     if isinstance(loss, type):
         raise UserError(f"wanted a loss, found the class {loss.__name__}; make one of it, as {loss.__name__}()")
     if not callable(loss) or not isinstance(getattr(loss, "merges", None), bool):
@@ -269,11 +269,11 @@ def check_examples(loss: Loss, examples: Sequence[Example]) -> None:
 
 
 def check_picklable(loss: Loss) -> None:
-    """Raises `UserError` for a loss that other processes cannot be given, as one that was defined in a notebook."""
+    """Raises `UserError` for a loss that cannot be sent to other processes, such as one that was defined in a notebook."""
     reason = ""
     try:
         pickle.loads(pickle.dumps(loss))
-    except Exception as error:  # whatever pickling a foreign object raises
+    except Exception as error:  # pickling a foreign object may raise anything
         reason = f"{error!s:.120}"
     if type(loss).__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
         reason = "it was defined in no file"
@@ -284,19 +284,19 @@ def check_picklable(loss: Loss) -> None:
 
 
 def packing_of(loss: Loss) -> dict[str, bool]:
-    """What packing has to know of a loss, as arguments of `pack_examples`."""
+    """The arguments of `pack_examples` that depend on a loss."""
     return {"merges": loss.merges, "whole_groups": bool(getattr(loss, "whole_groups", False))}
 
 
 class PassLoss(NamedTuple):
-    """Each term's share of the step's loss, `(terms,)`, and what the loss tells besides."""
+    """Each term's share of the step's loss, `(terms,)`, and the loss's figures."""
 
     losses: Tensor
     figures: Mapping[str, Tensor]
 
 
 def pass_loss(model: Any, batch: PackedBatch, loss: Loss, step: Step) -> PassLoss:
-    """The loss of one forward pass through packed rows, which add up to the loss of the step over its passes and processes."""
+    """The loss of one forward pass through packed rows; the passes of all processes add up to the loss of the step."""
     logits = term_logits(model, batch)
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     terms = Terms(batch.term_target, batch.term_weight, batch.term_kind, step, batch.term_detail, precise.dtype)

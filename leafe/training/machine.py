@@ -1,7 +1,7 @@
-"""What a training takes from the machine that it finds: precision, how many tokens a pass holds, whether activations are kept.
+"""The choices of a training that depend on the machine: precision, tokens of a pass, whether activations are kept.
 
-On a processor it is always the same. On a GPU it follows from the free memory by an estimate of bytes that errs on the side of too many;
-where even that is too little, passes are halved while training (`leafe.training.sft`).
+On a processor they are always the same. On a GPU they follow from the free memory by an estimate of bytes that errs on the high side;
+if memory still runs out, passes are halved during training (`leafe.training.sft`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ON_A_PROCESSOR = 8192  # tokens of a pass
 MOST = 32_768  # more are no faster
 FEWEST = 256
 ROUND = 1024
-FREE = 0.85  # of the memory found; the rest is for what is compiled, for fragments and for what is not counted
-DENSE_SHARE = 4  # a mask of row by row costs the square of a pass, so a pass holds that much less
-LARGE = 1_000_000_000  # weights from which on activations are computed twice
-LIBRARIES = {  # what an optimiser needs, and the bytes that its state takes of a GPU for each weight
+FREE = 0.85  # of the memory found; the rest is for compiled code, fragments and uncounted buffers
+DENSE_SHARE = 4  # a row-by-row mask costs the square of a pass, so a pass holds that much less
+LARGE = 1_000_000_000  # weights; larger models compute activations twice
+LIBRARIES = {  # the library of an optimiser, and the bytes of GPU memory that its state takes for each weight
     "auto": ("", 8),
     "adamw_torch": ("", 8),
     "adamw_torch_fused": ("", 8),
@@ -54,7 +54,7 @@ NO_ROOM = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a model is trained here. `micro_tokens` is what a pass may hold."""
+    """The way in which a model is trained on this machine. `micro_tokens` is the most tokens of a pass."""
 
     precision: Precision
     checkpointing: bool
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What bytes depend on: how many weights there are, are trained and make the largest matrix, and the widths of the model."""
+    """The sizes that memory depends on: the numbers of all weights, of trained ones and of the largest matrix, and the model's widths."""
 
     weights: int
     trained: int
@@ -75,7 +75,7 @@ class Sizes:
 
 
 def check_machine(settings: TrainSettings) -> None:
-    """Raises `UserError` for settings that want a GPU or a library that is not here."""
+    """Raises `UserError` for settings that need a missing GPU or library."""
     gpu, (library, _) = torch.cuda.is_available(), LIBRARIES[settings.optimizer]
     if settings.attention == "flex" and not gpu:
         raise UserError("train.attention=flex wants a GPU, since FlexAttention cannot train on a CPU; set train.attention=auto")
@@ -110,7 +110,7 @@ def _check_sharding(settings: TrainSettings) -> None:
 
 
 def sizes_of(model: Any, *, lora: bool) -> Sizes:
-    """The sizes of a model, from its configuration where that names them."""
+    """The sizes of a model, from its configuration if that has them."""
     config, counts = text_config(model.config), [weight.numel() for weight in model.parameters()]
     hidden = int(getattr(config, "hidden_size", 0) or model.get_input_embeddings().weight.shape[1])
     return Sizes(
@@ -127,18 +127,18 @@ def sizes_of(model: Any, *, lora: bool) -> Sizes:
 def memory_found(device: str) -> int | None:
     """The bytes of a GPU that are free, None on a processor.
 
-    Of several processes each has to find the same, so there it is the whole memory of the smallest GPU.
+    Several processes all have to find the same, so for them it is the whole memory of the smallest GPU.
     """
     if not device.startswith("cuda"):
         return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return min(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by this process, for what comes next
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by this process, for later use
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def plan_for(settings: TrainSettings, sizes: Sizes, memory: int | None, *, bfloat16: bool = True) -> Plan:
-    """How a model of these sizes is trained with so many free bytes; without `bfloat16` the device does not compute in it."""
+    """The plan for a model of these sizes with `memory` free bytes; without `bfloat16` the device does not compute in it."""
     checkpointing = settings.checkpointing
     if checkpointing == "auto":
         checkpointing = memory is not None and sizes.weights > LARGE
@@ -146,7 +146,7 @@ def plan_for(settings: TrainSettings, sizes: Sizes, memory: int | None, *, bfloa
     if precision == "auto":
         precision = "float32"
         if memory is not None and bfloat16:
-            # An adapter has weights of its own in float32, so nothing is gained by more than bfloat16 below it.
+            # An adapter has separate weights in float32, so more than bfloat16 below it gains nothing.
             fits = settings.lora is None and _is_room(settings, sizes, memory, checkpointing)
             precision = "mixed" if fits or settings.sharding == "fsdp" else "bfloat16"
     tokens = settings.micro_tokens
@@ -169,7 +169,7 @@ def _tokens(settings: TrainSettings, sizes: Sizes, memory: int, plan: Plan) -> i
 
 
 def state_bytes(settings: TrainSettings, sizes: Sizes, precision: Precision) -> int:
-    """What weights, gradients and the optimiser hold, and what a step of the optimiser takes beside them."""
+    """The bytes of weights, gradients and the optimiser's state, and of a step of the optimiser."""
     optimizer = LIBRARIES[settings.optimizer][1]
     frozen = sizes.weights - sizes.trained
     if precision == "bfloat16" and settings.lora is None:
@@ -178,9 +178,9 @@ def state_bytes(settings: TrainSettings, sizes: Sizes, precision: Precision) -> 
 
 
 def token_bytes(sizes: Sizes, precision: Precision, *, checkpointing: bool) -> int:
-    """What a pass holds for each of its tokens.
+    """The bytes that a pass holds for each of its tokens.
 
-    A layer of a present decoder keeps about 18 times its hidden and 4 times its inner width, and its backward pass as much again for a
+    A layer of a current decoder keeps about 18 times its hidden and 4 times its inner width, and its backward pass as much again for a
     moment. Each token is counted as a target, of which several copies of logits are held in float32.
     """
     number = {"float32": 4, "mixed": 3, "bfloat16": 2}[precision]
@@ -190,9 +190,9 @@ def token_bytes(sizes: Sizes, precision: Precision, *, checkpointing: bool) -> i
 
 
 def placed(model: Any, settings: TrainSettings) -> tuple[Plan, dict[Tensor, Tensor]]:
-    """Moves a float32 model to where it is tried and trained, in the precision of its plan.
+    """Moves a float32 model to the device on which it is tried and trained, in the precision of its plan.
 
-    Returns the lower halves of its weights, none unless they are in bfloat16. One that is to be sharded stays where it is, since the whole
+    Returns the lower halves of its weights, none unless they are in bfloat16. A model that is to be sharded is not moved, since the whole
     of it may be more than a GPU holds.
     """
     device, lora = device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))), settings.lora
@@ -204,26 +204,26 @@ def placed(model: Any, settings: TrainSettings) -> tuple[Plan, dict[Tensor, Tens
             model.to(device)
         return plan, {}
     if lora is not None:
-        untie(model, lora.targets)  # a weight that came later would have no lower half
+        untie(model, lora.targets)  # a weight created later would have no lower half
     return plan, split_model(model, device, frozen=lora is not None)
 
 
 def tried_on(settings: TrainSettings) -> str | None:
-    """The GPU that a small copy of a model is tried on in its place, None where the model itself is tried where it lies."""
+    """The GPU on which a small copy of a model is tried in its place, None if the model itself is tried on its device."""
     device = device_of("auto", int(os.environ.get("LOCAL_RANK", "0")))
     return device if settings.sharding == "fsdp" and device != "cpu" else None
 
 
 def pass_tokens(plan: Plan, packing: Packing) -> int:
-    """How many tokens a pass may hold, by its plan and by the trial."""
+    """The most tokens of a pass, by its plan and by the trial."""
     return int(min(plan.micro_tokens // (DENSE_SHARE if packing.kind == "dense" else 1), packing.cap.tokens or inf))
 
 
 @contextmanager
 def attending(model: Any, settings: TrainSettings, plan: Plan, kind: Kind) -> Iterator[None]:
-    """While the context is open `model` attends to packed trees, compiled and in mixed precision where that was asked for.
+    """While the context is open `model` attends to packed trees, compiled and in mixed precision if the settings ask for it.
 
-    Raises `UserError` where layers are to be compiled and the model does not go with FlexAttention.
+    Raises `UserError` if layers are to be compiled and the model does not work with FlexAttention.
     """
     with ExitStack() as stack:
         stack.enter_context(tree_attention(model, kind))

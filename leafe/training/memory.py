@@ -1,4 +1,4 @@
-"""Memory of GPUs that torch keeps for itself when nothing needs it any more, which another process may wait for."""
+"""GPU memory that torch keeps after use and that another process may need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def give_back() -> None:
-    """Lets other processes have what training left behind on the GPUs; nothing where none was used."""
+    """Frees the GPU memory that training left reserved, for other processes; does nothing if no GPU was used."""
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()

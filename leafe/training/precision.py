@@ -1,9 +1,9 @@
 """Weights in bfloat16 that lose no step.
 
-A float32 weight is held in two halves: `high`, the nearest bfloat16, stands in the model and is computed with; `low`, the 16 bits that
+A float32 weight is held in two halves: `high`, the nearest bfloat16, is in the model and is computed with; `low`, the 16 bits that
 rounding leaves out, is kept beside it. Together they are the float32 weight to the bit, so a step of a millionth is kept although
-bfloat16 has steps of a 256th, and both take four bytes, where a bfloat16 weight and a float32 copy of it would take six. Gradients are
-those of bfloat16 weights: where several passes make a step, they add up in bfloat16.
+bfloat16 has steps of a 256th. Both take four bytes, while a bfloat16 weight and a float32 copy of it would take six. Gradients are
+those of bfloat16 weights: if a step has several passes, they add up in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PIECE = 2**26  # weights that are turned into float32 at a time, as far as a weight can be parted
-NOT_A_NUMBER = 0x7FC00000  # of the many forms, one that survives rounding
+PIECE = 2**26  # weights that are turned into float32 at a time, at least one whole tensor
+NOT_A_NUMBER = 0x7FC00000  # one of the many bit patterns, which survives rounding
 
 Low = Mapping[Tensor, Tensor]
 """The lower half of each weight that has one, by the weight."""
 
 
 def split(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The bfloat16 nearest to each float32 of `weight`, and what is left, int16; both of its shape."""
+    """The bfloat16 nearest to each float32 of `weight`, and the rest as int16; both of its shape."""
     bits = weight.view(torch.int32).masked_fill(weight.isnan(), NOT_A_NUMBER)
     high = (bits + 0x8000).bitwise_right_shift_(16)
     low = bits.sub_(high, alpha=1 << 16).to(torch.int16)
@@ -38,8 +38,8 @@ def join(high: Tensor, low: Tensor) -> Tensor:
 def split_model(model: Any, device: torch.device | str, *, frozen: bool = False) -> dict[Tensor, Tensor]:
     """Moves a float32 model to a device in bfloat16, weight by weight, and returns the lower halves.
 
-    Those of a `frozen` model stay on the CPU, and there are none of weights that are bfloat16 already. What transformers says has to stay
-    in float32 stays so.
+    Those of a `frozen` model stay on the CPU, and weights that are already bfloat16 have none. Weights that transformers keeps in float32
+    stay so.
     """
     low: dict[Tensor, Tensor] = {}
     kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
@@ -64,10 +64,10 @@ def join_model(model: Any, low: Low) -> None:
 
 
 class SplitOptimizer(torch.optim.Optimizer):
-    """Lets another optimiser take its steps in float32 on the weights of a split model, some at a time.
+    """An optimiser around another one, which takes its steps in float32 on the weights of a split model, some at a time.
 
-    `inner` was made for the model's weights and has taken no step yet. It sees stand-ins, which hold a weight in float32 while it is
-    stepped and nothing in between. `state_dict` has its state and the lower halves.
+    `inner` was made for the model's weights and has taken no step yet. It is given stand-ins, which hold a weight in float32 during its
+    step and are empty in between. `state_dict` has its state and the lower halves.
     """
 
     def __init__(self, inner: torch.optim.Optimizer, low: Low) -> None:
@@ -83,7 +83,7 @@ class SplitOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step of every weight that has a gradient, which it gives up."""
+        """One step of every weight that has a gradient; the gradients are freed."""
         for ours, theirs in zip(self.param_groups, self._inner.param_groups, strict=True):
             theirs.update({name: value for name, value in ours.items() if name != "params"})
         for weights in self._some():
@@ -97,17 +97,17 @@ class SplitOptimizer(torch.optim.Optimizer):
                 self._put_back(weight)
 
     def moments(self, weight: Tensor) -> dict[str, Any]:
-        """What is kept for a weight between steps."""
+        """The state of a weight between steps."""
         found: dict[str, Any] = self._inner.state[self._stand_ins[weight]]
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """With what belongs to weights in bfloat16 to go on where a training was left."""
+        """The inner state and the lower halves, with which a training can be resumed."""
         return {**super().state_dict(), "inner": self._inner.state_dict(), "low": self._halves()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Loads the result of `state_dict`."""
         given = dict(state_dict)
         self._inner.load_state_dict(given.pop("inner"))
         for low, kept in zip(self._halves(), given.pop("low"), strict=True):
@@ -118,7 +118,7 @@ class SplitOptimizer(torch.optim.Optimizer):
         return [self._low[weight] for group in self.param_groups for weight in group["params"] if weight in self._low]
 
     def _some(self) -> Iterator[Sequence[Tensor]]:
-        """Weights with gradients, so many together that the stand-ins stay small beside the model."""
+        """Groups of weights with gradients, so small that the stand-ins stay small beside the model."""
         found: list[Tensor] = []
         for weight in [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]:
             if found and sum(one.numel() for one in found) + weight.numel() > PIECE:
@@ -140,6 +140,6 @@ class SplitOptimizer(torch.optim.Optimizer):
 
 
 def in_float32(optimizer: torch.optim.Optimizer, low: Low) -> torch.optim.Optimizer:
-    """The optimiser itself, or one that steps it in float32 where it was made for weights that are split."""
+    """The optimiser itself, or one that steps it in float32 if it was made for split weights."""
     split = any(weight in low for group in optimizer.param_groups for weight in group["params"])
     return SplitOptimizer(optimizer, low) if split and not isinstance(optimizer, SplitOptimizer) else optimizer

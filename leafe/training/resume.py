@@ -1,8 +1,8 @@
-"""The folder that a training goes on from when it was killed: weights that are trained, the optimiser's moments, the draws of chance.
+"""The folder from which a killed training resumes: the trained weights, the optimiser's moments, the random state.
 
-Where weights are sharded each process writes its own shards; else the first one writes all. `state.json` is written last and in place of
-the old one, and names the folder of the step that it belongs to, so a kill at any moment leaves a state that is whole. A training may go on
-with another number of processes: shards are put together and cut anew.
+If weights are sharded each process writes its shards; else the first one writes all. `state.json` is written last and in place of the
+old one, and names the folder of its step, so a kill at any moment leaves a complete state. A training may resume with another number of
+processes: shards are put together and cut anew.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ LOW, RANDOM, RANDOM_GPU = ":low", ":random", ":random-gpu"  # beside the names o
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained: a model, its optimiser, and the lower halves of weights that are split."""
+    """The objects of a training: a model, its optimiser, and the lower halves of split weights."""
 
     model: Any
     optimizer: torch.optim.Optimizer
     low: Mapping[Tensor, Tensor] = field(default_factory=dict)
 
     def weights(self) -> dict[str, Tensor]:
-        """Those that are trained, by name."""
+        """The weights that are trained, by name."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
     def moments(self, weight: Tensor) -> dict[str, Any]:
-        """What the optimiser keeps for a weight; what is put there it goes on with."""
+        """The optimiser's state of a weight; changes to it take effect."""
         inner = self.optimizer
         found: dict[str, Any] = inner.moments(weight) if isinstance(inner, SplitOptimizer) else inner.state[weight]
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, by the names that it is kept under."""
+        """All tensors, by the names under which they are kept."""
         found: dict[str, Tensor] = {}
         for name, weight in self.weights().items():
             found[name] = weight.detach()
@@ -61,7 +61,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Begun:
-    """What a state says: how many steps are done, and their losses in sum. `sharded` names the tensors that lie in all files."""
+    """The contents of a state: how many steps are done, and the sum of their losses. `sharded` names the tensors that are in all files."""
 
     step: int
     loss: float
@@ -73,7 +73,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class State:
-    """The state of one training in a folder. `job` says which training, in JSON; `gather` collects a value from all processes."""
+    """The state of one training in a folder. `job` identifies the training, in JSON; `gather` collects a value from all processes."""
 
     folder: Path
     job: Mapping[str, Any]
@@ -81,8 +81,8 @@ class State:
     gather: Callable[[Any], list[Any]] = lambda value: [value]
 
     def read(self) -> Begun | None:
-        """What is there, None where there is nothing. Raises `CorruptFile` where a file is not as it was written, `RunConflict` where it
-        is another training's."""
+        """The state in the folder, None if there is none. Raises `CorruptFile` if a file was changed since it was written, `RunConflict` if
+        it is another training's."""
         path = self.folder / STATE
         if not path.exists():
             return None
@@ -101,7 +101,7 @@ class State:
         )
 
     def write(self, step: int, trained: Trained, *, loss: float, by_kind: Mapping[str, float]) -> None:
-        """Writes the state after a step, in place of an earlier one; all processes call it. Raises `UserError` in all where one cannot."""
+        """Writes the state after a step, in place of an earlier one; all processes call it. Raises `UserError` in all if one fails."""
         tensors = trained.tensors()
         sharded = {name for name, value in tensors.items() if isinstance(value, DTensor)}
         files = self._agreed(lambda: self._write_part(step, tensors, sharded))
@@ -118,7 +118,7 @@ class State:
         self._agreed(lambda: self._name(said))
 
     def _write_part(self, step: int, tensors: Mapping[str, Tensor], sharded: Set[str]) -> tuple[str, dict[str, Any]]:
-        """This process's tensors; the name of their file and what it is."""
+        """Writes this process's tensors; returns the name and the description of their file."""
         path = self.folder / f"step-{step:08}" / f"part-{self.rank:05}.safetensors"
         own = {name: _local(value) for name, value in tensors.items() if name in sharded or not self.rank}
         own[RANDOM] = torch.get_rng_state()
@@ -130,7 +130,7 @@ class State:
             return path.relative_to(self.folder).as_posix(), described(path)
 
     def _name(self, said: Mapping[str, Any]) -> None:
-        """Makes a state whose files are written the one that counts, and takes the ones before it away."""
+        """Makes the written files the current state, and removes earlier ones."""
         if self.rank:
             return
         with told_if_unwritable(self.folder / STATE):
@@ -140,7 +140,7 @@ class State:
                 shutil.rmtree(old, ignore_errors=True)
 
     def _agreed(self, work: Callable[[], Any]) -> list[Any]:
-        """What the work gives in each process. What one of them refuses all of them raise, so that none waits for it."""
+        """The results of the work in all processes. If one of them refuses, all of them raise, so that none waits for it."""
         try:
             found: Any = work()
         except UserError as error:
@@ -152,7 +152,7 @@ class State:
 
     @torch.no_grad()
     def take(self, begun: Begun, trained: Trained) -> None:
-        """Puts what a state holds where it belongs, each process its own part."""
+        """Loads a state into a training, each process its part."""
         weights = trained.weights()
         if not weights.keys() <= begun.names:
             raise RunConflict(f"{self.folder} holds the weights of another model; delete it, or give another folder")
@@ -170,10 +170,10 @@ class State:
                 trained.moments(weight)[key] = found
 
     def draw_on(self, begun: Begun) -> None:
-        """Lets chance go on from where it was; a process that there was none of draws as the first one."""
+        """Restores the random state; a process beyond the former number takes that of the last one."""
         with safe_open(self.folder / begun.files[min(self.rank, len(begun.files) - 1)], "pt") as file:
             torch.set_rng_state(file.get_tensor(RANDOM))
-            if RANDOM_GPU in file.keys() and torch.cuda.is_available():  # noqa: SIM118  # it is no mapping
+            if RANDOM_GPU in file.keys() and torch.cuda.is_available():  # noqa: SIM118  # not a mapping
                 torch.cuda.set_rng_state(file.get_tensor(RANDOM_GPU))
 
     def _whole(self, begun: Begun, name: str) -> Tensor:

@@ -1,11 +1,11 @@
 """Fine-tuning on distilled examples: packed rows in, an ordinary Hugging Face checkpoint out.
 
 The loss is the sum over target tokens of weight times minus log-probability, divided by the number of target tokens of the whole
-optimiser step, unless another one is given (`leafe.training.loss`).
-What a step holds follows from the examples and the seed alone, so it depends neither on how it is cut into passes nor
-on how many processes share it. The way of attending is chosen by a trial on the model itself. Schedule, clipping, optimiser and processes
-are `transformers.Trainer`'s: under `torchrun` each process takes its share of every step. Weights are saved in float32, because steps as
-small as 1e-6 are lost in bfloat16, and no precision that they are trained in loses them (`leafe.training.precision`).
+optimiser step, unless another loss is given (`leafe.training.loss`). The contents of a step follow from the examples and the seed alone
+and depend neither on the cut into passes nor on the number of processes. The kind of attention is chosen by a trial on the model itself.
+Schedule, clipping, optimiser and processes are those of `transformers.Trainer`: under `torchrun` each process takes its share of every
+step. Weights are saved in float32, because steps as small as 1e-6 are lost in bfloat16, and training in any precision keeps such steps
+(`leafe.training.precision`).
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ from leafe.training.weights import save, with_adapter
 
 @dataclass(frozen=True, slots=True)
 class TrainReport:
-    """What a training was: how many examples in how many rows of how many tokens, and the mean loss over its steps.
+    """The report of a training: the numbers of examples, rows and tokens, and the mean loss over its steps.
 
-    `by_kind` is the part of the loss that came from examples of each kind; the parts add up to the loss. `attention` is the way of
-    attending that was used, the fastest that passed its trial where the settings leave it open. `longest` is how many tokens an example
-    may have by that trial, None for any number. `dtype` is what it was computed in, `micro_tokens` what a pass could hold at the end, which
-    was halved as often as `halved` says, since memory had run out. `processes` shared the work, and each held at most the share `held` of
-    weights and moments, by `sharding`.
+    `by_kind` is the part of the loss from examples of each kind; the parts add up to the loss. `attention` is the kind of attention, by
+    default the fastest that passed its trial. `longest` is the most tokens of an example by that trial, None for no limit. `dtype` is the
+    precision, `micro_tokens` the most tokens of a pass at the end, which was halved `halved` times when memory ran out. `processes` shared
+    the work, and each held at most the share `held` of weights and moments, by `sharding`.
     """
 
     examples: int
@@ -74,7 +73,7 @@ class TrainReport:
 
     @property
     def machine(self) -> dict[str, str | int | float]:
-        """What the machine had a say in, where it is not as on every processor."""
+        """The fields that depended on the machine, if they differ from those on every processor."""
         cut = {"micro_tokens": self.micro_tokens, "halved": self.halved} if self.halved else {}
         shared: dict[str, str | int | float] = {}
         if self.processes > 1:
@@ -84,7 +83,7 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class _Job:
-    """What `fine_tune` was asked for, to be sent to other processes. Without `out` nothing is kept."""
+    """The arguments of `fine_tune`, to be sent to other processes. Without `out` nothing is kept."""
 
     checkpoint: Path
     examples: Sequence[Example]
@@ -94,7 +93,7 @@ class _Job:
     threads: int
     loss: Loss = CrossEntropy()
     state: Path | None = None
-    figures: bool = False  # whether each step's are reported
+    figures: bool = False  # whether each step's figures are reported
 
 
 def fine_tune(
@@ -114,10 +113,10 @@ def fine_tune(
     """Trains the model of `checkpoint` on `examples` and saves it with its tokenizer into the folder `out`.
 
     With `settings.processes` above one it starts that many. Under `torchrun` every process calls it with the same arguments, and the first
-    one saves, unless a caller is `alone` all the same and none follows it (`leafe.training.follow`). With `settings.save_every` a killed
-    training goes on from the folder `state`, which is the caller's to delete. `noticed` gets each step's number and figures, for which a
-    GPU is waited for. Raises `UserError` when there is nothing to train on, the
-    model cannot be trained on packed trees or the examples lack what the loss needs, `CorruptFile` when the checkpoint cannot be loaded.
+    one saves, unless a caller is `alone` and none follows it (`leafe.training.follow`). With `settings.save_every` a killed training
+    resumes from the folder `state`, which the caller has to delete. `noticed` gets each step's number and figures, which waits for a GPU.
+    Raises `UserError` if there is nothing to train on, the model cannot be trained on packed trees or the examples lack what the loss
+    needs, `CorruptFile` if the checkpoint cannot be loaded.
     """
     if not examples:
         raise UserError("there is no example to train on: explore with a larger budget, or set distill.qualify=any")
@@ -146,21 +145,21 @@ def fine_tune(
 
 
 def help_training(job: _Job) -> None:
-    """This process's part of a training that the first process of a launcher's began, which says what is refused."""
+    """This process's part of a training that a launcher's first process began; the first process reports refusals."""
     disable_progress_bar()
     with suppress(UserError):
         _fine_tune(job, _silent)
 
 
 def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
-    """Tells nobody."""
+    """Ignores the figures."""
 
 
 def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1, context: int = 0) -> TrainReport:
-    """One optimiser step on one made-up example with these settings, of which nothing is kept: what a training would refuse is refused now.
+    """One optimiser step on one made-up example with these settings, without keeping anything, to raise a training's refusals early.
 
-    `context` is how long a conversation may become, 0 for as long as the model allows. Raises as `fine_tune` does, and where conversations
-    may become longer than what can be trained on.
+    `context` is the longest possible conversation, 0 for the limit of the model. Raises as `fine_tune` does, and if conversations may
+    become longer than can be trained on.
     """
     check_machine(settings)
     ids = load_tokenizer(checkpoint)("a", add_special_tokens=False)["input_ids"]
@@ -190,7 +189,7 @@ def _trained(rollout: _Job, told: Told) -> TrainReport:
     settings, seed = rollout.settings, rollout.seed % 2**32
     sharded = settings.sharding == "fsdp"
     model, tokenizer = load_checkpoint(rollout.checkpoint, dtype=torch.float32)
-    use_cache = getattr(model.config, "use_cache", None)  # which the trainer turns off
+    use_cache = getattr(model.config, "use_cache", None)  # the trainer turns it off
     plan, low = placed(model, settings)
     work = _work(rollout, ChatTokenizer(tokenizer), plan, choose_packing(model, settings.attention, tried_on(settings)))
     work.low, work.sharded = low, sharded
@@ -214,7 +213,7 @@ def _trained(rollout: _Job, told: Told) -> TrainReport:
 
 
 def _train(rollout: _Job, work: Work, plan: Plan, model: Any, *, told: Told, nowhere: Path) -> tuple[PackedTrainer, int, float]:
-    """Trains a model; how many steps there are, and which share of weights and moments a process holds at most."""
+    """Trains a model; returns the trainer, the number of steps, and the largest share of weights and moments that a process holds."""
     settings = rollout.settings
     arguments = _arguments(work.bundles, settings, plan, out=nowhere, seed=rollout.seed % 2**32)
     watch = Watch(told, settings.save_every, figures=rollout.figures)
@@ -232,7 +231,7 @@ def _train(rollout: _Job, work: Work, plan: Plan, model: Any, *, told: Told, now
 
 
 def _state(rollout: _Job, arguments: TrainingArguments) -> State | None:
-    """Where this training goes on from, if it is to be kept."""
+    """The state from which this training resumes, if it is to be kept."""
     if not rollout.state or not rollout.settings.save_every:
         return None
     said = [[one.id, one.kind, one.weight, one.target_ids, one.target] for one in rollout.examples]
@@ -258,7 +257,7 @@ def _rebuilt(rollout: _Job, weights: Mapping[str, Tensor]) -> Any:
 
 @contextmanager
 def _agreed(trainer: PackedTrainer) -> Iterator[bool]:
-    """Whether this is the first process, which does what follows; what it refuses is refused in all, and none goes on before it is done."""
+    """Whether this is the first process, which acts alone; the others wait for it, and raise what it refuses."""
     refused: list[UserError | None] = [None]
     try:
         yield trainer.is_world_process_zero()
@@ -322,7 +321,7 @@ def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, plan: Plan, *
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        # Given a share, Trainer rounds up, and its first step of a warm-up has a rate of zero: a run of one step would learn nothing.
+        # Trainer rounds a share up, and the first step of its warm-up has a rate of zero: a run of one step would learn nothing.
         warmup_steps=int(settings.warmup_share * steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -333,7 +332,7 @@ def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, plan: Plan, *
         data_seed=seed,
         save_strategy="no",
         logging_strategy="no",
-        logging_nan_inf_filter=not gpu,  # it waits for the device at every step
+        logging_nan_inf_filter=not gpu,  # it would wait for the device at every step
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -343,5 +342,5 @@ def _arguments(bundles: Sequence[Bundle], settings: TrainSettings, plan: Plan, *
         **chosen,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # Trainer would spread a batch over the devices, which a list of rows is not made for
+        arguments._n_gpu = 1  # Trainer would spread a batch over the devices, which does not work for a list of rows
     return arguments

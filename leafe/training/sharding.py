@@ -1,8 +1,8 @@
 """FSDP2: weights, gradients and the optimiser's moments in shards, one a process, and the proof that it is so.
 
-A layer's weights are collected when it computes and let go afterwards; gradients are added up and cut in the same way. Weights are float32,
-and so is what travels. torch's `fully_shard` does it on GPUs and on processors alike, where the library's own switch would quietly train
-copies of the whole model.
+A layer's weights are gathered when it computes and freed afterwards; gradients are reduced and scattered in the same way. Weights and
+communication are float32. torch's `fully_shard` does this on GPUs and processors alike, where the library's own switch would silently
+train copies of the whole model.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.distributed.tensor import DTensor
 from leafe.errors import UserError
 from leafe.training.resume import Trained
 
-SLACK = 0.05  # of all numbers, that a process may hold above its share: rows are not cut
+SLACK = 0.05  # of all numbers, which a process may hold above its share: rows are not cut
 
 
 def shard(model: Any, device: torch.device) -> None:
-    """Leaves this process its part of each weight, on the device; all processes of the group call it."""
+    """Keeps only this process's part of each weight, on the device; all processes of the group call it."""
     mesh = init_device_mesh(device.type, (get_world_size(),))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
@@ -36,7 +36,7 @@ def shard(model: Any, device: torch.device) -> None:
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
-    """What computes one after the other: what the model says is not to be split, or else its longest list of layers."""
+    """The modules that compute one after the other: those that the model marks as not to be split, or else its longest list of layers."""
     named = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     found = [module for module in model.modules() if type(module).__name__ in named]
     lists = [list(module.children()) for module in model.modules() if isinstance(module, nn.ModuleList)]
@@ -46,7 +46,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 def held(trained: Trained) -> float:
     """The largest share of weights and moments that any process holds.
 
-    Raises `UserError` where they are not in shards: a training that was to be sharded and is not would be found out by a full GPU only.
+    Raises `UserError` if they are not in shards: otherwise only a full GPU would reveal a training that should be sharded and is not.
     """
     tensors = {name: value for name, value in trained.tensors().items() if value.ndim}
     tensors |= {name: weight for name, weight in trained.model.named_parameters() if not weight.requires_grad}
@@ -77,14 +77,14 @@ def _own(value: Tensor) -> Tensor:
 
 
 def put_together(model: Any) -> dict[str, Tensor]:
-    """The whole weights by name, in the first process and on its processor, empty in others; all processes call it."""
+    """The whole weights by name, on the CPU of the first process, empty in others; all processes call it."""
     found: dict[str, Tensor] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return found
 
 
 @contextmanager
 def by_us() -> Iterator[None]:
-    """Hides `accelerate launch --use_fsdp`, which would shard once more, or on processors not at all."""
+    """Hides `accelerate launch --use_fsdp`, which would shard a second time, or on processors not at all."""
     hidden = {name: value for name, value in os.environ.items() if name == "ACCELERATE_USE_FSDP" or name.startswith("FSDP_")}
     for name in hidden:
         del os.environ[name]

@@ -1,7 +1,7 @@
-"""The folder that a learner goes on from: what it is, the weights that it trains, and its optimiser's moments.
+"""The folder from which a learner resumes: its description, the weights that it trains, and its optimiser's moments.
 
-It is replaced whole, so a kill at any moment leaves the old one or the new one, and proved before it is used. Tensors are safetensors, all
-else is JSON; the random state is a function of the seed and of the number of the step, so there is none to keep.
+It is replaced as a whole, so a kill at any moment leaves the old one or the new one, and proved before it is used. Tensors are
+safetensors, all else is JSON; the random state is a function of the seed and of the number of the step and need not be kept.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SCHEMA = "leafe.learner/1"
 STATE, WEIGHTS, OPTIMIZER = "learner.json", "weights.safetensors", "optimizer.safetensors"
 SEAL = "digest"
 
-Weights = Mapping[str, Tensor]  # what is trained, by name
+Weights = Mapping[str, Tensor]  # trained weights, by name
 
 
 def write_state(folder: Path, told: Mapping[str, Any], weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a state into the folder in place of the one that is there. Raises `UserError` for a folder that holds anything else."""
+    """Writes a state into the folder in place of an earlier one. Raises `UserError` for a folder that holds anything else."""
     settle_folder(folder)
     strange = sorted({path.name for path in folder.iterdir()} - {STATE, WEIGHTS, OPTIMIZER}) if folder.is_dir() else []
     if strange:
@@ -44,13 +44,13 @@ def write_state(folder: Path, told: Mapping[str, Any], weights: Weights, optimiz
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a state in the folder, or a kill left one beside it, which is then put there."""
+    """Whether there is a state in the folder. A state that a kill left beside it is first moved into it."""
     settle_folder(folder)
     return (folder / STATE).is_file()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a state says of itself. Raises `UserError` where there is none, `CorruptFile` where a file is not as it was written."""
+    """The description of a state. Raises `UserError` if there is none, `CorruptFile` if a file was changed since it was written."""
     if not has_state(folder):
         raise UserError(f"{folder} holds no state of a learner; make a Learner(checkpoint, ...) and write its state there first")
     try:
@@ -68,7 +68,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def take_state(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer) -> None:
-    """Puts the weights and moments of a state where they belong. Raises `RunConflict` where they are another model's."""
+    """Loads the weights and moments of a state. Raises `RunConflict` if they are another model's."""
     kept, moments = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
     if {name: value.shape for name, value in kept.items()} != {name: value.shape for name, value in weights.items()}:
         raise RunConflict(

@@ -1,7 +1,7 @@
-"""What a loss reads: the terms of one forward pass, and how much the optimiser step holds that the pass is a part of.
+"""The input of a loss: the terms of one forward pass, and the counts of the optimiser step that the pass belongs to.
 
-Where a loss normalises, it divides by what `Step` counts, never by what one pass happens to hold, so that the shares of all passes and
-processes add up to the step's loss. Three ways are known, by their `Normalise`:
+A loss that normalises divides by the counts of `Step`, never by those of one pass, so that the shares of all passes and processes add up
+to the step's loss. There are three values of `Normalise`:
 
     targets     the sum over terms by the targets of the step: supervised training, and DAPO (arXiv 2503.14476, eq. 8) over all groups
     sequence    the mean over a sequence's targets, over a group's sequences, over groups: GRPO (arXiv 2402.03300, eq. 3)
@@ -25,7 +25,7 @@ Normalise = Literal["targets", "sequence"] | int
 
 
 class Step(NamedTuple):
-    """How much one optimiser step holds, over all of its passes and processes; `pack.Source` says what sequences and groups are."""
+    """The counts of one optimiser step, over all of its passes and processes; `pack.Source` defines sequences and groups."""
 
     targets: int
     sequences: int
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
     @classmethod
     def of(cls, bundles: Sequence[Bundle]) -> Step:
-        """What bundles hold together."""
+        """The counts of some bundles together."""
         return cls(
             sum(bundle.target_tokens for bundle in bundles),
             sum(bundle.sequences for bundle in bundles),
@@ -45,9 +45,9 @@ class Step(NamedTuple):
 class Terms:
     """The terms of one pass. Tensors are `(terms,)` on the device of the logits, values of the type of the logits.
 
-    `target` are ids, `weight` the product of an example's and its target's weight: an advantage where a method has one. A loss may put
-    values of one dimension into `figures` under a name, of which a learner reports the mean over the step. The rest is for losses that do
-    not merge, and raises `UserError` where a target does not have it.
+    `target` are ids, `weight` the product of an example's and its target's weight: an advantage if the method has one. A loss may put
+    one-dimensional values into `figures` under a name, of which a learner reports the mean over the step. The other fields are for losses
+    that do not merge, and raise `UserError` if a target lacks them.
     """
 
     target: Tensor
@@ -85,16 +85,16 @@ class Terms:
 
     @property
     def length(self) -> Tensor:
-        """How many targets a term's sequence has."""
+        """The number of targets of a term's sequence."""
         return self._numbers("length", lambda source: source.length)
 
     @property
     def size(self) -> Tensor:
-        """How many sequences a term's group has."""
+        """The number of sequences of a term's group."""
         return self._numbers("size", lambda source: source.size)
 
     def top(self) -> tuple[Tensor, Tensor]:
-        """Ids and probabilities of the teacher's tokens, `(terms, most)`; where a term has fewer, others have probability 0.
+        """Ids and probabilities of the teacher's tokens, `(terms, most)`; if a term has fewer, the others have probability 0.
 
         A target without a teacher's tokens has its own id with probability 1.
         """
@@ -108,7 +108,7 @@ class Terms:
         return self._tensor(ids, torch.long), self._tensor(shares, self.dtype)
 
     def divisor(self, normalise: Normalise) -> Tensor | int:
-        """What the losses of terms are divided by."""
+        """The divisor of the losses of terms."""
         if normalise == "targets":
             return self.step.targets
         if normalise == "sequence":

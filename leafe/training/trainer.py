@@ -1,8 +1,8 @@
-"""`transformers.Trainer` on packed rows: its batch is one optimiser step, which all processes see and share out among themselves.
+"""`transformers.Trainer` on packed rows: its batch is one optimiser step, which all processes see and divide among themselves.
 
-Schedule, clipping, optimiser and data parallelism are the library's. Where weights are sharded (`leafe.training.sharding`) every pass is
-work that all processes do together, so all take the same number of passes. A training that goes on from a state (`leafe.training.resume`)
-takes the steps that are left, in the same order.
+Schedule, clipping, optimiser and data parallelism are the library's. If weights are sharded (`leafe.training.sharding`) all processes
+compute every pass together, so all take the same number of passes. A training that resumes from a state (`leafe.training.resume`) takes
+the remaining steps, in the same order.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from leafe.training.resume import State, Trained
 from leafe.training.terms import Step
 
 Told = Callable[[int, int, Mapping[str, float]], None]
-"""How many of how many steps are done, and the figures of the last one where they are wanted."""
+"""A function of the number of steps done, the total, and the figures of the last step if they are wanted."""
 
 
 class Numbers(Dataset[int]):
-    """The numbers of bundles, which may be cut into other rows while training goes on."""
+    """The numbers of bundles, which may be cut into other rows during training."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -50,7 +50,7 @@ class Numbers(Dataset[int]):
 
 @dataclass
 class Work:
-    """What is trained on and how: `low` has the lower halves of split weights, `cut` makes bundles with rows of at most so many tokens."""
+    """The work of a training: `low` has the lower halves of split weights, `cut` makes bundles with rows of at most so many tokens."""
 
     cut: Callable[[int], list[Bundle]]
     pass_tokens: int
@@ -65,7 +65,7 @@ class Work:
 
 
 class PackedTrainer(Trainer):
-    """A `Trainer` whose batch is one optimiser step, which all processes see and share out among themselves."""
+    """A `Trainer` whose batch is one optimiser step, which all processes see and divide among themselves."""
 
     def __init__(self, work: Work, loss: Loss, state: State | None = None, **options: Any) -> None:
         super().__init__(data_collator=lambda numbers: {"numbers": numbers}, train_dataset=Numbers(len(work.bundles)), **options)
@@ -79,7 +79,7 @@ class PackedTrainer(Trainer):
         return float(self._total_loss_scalar)
 
     def go(self, out: Path) -> int:
-        """Trains, from the beginning or from the state; how many steps there are. `out` is a folder that is thrown away."""
+        """Trains, from the beginning or from the state; returns the number of steps. `out` is a temporary folder."""
         if self._begun is None:
             return int(self.train().global_step)
         same = {name: getattr(self.args, name) for name in ("logging_steps", "eval_steps", "save_steps")}  # or it warns
@@ -99,17 +99,17 @@ class PackedTrainer(Trainer):
             collate_fn=self.data_collator,
         )
         for _ in range(self._begun.step // len(loader) if self._begun else 0):
-            list(islice(loader, len(loader)))  # epochs that are over, for what they drew
+            list(islice(loader, len(loader)))  # skips finished epochs, for their random draws
         return loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimiser of the settings, in float32 on weights that are split."""
         self.optimizer: Any = in_float32(super().create_optimizer(model), self._work.low)
-        self.bare: torch.optim.Optimizer = self.optimizer  # which stays this when others are put around it
+        self.bare: torch.optim.Optimizer = self.optimizer  # kept, since others are wrapped around it
         return self.bare
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: weights come with the optimiser."""
+        """Does nothing: weights are loaded with the optimiser's state."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self._begun is None or self._kept is None:
@@ -126,7 +126,7 @@ class PackedTrainer(Trainer):
             self._kept.draw_on(self._begun)
 
     def begin(self) -> None:
-        """Takes over the losses of the steps that were taken before."""
+        """Restores the losses of earlier steps."""
         if self._begun is not None:
             self._tr_loss += self._begun.loss
             self.by_kind = {kind: torch.tensor(loss, device=self.args.device) for kind, loss in self._begun.by_kind.items()}
@@ -138,16 +138,16 @@ class PackedTrainer(Trainer):
             self._kept.write(self.state.global_step, self.trained(), loss=float(self._tr_loss), by_kind=losses)
 
     def trained(self) -> Trained:
-        """The model, its optimiser, and what belongs to them."""
+        """The model, its optimiser, and the lower halves of its weights."""
         return Trained(self.accelerator.unwrap_model(self.model), self.bare, self._work.low)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The loss of a step, whose gradients are left with the weights; taken anew in smaller passes where memory runs out."""
+        """The loss of a step, whose gradients are left with the weights; computed again in smaller passes if memory runs out."""
         while True:
             try:
                 return self._step(model, {"bundles": [self._work.bundles[number] for number in inputs["numbers"]]})
             except torch.OutOfMemoryError:
-                pass  # and not here, since the error holds on to all activations
+                pass  # not handled here, since the error keeps all activations alive
             self._halve(model)
 
     def _halve(self, model: Any) -> None:
@@ -168,14 +168,14 @@ class PackedTrainer(Trainer):
         step = Step.of(inputs["bundles"])
         by_process = shares(rows, processes, work.pass_tokens)
         passes = by_process[self.accelerator.process_index]
-        # A process that has nothing to do computes something all the same, since the others wait for its gradients, or for its shards.
+        # A process without rows computes a pass nevertheless, since the others wait for its gradients, or for its shards.
         wanted = max(map(len, by_process)) if self._work.sharded else 1
         idle = [[min(rows, key=lambda row: len(row.ids))]] * (wanted - len(passes))
         kinds = sorted({kind for row in rows for kind in row.term_kind})
         losses = torch.zeros(len(kinds), device=self.args.device)
         for number, one in enumerate([*passes, *idle], start=1):
             packed = ready(one, work.packing.kind, self.args.device, parts=work.parts, most=work.pass_tokens)
-            # Gradients are averaged over processes, once, with the last pass; those of shards with each pass, or they would not be shards.
+            # Gradients are averaged over processes once, with the last pass; those of shards with each pass, or they would not be shards.
             with nullcontext() if self._work.sharded or number >= len(passes) else self.accelerator.no_sync(model):
                 terms = pass_loss(model, packed, self._loss, step).losses
                 terms = terms if number <= len(passes) else terms * 0
@@ -190,7 +190,7 @@ class PackedTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Tells how many of how many steps are done, with the step's figures where they are wanted, and keeps the state every so many."""
+    """Reports the steps done and the total, with the step's figures if they are wanted, and keeps the state at intervals."""
 
     def __init__(self, told: Told, save_every: int, *, figures: bool) -> None:
         self._told, self._save_every, self._figures = told, save_every, figures
@@ -198,17 +198,17 @@ class Watch(TrainerCallback):
         self.trainer: PackedTrainer | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Takes over what was done before."""
+        """Restores the losses of earlier steps."""
         if self.trainer is not None:
             self.trainer.begin()
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keeps the rate of the step, which is another one afterwards."""
+        """Keeps the rate of the step, which changes afterwards."""
         if self.trainer is not None:
             self._rate = float(self.trainer.bare.param_groups[0]["lr"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tells, and keeps."""
+        """Reports the step, and keeps the state if it is due."""
         if self.trainer is not None and self._save_every and state.global_step % self._save_every == 0:
             self.trainer.keep()
         figures = {"loss": float(self.trainer.last), "learning_rate": self._rate} if self.trainer and self._figures else {}

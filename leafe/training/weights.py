@@ -1,7 +1,7 @@
-"""What is trained of a model, and that what is saved of it computes the same.
+"""The trained weights of a model, and the check that the saved model computes the same.
 
-An adapter is merged into the weights that it stands on. Where input and output embeddings are one weight and an adapter stands on one of
-them, they are two weights after that, so the model is saved untied.
+An adapter is merged into the weights of its layers. If input and output embeddings are one weight and an adapter is on one of them, they
+are two weights after that, so the model is saved untied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOLERANCE = 1e-3  # of how much logits vary; merging an adapter rounds by 1e-6
 def with_adapter(model: Any, settings: LoraSettings) -> Any:
     """The model with an adapter on every linear layer, or on the layers that the settings name.
 
-    Raises `UserError` for layers that are not there.
+    Raises `UserError` for layers that do not exist.
     """
     targets = list(settings.targets) or "all-linear"
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, task_type="CAUSAL_LM")
@@ -38,7 +38,7 @@ def with_adapter(model: Any, settings: LoraSettings) -> Any:
 
 
 def untie(model: Any, targets: tuple[str, ...]) -> None:
-    """Makes two weights of tied embeddings where the targets name one of them."""
+    """Makes two weights of tied embeddings if the targets name one of them."""
     inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
     names = [name for name, module in model.named_modules() if module is inner or module is outer]
     if any(name == target or name.endswith(f".{target}") for name in names for target in targets):
@@ -60,13 +60,13 @@ def save(model: Any, out: Path, *, use_cache: bool | None, keep: bool = False) -
 
     With `keep` the adapter is saved as well, in the folder `ADAPTER` of `out`.
 
-    Raises `UserError` when what was saved does not compute what was trained.
+    Raises `UserError` if the saved model does not compute what the trained one does.
     """
     trained = _logits(model)
     if hasattr(model, "merge_and_unload"):
         if keep:
             model.save_pretrained(out / ADAPTER)
-            (out / ADAPTER / "README.md").unlink(missing_ok=True)  # a card with blanks to fill in
+            (out / ADAPTER / "README.md").unlink(missing_ok=True)  # a template of a model card
         model = model.merge_and_unload()
     if use_cache is not None:
         model.config.use_cache = use_cache
@@ -83,7 +83,7 @@ def save(model: Any, out: Path, *, use_cache: bool | None, keep: bool = False) -
 
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
-    """On some ids, `(ids, vocabulary)`, on the CPU."""
+    """Logits on some ids, `(ids, vocabulary)`, on the CPU."""
     training = model.training
     model.eval()
     ids = torch.tensor([random_ids(model, IDS, 7)], device=model.device)

@@ -18,7 +18,7 @@ from leafe.envs.check import CheckReport
 from leafe.evaluation.compare import Comparison, table_rows
 from leafe.evaluation.diagnose import Diagnosis
 from leafe.evaluation.passk import Interval
-from leafe.forest.faults import Faults, fault_cells
+from leafe.forest.faults import HEADING, Faults, fault_cells
 from leafe.results import ExplorationRow
 
 SIGNS = {"pass": "[green]✓[/]", "fail": "[red]✗[/]", "skipped": "–"}
@@ -126,13 +126,23 @@ def exploration_table(rows: Sequence[ExplorationRow]) -> Table:
 
 
 def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
-    """The faults, in percent. Columns are narrow, so that eight fit into eighty characters."""
-    replies = "replies\nwithout\naction|replies\ncut|prompts\nshort-\nened"
-    words = f"|{replies}|tries out\nof room|tries\nbroken|reflec-\ntions\nunread|reflec-\ntions no\nroom"
-    table = _table("Replies, tries and reflections, %", words.split("|"))
-    for name, faults in named:
-        table.add_row(_name(name), *fault_cells(faults))
+    """The faults, in percent: replies without action and cut ones, and whatever else occurred. Columns are narrow, to fit into eighty
+    characters.
+    """
+    rows = [dict(zip(HEADING, fault_cells(faults), strict=True)) for _, faults in named]
+    kept = [key for key in HEADING if key in ("no_action", "cut") or any(row[key] not in ("-", "0.0") for row in rows)]
+    table = _table("Replies, tries and reflections, %", ["", *(_narrow(HEADING[key]) for key in kept)])
+    for (name, _), row in zip(named, rows, strict=True):
+        table.add_row(_name(name), *(row[key] for key in kept))
     return table
+
+
+def _narrow(heading: str) -> str:
+    """A heading of a word a line."""
+    shorter = {"reflections": "reflec- tions", "attempts": "tries", "shortened": "short- ened", "repeating": "repeat- ing"}
+    for long, short in shorter.items():
+        heading = heading.replace(long, short)
+    return heading.replace(" ", "\n")
 
 
 def check_table(report: CheckReport) -> Table:

@@ -40,7 +40,8 @@ class Light:
 
     def apply_chat_template(self, messages: list[Body], **how: Any) -> list[int]:
         text = "".join(f"<|{message['role']}|>{message['content']}<|end|>" for message in messages)
-        return list(self._core.encode(text + "<|assistant|>").ids)
+        whole = text.removesuffix("<|end|>") if how.get("continue_final_message") else text + "<|assistant|>"
+        return list(self._core.encode(whole).ids)
 
     def __call__(self, text: str, **how: Any) -> dict[str, list[int]]:
         return {"input_ids": list(self._core.encode(text).ids)}

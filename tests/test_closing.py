@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fake_server import FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 from players import FULL, key_in, rules
+from rich.console import Console
 from test_engine_transformers import asks, engine, run
 from test_openai_probe import LOCAL, found
 from tiny import WORDS, tiny_model, tiny_tokenizer
@@ -28,12 +30,13 @@ from leafe.errors import EngineError
 from leafe.forest.builder import TreeBuilder
 from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.explore import EXPLORERS
-from leafe.forest.faults import alarms, faults_of
+from leafe.forest.faults import Faults, alarms, faults_of
 from leafe.forest.journal import Journal
 from leafe.on_policy.groups import sampled_examples
 from leafe.records import Ask, Completion, Experience, Message, Sampling, Tree
 from leafe.replies import ParseFailure, parse_action, parse_reflection
 from leafe.replies.closing import answer_in, begun_with, closed_action, closed_reflection
+from leafe.terminal import faults_table
 from leafe.worlds.fakes import Lookup
 
 RAMBLE = "<think>It may lie in <action>open place1</action>, or not. " + "Hm, let me see about that. " * 30
@@ -187,6 +190,18 @@ def test_a_reply_that_only_repeats_itself_is_closed_unless_it_holds_an_action() 
     said = "<action>open place2</action> " + "Hm, let me see about that. " * 30
     tree, asked = tree_of(lambda ask: said, act=limit)
     assert tree.turns[0].completion.finish == "repetition" and tree.turns[0].action == "open place2" and len(asked) == 1
+
+
+def test_the_terminal_names_each_share_and_leaves_out_what_did_not_occur() -> None:
+    console = Console(width=80, file=StringIO())
+    console.print(
+        faults_table([("tree", faults_of([tree_of(rambling())[0]])), ("base", Faults(replies=4, no_action=0.25, cut=0.5))])
+    )
+    *_, heading, _, tree, base = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert heading.split() == ["action", "cut", "closed"] and [tree.split(), base.split()] == [
+        ["tree", "0.0", "0.0", "100.0"],
+        ["base", "25.0", "50.0", "-"],
+    ]
 
 
 def test_what_was_closed_is_not_learned_from() -> None:

@@ -45,6 +45,7 @@ def outcome_of(tree: Tree, sample: int) -> Outcome:
         error=played.error,
         no_action=sum(not turn.parsed for turn in tree.turns),
         cut=sum(turn.completion.finish == "length" for turn in tree.turns),
+        closed=sum(turn.completion.finish == "closed" for turn in tree.turns),
         shortened=sum(turn.shortening != Shortening() for turn in tree.turns),
         rollbacks=tree.spend.rollbacks,
         replayed_steps=tree.spend.replayed_steps,

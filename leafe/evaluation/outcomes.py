@@ -28,7 +28,7 @@ COSTS = ("prompt_tokens", "sampled_tokens", "rollbacks", "replayed_steps", "refl
 class Outcome:
     """One attempt of an evaluation. `sample` counts a task's attempts from 0; `error` is `CLASS` or `CLASS: message`.
 
-    `no_action`, `cut` and `shortened` count turns: replies that held no action, replies that were cut, prompts that left out some of the
+    `no_action`, `cut`, `shortened` and `closed` count turns: replies without an action, cut ones, prompts that left out some of the
     history. They are None in files of a version that did not count them. `turns` and `reflection_tokens` include those of abandoned
     branches.
     """
@@ -45,6 +45,7 @@ class Outcome:
     no_action: int | None = None
     cut: int | None = None
     shortened: int | None = None
+    closed: int = field(default=0, metadata=OMITTED)
     rollbacks: int = field(default=0, metadata=OMITTED)
     replayed_steps: int = field(default=0, metadata=OMITTED)
     reflection_tokens: int = field(default=0, metadata=OMITTED)
@@ -53,7 +54,7 @@ class Outcome:
         for name in ("sample", "turns", *COSTS):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}")
-        for name in ("no_action", "cut", "shortened"):
+        for name in ("no_action", "cut", "shortened", "closed"):
             if not 0 <= (getattr(self, name) or 0) <= self.turns:
                 raise ValueError(f"{name} is {getattr(self, name)} of {self.turns} turns")
         if not math.isfinite(self.reward):
@@ -151,6 +152,7 @@ class ArmOutcomes:
             replies=self.turns,
             no_action=share(_total(outcome.no_action for outcome in counted), self.turns),
             cut=share(_total(outcome.cut for outcome in counted), self.turns),
+            closed=share(sum(outcome.closed for outcome in counted), self.turns) if any(one.closed for one in counted) else None,
             shortened=share(_total(outcome.shortened for outcome in counted), self.turns),
             attempts=len(counted),
             out_of_room=share(sum(outcome.stop is StopReason.TOKEN_LIMIT for outcome in counted), len(counted)),

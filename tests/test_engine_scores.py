@@ -153,7 +153,7 @@ def test_processes_score_and_load_as_one_engine_does(tmp_path: Path) -> None:
     async def use(served: Engine) -> list[Any]:
         try:
             found: list[Any] = []
-            with pytest.raises(UserError, match="engine of its own"):
+            with pytest.raises(UserError, match="separate engine"):
                 await served.load(wrong)
             for folder in (first, other):
                 await served.load(folder)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,11 +21,15 @@ from test_engine_transformers import asks, engine, run
 from test_openai_probe import LOCAL, found
 from tiny import WORDS, tiny_model, tiny_tokenizer
 
+from leafe.distillation.early_experience import early_experience
 from leafe.distillation.examples import Selection, usable_turns
 from leafe.distillation.examples import distill as examples_of
+from leafe.distillation.writing import Writer
+from leafe.engines.base import UNCONTINUED
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.openai_findings import differing
 from leafe.engines.scripted import ScriptedEngine
+from leafe.engines.serve_engine import ServedEngine
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import EngineError
 from leafe.forest.builder import TreeBuilder
@@ -34,8 +39,8 @@ from leafe.forest.faults import Faults, alarms, faults_of
 from leafe.forest.journal import Journal
 from leafe.on_policy.groups import sampled_examples
 from leafe.records import Ask, Completion, Experience, Message, Sampling, Tree
-from leafe.replies import ParseFailure, parse_action, parse_reflection
-from leafe.replies.closing import answer_in, begun_with, closed_action, closed_reflection
+from leafe.replies import NO_HALF, Half, ParseFailure, parse_action, parse_reflection
+from leafe.replies.closing import answer_in, begun_with, closed_action, closed_reflection, reflection_opening
 from leafe.terminal import faults_table
 from leafe.worlds.fakes import Lookup
 
@@ -47,17 +52,18 @@ ACT = Sampling(max_tokens=120)
     ("cut", "begun"),
     [
         ("<think>I may go", "<think>I may go\n</think>\n<action>"),
-        ("I may go", "I may go\n<action>"),
+        ("I may go", "I may go\n</think>\n<action>"),  # the chat template may have opened the thoughts
+        ("I may.</think>\nSo I", "I may.</think>\nSo I\n<action>"),
         ("<think>Up.</think>\nSo I", "<think>Up.</think>\nSo I\n<action>"),
         ("<think>Not <action>up</action>, since", "<think>Not <action>up</action>, since\n</think>\n<action>"),
         ("<think>I go</thi", "<think>I go\n</think>\n<action>"),
-        ("Caf\ufffd", "Caf\n<action>"),
-        ("", "\n<action>"),
+        ("<think>Caf\ufffd", "<think>Caf\n</think>\n<action>"),
+        ("", "\n</think>\n<action>"),
         ("<think>a < b and then", "<think>a < b and then\n</think>\n<action>"),
     ],
 )
 def test_thoughts_are_closed_where_they_are_open(cut: str, begun: str) -> None:
-    assert begun_with(cut, "action") == begun
+    assert begun_with(cut, "<action>") == begun
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,11 @@ def test_thoughts_are_closed_where_they_are_open(cut: str, begun: str) -> None:
         ("\n  open place2\n</action>", False, "open place2"),
         ("open place2\nTurn 2. Empty.", False, "open place2"),
         ("open place2\n\nTurn 2.\n<action>open place3</action>", False, "open place2"),
-        ("open place2 <action>open place3</action>", False, "open place2"),
+        ("open place2 <action>open place3</action>", False, None),  # two different ones
+        ("Hmm, maybe <action>open place3</action>", True, None),
+        ("wait <think>again", True, None),
+        ("<action>open place2</action>", True, "open place2"),
+        ("</think>\n<action>open place2</action>", True, "open place2"),  # of thoughts that the chat template opened
         ("open place2</think> and", False, "open place2"),
         ("open place2</ACTION >", True, "open place2"),
         ("open place2", True, "open place2"),
@@ -88,19 +98,34 @@ def test_the_action_ends_with_its_tag_or_its_line(said: str, whole: bool, action
         ("2</turn>\n<experience>Look left.</experience> Hm, hm", False, "2</turn>\n<experience>Look left.</experience>"),
         ("2</turn>\n<experience>Look left.\nTurn 3 was", False, "2</turn>\n<experience>Look left.</experience>"),
         ("2</turn>\n<experience>Look lef", False, None),
+        ("2</turn>\n<experience></experience>", True, None),
         ("2\n<experience>Look left.</experience>", True, "2</turn>\n<experience>Look left.</experience>"),
         ("none</turn>", True, "none</turn>"),
         ("none\nSo it", False, "none</turn>"),
         ("2", False, None),
+        ("", True, None),
+        ("</turn>", True, None),
+        ("<think>push left", True, None),
     ],
 )
 def test_a_reflection_ends_with_its_tags_or_lines(said: str, whole: bool, answer: str | None) -> None:
-    assert closed_reflection(said, "turn", whole=whole) == answer
+    assert closed_reflection(said, known=NO_HALF, whole=whole) == answer
 
 
-def test_the_other_half_of_a_reflection_ends_likewise() -> None:
-    assert closed_reflection("Look left.\nHm", "experience", whole=False) == "Look left.</experience>"
-    assert closed_reflection("Look lef", "experience", whole=False) is None
+def test_a_reflection_whose_turn_is_known_is_asked_for_its_experience_alone() -> None:
+    assert reflection_opening(Half(2)) == "<turn>2</turn>\n<experience>"
+    assert closed_reflection("Look left.\nHm", known=Half(2), whole=False) == "Look left.</experience>"
+    assert closed_reflection("Look lef", known=Half(2), whole=False) is None
+
+
+@pytest.mark.parametrize("part", ["<", "<action ", "<action>", "<think>", "</think>", " ", "\ufffd", "<a" + " b" * 59, "\n<turn>"])
+def test_reading_takes_time_in_proportion_to_a_reply(part: str) -> None:
+    """A length that takes minutes where time grows with its square."""
+    text = part * (200_000 // len(part))
+    begun_with(text, "<action>")
+    for whole in (True, False):
+        closed_action(text, whole=whole)
+        closed_reflection(text, known=NO_HALF, whole=whole)
 
 
 PARTS = "<think>,</think>,<Thinking>,<action>,</action>,<turn>,</turn>,<experience>,</experience>,<answer>,</answer>,go up, ,1,none,```,<"
@@ -109,14 +134,14 @@ TEXTS = st.lists(st.sampled_from([*PARTS.split(","), "\n", "Action: down"])).map
 
 @given(TEXTS, TEXTS, st.booleans())
 def test_nothing_that_was_thought_becomes_the_answer(cut: str, said: str, whole: bool) -> None:
-    action, reflection = closed_action(said, whole=whole), closed_reflection(said, "turn", whole=whole)
+    action, reflection = closed_action(said, whole=whole), closed_reflection(said, known=NO_HALF, whole=whole)
     if action is not None:
-        assert answer_in(begun_with(cut, "action") + action, "action") == f"<action>{action}"
+        assert answer_in(begun_with(cut, "<action>") + action, "action") == f"<action>{action}"
         with suppress(ParseFailure):  # it only stood for an action
             read = parse_action("tags", f"<action>{action}")
             assert read and read in action
     if reflection is not None:
-        assert answer_in(begun_with(cut, "turn") + reflection, "turn") == f"<turn>{reflection}"
+        assert answer_in(begun_with(cut, "<turn>") + reflection, "turn") == f"<turn>{reflection}"
         with suppress(ParseFailure):
             parse_reflection("tags", f"<turn>{reflection}", 3)
 
@@ -304,3 +329,55 @@ def test_a_server_hears_the_reply_that_is_begun(kind: str) -> None:
         OpenAIEngine("http://server/v1", "policy", transport=server.transport()).generate(Ask(messages, Sampling(max_tokens=16), 1))
     )
     assert plain.text.strip() == "hm" and "continue_final_message" not in server.asked[-1]
+
+
+def test_an_expert_of_the_policy_s_own_teaches_nothing_by_replies_that_were_closed() -> None:
+    tree, _ = tree_of(rambling(lambda ask: "open place2</action>"))
+    writer = Writer(LOCAL)
+    assert tree.attempts[0].success and early_experience([tree], FULL, writer, {"expert"}) == []
+    assert writer.left_out == {"expert_closed": 1}
+
+
+def test_a_cut_reflection_that_named_its_turn_is_asked_for_the_experience_alone() -> None:
+    cut = "<turn>1</turn>\n<experience>The key " + "may lie anywhere, so " * 20
+
+    def policy(ask: Ask) -> str:
+        if ask.purpose == "act":
+            return "<action>open place3</action>"
+        return "Open place2.</experience>" if ask.begun else cut
+
+    tree, asked = tree_of(policy, method="tree", reflect=ACT, max_attempts=2, closing=60)
+    assert tree.reflections[0].experience == Experience(1, "Open place2.")
+    assert next(ask.begun for ask in asked if ask.begun).endswith("\n<turn>1</turn>\n<experience>")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(400, {"error": {"message": "final message does not appear"}}), (200, {"choices": []})]
+)
+def test_a_server_that_refuses_to_continue_leaves_the_reply_cut_and_the_run_alive(status: int, body: object) -> None:
+    server = FakeServer("vllm", broken=lambda request: (status, body) if request.get("continue_final_message") else None)
+    client = OpenAIEngine("http://server/v1", "policy", continues=True, transport=server.transport())
+    ask = Ask((Message("user", "Where to?"),), Sampling(max_tokens=16), 1)
+    assert asyncio.run(client.generate(replace(ask, begun="<think>Hm\n</think>\n<action>"))) == UNCONTINUED
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_a_server_of_the_run_s_own_is_asked_to_continue_though_it_is_the_first_request(continues: bool) -> None:
+    """As a run asks that was killed between a cut reply and its end."""
+    server = FakeServer("vllm", play=lambda messages, draw: "go left")
+
+    async def connect(lost: Callable[[], str]) -> OpenAIEngine:
+        return OpenAIEngine("http://server/v1", "policy", continues=continues, transport=server.transport())
+
+    async def work() -> Completion:
+        served = ServedEngine(SimpleNamespace(ended=False), connect)  # type: ignore[arg-type]
+        try:
+            assert served.continues
+            return await served.generate(
+                Ask((Message("user", "Where to?"),), Sampling(max_tokens=16), 1, begun="I think so.\n<action>")
+            )
+        finally:
+            await served.close()
+
+    found_ = asyncio.run(work())
+    assert found_.text.strip() == "go left" if continues else found_ == UNCONTINUED

@@ -470,6 +470,8 @@ def test_what_is_typed_counts_more_than_sizes_and_less_than_what_makes_a_row() -
     assert grpo.train.learning_rate == own.train.learning_rate == 3e-5
     assert grpo.own.model_dump()["size"] == 4 and own.own.model_dump()["rounds"] == 2
     assert Plan(table, Asked()).config(table.row("grpo"), 1).train.learning_rate == 1e-4
+    half = table.row("grpo-half")  # whichever rows are asked for, so that the same directory goes on
+    assert Plan(table, Asked()).config(half, 1) == Plan(table, Asked(rows=("grpo-half",))).config(half, 1)
     ablation = load_table("ablation")
     assert Plan(ablation, Asked(overrides=("distill.beta=2",))).config(ablation.row("beta-0"), 1).distill.beta == 0
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from leafe.chat import Prompts, Scene, bare_messages
 from leafe.comparing import contrast_messages, made_comparison, makes_comparisons, predict_messages
+from leafe.distillation.examples import UNLEARNED
 from leafe.distillation.writing import Writer
 from leafe.forest.expert import Fork, forks
 from leafe.records import Example, Tree
@@ -39,6 +40,9 @@ def early_experience(trees: Iterable[Tree], prompts: Prompts, writer: Writer, ki
 
 def _of_expert(scene: Scene, fork: Fork, writer: Writer) -> list[Example]:
     said, messages = fork.expert.completion, bare_messages(scene, fork.before, fork.shortening)
+    if said.finish in UNLEARNED:
+        writer.left_out[f"{EXPERT}_{said.finish}"] += 1
+        return []
     return writer.example(EXPERT, scene.task.id, fork.expert, messages=messages, target=said.text, ids=said.token_ids)
 
 

@@ -132,6 +132,9 @@ def _qualifier(tree: Tree, qualify: str) -> Callable[[Attempt, Turn], bool]:
     return {"success": lambda attempt, turn: attempt.success, "improved": improved, "any": lambda attempt, turn: True}[qualify]
 
 
+UNLEARNED = ("repetition", "closed")  # ways in which replies ended that are not learned from
+
+
 def usable_turns(tree: Tree) -> set[str]:
     """The ids of the turns with an action, in full, whose prompt and reply quote no experience."""
     told = {text for attempt in tree.attempts for text in (attempt.experience or "").split("\n") if text.strip()}
@@ -143,7 +146,7 @@ def usable_turns(tree: Tree) -> set[str]:
         if turn.parent in quoting or any(advice in before or advice in after for advice in told):
             quoting.add(turn.id)
     # A reply that was ended while it repeated itself would teach to repeat; a closed one would teach to think for too long.
-    whole = (turn for turn in tree.turns if turn.parsed and turn.completion.finish not in ("repetition", "closed"))
+    whole = (turn for turn in tree.turns if turn.parsed and turn.completion.finish not in UNLEARNED)
     return {turn.id for turn in whole if turn.id not in quoting}
 
 

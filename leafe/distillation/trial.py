@@ -95,7 +95,8 @@ def try_packing(model: Any, kind: Kind, device: str | None = None) -> Packing:
     A model in bfloat16 rounds too much to be tried, so its twin in float32 stands in for it. A process tries each architecture once.
     """
     known = (*architecture(model), kind, device)
-    if known not in _passed or (device is None and not computes(model)):
+    itself = device is None and model.dtype == torch.float32
+    if known not in _passed or (itself and not computes(model)):
         _passed[known] = _packing(model, kind, device)
     return _passed[known]
 

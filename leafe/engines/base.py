@@ -70,6 +70,9 @@ class Engine(Protocol):
         ...
 
 
+UNCONTINUED = Completion("", finish="length")  # the answer to an ask that is begun, where it cannot be continued
+
+
 def continues(engine: Engine) -> bool:
     """Whether an engine can continue a reply that is begun."""
     return bool(getattr(engine, "continues", False))

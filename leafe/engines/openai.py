@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from leafe.engines.base import EngineStats, Scores
+from leafe.engines.base import UNCONTINUED, EngineStats, Scores
 from leafe.engines.control import ControlTokens
 from leafe.engines.openai_answers import Malformed, Reply, read_reply
 from leafe.engines.openai_fields import Dialect
@@ -93,11 +93,15 @@ class OpenAIEngine:
         self.stats.requests += 1
         if answer.is_overflow:
             return Completion("", finish="context")
+        if ask.begun and answer.status in (400, 422):  # as a chat template that rewrites what was begun makes it
+            return UNCONTINUED
         if answer.status != 200:
             raise EngineError(f"{self._client.address(COMPLETIONS)} answered {answer.status}: {self._client.hidden(answer.said)}")
         try:
             reply = read_reply(answer.body, most=most)
         except Malformed as error:
+            if ask.begun:
+                return UNCONTINUED
             raise EngineError(f"{self._client.address(COMPLETIONS)} answered with {self._client.hidden(str(error))}") from None
         return self._ended(self._completion(reply, most), ask.sampling.max_repeats)
 

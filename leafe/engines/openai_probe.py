@@ -197,10 +197,14 @@ class _Trial:
         messages = [{"role": message.role, "content": message.content} for message in begun]
         answer = await self.answer(dialect, messages=messages, **GO_ON)
         try:
-            more = read_reply(answer.body, most=TOKENS).prompt_tokens - asked if answer.status == 200 else None
+            reply = read_reply(answer.body, most=TOKENS) if answer.status == 200 else None
         except Malformed:
             return False
-        return tokens is not None and more == len(tokens.text_ids(BEGUN))
+        if (
+            tokens is None or reply is None or reply.text.lstrip().startswith("<think>")
+        ):  # it takes the answer for thoughts, or echoes
+            return False
+        return reply.prompt_tokens - asked == len(tokens.text_ids(BEGUN))
 
     async def prompt_ids(self, dialect: Dialect) -> list[int] | None:
         """The ids of the prompt, if the server returns them."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from leafe.engines.base import EngineStats, Scores
+from leafe.engines.base import UNCONTINUED, EngineStats, Scores
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.serve import LOOK_EVERY, OwnServer
 from leafe.errors import EngineError, UserError
@@ -26,6 +26,8 @@ class ServedEngine:
     Belongs to one event loop. The server stays when the engine is closed; the owner of the server ends it.
     """
 
+    continues = True  # if the server does, which is known once it is there
+
     def __init__(self, server: OwnServer, connect: Connect, *, concurrency: int = 64) -> None:
         self.stats = EngineStats()
         self.concurrency = concurrency
@@ -34,15 +36,10 @@ class ServedEngine:
         self._watch: asyncio.Task[None] | None = None
         self._lost = ""
 
-    @property
-    def continues(self) -> bool:
-        """Whether the server continues a reply that is begun; False until the first request."""
-        task = self._connected
-        return task is not None and task.done() and not task.cancelled() and not task.exception() and task.result().continues
-
     async def generate(self, ask: Ask) -> Completion:
         """One completion. Raises `EngineError` when the server cannot be started, died too often or answers something else."""
-        return await (await self._ready()).generate(ask)
+        engine = await self._ready()
+        return await engine.generate(ask) if engine.continues or not ask.begun else UNCONTINUED
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
         """Log-probabilities of `ids` after `messages` under the served model: see `Engine.score`."""

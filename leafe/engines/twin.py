@@ -59,19 +59,25 @@ def decoder(model: Any) -> Any:
 
 def architecture(model: Any) -> tuple[Any, ...]:
     """All that a model computes by, its weights aside: what a trial has shown of one model holds for every other one of the same."""
-    return type(model), model.config.to_json_string(), decoder(model).config._attn_implementation, model.dtype, model.device
+    config, text = model.config, decoder(model).config
+    kinds = frozenset((weight.dtype, weight.device) for weight in model.parameters())
+    chosen = text._attn_implementation, getattr(text, "_experts_implementation", None), torch.get_float32_matmul_precision()
+    return type(model), config.to_json_string(), repr(getattr(model, "peft_config", None)), chosen, model.dtype, model.device, kinds
 
 
 @torch.no_grad()
 def computes(model: Any) -> bool:
     """Whether a model gives numbers at all, which is a matter of its weights."""
-    training = model.training
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()  # what is dropped at random would change what is drawn next
     try:
-        logits: Tensor = model(input_ids=torch.tensor([random_ids(model, 4, 7)], device=model.device), use_cache=False).logits
+        ids = torch.tensor([random_ids(model, 4, 7)], device=model.device)
+        return bool(model(input_ids=ids, use_cache=False).logits.isfinite().all())
+    except Exception:  # whatever a foreign forward pass raises; the trial says what it is
+        return False
     finally:
-        model.train(training)
-    return bool(logits.isfinite().all())
+        for part, training in modes:
+            part.training = training
 
 
 def vocabulary(model: Any) -> int:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from leafe.engines.base import Engine, continues
+from leafe.engines.base import UNCONTINUED, Engine, continues
 from leafe.envs.base import Environment, Placement
 from leafe.envs.calls import Call
 from leafe.envs.worker_pool import Session, Terms, WorkerPool, worker_pool
@@ -144,7 +144,7 @@ class _Hand:
     async def _live(self, effect: Effect) -> Any:
         if isinstance(effect, Ask):
             if effect.begun and not continues(self._means.engine):
-                return Completion("", finish="length")
+                return UNCONTINUED
             completion = await self._means.engine.generate(effect)
             self._means.noticed(effect, completion)
             return completion

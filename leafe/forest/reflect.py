@@ -13,7 +13,7 @@ from functools import partial
 
 from leafe.chat import Prompts, half_kept, reflect_messages
 from leafe.forest.builder import TreeBuilder
-from leafe.forest.closing import closed_reflect, said_in, tag_wanted
+from leafe.forest.closing import closed_reflect, half_for, said_in
 from leafe.forest.effects import Play
 from leafe.history import shorter
 from leafe.records import Ask, Completion, Experience, Message, Reflection, Shortening, Turn
@@ -49,8 +49,8 @@ def reflect(
             error = NO_ROOM
             break
         try:
-            said, whole = said_in(reply, tag_wanted(kept)), reply.finish != "length"
-            named = parse_reflection(prompts.form, said, len(trajectory), whole=whole, kept=kept)
+            said, whole = said_in(reply, "turn"), reply.finish != "length"
+            named = parse_reflection(prompts.form, said, len(trajectory), whole=whole, kept=half_for(reply, kept))
             experience, error = _own(prompts, named), None
             break
         except ParseFailure as failure:

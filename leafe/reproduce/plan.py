@@ -168,7 +168,7 @@ class Plan:
             own += ["engine.kind=transformers", 'engine.base_url=""', "engine.processes=0"]
         if start := self.start(row, seed):
             own += [f"model={start}"]
-        if row not in self.shown:
+        if not said.shown:
             own += ["evaluate.samples=1"]  # it is only started from
         try:
             method = find(said.method or DEFAULT_METHOD).name

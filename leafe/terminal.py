@@ -131,7 +131,9 @@ def faults_table(named: Sequence[tuple[str, Faults]]) -> Table:
     """
     rows = [dict(zip(HEADING, fault_cells(faults), strict=True)) for _, faults in named]
     kept = [key for key in HEADING if key in ("no_action", "cut") or any(row[key] not in ("-", "0.0") for row in rows)]
-    table = _table("Replies, tries and reflections, %", ["", *(_narrow(HEADING[key]) for key in kept)])
+    title = "Replies, tries and reflections, %"
+    table = _table(title, ["", *(_narrow(HEADING[key]) for key in kept)])
+    table.min_width = len(title)
     for (name, _), row in zip(named, rows, strict=True):
         table.add_row(_name(name), *(row[key] for key in kept))
     return table

@@ -18,7 +18,22 @@ settings.register_profile("leafe", deadline=None, print_blob=True)
 settings.load_profile("leafe")
 
 # The files that take longest come first, so that no process is left alone with one of them at the end.
-LONGEST = "scienceworld sharding cli sketches engine_replicas serve teachers programs sandbox reproduce placement sft serve_runs resume".split()
+LONGEST = [
+    "scienceworld",
+    "sharding",
+    "cli",
+    "sketches",
+    "engine_replicas",
+    "serve",
+    "teachers",
+    "programs",
+    "sandbox",
+    "reproduce",
+    "placement",
+    "sft",
+    "serve_runs",
+    "resume",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

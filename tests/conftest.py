@@ -17,31 +17,6 @@ from hypothesis import settings
 settings.register_profile("leafe", deadline=None, print_blob=True)
 settings.load_profile("leafe")
 
-# The files that take longest come first, so that no process is left alone with one of them at the end.
-LONGEST = [
-    "scienceworld",
-    "sharding",
-    "cli",
-    "sketches",
-    "engine_replicas",
-    "serve",
-    "teachers",
-    "programs",
-    "sandbox",
-    "reproduce",
-    "placement",
-    "sft",
-    "serve_runs",
-    "resume",
-]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders files; tests within a file stay as they are."""
-    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
-
-
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 

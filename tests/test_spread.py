@@ -101,14 +101,12 @@ def whole(make: Callable[[], Environment]) -> dict[str, Tree]:
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(("make", "actions"), [(lookup, PLACES), (sokoban, MOVES)])
 @settings(max_examples=8)
-@given(ends=st.sets(st.integers(1, 120), max_size=4))
+@given(ends=st.sets(st.integers(1, 120), max_size=2))
 def test_a_forest_is_the_same_whenever_workers_end(
     make: Callable[[], Environment], actions: list[str], workers: int, ends: set[int]
 ) -> None:
+    # Three ends could meet one call on a busy machine: two workers and its trial alone, which would be the world's fault.
     fake = FakeWorkers(ends_at(*ends))
-    # A call that lost two workers and its trial alone would be the world's fault, so the ends stand apart here.
-    if any(later - earlier < 20 for earlier, later in zip(sorted(ends), sorted(ends)[1:], strict=False)):
-        fake.ends = ends_at(*sorted(ends)[:1])
     found = driven(make, make().tasks("train", 6), actions, host=partial(spread, fake, workers))
     assert found == whole(make) and fake.open == []
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from players import Hand, breaks, grown, key_in, rules
+from players import FULL, Hand, breaks, grown, key_in, rules
 
 from leafe.config import parse
 from leafe.engines.base import Engine
@@ -19,7 +19,7 @@ from leafe.experiment import Experiment
 from leafe.forest.explore import explore
 from leafe.methods.diagnose import diagnose
 from leafe.progress import Silent
-from leafe.records import Ask, Completion, Observation, Reflection, Tree
+from leafe.records import Ask, Completion, Observation, Reflection, Sampling, Tree
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
 
@@ -90,6 +90,14 @@ def point(place: int = 2, best: tuple[str, ...] = ("open place2",)) -> BranchPoi
 def test_the_unadvised_share_counts_what_cannot_be_read_as_wrong() -> None:
     engine = ScriptedEngine(["open place2", "open\nplace2", "open place1", " open place2 "])
     assert asyncio.run(act_unadvised(point(), engine, rules(), 4)) == 0.5
+
+
+@pytest.mark.parametrize(("continues", "share"), [(True, 1.0), (False, 0.0)])
+def test_cut_replies_of_the_unadvised_policy_are_completed_like_those_of_attempts(continues: bool, share: float) -> None:
+    engine = ScriptedEngine(lambda ask: "open place2</action>" if ask.begun else "<think>" + "Hm, " * 50)
+    engine.continues = continues  # type: ignore[misc]
+    wanted = rules(FULL, act=Sampling(max_tokens=40), closing=30)
+    assert asyncio.run(act_unadvised(point(), engine, wanted, 3)) == share
 
 
 def test_the_unadvised_policy_is_asked_at_the_same_turn_and_told_nothing() -> None:

@@ -200,9 +200,9 @@ class _Trial:
             reply = read_reply(answer.body, most=TOKENS) if answer.status == 200 else None
         except Malformed:
             return False
-        if (
-            tokens is None or reply is None or reply.text.lstrip().startswith("<think>")
-        ):  # it takes the answer for thoughts, or echoes
+        if tokens is None or reply is None:
+            return False
+        if reply.text.lstrip().startswith("<think>"):  # it takes the answer for thoughts, or repeats what was begun
             return False
         return reply.prompt_tokens - asked == len(tokens.text_ids(BEGUN))
 

@@ -17,15 +17,17 @@ import numpy as np
 
 from leafe.chat import Scene, bare_messages
 from leafe.digest import seed_for
-from leafe.engines.base import Engine
+from leafe.engines.base import UNCONTINUED, Engine, continues
 from leafe.envs.base import Environment
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluation.passk import Interval
 from leafe.forest.builder import Rules
+from leafe.forest.closing import closed_act
 from leafe.forest.faults import Faults, faults_of
-from leafe.records import BROKEN, Ask, Attempt, Tree, Turn, taken
-from leafe.replies import ParseFailure, parse_action
+from leafe.forest.play import action_in
+from leafe.records import BROKEN, Ask, Attempt, Completion, Tree, Turn, taken
+from leafe.replies import ParseFailure
 
 RESAMPLES = 2000
 
@@ -140,12 +142,24 @@ async def act_unadvised(point: BranchPoint, engine: Engine, rules: Rules, draws:
     right = 0
     for number in range(draws):
         seed = seed_for(rules.seed, "unadvised", point.turn.id, number)
-        completion = await engine.generate(Ask(messages, rules.act, seed))
+        reply = await _completed(engine, rules, Ask(messages, rules.act, seed))
         try:
-            right += is_best(point, parse_action(rules.prompts.form, completion.text, whole=completion.finish != "length"))
+            right += is_best(point, action_in(rules.prompts, reply))
         except ParseFailure:
             continue
     return right / draws
+
+
+async def _completed(engine: Engine, rules: Rules, ask: Ask) -> Completion:
+    """The reply to a request for an action, completed like those of attempts, with which it is compared."""
+    play = closed_act(rules, ask, await engine.generate(ask))
+    try:
+        end = next(play)
+        play.send(await engine.generate(end) if isinstance(end, Ask) and continues(engine) else UNCONTINUED)
+    except StopIteration as stop:
+        reply: Completion = stop.value
+        return reply
+    raise AssertionError("a reply is completed by one further request")
 
 
 class _Gap:

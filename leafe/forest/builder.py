@@ -105,11 +105,6 @@ class TreeBuilder:
         """A request for the next action of an attempt, with its own seed."""
         return Ask(messages, self.rules.act, self._seed(attempt), "act")
 
-    def ask_to_close(self, ask: Ask, begun: str) -> Ask:
-        """A request for the end of a reply that is begun, with its own seed."""
-        sampling = replace(ask.sampling, max_tokens=self.rules.closing)
-        return replace(ask, sampling=sampling, seed=seed_for(ask.seed, "closing"), begun=begun)
-
     def ask_to_reflect(self, attempt: int, messages: tuple[Message, ...]) -> Ask:
         """A request for a reflection on an attempt, with its own seed."""
         return Ask(messages, self.rules.reflect, self._seed(attempt), "reflect")

@@ -9,27 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from leafe.forest.builder import Rules, TreeBuilder
+from leafe.digest import seed_for
+from leafe.forest.builder import Rules
 from leafe.forest.effects import Play
 from leafe.records import Ask, Completion
 from leafe.replies import NO_HALF, Half, ParseFailure, parse_action, parse_reflection
 from leafe.replies.closing import answer_in, begun_with, closed_action, closed_reflection, reflection_opening
 
 
-def closed_act(builder: TreeBuilder, ask: Ask, reply: Completion) -> Play[Completion]:
+def closed_act(rules: Rules, ask: Ask, reply: Completion) -> Play[Completion]:
     """A reply to a request for an action as it is, or completed if it holds none. Actions have to be in tags."""
-    form = builder.rules.prompts.form
-    if form != "tags" or not _may_close(builder.rules, reply):
+    form = rules.prompts.form
+    if form != "tags" or not _may_close(rules, reply):
         return reply
     if _fault(lambda: parse_action(form, reply.text, whole=reply.finish != "length")) is None:
         return reply
-    return (yield from _closed(builder, ask, reply, opening="<action>", ending=closed_action))
+    return (yield from _closed(rules, ask, reply, opening="<action>", ending=closed_action))
 
 
-def closed_reflect(builder: TreeBuilder, ask: Ask, reply: Completion, *, kept: Half, turns: int) -> Play[Completion]:
+def closed_reflect(rules: Rules, ask: Ask, reply: Completion, *, kept: Half, turns: int) -> Play[Completion]:
     """The same for a reflection over so many turns, of which the `kept` half is known already. Bare reflections stay as they are."""
-    form = builder.rules.prompts.form
-    if form == "bare" or not _may_close(builder.rules, reply):
+    form = rules.prompts.form
+    if form == "bare" or not _may_close(rules, reply):
         return reply
     fault = _fault(lambda: parse_reflection(form, reply.text, turns, whole=reply.finish != "length", kept=kept))
     if fault is None:
@@ -41,7 +42,7 @@ def closed_reflect(builder: TreeBuilder, ask: Ask, reply: Completion, *, kept: H
     def ending(text: str, *, whole: bool) -> str | None:
         return closed_reflection(text, known=known, whole=whole)
 
-    return (yield from _closed(builder, ask, reply, opening=reflection_opening(known), ending=ending))
+    return (yield from _closed(rules, ask, reply, opening=reflection_opening(known), ending=ending))
 
 
 def said_in(reply: Completion, tag: str) -> str:
@@ -66,11 +67,10 @@ def _fault(read: Callable[[], object]) -> ParseFailure | None:
     return None
 
 
-def _closed(
-    builder: TreeBuilder, ask: Ask, reply: Completion, *, opening: str, ending: Callable[..., str | None]
-) -> Play[Completion]:
+def _closed(rules: Rules, ask: Ask, reply: Completion, *, opening: str, ending: Callable[..., str | None]) -> Play[Completion]:
     begun = begun_with(reply.text, opening)
-    end: Completion = yield builder.ask_to_close(ask, begun)
+    sampling = replace(ask.sampling, max_tokens=rules.closing)
+    end: Completion = yield replace(ask, sampling=sampling, seed=seed_for(ask.seed, "closing"), begun=begun)
     drawn, prompt = reply.drawn + end.drawn, reply.prompt_tokens + end.prompt_tokens
     answer = ending(end.text, whole=end.finish == "stop")
     if answer is None:

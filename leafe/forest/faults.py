@@ -174,7 +174,8 @@ def _on_replies(faults: Faults, config: RunConfig) -> Iterator[str]:
         yield cut
     if _is_loud(faults.closed):
         limit = f"sampling.act.max_tokens={config.sampling.act.max_tokens}"
-        yield f"{_part(faults.closed, 'reply', 'replies')} came to no action within {limit} and had to be closed: raise it"
+        some = _part(faults.closed, "reply", "replies")
+        yield f"{some} came to no action within {limit} and had to be closed: raise it, unless they repeat themselves"
     if _is_loud(faults.repeated):
         yield f"{_part(faults.repeated, 'reply', 'replies')} only repeated themselves in the end: the model may be too small for this world"
 

@@ -148,7 +148,7 @@ def reply_for(
         completion: Completion = yield ask
         further = shorter(rules.prompts, trajectory, shortening) if rules.history.keep == "fit" else None
         if completion.finish != "context" or further is None:
-            return (yield from closed_act(builder, ask, completion)), shortening
+            return (yield from closed_act(rules, ask, completion)), shortening
         shortening = further
 
 

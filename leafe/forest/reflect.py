@@ -42,7 +42,7 @@ def reflect(
 
     for _ in range(TRIES):
         kept = half_kept(prompts, unread) if unread else NO_HALF
-        end = partial(closed_reflect, builder, kept=kept, turns=len(trajectory))
+        end = partial(closed_reflect, builder.rules, kept=kept, turns=len(trajectory))
         reply, shortening = yield from answer(builder, attempt, trajectory, question=question, shortening=shortening, end=end)
         replies.append(reply)
         if reply.finish == "context":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,12 @@ settings.register_profile("leafe", deadline=None, print_blob=True)
 settings.load_profile("leafe")
 
 Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what was imported out of every later garbage collection, each of which would walk through PyTorch's million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -356,9 +356,15 @@ def test_a_cut_reflection_that_named_its_turn_is_asked_for_the_experience_alone(
 )
 def test_a_server_that_refuses_to_continue_leaves_the_reply_cut_and_the_run_alive(status: int, body: object) -> None:
     server = FakeServer("vllm", broken=lambda request: (status, body) if request.get("continue_final_message") else None)
-    client = OpenAIEngine("http://server/v1", "policy", continues=True, transport=server.transport())
-    ask = Ask((Message("user", "Where to?"),), Sampling(max_tokens=16), 1)
-    assert asyncio.run(client.generate(replace(ask, begun="<think>Hm\n</think>\n<action>"))) == UNCONTINUED
+    told: list[str] = []
+    client = OpenAIEngine("http://server/v1", "policy", continues=True, told=told.append, transport=server.transport())
+    ask = Ask((Message("user", "Where to?"),), Sampling(max_tokens=16), 1, begun="<think>Hm\n</think>\n<action>")
+
+    async def asked_twice() -> list[Completion]:
+        return [await client.generate(ask), await client.generate(ask)]
+
+    assert asyncio.run(asked_twice()) == [UNCONTINUED] * 2
+    assert len(told) == 1 and "does not continue" in told[0]
 
 
 @pytest.mark.parametrize("continues", [True, False])

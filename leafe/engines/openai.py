@@ -44,7 +44,8 @@ class OpenAIEngine:
     the context that the server reports, None if it reports none; a `cap` below that is enforced by `count`, which returns the tokens of a
     conversation. `arrange` turns a conversation into the messages that the server's chat template takes; `prompt_ids` returns the ids of
     its prompt, which only `score` needs. `continues` is whether the server continues a last message of the assistant's. `told` is called
-    with a line when the server is away and when it is back; `lost` returns the reason why it will not come back, empty while it may.
+    with a line when the server is away and when it is back, and once if it refuses to continue a reply; `lost` returns the reason why it
+    will not come back, empty while it may.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class OpenAIEngine:
         self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
         self._cap, self._count = cap if self.max_context == cap else 0, count
         self._dialect, self._arrange, self._prompt_ids = dialect, arrange, prompt_ids
+        self._told, self._is_told = told, False
         self._client = Client(
             base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, lost=lost, transport=transport
         )
@@ -94,16 +96,25 @@ class OpenAIEngine:
         if answer.is_overflow:
             return Completion("", finish="context")
         if ask.begun and answer.status in (400, 422):  # as a chat template that rewrites what was begun makes it
-            return UNCONTINUED
+            return self._uncontinued(f"{answer.status}: {answer.said}")
         if answer.status != 200:
             raise EngineError(f"{self._client.address(COMPLETIONS)} answered {answer.status}: {self._client.hidden(answer.said)}")
         try:
             reply = read_reply(answer.body, most=most)
         except Malformed as error:
             if ask.begun:
-                return UNCONTINUED
+                return self._uncontinued(str(error))
             raise EngineError(f"{self._client.address(COMPLETIONS)} answered with {self._client.hidden(str(error))}") from None
         return self._ended(self._completion(reply, most), ask.sampling.max_repeats)
+
+    def _uncontinued(self, said: str) -> Completion:
+        """The answer for a begun reply that the server did not continue, though it did when it was probed; the first is told."""
+        if not self._is_told:
+            self._is_told = True
+            self._told(
+                f"{self._client.address(COMPLETIONS)} does not continue every reply that was cut: {self._client.hidden(said):.300}"
+            )
+        return UNCONTINUED
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
         """Log-probabilities of `ids` after `messages` under the served model: see `Engine.score`.

@@ -23,6 +23,7 @@ from players import MOVES, PLACES, Breaking, erratic, key_in, rules, steady
 
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs import registry
+from leafe.envs.alarm import Alarm, TimeUp
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.calls import Call, patience_for
 from leafe.envs.check import check_environment
@@ -465,6 +466,19 @@ def test_a_step_that_takes_too_long_ends_its_attempt_under_a_name_of_its_own(pla
     assert won[0].success
     owners = [turn.observation.info["own"] for turn in found[task.id].turns]
     assert placement is Placement.PROCESS or len(set(owners)) == 2  # the second attempt was given another world
+
+
+def test_a_timer_that_rings_when_the_work_has_ended_interrupts_nothing() -> None:
+    """As it does on a machine so busy that it rings again before it is stopped."""
+    alarm = Alarm()
+    try:
+        assert alarm.call(60, lambda: 1) == 1
+        signal.raise_signal(signal.SIGALRM)
+        with pytest.raises(TimeUp):
+            alarm.call(60, lambda: signal.raise_signal(signal.SIGALRM))
+        signal.raise_signal(signal.SIGALRM)
+    finally:
+        alarm.close()
 
 
 def test_a_replay_has_the_time_of_all_its_steps() -> None:

@@ -47,4 +47,9 @@ class Alarm:
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
-    raise TimeUp
+    """Interrupts the work, and nothing else: a ring may come when the work has ended and the timer is not yet stopped."""
+    inner = None
+    while frame is not None and frame.f_code is not Alarm.call.__code__:
+        inner, frame = frame, frame.f_back
+    if frame is not None and inner is not None:
+        raise TimeUp

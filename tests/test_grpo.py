@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from first_step import VARIANTS, first_step, norm
+from test_trackers import Kept, trackers
 
 from leafe.compose import bench_of
 from leafe.config import parse
@@ -18,8 +19,12 @@ from leafe.errors import UserError
 from leafe.experiment import Experiment
 from leafe.jsonl import read_lines
 from leafe.lab import run_recipe
+from leafe.methods.grpo import GrpoSettings
+from leafe.on_policy.groups import compared
 from leafe.progress import Silent
+from leafe.records import Observation, Task
 from leafe.run import RunDirectory
+from leafe.worlds.sokoban.environment import Sokoban
 
 RECIPE = """
 name: grpo
@@ -131,6 +136,9 @@ def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_pat
         ("train.processes=2", "method grpo trains in one process"),
         ("train.sharding=fsdp", "set train.processes=1 train.sharding=none"),
         ("grpo.size=1", "size"),
+        ("train.dtype=bfloat16", r"type train\.dtype=mixed"),
+        ("train.optimizer=adafactor", r"type train\.optimizer=auto"),
+        ("explore.tokens=500", r"found explore\.tokens=500"),
         ("grpo.normalise=seq", "^grpo.normalise: wanted"),
     ],
 )
@@ -143,3 +151,58 @@ def test_a_budget_that_holds_no_step_is_refused_with_what_to_type(tmp_path: Path
     with pytest.raises(UserError, match=r"does not hold one step .*type explore\.turns=6"):
         run(tmp_path / "run", experiment("explore.turns=5"))
     assert not (tmp_path / "run" / "eval").exists()
+
+
+def test_a_batch_that_teaches_nothing_does_not_end_training(tmp_path: Path) -> None:
+    run(tmp_path / "run", experiment("grpo.dynamic=false", "grpo.groups=1"))
+    taken = steps(tmp_path / "run")
+    learned, spent = [line for line in taken if "loss" in line], sum(line["turns"] for line in taken)
+    assert any(line["empty"] for line in learned) and (len(learned) == BUDGET // 16 or BUDGET - spent < 16)
+
+
+def test_a_world_that_breaks_in_the_middle_stops_training_which_goes_on_when_it_is_repaired(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Task] = []
+    reset = Sokoban.reset
+
+    def failing(world: Sokoban, task: Task) -> Observation:
+        begun.append(task)
+        if len(begun) > 12:
+            raise RuntimeError("the world is away")
+        return reset(world, task)
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=r"every attempt so far .*the world is away"):
+        patched.setattr(Sokoban, "reset", failing)
+        run(tmp_path / "run", experiment())
+    again = run(tmp_path / "run", experiment())
+    with RunDirectory.existing(whole, read_only=True) as before:
+        assert again.stages["train grpo"] == before.stages["train grpo"]
+    assert steps(tmp_path / "run") == steps(whole)
+
+
+def test_broken_attempts_are_counted_and_steps_are_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Task] = []
+    reset = Sokoban.reset
+
+    def failing(world: Sokoban, task: Task) -> Observation:
+        begun.append(task)
+        if not len(begun) % 5:
+            raise RuntimeError("the world is away")
+        return reset(world, task)
+
+    monkeypatch.setattr(Sokoban, "reset", failing)
+    kept = Kept()
+    made = replace(experiment(), tracker=trackers(kept, tmp_path))
+    stage = run(tmp_path / "run", made).stages["train grpo"]
+    taken = steps(tmp_path / "run")
+    assert stage["broken"] == sum(line["broken"] for line in taken if "broken" in line) > 0
+    assert all(line["errors"] == {"EnvironmentFailure": line["broken"]} for line in taken if "broken" in line)
+    told = [(step, figures["loss"]) for name, step, figures in kept.told if name == "train grpo"]
+    assert told == [(line["step"], line["loss"]) for line in taken if "loss" in line]
+
+
+def test_a_group_whose_advantages_are_all_nothing_teaches_nothing() -> None:
+    settings = GrpoSettings(advantage="pkpo", size=8, k=4)
+    assert compared([(number, float(number < 6)) for number in range(8)], settings) == []
+    assert len(compared([(number, float(number < 4)) for number in range(8)], settings)) == 8

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_precision import narrow
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -89,10 +90,10 @@ def test_a_step_says_what_it_was_and_moves_the_weights(base: Path) -> None:
     assert not same(before, weights(one)) and not one.model.training
 
 
-def test_the_rate_warms_up_and_falls_to_nothing_like_that_of_fine_tuning(base: Path) -> None:
+def test_the_rate_warms_up_from_more_than_nothing_and_falls_to_nothing(base: Path) -> None:
     one = learner(base, steps=10, settings=PLAN.model_copy(update={"warmup_share": 0.2}))
     rates = [one.rate(done) for done in range(11)]
-    assert rates[:3] == [0.0, PLAN.learning_rate / 2, PLAN.learning_rate]
+    assert rates[:3] == pytest.approx([PLAN.learning_rate / 3, PLAN.learning_rate * 2 / 3, PLAN.learning_rate])
     assert rates[6] == pytest.approx(PLAN.learning_rate / 2) and rates[10] == 0
     assert all(after < before for before, after in pairwise(rates[2:]))
 
@@ -305,6 +306,32 @@ def test_a_state_that_is_not_as_it_was_left_is_refused(base: Path, tmp_path: Pat
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_a_learner_resumes_on_another_machine(base: Path, tmp_path: Path) -> None:
+    Learner.open(tmp_path, base, PLAN, steps=6, loss=RATIO).state(tmp_path)
+    smaller = PLAN.model_copy(update={"micro_tokens": 32, "checkpointing": True})
+    back = Learner.open(tmp_path, base, smaller, steps=6, loss=RATIO)
+    assert back.settings == smaller and back.step(lessons()).loss == pytest.approx(learner(base).step(lessons()).loss, rel=1e-4)
+
+
+def test_a_step_that_does_not_fit_is_taken_in_smaller_passes(tmp_path: Path) -> None:
+    many = [example for step in range(8) for example in lessons(step)]
+    found, wanted = (learner(narrow(tmp_path / str(room), room)) for room in (260, 10_000))
+    assert found.step(many).loss == pytest.approx(wanted.step(many).loss, rel=1e-4)
+    assert all(torch.allclose(one, weights(wanted)[name], atol=1e-5) for name, one in weights(found).items())
+    small = learner(narrow(tmp_path / "small", 8))
+    before = weights(small)
+    with pytest.raises(UserError, match=r"train\.lora\.rank"):
+        small.step(many)
+    assert small.done == 0 and same(before, weights(small))
+
+
+def test_an_adapter_is_kept_beside_the_merged_weights_where_it_is_wanted(base: Path, tmp_path: Path) -> None:
+    one = learner(base, settings=PLAN.model_copy(update={"lora": LoraSettings(rank=2, alpha=4, keep=True)}))
+    one.step(lessons())
+    one.save(tmp_path / "out")
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+
+
 def test_an_adapter_does_not_go_on_upon_another_model(base: Path, tmp_path: Path) -> None:
     own = checkpoint(tmp_path / "base")
     one = learner(own, settings=PLAN.model_copy(update={"lora": LoraSettings(rank=2, alpha=4)}))
@@ -354,5 +381,8 @@ def test_a_learner_that_cannot_be_made_is_refused_in_a_sentence(base: Path) -> N
         learner(base, steps=0)
     with pytest.raises(UserError, match=r"one process; set train\.processes=1"):
         learner(base, settings=PLAN.model_copy(update={"processes": 2}))
+    for update, mend in (({"dtype": "bfloat16"}, "train.dtype=mixed"), ({"optimizer": "adafactor"}, "train.optimizer=auto")):
+        with pytest.raises(UserError, match=f"type {mend}"):
+            learner(base, settings=PLAN.model_copy(update=update))
     with pytest.raises(UserError, match="make one of it, as ClippedRatio"):
         learner(base, loss=ClippedRatio)

@@ -47,10 +47,15 @@ class FirstWave(Generic[Item]):
         if self._waiting:
             return []
         self.failed = True
-        raise UserError(
-            f"every attempt so far ({len(self._errors)}) broke, most often by `{commonest_error(self._errors)}`; none of them is kept: "
-            f"repair the environment (`{self._mend}` tries it alone), then type the same command again"
-        )
+        raise all_broke(self._errors, self._mend)
+
+
+def all_broke(errors: Sequence[str | None], mend: str) -> UserError:
+    """The error that stops a stage in which every attempt broke, each by one of `errors`."""
+    return UserError(
+        f"every attempt so far ({len(errors)}) broke, most often by `{commonest_error(errors)}`; none of them is kept: "
+        f"repair the environment (`{mend}` tries it alone), then type the same command again"
+    )
 
 
 def forget_failures(journal: Path) -> None:

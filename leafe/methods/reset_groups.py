@@ -7,7 +7,8 @@ loss is `leafe.training.loss.ClippedRatio` on the tokens of the continuations al
 `leafe.on_policy.training`; reflections are counted in tokens. With `start` training begins with a checkpoint of LEAFE or of any method.
 
 With `revision` above 0 the advised action `a'` is sampled at the turn as well and played to its end, and the loss has a further term,
-`-revision (R(a') - mean R(bare)) log S(a' | h)` with the prompt `h` without advice (RLTF-SD, arXiv 2602.02482).
+`-revision (R(a') - mean R(bare)) log S(a' | h)` with the prompt `h` without advice (RLTF-SD, arXiv 2602.02482). It counts as a group of
+its own in the mean over groups.
 
 Where this differs from SRPO (arXiv 2605.25507), BPO (arXiv 2607.14171) and the anchors of GiGPO:
 1. The state is reached by rollback and verified turn by turn; continuations whose replay diverged are left out of their group.

@@ -20,6 +20,7 @@ from leafe.group import launched
 from leafe.records import Example, Target, Task, Tree, Turn
 from leafe.settings import RunConfig, Settings
 from leafe.training.advantages import BINARY, Advantage, advantages, teaches
+from leafe.training.learner_settings import check_learner
 
 if TYPE_CHECKING:
     from leafe.engines.base import Engine
@@ -108,8 +109,13 @@ def check_one_process(method: str, config: RunConfig) -> None:
 def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *, scored: str = "") -> None:
     """Raises `UserError` if the engine gives no log-probabilities or takes no weights, or all attempts at a task would be the same.
 
-    `scored` names the part of the method that needs scores, which are computed at temperature 1.
+    `scored` names the part of the method that needs scores, which are computed at temperature 1. Refuses settings that have no effect here.
     """
+    if config.explore.tokens:
+        raise UserError(
+            f"method {name} has a budget of turns alone, found explore.tokens={config.explore.tokens}; type explore.tokens=0"
+        )
+    check_learner(config.train)
     if config.engine.kind != "transformers":
         raise UserError(
             f"method {name} gives the engine new weights at every step, which engine.kind={config.engine.kind} does not take;"
@@ -140,6 +146,8 @@ def compared(members: Sequence[tuple[Member, float]], settings: ComparedSettings
     if len(members) < 2 or not teaches(rewards):
         return []
     found = advantages(rewards, settings.advantage, k=min(settings.k, len(rewards) - 1))
+    if not any(found):  # as PKPO's are where fewer than k members failed
+        return []
     return [(member, advantage) for (member, _), advantage in zip(members, found, strict=True)]
 
 

@@ -3,8 +3,9 @@
     [sample groups -> one optimiser step or several -> take the new weights] x steps
 
 The budget is that of `explore`: turns a training task times tasks. Unless `steps` is set, as many steps are planned as it holds if every
-attempt is as long as it can be; training ends when the rest would not hold one more group. Turns of groups that teach nothing count. A
-killed run continues from the learner's state and the journal of its last step, with the same batches and the same weights.
+attempt is as long as it can be; training ends when the rest would not hold one more group. Turns of groups that teach nothing count, and
+others are sampled until one teaches. A killed run continues from the learner's state and the journal of its last step, with the same
+batches and the same weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +25,12 @@ from leafe.engines.scoring import with_references
 from leafe.errors import UserError
 from leafe.forest.builder import Rules
 from leafe.forest.driver import Rollout, drive
+from leafe.forest.faults import Faults, by_class, check_command, share
+from leafe.forest.first_wave import WAVE, all_broke, forget_failures
 from leafe.forest.journal import Journal
 from leafe.jsonl import Appender, read_lines, write_bytes_atomically
 from leafe.on_policy.groups import Groups, OnPolicySettings
-from leafe.records import Example, Task, Tree
+from leafe.records import BROKEN, Example, Task, Tree, Turn
 from leafe.run import RunDirectory
 from leafe.stages import Made, Policy, Stage
 
@@ -37,6 +41,10 @@ if TYPE_CHECKING:
 
 STEPS = "steps.jsonl"
 NOTHING = "no group taught anything, so there was nothing to learn from; the arm is the model that training starts from"
+IDLE = "no attempt at any task took a turn"
+FINISHED = {"length": "cut", "closed": "closed", "repetition": "repeated"}
+FAULTS = ("no_action", *FINISHED.values())
+TRACKED = ("attempts", "successes", "turns", "examples", "loss", "gradient_norm", "learning_rate")  # by `report_to`
 COUNTED = ("turns", "prompt_tokens", "sampled_tokens", "replayed_steps", "rollbacks", "reflection_tokens")  # of `Usage`
 
 
@@ -59,23 +67,65 @@ class _Batch:
     attempts: int = 0
     successes: int = 0
     spend: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    faults: Counter[str] = field(default_factory=Counter)  # turns by fault
+    broken: int = 0
+    errors: Counter[str] = field(default_factory=Counter)  # broken attempts by class
+    idle: int = 0  # groups since the last in which a turn was taken
+    lost: list[list[str]] = field(
+        default_factory=list
+    )  # groups since the last that did not break whole, by the errors of their attempts
 
     def pay(self, trees: Sequence[Tree]) -> None:
-        """Counts the cost of plays."""
-        self.attempts += sum(len(tree.attempts) for tree in trees)
-        self.successes += sum(attempt.success for tree in trees for attempt in tree.attempts)
+        """Counts the cost of a group, and what went wrong in it."""
+        attempts = [attempt for tree in trees for attempt in tree.attempts]
+        self.attempts += len(attempts)
+        self.successes += sum(attempt.success for attempt in attempts)
+        errors = [attempt.error or attempt.stop.value for attempt in attempts if attempt.stop in BROKEN]
+        self.broken += len(errors)
+        self.lost = [*self.lost, errors] if len(errors) == len(attempts) else []
+        self.errors.update(by_class((attempt.stop, attempt.error) for attempt in attempts))
+        self.faults.update(name for tree in trees for turn in tree.turns for name in _faults_of(turn))
+        self.idle = 0 if any(tree.spend.turns for tree in trees) else self.idle + 1
         for name in COUNTED:
             self.spend[name] += sum(getattr(tree.spend, name) for tree in trees)
 
-    def told(self) -> dict[str, int]:
-        """The figures of the batch."""
+    def told(self) -> dict[str, Any]:
+        """The figures of the batch; those of faults if there were any."""
         counts = {name: getattr(self, name) for name in ("groups", "empty", "attempts", "successes", "position")}
-        return {**counts, "examples": sum(map(_teaches, self.examples)), **self.spend}
+        broken = {"broken": self.broken, "errors": dict(sorted(self.errors.items()))} if self.broken else {}
+        return {**counts, "examples": sum(map(_teaches, self.examples)), **self.spend, **self.faults, **broken}
+
+
+def _faults_of(turn: Turn) -> list[str]:
+    """The faults of a turn's reply, by the names that `Faults` has for them."""
+    ending = FINISHED.get(turn.completion.finish)
+    return [*(["no_action"] if not turn.parsed else []), *([ending] if ending else [])]
 
 
 def _teaches(example: Example) -> bool:
     """Whether an example has a gradient."""
     return example.weight != 0 and any(target.weight for target in example.targets)
+
+
+def _shares(lines: Sequence[Mapping[str, Any]]) -> Faults:
+    """The faults of all steps, from their records."""
+
+    def total(name: str) -> int:
+        return sum(line.get(name, 0) for line in lines)
+
+    errors: Counter[str] = sum((Counter(line.get("errors", {})) for line in lines), Counter())
+    replies, attempts = total("turns"), total("attempts")
+    return Faults(
+        replies=replies,
+        attempts=attempts,
+        broken=share(total("broken"), attempts),
+        error=max(errors, key=lambda name: errors[name], default=None),
+        errors=errors,
+        no_action=share(total("no_action"), replies),
+        cut=share(total("cut"), replies),
+        closed=share(total("closed"), replies),
+        repeated=share(total("repeated"), replies),
+    )
 
 
 class _Training:
@@ -119,10 +169,13 @@ class _Training:
         names = ("examples", "groups", "empty", "attempts", "successes", *COUNTED)
         totals = {name: sum(line.get(name, 0) for line in lines) for name in names}
         losses = [line["loss"] for line in lines if "loss" in line]
-        told: dict[str, Any] = {"loss": round(losses[-1], 4)} if losses else {"note": NOTHING}
-        if not losses:
-            self.experiment.progress.say(f"{self.name}: {NOTHING}")
-        return Made({"steps": len(losses) * self.settings.passes, **totals, **told}, [out, kept])
+        told: dict[str, Any] = {"loss": round(losses[-1], 4)} if losses else {}
+        faults = {name: number for name in (*FAULTS, "broken") if (number := sum(line.get(name, 0) for line in lines))}
+        if note := "" if losses else NOTHING if totals["turns"] else f"{IDLE}; {NOTHING}":
+            told["note"] = note
+            self.experiment.progress.say(f"{self.name}: {note}")
+        self.experiment.sound_alarms(self.name, _shares(lines))
+        return Made({"steps": len(losses) * self.settings.passes, **totals, **faults, **told}, [out, kept])
 
     def _trained(self) -> Learner:
         """The learner at the end of its steps."""
@@ -172,7 +225,7 @@ class _Training:
                     gauge.advance(batch.spend["turns"])
                 if not batch.examples:
                     self._note(step, batch)
-                    break  # the budget is spent, or no group of whole rounds over the tasks teaches anything
+                    break  # the budget is spent, or no attempt takes a turn
                 for number in range(behind, passes):
                     report = learner.step(batch.examples)
                     if number == 0:
@@ -207,15 +260,11 @@ class _Training:
 
     async def _sample(self, engine: Engine, step: int, position: int, left: int) -> _Batch:
         """The groups of a step, from `position` in the order of tasks, with at most `left` turns."""
-        batch, wanted = _Batch([], position), self.settings
+        batch, path = _Batch([], position), self._journal(step)
         rules = self.experiment.rules(self.lab.seed(self.arm, step))
-        journal = Journal(self._journal(step))
+        journal, most = Journal(path), min(WAVE, len(self.tasks))
         try:
-            most = position + max(wanted.groups, self.groups.rounds * len(self.tasks))
-            while batch.groups < wanted.groups and batch.position < most:
-                count = min(wanted.groups - batch.groups, (left - batch.spend["turns"]) // self.longest_group)
-                if count < 1 or (batch.groups + batch.empty and not wanted.dynamic):
-                    break
+            while len(batch.lost) < most and (count := self._more(batch, batch.position - position, left)):
                 drawn = [(number, self._task(number)) for number in range(batch.position, batch.position + count)]
                 played = await self._played(engine, journal, {number: self._plays(number, task, rules) for number, task in drawn})
                 taught = await asyncio.gather(
@@ -229,7 +278,19 @@ class _Training:
                 batch.position += count
         finally:
             journal.close()
+        if len(batch.lost) >= most:
+            forget_failures(path)
+            raise all_broke([error for group in batch.lost for error in group], check_command(self.experiment.config))
         return batch
+
+    def _more(self, batch: _Batch, drawn: int, left: int) -> int:
+        """How many groups to draw for a batch of which so many were drawn; while none teaches, others are drawn even if not `dynamic`."""
+        wanted = self.settings
+        enough = max(wanted.groups, self.groups.rounds * len(self.tasks)) if wanted.dynamic else wanted.groups
+        if batch.idle >= max(WAVE, len(self.tasks)):
+            return 0
+        fit = (left - batch.spend["turns"]) // self.longest_group
+        return max(0, min(wanted.groups - batch.groups, fit, enough - drawn if batch.groups else fit))
 
     def _plays(self, number: int, task: Task, rules: Rules) -> list[Rollout[Tree]]:
         plays = self.groups.plays(number, task, rules)
@@ -272,5 +333,7 @@ class _Training:
         if report is not None:
             line |= {"loss": report.loss, "gradient_norm": report.gradient_norm, "learning_rate": report.learning_rate}
             line |= report.figures
+            tracked = {name: line[name] for name in (*TRACKED, *report.figures)}
+            self.experiment.tracker.log(self.name, step + 1, tracked)
         with Appender(self.folder / STEPS, self.schema) as lines:
             lines.append(line)

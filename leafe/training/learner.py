@@ -8,7 +8,8 @@
 
 A step is a function of the weights, the optimiser, the examples and the seed alone: other random draws of the process have no effect. So
 a learner that is killed and resumed from its state ends with the same weights, bit for bit on one kind of processor. Of the settings of
-`train`, `epochs` and `batch_size` have no effect here, and `processes` has to be 1. Weights and optimiser are float32.
+`train`, `epochs`, `batch_size` and `save_every` have no effect here, and `processes` has to be 1. Weights and optimiser are float32. What
+only says how a step is computed, such as `micro_tokens`, may be another when a learner is resumed.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from leafe.group import launched
 from leafe.jsonl import told_if_unwritable
 from leafe.records import Example
 from leafe.run import whole_folder
-from leafe.settings import TrainSettings
+from leafe.settings import MACHINE, TrainSettings
+from leafe.training.learner_settings import check_learner
 from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
-from leafe.training.machine import attending, check_machine, pass_tokens, placed
+from leafe.training.machine import FEWEST, NO_ROOM, attending, check_machine, pass_tokens, placed
+from leafe.training.memory import give_back
 from leafe.training.sft import check_lengths
 from leafe.training.state import has_state, read_state, take_state, write_state
 from leafe.training.terms import Step
@@ -69,8 +72,8 @@ class Learner:
     """Weights, optimiser and schedule of a training whose examples come step by step.
 
     `checkpoint` is a model's folder. `model` may be sampled from between steps. `steps` is how many there will be: the rate warms up over a
-    share of them and falls to 0 by half a cosine, as `fine_tune` has it. `threads` is torch's, 0 leaves it as it is. Raises `UserError` for
-    a model that cannot be trained.
+    share of them and falls towards 0 by half a cosine; no step has the rate 0. `threads` is torch's, 0 leaves it as it is. Raises
+    `UserError` for a model that cannot be trained.
     """
 
     def __init__(
@@ -89,8 +92,7 @@ class Learner:
             raise UserError(
                 "a learner trains in one process; set train.processes=1, and start it without a launcher such as torchrun"
             )
-        if settings.dtype == "bfloat16":
-            raise UserError("a learner keeps its weights in float32; set train.dtype=mixed")
+        check_learner(settings)
         check_machine(settings)
         check_examples(loss, ())
         if threads:
@@ -127,9 +129,15 @@ class Learner:
         check_examples(self.loss, examples)
         packed_as = packing_of(self.loss)
         tokenizer = ChatTokenizer(self.tokenizer)
-        bundles = pack_examples(examples, tokenizer, row_tokens=self._pass_tokens, most=len(examples), **packed_as)
-        check_lengths(bundles, self._packing)
-        by_kind, figures = self._gradients(bundles)
+        while True:
+            bundles = pack_examples(examples, tokenizer, row_tokens=self._pass_tokens, most=len(examples), **packed_as)
+            check_lengths(bundles, self._packing)
+            try:
+                by_kind, figures = self._gradients(bundles)
+                break
+            except torch.OutOfMemoryError:
+                pass  # not handled here, since the error keeps all activations alive
+            self._halve()
         norm = torch.nn.utils.clip_grad_norm_(self._weights.values(), self.settings.max_grad_norm)
         loss, rate = sum(by_kind.values()), self.rate(self.done)
         if not (isfinite(loss) and isfinite(float(norm))):
@@ -147,11 +155,19 @@ class Learner:
         targets = sum(bundle.target_tokens for bundle in bundles)
         return StepReport(self.done, loss, by_kind, float(norm), rate, len(examples), tokens, targets, figures)
 
+    def _halve(self) -> None:
+        """Makes passes smaller. Raises `UserError` where they are the smallest already."""
+        if self._pass_tokens <= FEWEST:
+            raise UserError(NO_ROOM)
+        self._optimizer.zero_grad()
+        give_back()
+        self._pass_tokens = max(FEWEST, self._pass_tokens // 2)
+
     def rate(self, done: int) -> float:
-        """The learning rate of the step that follows `done` steps."""
+        """The learning rate of the step that follows `done` steps. The first has one above 0, since its batch was paid for."""
         warm = int(self.settings.warmup_share * self.steps)
         if done < warm:
-            return self.settings.learning_rate * done / warm
+            return self.settings.learning_rate * (done + 1) / (warm + 1)
         return self.settings.learning_rate * 0.5 * (1 + cos(pi * (done - warm) / max(1, self.steps - warm)))
 
     def _gradients(self, bundles: Sequence[Bundle]) -> tuple[dict[str, float], dict[str, float]]:
@@ -202,7 +218,8 @@ class Learner:
             raise UserError(f"{folder} is there already; give another folder for the trained model")
         with told_if_unwritable(folder), whole_folder(folder) as unfinished:
             model = self.model if self.settings.lora is None else copy.deepcopy(self.model)
-            save(model, unfinished, use_cache=self._use_cache)
+            lora = self.settings.lora
+            save(model, unfinished, use_cache=self._use_cache, keep=bool(lora and lora.keep))
             self.tokenizer.save_pretrained(unfinished)
 
     def state(self, folder: str | Path) -> None:
@@ -249,7 +266,7 @@ class Learner:
         wanted = {"checkpoint": str(Path(checkpoint).resolve()), "steps": steps, "seed": seed} | _flat(settings)
         if differing := [f"{name}: {kept[name]} -> {value}" for name, value in wanted.items() if kept[name] != value]:
             raise RunConflict(f"{folder} was kept with other settings ({'; '.join(differing)}); give another folder")
-        return cls.resume(folder, loss=loss)
+        return cls._resumed(folder, told, settings, loss)
 
     @classmethod
     def resume(cls, folder: str | Path, *, loss: Loss = CrossEntropy()) -> Self:
@@ -260,9 +277,13 @@ class Learner:
         """
         folder = Path(folder)
         told = read_state(folder)
+        return cls._resumed(folder, told, _settings_of(told, folder), loss)
+
+    @classmethod
+    def _resumed(cls, folder: Path, told: Mapping[str, Any], settings: TrainSettings, loss: Loss) -> Self:
         if told["loss"] != _described(loss):
             raise RunConflict(f"{folder} was kept with the loss {told['loss']}, found {_described(loss)}; resume it with that one")
-        settings, checkpoint = _settings_of(told, folder), Path(told["checkpoint"])
+        checkpoint = Path(told["checkpoint"])
         learner = cls(checkpoint, settings, steps=told["steps"], loss=loss, seed=told["seed"], threads=told["threads"])
         if told["base"] != learner._made_with()["base"]:
             raise RunConflict(f"{folder} was kept with another model than is in {checkpoint}; put that one back, or start anew")
@@ -280,7 +301,8 @@ def _settings_of(told: Mapping[str, Any], folder: Path) -> TrainSettings:
 
 
 def _flat(settings: TrainSettings) -> dict[str, Any]:
-    return {f"train.{name}": value for name, value in settings.model_dump(mode="json").items()}
+    """The settings that determine a step."""
+    return {f"train.{name}": value for name, value in settings.model_dump(mode="json", exclude=MACHINE["train"]).items()}
 
 
 def _by_decay(weights: Mapping[str, Tensor], decay: float) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ from leafe.records import (
 from leafe.replies import ParseFailure, parse_action, render_action
 
 SEARCH = 0.5  # share of a task's budget for a success of the policy, if there is no other expert
-DRAWS = 2  # most replies that are drawn for each alternative
+DRAWS = 2  # times the number of alternatives: most replies that are drawn in a state, for all of its alternatives together
 ExpertSource = Literal["auto", "environment", "successes"]
 
 

@@ -46,7 +46,8 @@ ExpertSource = Literal["auto", "environment", "successes"]
 class Around:
     """The expert, the number of `alternatives` in each state, and whether the policy `compares` them in words.
 
-    As an explorer it grows the tree of one task: `Around("auto")(builder)`.
+    As an explorer it grows the tree of one task: `Around("auto")(builder)`. States are drawn for the whole budget, so a tree does not
+    continue with more turns, as `explore.stop_when_solved` would have it.
     """
 
     expert: ExpertSource = "auto"

@@ -17,7 +17,9 @@ from leafe.chat import Prompts
 from leafe.digest import seed_for
 from leafe.distillation.examples import Selection
 from leafe.engines.base import Engine
+from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
+from leafe.engines.scoring import most_probable
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
@@ -29,9 +31,9 @@ from leafe.forest.faults import Faults, alarms, check_command, faults_of
 from leafe.forest.grow import Exploration, ForestBuilder
 from leafe.history import History
 from leafe.jsonl import told_if_unwritable
-from leafe.known_methods import trains
+from leafe.known_methods import scores, trains
 from leafe.loops import wait_for
-from leafe.preflight import Meter, check_lengths, rehearse, short_horizons
+from leafe.preflight import Meter, check_lengths, refuse_unscored, rehearse, short_horizons
 from leafe.progress import Progress, Tracker, Untracked
 from leafe.prompts import load_prompts
 from leafe.proofs import done_once, explored, trained
@@ -90,18 +92,19 @@ class Experiment:
         """Whether the recipe's method trains anything."""
         return trains(self.config.method, self.config.own)
 
-    def check(self, *, trains: bool = False, tries: bool = False) -> None:
+    def check(self, *, trains: bool = False, tries: bool = False, scored: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts, cluster or server that is missing or unusable, before anything is begun.
 
-        `trains` is whether the same command will also train on what is explored, `tries` whether a step of training is tried as well.
+        `trains` is whether the same command will also train on what is explored, `tries` whether a step of training is tried as well,
+        `scored` whether the run will do stages of its method, which may have texts scored by a server.
         """
         try:
-            self._check(trains, tries)
+            self._check(trains, tries, scored)
         except BaseException:
             self.free()
             raise
 
-    def _check(self, trains: bool, tries: bool) -> None:
+    def _check(self, trains: bool, tries: bool, scored: bool) -> None:
         self.require()
         starts_server = self.probe is not None and self.load_measured is None
         self.rules(0)
@@ -123,6 +126,8 @@ class Experiment:
             self.try_training()
         if self.probe:
             refuse_lacking(self.probe(), trains=trains)
+            if scored:
+                self._try_scoring()
             if trains and self.load_measured:
                 self.progress.say(MEASURED_HERE)
         if meter := self.load_meter():
@@ -134,6 +139,13 @@ class Experiment:
         """One step of training of which nothing is kept, so that a model that cannot be trained is refused before it has explored."""
         self.free()
         try_training(self.base, self.config.train, threads=self.threads, context=self.config.engine.max_context)
+
+    def _try_scoring(self) -> None:
+        """Has one short text scored if the method needs scores, so that a server that cannot is refused before it is explored with."""
+        if wanted := scores(self.config.method, self.config.own):
+            ids = load_tokenizer(self.base)("a", add_special_tokens=False)["input_ids"][:1]
+            name, top = self.config.section, wanted.top
+            refuse_unscored(name, wanted, lambda: self.with_engine(self.base, partial(most_probable, ids=ids, top=top)))
 
     def _check_lengths(self, meter: Meter) -> None:
         environment, wanted = self.make_environment(), self.config.tasks

@@ -71,6 +71,13 @@ def trains(spec: str, settings: BaseModel) -> bool:
     return asked(method, "trains()", lambda: bool(method.trains(settings)))
 
 
+def scores(spec: str, settings: BaseModel) -> Any:
+    """What a method has scored under its settings (`leafe.stages.Scored`), None for nothing and for a class that does not say."""
+    method = find(spec)
+    says = getattr(method, "scores", lambda settings: None)
+    return asked(method, "scores()", lambda: says(settings))
+
+
 def method_names() -> list[str]:
     """Every name that `find` knows."""
     return sorted({name for name, _, _ in _offered()})

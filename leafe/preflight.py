@@ -1,7 +1,8 @@
-"""Whether replies and prompts fit, worked out from one played episode before anything costly is begun.
+"""Whether replies and prompts fit and a server can score, found out before anything costly is begun.
 
-No model is asked here: the expert's actions are played where the environment knows some, else its example actions. Settings that can
-never work are refused with what to type instead; a sentence reports what will be shortened or end early.
+Lengths follow from one played episode, for which no model is asked: the expert's actions are played where the environment knows some,
+else its example actions. Settings that can never work are refused with what to type instead; a sentence reports what will be shortened
+or end early.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from leafe.chat import Prompts, Scene, act_messages, reflect_messages
 from leafe.envs.base import Environment
 from leafe.envs.wording import complaint
 from leafe.envs.world import World
-from leafe.errors import EpisodeError, UserError
+from leafe.errors import EngineError, EpisodeError, UserError
 from leafe.history import shorter
 from leafe.records import Completion, Message, Shortening, Task, Turn
 from leafe.replies import render_action
 from leafe.settings import RunConfig
+from leafe.stages import Scored
 
 Count = Callable[[Sequence[Message]], int]
 
@@ -72,6 +74,19 @@ def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[
         yield (
             f"{len(needed)} of {len(tasks)} tasks cannot be solved within their horizon: {task.id} has {task.horizon} turns and takes at "
             f"least {least}; type environment.args.horizon={least} or more"
+        )
+
+
+def refuse_unscored(method: str, wanted: Scored, given: Callable[[], int]) -> None:
+    """Raises `UserError` if a server cannot score what a method wants. `given` tries it: how many most probable tokens there are."""
+    try:
+        most = given()
+    except (UserError, EngineError) as error:
+        raise UserError(f"method {method} has texts scored by the engine that explores, and {error}") from None
+    if most < wanted.top:
+        raise UserError(
+            f"method {method} reads the {wanted.top} most probable tokens at each position, and the server gives {most} and refuses"
+            f" {wanted.top}; type {wanted.setting}={most}, or let the server give more, as vLLM does with --max-logprobs {wanted.top}"
         )
 
 

@@ -41,6 +41,17 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """What a method has the engine that explores score: given texts, and with `top` as many of the most probable tokens at each position.
+
+    `setting` is the name of the setting that chooses `top`.
+    """
+
+    top: int = 0
+    setting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """The result of a stage: `figures` for the record, in JSON, and its `files`, folders too, whose digests are kept.
 

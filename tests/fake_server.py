@@ -71,6 +71,7 @@ class FakeServer:
     play: Callable[[list[Body], random.Random], str] = lambda messages, draw: babble(draw)
     broken: Callable[[Body], tuple[int, Any] | None] = lambda body: None
     asked: list[Body] = field(default_factory=list)
+    max_logprobs: int = 20  # as vLLM's default
     tokenizer: Any = None  # the tiny one unless given
 
     def __post_init__(self) -> None:
@@ -86,10 +87,13 @@ class FakeServer:
                 raise said(f"Incorrect API key provided: {authorization}", 401)
             if (method, path) == ("GET", "/v1/models"):
                 return self.models()
-            if (method, path) != ("POST", "/v1/chat/completions"):
+            scores = path == "/v1/completions" and self.kind == "vllm"
+            if method != "POST" or not (scores or path == "/v1/chat/completions"):
                 raise Refused(404, {"detail": "Not Found"})
             request = json.loads(body)
             self.asked.append(request)
+            if scores:
+                return self.broken(request) or (200, self.scored(request))
             return self.broken(request) or (200, self.completion(request))
         except Refused as refused:
             return refused.status, refused.body
@@ -117,6 +121,24 @@ class FakeServer:
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids), "total_tokens": len(prompt) + len(ids)}
         more = {"prompt_token_ids": prompt} if self.kind == "vllm" and request.get("return_token_ids") else {}
         return {"object": "chat.completion", "model": self.model, "choices": [choice], "usage": usage, **more}
+
+    def scored(self, request: Body) -> Body:
+        """The log-probabilities of a prompt's ids but the first, each with as many of the most probable ones as are asked for."""
+        most, prompt = request.get("prompt_logprobs"), request["prompt"]
+        if most is None:
+            raise said("this fake gives log-probabilities as `prompt_logprobs` alone")
+        if most > self.max_logprobs:
+            raise said(f"Requested prompt logprobs of {most}, which is greater than max allowed: {self.max_logprobs}")
+        self.fits(len(prompt), request["max_tokens"])
+        places = [
+            {str(one): {"logprob": -1.0 - place} for place, one in enumerate({asked: 0} | dict.fromkeys(range(most)))}
+            for asked in prompt[1:]
+        ]
+        return {
+            "object": "text_completion",
+            "model": self.model,
+            "choices": [{"index": 0, "text": "x", "prompt_logprobs": [None, *places]}],
+        }
 
     def ending(self, request: Body) -> dict[str, bool]:
         """How the prompt ends: llama.cpp goes on with a last message of the assistant's by itself, vLLM where it is told to."""

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from command import QUICK, WORLD, Said, leafe
 from pyarrow.parquet import read_table
 from safetensors.torch import load_file
 
-from leafe.distillation.store import FORMATS, HINTS, read_examples
+from leafe.distillation.store import FORMATS, HINTS, read_examples, write_examples
 from leafe.records import Observation, Task
 from leafe.run import RunDirectory
 from leafe.worlds.fakes import Lookup
@@ -385,6 +386,20 @@ def test_examples_are_exported_for_other_trainers(first: tuple[Path, Said], tmp_
     assert said.status == 0 and f"{wanted} examples in" in said.out
     assert HINTS[kind].split(":")[0] in " ".join(said.out.split())
     assert (read_table(out).num_rows if kind == "verl" else len(out.read_text(encoding="utf-8").splitlines())) == wanted
+
+
+def test_an_export_reports_what_it_leaves_out(finished: Path, tmp_path: Path) -> None:
+    file, stages = finished / "round-1" / "examples.jsonl", json.loads((finished / "stages.json").read_text())
+    examples = [replace(one, weight=0.0) if one.kind == "rehearsal" else one for one in read_examples(file)]
+    counterfactual = sum(one.counts for one in examples)
+    write_examples(file, examples)
+    bare = {
+        stage: {name: value for name, value in said.items() if name not in ("files", "digest")} for stage, said in stages.items()
+    }
+    (finished / "stages.json").write_text(json.dumps(bare))  # without digests, of which this file has another
+    said = leafe("export", finished, "trl", tmp_path / "out")
+    assert 0 < counterfactual < len(examples) and f"{counterfactual} examples in" in said.out
+    assert f"left out: {len(examples) - counterfactual} examples of weight 0" in said.out
 
 
 def test_an_export_that_cannot_be_is_refused(first: tuple[Path, Said], finished: Path, tmp_path: Path) -> None:

@@ -480,6 +480,7 @@ def test_settings_that_cannot_go_together_are_refused_when_they_are_read(base: P
         ("sampling.act.temperature=0", "at temperature 0 they are all the same"),
         ("early_experience.arms=[imitation, imitation]", "each name once"),
         ("early_experience.kind=all", "kind"),
+        ("explore.stop_when_solved=2", "wanted 0, found 2; type explore.stop_when_solved=0$"),
     ):
         with pytest.raises(UserError, match=sentence):
             experiment(base, override)

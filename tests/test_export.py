@@ -18,7 +18,7 @@ from other_trainers import MultiTurnSFTDataset, llama_factory_trains, trl_trains
 from tiny import TEMPLATE, tiny_tokenizer
 
 from leafe.digest import canonical
-from leafe.distillation.store import CONTROL, FORMATS, HINTS, SCHEMA, export, parted, read_examples, write_examples
+from leafe.distillation.store import CONTROL, FORMATS, HINTS, SCHEMA, export, parted, read_examples, remarks, write_examples
 from leafe.errors import CorruptFile, MissingDependency, UnknownName, UserError
 from leafe.records import Example, Message, Target, encode
 
@@ -133,6 +133,30 @@ def test_what_another_trainer_would_get_wrong_is_not_exported(change: dict[str, 
         exported("trl", tmp_path, EXAMPLE, replace(BARE, **change))
     assert list(tmp_path.iterdir()) == []
     exported("trl", tmp_path, replace(BARE, targets=(Target(9, logprob=-1.0), Target(4, logprob=-2.0))))
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [replace(EXAMPLE, weight=0.0), replace(BARE, targets=(Target(9, 0.0), Target(4, 0.0))), replace(BARE, weight=0.0, group="g")],
+)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_has_no_weight_is_left_out_and_counted_since_another_trainer_would_learn_it(
+    kind: str, idle: Example, tmp_path: Path
+) -> None:
+    name = "out.parquet" if kind == "verl" else "out.jsonl"
+    for folder, several in (("with", [idle, BARE, idle]), ("without", [BARE])):
+        (tmp_path / folder).mkdir()
+        assert export(several, kind, tmp_path / folder / name) == 1
+    assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+    assert [*remarks([idle, BARE, idle])] == ["left out: 2 examples of weight 0, which another trainer would learn like the others"]
+
+
+def test_weights_that_differ_are_said_to_be_lost_and_equal_ones_are_not() -> None:
+    lost = "their weights, from 0.5 to 1, are not carried over: another trainer learns all of them alike"
+    assert [*remarks([EXAMPLE, BARE])] == [lost]
+    assert [*remarks([replace(BARE, targets=(Target(9), Target(4, 0.5)))])] == [lost]
+    for equal in ([], [BARE, BARE], [EXAMPLE, EXAMPLE], [BARE, replace(BARE, targets=(Target(9), Target(4)))]):
+        assert [*remarks(equal)] == []
 
 
 def test_a_line_that_is_no_example_is_named(tmp_path: Path) -> None:

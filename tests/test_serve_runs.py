@@ -124,6 +124,15 @@ def test_what_cannot_work_is_refused_in_a_sentence_and_leaves_neither_a_run_nor_
     assert not (tmp_path / "run").exists() and not plan.left
 
 
+def test_a_server_of_its_own_that_gives_fewer_probable_tokens_than_the_method_reads_is_refused_and_ended(
+    plan: Plan, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "trial.yaml").write_text(RECIPE.replace("arms: []\n", ""), encoding="utf-8")
+    said = run(plan, model, "method=soft_targets", "soft_targets.top=50")
+    assert (said.status, said.err.count("\n")) == (2, 1) and "gives 20 and refuses 50; type soft_targets.top=20, or let" in said.err
+    assert not (tmp_path / "run").exists() and len(plan.starts) == 1 and not plan.left
+
+
 def test_a_server_that_dies_for_lack_of_memory_is_told_in_its_own_words(plan: Plan, model: Path, tmp_path: Path) -> None:
     words_of_vllm = "ValueError: Free memory on device cuda:0 (2.1/79.1 GiB) on startup is less than desired GPU memory utilization"
     plan({"dies": f"(EngineCore pid=7) ERROR 11-26 14:50:01 [core.py:1] {words_of_vllm}"})

@@ -138,6 +138,45 @@ def test_what_cannot_work_is_refused_before_anything_is_begun(
     assert not (recipe.parent / "run").exists()
 
 
+SOFT = ("method=soft_targets", "distill.qualify=any")
+
+
+@pytest.mark.parametrize(
+    ("server", "more", "sentence"),
+    [
+        (FakeServer("llama"), SOFT, "method soft_targets has texts scored by the engine that explores, and http"),
+        (
+            FakeServer("llama"),
+            ("method=preference",),
+            "/completions gives no log-probabilities of prompts, by which ids are scored (404: ",
+        ),
+        (FakeServer(), (*SOFT, "soft_targets.top=50"), "gives 20 and refuses 50; type soft_targets.top=20, or let the server"),
+        (FakeServer(max_logprobs=7), SOFT, "gives 5 and refuses 20; type soft_targets.top=5, or let the server"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "explore"])
+def test_a_server_that_cannot_score_what_the_method_needs_is_refused_before_anything_is_begun(
+    server: FakeServer, more: tuple[str, ...], sentence: str, verb: str, recipe: Path, model: Path
+) -> None:
+    recipe.write_text(RECIPE.replace("arms: []\n", ""), encoding="utf-8")
+    with server.listening() as address:
+        out = recipe.parent / "run"
+        said = leafe(verb, recipe, "--out", out, f"model={model}", f"engine.base_url={address}", *more)
+    assert (said.status, said.err.count("\n")) == (2, 1) and sentence in said.err, said.err
+    assert not out.exists()
+
+
+def test_a_server_that_scores_is_explored_with_and_scores_for_the_method(recipe: Path, model: Path) -> None:
+    recipe.write_text(RECIPE.replace("arms: []\n", ""), encoding="utf-8")
+    server = FakeServer(play=searching)
+    with server.listening() as address:
+        said = run(recipe, model, address, *SOFT, "soft_targets.top=3")
+    assert said.status == 0, said.err
+    scored = [number for number, body in enumerate(server.asked) if "prompt_logprobs" in body]
+    assert len(scored) > 1 and all(server.asked[number]["prompt_logprobs"] == 3 for number in scored)
+    assert any("messages" in body for body in server.asked[scored[0] : scored[1]])  # first the trial, and then exploring
+
+
 def test_a_key_is_sent_and_stands_nowhere(recipe: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "hunter2")
     server = FakeServer(key="hunter2", play=searching)

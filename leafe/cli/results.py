@@ -34,8 +34,6 @@ from leafe.settings import EnvironmentSettings, EvaluateSettings
 from leafe.terminal import alarm, exploration_table, faults_table, pass_table
 from leafe.viewer.report import write_report
 
-PARTED = "texts spell out control tokens; a space is put into these, since another trainer would take them for the tokens"
-
 
 def report(path: Path, *, as_json: bool) -> None:
     """Writes a run's page anew, and shows its tables or its figures."""
@@ -103,8 +101,8 @@ def export(path: Path, kind: str, out: Path) -> None:
             raise RunConflict(f"{out} is there already; give another file")
         examples = list(store.read_examples(source))
         console.print(f"{store.export(examples, kind, out)} examples in {out}; {store.HINTS[kind]}", highlight=False)
-        if changed := sum(store.with_texts(one, store.parted) != one for one in examples):
-            console.print(f"in {changed} of them {PARTED}", highlight=False)
+        for sentence in store.remarks(examples):
+            console.print(sentence, highlight=False)
 
 
 def show(directory: RunDirectory, *, ends: bool = True) -> None:

@@ -111,7 +111,8 @@ def _begun(config: RunConfig, out: Path | None, *, verb: str = "") -> tuple[Expe
     if verb:
         check_method(experiment, out or Path("runs") / config.name, verb)
     trains = verb == "run" and experiment.trains
-    experiment.check(trains=trains, tries=trains and not (out and (out / "stages.json").is_file()))
+    tries = trains and not (out and (out / "stages.json").is_file())
+    experiment.check(trains=trains, tries=tries, scored=bool(verb))
     directory = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not directory.done:
         console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)

@@ -2,8 +2,8 @@
 
 `write_examples` and `read_examples` use leafe's complete lines; `export` writes conversations for TRL, verl or LLaMA-Factory. The loss must
 fall on an example's target alone, since the replies before it include the policy's mistakes. `HINTS` has the option for that of each
-trainer. The sampled ids are included if the format has room for them; none of the three reads weights, so examples that are wrong without
-the details of their targets are not exported.
+trainer. The sampled ids are included if the format has room for them; none of the three reads weights, so examples without a weight are
+left out, and those that are wrong without the details of their targets are not exported.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ SCHEMA = "leafe.examples/1"
 CONTROL = re.compile(
     r"<\|[^<>|\s]{1,40}\|>|<\uff5c[^<>\uff5c\s]{1,40}\uff5c>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>"
 )
+PARTED = "texts spell out control tokens; a space is put into these, since another trainer would take them for the tokens"
 TRIES = 8  # an inserted space can make another control token of the rest
 VERL_COLUMN = "conversation"
 
@@ -101,8 +102,9 @@ HINTS = {
 def export(examples: Iterable[Example], kind: str, path: Path) -> int:
     """Writes examples for another trainer (`trl`, `verl`, `llama-factory`); returns how many.
 
-    A space is put into control tokens that texts spell out. Raises `UserError` for examples of another loss than cross-entropy.
-    A name that ends in `.parquet` gives a parquet file, which verl requires; any other gives a JSON line for each example.
+    Examples without a weight are left out, and a space is put into control tokens that texts spell out; `remarks` has both in sentences.
+    Raises `UserError` for examples of another loss than cross-entropy. A name that ends in `.parquet` gives a parquet file, which verl
+    requires; any other gives a JSON line for each example.
     """
     if kind not in FORMATS:
         raise UnknownName("export format", kind, FORMATS)
@@ -111,10 +113,27 @@ def export(examples: Iterable[Example], kind: str, path: Path) -> int:
         raise UserError(f"verl reads parquet files only; give a name that ends in .parquet instead of {path.name}")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: No such file or directory; give a file in an existing folder")
-    rows = [FORMATS[kind](with_texts(_plain(example), parted)) for example in examples]
+    rows = [FORMATS[kind](with_texts(_plain(example), parted)) for example in examples if example.counts]
     content = _parquet(rows) if is_parquet else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     write_bytes_atomically(path, content)
     return len(rows)
+
+
+def remarks(examples: Iterable[Example]) -> Iterator[str]:
+    """Sentences on what `export` leaves out of examples, does not carry, or changes."""
+    given = list(examples)
+    kept = [example for example in given if example.counts]
+    if idle := len(given) - len(kept):
+        yield f"left out: {idle} examples of weight 0, which another trainer would learn like the others"
+    weights = sorted({weight for example in kept for weight in _weights(example)})
+    if len(weights) > 1:
+        yield f"their weights, from {weights[0]:.4g} to {weights[-1]:.4g}, are not carried over: another trainer learns all of them alike"
+    if changed := sum(with_texts(example, parted) != example for example in kept):
+        yield f"in {changed} of them {PARTED}"
+
+
+def _weights(example: Example) -> set[float]:
+    return {example.weight * target.weight for target in example.targets} or {example.weight}
 
 
 def _plain(example: Example) -> Example:

@@ -123,7 +123,7 @@ class OpenAIEngine:
         """
         if self._prompt_ids is None:
             raise UserError("scoring wants the ids of prompts, and no local tokenizer makes them; name one by engine.tokenizer")
-        prompt = self._prompt_ids(messages)
+        prompt, refusal = self._prompt_ids(messages), ""
         for payload in requests(self.model, [*prompt, *ids], top):
             answer = await self._client.post(TEXTS, payload, longest=longest_answer(len(payload["prompt"])))
             self.stats.requests += 1
@@ -132,6 +132,7 @@ class OpenAIEngine:
                     f"the text to score has {len(payload['prompt'])} tokens, more than the server takes; score a shorter one"
                 )
             if answer.status != 200:
+                refusal = refusal or f" ({answer.status}: {self._client.hidden(answer.said)})"
                 continue
             try:
                 found = read_scores(answer.body, len(prompt), ids, top)
@@ -140,7 +141,7 @@ class OpenAIEngine:
             if found is not None:
                 return found
         raise UserError(
-            f"{self._client.address(TEXTS)} gives no log-probabilities of prompts, by which ids are scored; take vLLM, or type"
+            f"{self._client.address(TEXTS)} gives no log-probabilities of prompts, by which ids are scored{refusal}; take vLLM, or type"
             " engine.kind=transformers"
         )
 

@@ -13,7 +13,23 @@ from leafe.records import Example, Message, Target
 
 Answer = TypeVar("Answer")
 
+TEXT = (Message("user", "a"),)
+LIMITS = (20, 5, 1)  # on the most probable tokens of a position, as servers have them
 Question = tuple[Sequence[Message], Sequence[int]]  # the messages, and ids as if sampled after them
+
+
+async def most_probable(engine: Engine, ids: Sequence[int], top: int) -> int:
+    """Has one short text scored; returns how many of `top` most probable tokens the engine gives: all, or a usual limit that is less.
+
+    Raises as `Engine.score` does if it cannot score.
+    """
+    for most in (top, *(limit for limit in LIMITS if limit < top)):
+        try:
+            await engine.score(TEXT, ids, most)
+            return most
+        except UserError as error:
+            refusal = error
+    raise refusal
 
 
 async def score_all(engine: Engine, questions: Sequence[Question], *, top: int = 0) -> list[Scores]:

@@ -38,7 +38,7 @@ from leafe.records import (
 from leafe.replies import ParseFailure, parse_action, render_action
 
 SEARCH = 0.5  # share of a task's budget for a success of the policy, if there is no other expert
-DRAWS = 2  # most replies that are drawn for each alternative
+DRAWS = 2  # times the number of alternatives: most replies that are drawn in a state, for all of its alternatives together
 ExpertSource = Literal["auto", "environment", "successes"]
 
 
@@ -46,7 +46,8 @@ ExpertSource = Literal["auto", "environment", "successes"]
 class Around:
     """The expert, the number of `alternatives` in each state, and whether the policy `compares` them in words.
 
-    As an explorer it grows the tree of one task: `Around("auto")(builder)`.
+    As an explorer it grows the tree of one task: `Around("auto")(builder)`. States are drawn for the whole budget, so a tree does not
+    continue with more turns, as `explore.stop_when_solved` would have it.
     """
 
     expert: ExpertSource = "auto"

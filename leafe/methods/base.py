@@ -22,12 +22,12 @@ from pydantic import BaseModel
 from leafe.errors import UserError
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig, Settings
-from leafe.stages import Made, Policy, Stage
+from leafe.stages import Made, Policy, Scored, Stage
 
 if TYPE_CHECKING:
     from leafe.lab import Lab
 
-__all__ = ["Made", "Method", "Policy", "Settings", "Stage", "require_rollback"]
+__all__ = ["Made", "Method", "Policy", "Scored", "Settings", "Stage", "require_rollback"]
 
 
 class Method(ABC):
@@ -47,6 +47,10 @@ class Method(ABC):
     def trains(self, settings: Any) -> bool:
         """Whether anything is trained: a step of training is then tried first, and all arms are measured in this process."""
         return True
+
+    def scores(self, settings: Any) -> Scored | None:
+        """What it has scored by the engine that explores, which a server is then asked for before anything is begun; None for nothing."""
+        return None
 
     def check(self, config: RunConfig, settings: Any) -> None:  # noqa: B027  # there is nothing that it has to do
         """Raises `UserError` for settings that contradict each other; called whenever a configuration is read."""

@@ -117,10 +117,15 @@ class EarlyExperience(Method):
         return bool(settings.arms)
 
     def check(self, config: RunConfig, settings: EarlyExperienceSettings) -> None:
-        """Raises `UserError` if all samples of the policy in a state would be the same."""
+        """Raises `UserError` if all samples of the policy in a state would be the same, or turns would move between tasks."""
         if ARM in settings.arms and config.sampling.act.temperature == 0:
             raise UserError("method early_experience samples different actions in a state, and at temperature 0 they are all the same;"
                             " type sampling.act.temperature=1")  # fmt: skip
+        if found := config.explore.stop_when_solved:
+            raise UserError(
+                "method early_experience spreads a task's budget over the states of an expert once, and turns that other tasks leave would"
+                f" spread it anew; explore.stop_when_solved: wanted 0, found {found}; type explore.stop_when_solved=0"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ The loop and its budget are those of `leafe.on_policy.training`. The loss is on 
 
 Where this differs from the paper:
 1. An attempt of many turns is one sequence, whose tokens share one advantage.
-2. The reward is success, or the environment's own reward (`reward`); there is no reward model.
+2. The reward is success, or the environment's reward of the last step (`reward`); there is no reward model.
 3. Groups that are all right or all wrong are left out, and with `dynamic` others are sampled in their place (DAPO, arXiv 2503.14476).
 4. Attempts that leafe or the environment broke are left out of their group.
 5. The divergence from the reference is off unless `kl` is set, as in most later work.

@@ -27,7 +27,7 @@ from leafe.digest import digest
 from leafe.distillation.examples import usable_turns
 from leafe.engines.scoring import with_references
 from leafe.errors import UserError
-from leafe.methods.base import Method, Policy, Settings, Stage, require_rollback
+from leafe.methods.base import Method, Policy, Scored, Settings, Stage, require_rollback
 from leafe.records import BROKEN, Example, Shortening, Target, Tree, Turn
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
@@ -82,6 +82,10 @@ class Preferences(Method):
             loss=lambda: lab.losses.Preference(settings.beta),
         )
         yield lab.measure(run, self.name, lab.trained(run, self.name))
+
+    def scores(self, settings: PreferenceSettings) -> Scored:
+        """Both sides of every pair."""
+        return Scored()
 
     def check(self, config: RunConfig, settings: PreferenceSettings) -> None:
         """Raises `UserError` if `start` is set and exploring goes through a server that serves the base."""

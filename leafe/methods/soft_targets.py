@@ -24,7 +24,7 @@ from pydantic import Field
 from leafe.chat import Notes, Prompts, Scene, act_messages
 from leafe.distillation.examples import distill
 from leafe.engines.scoring import score_all
-from leafe.methods.base import Method, Policy, Settings, Stage
+from leafe.methods.base import Method, Policy, Scored, Settings, Stage
 from leafe.records import Example, Message, Target, Tree
 from leafe.run import RunDirectory
 
@@ -65,6 +65,10 @@ class SoftTargets(Method):
             loss=lambda: lab.losses.Distribution(settings.rest, mixed=True),
         )
         yield lab.measure(run, self.name, lab.trained(run, self.name))
+
+    def scores(self, settings: SoftTargetsSettings) -> Scored:
+        """The teacher's tokens at each position of a revised turn."""
+        return Scored(settings.top, "soft_targets.top")
 
 
 def _softened(lab: Lab, settings: SoftTargetsSettings, trees: Sequence[Tree], examples: Sequence[Example]) -> Sequence[Example]:

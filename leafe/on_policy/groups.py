@@ -33,8 +33,9 @@ class OnPolicySettings(Settings):
 
     `steps` is the planned number of batches; 0 for as many as the budget is sure to hold. With `dynamic` other tasks replace groups that
     teach nothing. `low` and `high` are how far the ratio may go before it is clipped, `kl` is the weight of the divergence from the model
-    that training starts from, `entropy` that of a bonus for the entropy of the next token. `normalise` is the unit over which the loss is a
-    mean (`targets`, `sequence`, or a number of tokens).
+    that training starts from, `entropy` that of a bonus for the entropy of the next token. `reward` is `success`, or the environment's
+    `reward` of an attempt's last step, not the sum over its steps. `normalise` is the unit over which the loss is a mean (`targets`,
+    `sequence`, or a number of tokens).
     """
 
     groups: int = Field(8, ge=1)
@@ -135,7 +136,7 @@ def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *,
 
 
 def reward_of(tree: Tree, attempt: int, settings: OnPolicySettings) -> float:
-    """The reward of an attempt: success, or the environment's reward."""
+    """The reward of an attempt: success, or the environment's reward of its last step."""
     played = tree.attempts[attempt]
     return float(played.success) if settings.reward == "success" else played.reward
 

@@ -90,8 +90,9 @@ class _Row:
     def _check(self, experiment: Experiment, run: RunDirectory, config: RunConfig) -> None:
         """The checks of every run before it is begun; training is tried once for the same model and settings."""
         trial = f"{config.model} {config.train.model_dump_json()}"
-        trains = bool(self.row.said.method) and experiment.trains
-        experiment.check(trains=trains, tries=trains and not run.arms() and trial not in self.tried)
+        has_method = bool(self.row.said.method)
+        trains = has_method and experiment.trains
+        experiment.check(trains=trains, tries=trains and not run.arms() and trial not in self.tried, scored=has_method)
         if trains:
             self.tried.add(trial)
 

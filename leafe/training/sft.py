@@ -237,7 +237,7 @@ def _state(rollout: _Job, arguments: TrainingArguments) -> State | None:
     said = [[one.id, one.kind, one.weight, one.target_ids, one.target] for one in rollout.examples]
     chosen = rollout.settings.model_dump(mode="json", exclude=MACHINE["train"])
     job = {
-        "checkpoint": str(rollout.checkpoint),
+        "checkpoint": str(rollout.checkpoint.resolve()),
         "seed": rollout.seed,
         "settings": chosen,
         "loss": repr(rollout.loss),

@@ -173,7 +173,13 @@ class Plan:
         try:
             method = find(said.method or DEFAULT_METHOD).name
             shared = [text for text in self._shared_by(said.sizes.get(self.recipe, ())) if not _of_other_method(text, method)]
-            return load_recipe(self.recipe, [*shared, f"name={row.name}", f"seed={seed}", *own])
+            config = load_recipe(self.recipe, [*shared, f"name={row.name}", f"seed={seed}", *own])
+            if start and config.engine.kind == "openai":  # it would be sampled as if it were the checkpoint
+                raise UserError(
+                    f"it starts from the checkpoint of {said.start}, and the server of engine.kind=openai plays the table's model alone;"
+                    " type engine.kind=vllm, which serves checkpoints, or write in_process: true in the row"
+                )
+            return config
         except UserError as error:
             raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None
 

@@ -78,9 +78,10 @@ class Experiment:
     @cached_property
     def prompts(self) -> Prompts:
         """The run's prompts for its environment. Where every text is an action, the environment is given each reply as it is."""
-        return self._prompts_of(self.config.prompts)
+        return self.prompts_of(self.config.prompts)
 
-    def _prompts_of(self, profile: str) -> Prompts:
+    def prompts_of(self, profile: str) -> Prompts:
+        """The prompts of a profile or a folder, as `prompts`."""
         config, said = self.config, self._declared
         prompts = load_prompts(profile, config.environment.name, remind=config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
@@ -189,7 +190,7 @@ class Experiment:
         """
         settings, sampling = self.config.explore, self.config.sampling
         return Rules(
-            prompts=self._prompts_of(prompts) if prompts else self.prompts,
+            prompts=self.prompts_of(prompts) if prompts else self.prompts,
             seed=seed,
             turns=settings.turns,
             tokens=settings.tokens,

@@ -77,6 +77,88 @@ def test_a_row_that_starts_from_a_checkpoint_is_refused_where_a_server_would_pla
     assert served.engine.kind == "vllm" and served.model.endswith("/seed-1/a/checkpoints/leafe")
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ('a: {settings: ["tasks .train=500"]}', "sets tasks.train, which a table settles"),
+        ('a: {method: leafe, settings: [" explore . turns =5"]}', "sets explore.turns, which a table settles"),
+        ("a: {settings: [tasks.train]}", "the row a of the table mine: an override is written key=value"),
+        ("a: {method: grpo, settings: [grpo.start=elsewhere]}", "sets grpo.start to start from a model; write it as the row's own start"),
+        ("a: {method: ace, settings: [start=elsewhere]}", "sets start to start from a model"),
+        ("a: {method: ace, settings: ['ace={start: elsewhere}']}", "sets ace to start from a model"),
+        ("a: {method: ace, sizes: {quickstart: [ace . start=elsewhere]}}", "sets ace.start to start from a model"),
+        ("a: {envs: [sokobann]}", "did you mean 'sokoban'"),
+        ("a: {sizes: {quickstrat: []}}", "did you mean 'quickstart'"),
+    ],
+)
+def test_a_setting_that_a_row_may_not_have_is_refused_when_the_table_is_read(rows: str, words: str) -> None:
+    with pytest.raises(UserError) as told:
+        table(rows)
+    assert words in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("setting", ["seed=9", "method=grpo", " name =zzz"])
+def test_a_setting_that_every_row_has_of_its_own_is_refused_typed_and_in_a_table(setting: str) -> None:
+    name = setting.partition("=")[0].strip()
+    assert f"sets {name}, which has no effect on a table" in refusal(table("a: {}"), setting)
+    with pytest.raises(UserError, match=f"the table mine sets {name}, which has no effect"):
+        table("a: {}", f"against: []\nsettings: ['{setting}']")
+
+
+def test_a_table_without_a_row_for_the_environment_is_refused() -> None:
+    assert "the table mine has no row for sokoban" in refusal(table("a: {envs: [household]}"))
+    assert [row.name for row in plan(table("a: {envs: ['my_worlds:Maze']}, b: {envs: [sokoban]}")).rows] == ["b"]
+
+
+def test_a_claim_is_about_a_column_that_a_table_can_have() -> None:
+    for k in (3, 0):
+        with pytest.raises(UserError, match="k: wanted a whole number that is a power of two"):
+            table("a: {}", f"against: []\nchecks: [{{claim: y, row: a, k: {k}}}]")
+    assert table("a: {}", "against: []\nchecks: [{claim: y, row: a, k: 16}]").checks[0].k == 16
+
+
+def test_nano_is_the_bundled_model_of_the_environment_of_a_recipe() -> None:
+    found = {
+        (recipe, model): Plan(load_table("model-size"), Asked(recipe=recipe, model=model)).base.model
+        for recipe, model in (("household-nano", "nano"), ("quickstart", "nano"), ("household-nano", "A"), ("household-nano", ""))
+    }
+    assert list(found.values()) == ["nano-household", "nano", "A", "nano-household"]
+
+
+METHOD = '''
+from leafe.methods.base import Method, Policy, Settings
+
+
+class MineSettings(Settings):
+    beta: float = 1.0
+
+
+class Mine(Method):
+    """Measures its base."""
+
+    name, summary, Settings = "mine", "measures", MineSettings
+
+    def stages(self, lab, run, settings):
+        yield lab.measure(run, "mine", Policy(lab.base))
+
+    def trains(self, settings):
+        return False
+'''
+
+
+def test_a_typed_setting_of_a_tables_own_method_is_for_that_methods_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    module("own_methods", METHOD, monkeypatch)
+    of = table(f"base: {{}}, leafe: {{{LEAFE}}}, mine: {{method: 'own_methods:Mine', arm: mine}}")
+    found = plan(of, "mine.beta=2")
+    assert set(found.check(bench)) == {"base", "leafe", "mine"} and found.config(of.row("mine"), 1).own.model_dump() == {"beta": 2.0}
+
+
+def test_a_limit_of_tokens_is_shared_out_as_turns_are() -> None:
+    of = table(f"half: {{share: 0.5, {LEAFE}}}, whole: {{{LEAFE}}}")
+    found = [plan(of, "explore.tokens=1001").config(of.row(name), 1).explore.tokens for name in ("half", "whole")]
+    assert found == [500, 1001] and plan(of).config(of.row("half"), 1).explore.tokens == 0
+
+
 # What is equal
 
 OWN = """

@@ -38,6 +38,11 @@ def _offered() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: (_ours(point), point.name))}
 
 
+def names() -> tuple[str, ...]:
+    """Every name that `make` answers to; nothing is imported."""
+    return tuple(_offered())
+
+
 def known() -> dict[str, str]:
     """Every name that `make` answers to, with a line about it."""
     return {name: _load(name, point).about if _ours(point) else f"from {point.value}" for name, point in _offered().items()}

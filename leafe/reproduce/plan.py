@@ -6,19 +6,20 @@ Each row at each seed is an ordinary run in `OUT/seed-N/ROW`. Everything that ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
-from leafe.config import load_recipe, recipe_names
+from leafe.config import load_recipe, read_override, recipe_names
 from leafe.differing import differing_fields
 from leafe.errors import RunConflict, UserError
 from leafe.experiment import Experiment
 from leafe.known_methods import find, method_names
 from leafe.lab import stages_of
 from leafe.nano import CHECKPOINTS
-from leafe.reproduce.spec import Row, Table
+from leafe.reproduce.spec import Row, Table, refuse_idle
 from leafe.run import RunDirectory
 from leafe.settings import DEFAULT_METHOD, RunConfig
 from leafe.stages import Stage
@@ -55,7 +56,7 @@ def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
     """The recipe of a model in an environment, and the overrides on it. Raises `UserError` where none ships."""
     bundled = asked.model in ("", *CHECKPOINTS)
     if asked.recipe:
-        return asked.recipe, () if not asked.model else (f"model={asked.model}",)
+        return asked.recipe, () if not asked.model else (f"model={_in_world_of(asked.recipe, asked.model)}",)
     environment = asked.environment or "sokoban"
     if bundled and environment in NANO:
         named = () if asked.model in ("", "nano") else (f"model={asked.model}",)
@@ -71,6 +72,12 @@ def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
     return recipe, (*paper_models().get(asked.model, ()), f"model={asked.model}")
 
 
+def _in_world_of(recipe: str, model: str) -> str:
+    """A model as typed; `nano` is the bundled model of a recipe's environment, where one ships."""
+    environment = load_recipe(recipe).environment.name if model == "nano" else ""
+    return load_recipe(NANO[environment]).model if environment in NANO else model
+
+
 @dataclass(frozen=True)
 class Plan:
     """A table and the request for it. `rows` are those that are carried out, in an order in which each comes after its start."""
@@ -81,7 +88,7 @@ class Plan:
     @cached_property
     def base(self) -> RunConfig:
         """The settings that all rows share."""
-        shared = (text for text in self._shared_by(()) if not _of_other_method(text, DEFAULT_METHOD))
+        shared = (text for text in self._shared_by(()) if not self._of_other_method(text, DEFAULT_METHOD))
         return load_recipe(self._recipe[0], [*shared, *MEASURES_ONLY])
 
     @cached_property
@@ -100,6 +107,20 @@ class Plan:
         return (*laid, *said.settings, *said.sizes.get(recipe, ()), *sizes, *self.asked.overrides)
 
     @cached_property
+    def _sections(self) -> set[str]:
+        """The names of all methods, those of the table's own classes included."""
+        found = set(method_names())
+        for spec in {row.said.method for row in self.table.rows.values() if ":" in row.said.method}:
+            with suppress(UserError):  # which is told with the row
+                found.add(find(spec).name)
+        return found
+
+    def _of_other_method(self, override: str, method: str) -> bool:
+        """Whether a setting that all rows receive belongs to another method than this row's."""
+        section = override.partition("=")[0].partition(".")[0].strip()
+        return section not in ("", method, *RunConfig.model_fields) and section in self._sections
+
+    @cached_property
     def out(self) -> Path:
         """The directory of the table; by default the same for the same table, model and environment, so that one command resumes it."""
         if self.asked.out:
@@ -113,6 +134,8 @@ class Plan:
         table, here = self.table, self.base.environment.name
         known = [row for row in table.rows.values() if not row.said.envs or here in row.said.envs]
         wanted = [table.row(name) for name in self.asked.rows] or [row for row in known if row.said.shown]
+        if not wanted:
+            raise UserError(f"the table {table.name} has no row for {here}; take another environment, or write {here} in a row's envs:")
         if strange := [row.name for row in wanted if row not in known]:
             raise UserError(f"the row {strange[0]} of the table {table.name} is not for {here}; leave it out of --rows")
         found: dict[str, Row] = {}
@@ -161,7 +184,9 @@ class Plan:
         said = row.said
         own: list[str] = list(said.settings)
         if said.method:
-            own += [f"method={said.method}", f"explore.turns={int(self.base.explore.turns * said.share)}"]
+            explore = self.base.explore
+            own += [f"method={said.method}", f"explore.turns={int(explore.turns * said.share)}"]
+            own += [f"explore.tokens={max(1, int(explore.tokens * said.share))}"] if explore.tokens else []  # 0 would be no limit
         else:
             own = [*MEASURES_ONLY, *own]
         if said.in_process and self.base.engine.kind != "transformers":
@@ -172,7 +197,7 @@ class Plan:
             own += ["evaluate.samples=1"]  # it is only started from
         try:
             method = find(said.method or DEFAULT_METHOD).name
-            shared = [text for text in self._shared_by(said.sizes.get(self.recipe, ())) if not _of_other_method(text, method)]
+            shared = [text for text in self._shared_by(said.sizes.get(self.recipe, ())) if not self._of_other_method(text, method)]
             config = load_recipe(self.recipe, [*shared, f"name={row.name}", f"seed={seed}", *own])
             if start and config.engine.kind == "openai":  # it would be sampled as if it were the checkpoint
                 raise UserError(
@@ -187,6 +212,8 @@ class Plan:
         """The stages of each row. Raises `UserError` for any fault that can be seen before anything is begun."""
         if len(set(self.asked.seeds)) < len(self.asked.seeds) or not self.asked.seeds:
             raise UserError(f"--seeds: wanted each seed once, as 1,2,3, found {','.join(map(str, self.asked.seeds)) or 'nothing'}")
+        for text in self.asked.overrides:
+            refuse_idle(".".join(read_override(text)[0]), repr(text)[:80])
         self._refuse_what_is_not_there()
         configs = {(row.name, seed): self.config(row, seed) for row in self.rows for seed in self.asked.seeds}
         for (name, seed), config in configs.items():
@@ -221,12 +248,6 @@ class Plan:
                 f" {', '.join(arms) or 'none'}; write the row's arm: or settings:"
             )
         return stages
-
-
-def _of_other_method(override: str, method: str) -> bool:
-    """Whether a setting that all rows receive belongs to another method than this row's."""
-    section = override.partition("=")[0].partition(".")[0].strip()
-    return section not in ("", method, *RunConfig.model_fields) and section in method_names()
 
 
 def _require_same_run(path: Path, config: RunConfig) -> None:

@@ -146,8 +146,10 @@ class _Summary:
         shown = {name: one for name, one in self.pooled.items() if row and one.tasks == row.tasks}
         if row is None or not shown:
             return verdict(check.claim, None)
-        column = _column(row, check)
+        column = row.columns[-1] if check.k == LARGEST else str(check.k)
         claim = check.claim.replace("{k}", column)
+        if column not in row.shares:  # beyond the samples
+            return verdict(claim, None)
         if check.above:
             other = shown.get(check.above)
             return verdict(claim, difference(row, other, column, self.how) if other else None)
@@ -165,13 +167,6 @@ class _Summary:
             for seed in self.plan.asked.seeds:
                 if seed not in self.runs[row.name]:
                     yield f"{row.name}, seed {seed}: {told.get((row.name, seed), 'not finished yet')}"
-
-
-def _column(row: Pooled, check: CheckSettings) -> str:
-    """The column of a check; a k beyond the samples is the largest that there is."""
-    if check.k == LARGEST or str(check.k) not in row.shares:
-        return row.columns[-1]
-    return str(check.k)
 
 
 def _forest(run: RunDirectory, name: str) -> Sequence[Tree]:

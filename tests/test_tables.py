@@ -15,15 +15,29 @@ from leafe.compose import bench_of
 from leafe.config import parse
 from leafe.errors import UserError
 from leafe.experiment import Experiment, ForestSpec
+from leafe.forest.store import ForestWriter
 from leafe.progress import Silent
 from leafe.prompts import PROFILES
 from leafe.proofs import explored, measured, trained
-from leafe.records import Example, Message
-from leafe.reproduce.plan import Asked, Plan
+from leafe.records import (
+    Attempt,
+    Completion,
+    Example,
+    Experience,
+    Message,
+    Observation,
+    Reflection,
+    StopReason,
+    Task,
+    Tree,
+    Usage,
+)
+from leafe.reproduce.plan import Asked, Plan, shows
 from leafe.reproduce.spec import Table, load_table, parse_table
+from leafe.reproduce.summary import summary
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
-from leafe.stages import Policy
+from leafe.stages import Made, Policy, Stage
 
 RECIPE = """
 name: small
@@ -157,6 +171,52 @@ def test_a_limit_of_tokens_is_shared_out_as_turns_are() -> None:
     of = table(f"half: {{share: 0.5, {LEAFE}}}, whole: {{{LEAFE}}}")
     found = [plan(of, "explore.tokens=1001").config(of.row(name), 1).explore.tokens for name in ("half", "whole")]
     assert found == [500, 1001] and plan(of).config(of.row("half"), 1).explore.tokens == 0
+
+
+EXPLORES = 'settings: ["leafe.controls=[]", "leafe.arms=[]"]'
+
+
+def test_a_forest_that_the_method_does_not_grow_is_refused() -> None:
+    assert "'tre, round 1', and its method grows 'tree, round 1';" in refusal(
+        table(f'a: {{method: leafe, forest: "tre, round 1", {EXPLORES}}}')
+    )
+    assert "reports the forest 'independent'" in refusal(table(f"a: {{method: leafe, forest: independent, {EXPLORES}}}"))
+    rounds = 'settings: ["leafe.controls=[]", "leafe.arms=[leafe]", leafe.rounds=10]'
+    of = table(f'a: {{method: leafe, forest: "tree, round 10", {rounds}}}, b: {{method: ace, forest: ace}}')
+    (stages, others) = plan(of).check(bench).values()
+    assert [stage.name for stage in stages if shows(stage, "tree, round 10")] == ["explore round 10"]
+    assert [stage.name for stage in others if shows(stage, "ace")] == ["explore ace"]
+    unnamed = [Stage(f"explore round {number}", Made, verb="explore") for number in (1, 10)]  # as another package's may be
+    assert [stage.name for stage in unnamed if shows(stage, "mine, round 10")] == ["explore round 10"]
+
+
+def test_a_row_that_starts_from_an_arm_without_a_training_is_refused() -> None:
+    words = "the row b of the table mine starts from a, whose arm 'ace' is not trained: it has no stage 'train ace'"
+    assert words in refusal(table(f"a: {{method: ace}}, b: {{start: a, {LEAFE}}}"))
+    assert "whose arm 'base' is not trained" in refusal(table(f"a: {{method: leafe, arm: base, {EXPLORES}}}, b: {{start: a}}"))
+
+
+def grown(task: str, *successes: bool) -> Tree:
+    stops = [StopReason.SUCCESS if success else StopReason.FAILURE for success in successes]
+    attempts = tuple(Attempt(n, 0, stop, stop is StopReason.SUCCESS, 0.0, None) for n, stop in enumerate(stops))
+    thought = Reflection(0, 1, (Completion("left"),), Experience(1, "left"))
+    return Tree(Task(task, "sokoban", "Push.", 4), "tree", Observation(""), (), attempts, (thought,), Usage(turns=4))
+
+
+def test_the_intervals_of_exploration_are_over_tasks_and_not_over_seeds() -> None:
+    of = table(f'tree: {{method: leafe, forest: "tree, round 1", {EXPLORES}}}')
+    found = Plan(of, Asked(recipe="small.yaml", seeds=(1, 2), out=Path("out")))
+    for seed, solved in ((1, True), (2, False)):
+        with RunDirectory.open(found.path(of.row("tree"), seed), found.config(of.row("tree"), seed)) as run:
+            writer = ForestWriter(run.forest(1))
+            writer.add(grown("a", solved))
+            writer.close()
+            run.finish_stage("explore round 1", {"turns": 4}, files=[run.forest(1)], forest="tree, round 1")
+            run.finish()
+    (row,) = summary(found, found.check(bench)).rows
+    assert row.extra is not None and row.cost.turns == 4
+    fresh = row.extra["fresh attempts solved"]
+    assert (fresh.value, fresh.low, fresh.high) == (0.5, 0.5, 0.5)  # both seeds' attempts at the one task are drawn together
 
 
 # What is equal

@@ -5,7 +5,7 @@ Each row at each seed is an ordinary run in `OUT/seed-N/ROW`. Everything that ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from leafe.nano import CHECKPOINTS
 from leafe.reproduce.spec import Row, Table, refuse_idle
 from leafe.run import RunDirectory
 from leafe.settings import DEFAULT_METHOD, RunConfig
-from leafe.stages import Stage
+from leafe.stages import Stage, all_of
 from leafe.yaml_text import read_yaml
 
 # The recipes of the bundled models, whose settings were chosen on the split `valid`.
@@ -30,6 +30,7 @@ NANO = {"sokoban": "quickstart", "household": "household-nano"}
 PAPER = "paper-"
 MODELS = "recipes/paper/models.yaml"
 MEASURES_ONLY = (f"method={DEFAULT_METHOD}", f"{DEFAULT_METHOD}.arms=[]", f"{DEFAULT_METHOD}.controls=[]")
+EXPLORES = "explore "
 Bench = Callable[[RunConfig], Experiment]
 
 
@@ -218,7 +219,20 @@ class Plan:
         configs = {(row.name, seed): self.config(row, seed) for row in self.rows for seed in self.asked.seeds}
         for (name, seed), config in configs.items():
             _require_same_run(self.path(self.table.row(name), seed), config)
-        return {row.name: self._stages(row, bench, configs[row.name, self.asked.seeds[0]]) for row in self.rows}
+        found = {row.name: self._stages(row, bench, configs[row.name, self.asked.seeds[0]]) for row in self.rows}
+        self._refuse_untrained_starts(found)
+        return found
+
+    def _refuse_untrained_starts(self, stages: Mapping[str, Sequence[Stage]]) -> None:
+        """Raises `UserError` for a row that starts from one that trains no checkpoint of its arm."""
+        for row in filter(lambda one: one.said.start, self.rows):
+            source = self.table.row(row.said.start)
+            names = [stage.name for stage in all_of(stages[source.name])]
+            if f"train {source.arm}" not in names:
+                raise UserError(
+                    f"the row {row.name} of the table {self.table.name} starts from {source.name}, whose arm {source.arm!r} is not trained:"
+                    f" it has no stage 'train {source.arm}'; start from another row, or write that row's arm: or settings:"
+                )
 
     def _refuse_what_is_not_there(self) -> None:
         """Raises `UserError` for the first row whose method or settings do not exist, with the rows that are left without all such."""
@@ -247,7 +261,21 @@ class Plan:
                 f"the row {row.name} of the table {self.table.name} reports the arm {row.arm!r}, and its method measures"
                 f" {', '.join(arms) or 'none'}; write the row's arm: or settings:"
             )
+        if row.said.forest and not any(shows(stage, row.said.forest) for stage in all_of(stages)):
+            grown = [stage.forest or stage.name.removeprefix(EXPLORES) for stage in all_of(stages) if stage.verb == "explore"]
+            raise UserError(
+                f"the row {row.name} of the table {self.table.name} reports the forest {row.said.forest!r}, and its method grows"
+                f" {'; '.join(map(repr, grown)) or 'none'}; write the row's forest: or settings:"
+            )
         return stages
+
+
+def shows(stage: Stage, forest: str) -> bool:
+    """Whether a stage grows the forest of a name. One that does not say its forest's name before is known by its own."""
+    if stage.verb != "explore":
+        return False
+    name = stage.name.removeprefix(EXPLORES)
+    return stage.forest == forest if stage.forest else forest == name or forest.endswith(f", {name}")
 
 
 def _require_same_run(path: Path, config: RunConfig) -> None:

@@ -14,6 +14,7 @@ import leafe.prompts
 from leafe.compose import bench_of
 from leafe.config import parse
 from leafe.errors import UserError
+from leafe.evaluation.tables import TableResult, markdown
 from leafe.experiment import Experiment, ForestSpec
 from leafe.forest.store import ForestWriter
 from leafe.progress import Silent
@@ -32,6 +33,7 @@ from leafe.records import (
     Tree,
     Usage,
 )
+from leafe.reproduce.paper import figures_of
 from leafe.reproduce.plan import Asked, Plan, shows
 from leafe.reproduce.spec import Table, load_table, parse_table
 from leafe.reproduce.summary import summary
@@ -217,6 +219,24 @@ def test_the_intervals_of_exploration_are_over_tasks_and_not_over_seeds() -> Non
     assert row.extra is not None and row.cost.turns == 4
     fresh = row.extra["fresh attempts solved"]
     assert (fresh.value, fresh.low, fresh.high) == (0.5, 0.5, 0.5)  # both seeds' attempts at the one task are drawn together
+
+
+# What is shown
+
+
+def test_the_papers_figures_are_beside_rows_of_their_own_environment_alone() -> None:
+    ood = Plan(load_table("ood"), Asked("A", "codecontests"))
+    assert {(one.row, one.environment) for one in figures_of(ood)} == {(f"{row}-mbpp", "mbpp") for row in ("base", "grpo", "leafe")}
+    here, household = (Plan(load_table("table1"), Asked(environment=name)) for name in ("sokoban", "household"))
+    assert {one.environment for one in figures_of(here)} == {"sokoban"}
+    assert {one.environment for one in figures_of(household)} == {"alfworld"}  # the nearest that the paper has
+    elsewhere = [figures_of(Plan(load_table(name), Asked())) for name in ("ood", "stage1", "ablation", "synergy")]
+    assert elsewhere == [()] * 4
+
+
+def test_a_name_is_no_link_in_markdown() -> None:
+    name = "[a](javascript:b)"
+    assert "\\[a](javascript" in markdown(TableResult(name, "", "", "", "", "", (1,), 5, "Pass@", 0.95, (), (), (), ()))
 
 
 # What is equal

@@ -70,7 +70,9 @@ def measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy
     through = experiment.trains if experiment.probe else None  # a server measures the base only where nothing is trained
     how = {name: value for name, value in more.items() if value is not once}
     own = experiment.prompts_of(policy.prompts) if policy.prompts else ""
-    key = _digest("evaluate", replace(policy, prompts=""), own, how, through, _settings(experiment, unread), _tasks(experiment, "test"))
+    key = _digest(
+        "evaluate", replace(policy, prompts=""), own, how, through, _settings(experiment, unread), _tasks(experiment, "test")
+    )
     return Proof(key, (run.evaluation(arm),), arm)
 
 

@@ -180,13 +180,18 @@ class Failing:
         await self.engine.close()
 
 
-def test_a_checkpoint_that_changed_under_what_started_from_it_is_refused(whole: tuple[Shop, Said], tmp_path: Path) -> None:
+def test_a_table_may_be_moved_and_a_checkpoint_that_changed_is_refused(whole: tuple[Shop, Said], tmp_path: Path) -> None:
     made = shop(tmp_path)
     shutil.copytree(whole[0].out, made.out)
     path = made.out / "seed-1" / "again"
     kept = path / "config.yaml"
     assert str(whole[0].out) in kept.read_text()  # it names the checkpoint by its place
-    assert_one_sentence(made("--seeds", "1"), "was started with other settings", "model")
+    said = made("--seeds", "1", "--json")
+    assert said.status == 0 and json.loads(said.out)["rows"] == json.loads(whole[1].out)["rows"]
+    assert str(made.out) in kept.read_text()
+    weights = made.out / "seed-1" / "leafe" / "checkpoints" / "leafe" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert_one_sentence(made("--seeds", "1"), str(weights), "is not as the stage 'train leafe' left it")
 
 
 TOY = '''

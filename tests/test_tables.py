@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import leafe as leafe_says
 
 import leafe.prompts
 from leafe.compose import bench_of
 from leafe.config import parse
-from leafe.errors import UserError
+from leafe.errors import Unwritable, UserError
 from leafe.evaluation.tables import TableResult, markdown
 from leafe.experiment import Experiment, ForestSpec
 from leafe.forest.store import ForestWriter
@@ -37,9 +41,11 @@ from leafe.reproduce.paper import figures_of
 from leafe.reproduce.plan import Asked, Plan, shows
 from leafe.reproduce.spec import Table, load_table, parse_table
 from leafe.reproduce.summary import summary
+from leafe.reproduce.work import carry_out
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.stages import Made, Policy, Stage
+from leafe.trackers import Trackers
 
 RECIPE = """
 name: small
@@ -99,7 +105,10 @@ def test_a_row_that_starts_from_a_checkpoint_is_refused_where_a_server_would_pla
         ('a: {settings: ["tasks .train=500"]}', "sets tasks.train, which a table settles"),
         ('a: {method: leafe, settings: [" explore . turns =5"]}', "sets explore.turns, which a table settles"),
         ("a: {settings: [tasks.train]}", "the row a of the table mine: an override is written key=value"),
-        ("a: {method: grpo, settings: [grpo.start=elsewhere]}", "sets grpo.start to start from a model; write it as the row's own start"),
+        (
+            "a: {method: grpo, settings: [grpo.start=elsewhere]}",
+            "sets grpo.start to start from a model; write it as the row's own start",
+        ),
         ("a: {method: ace, settings: [start=elsewhere]}", "sets start to start from a model"),
         ("a: {method: ace, settings: ['ace={start: elsewhere}']}", "sets ace to start from a model"),
         ("a: {method: ace, sizes: {quickstart: [ace . start=elsewhere]}}", "sets ace.start to start from a model"),
@@ -166,7 +175,9 @@ def test_a_typed_setting_of_a_tables_own_method_is_for_that_methods_rows(monkeyp
     module("own_methods", METHOD, monkeypatch)
     of = table(f"base: {{}}, leafe: {{{LEAFE}}}, mine: {{method: 'own_methods:Mine', arm: mine}}")
     found = plan(of, "mine.beta=2")
-    assert set(found.check(bench)) == {"base", "leafe", "mine"} and found.config(of.row("mine"), 1).own.model_dump() == {"beta": 2.0}
+    assert set(found.check(bench)) == {"base", "leafe", "mine"} and found.config(of.row("mine"), 1).own.model_dump() == {
+        "beta": 2.0
+    }
 
 
 def test_a_limit_of_tokens_is_shared_out_as_turns_are() -> None:
@@ -219,6 +230,72 @@ def test_the_intervals_of_exploration_are_over_tasks_and_not_over_seeds() -> Non
     assert row.extra is not None and row.cost.turns == 4
     fresh = row.extra["fresh attempts solved"]
     assert (fresh.value, fresh.low, fresh.high) == (0.5, 0.5, 0.5)  # both seeds' attempts at the one task are drawn together
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("")
+    for out in ("file", "file/below/it"):
+        assert (
+            refusal(table("a: {}"), out=Path(out))
+            == f"cannot make the directory {out}: file is no directory; give another with --out"
+        )
+    said = leafe_says("reproduce", "model-size", "--out", "file", "--dry-run")
+    assert said.status == 2 and said.err.startswith("leafe: cannot make the directory file") and said.err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the first user may write everywhere")
+def test_a_directory_that_may_not_be_written_in_is_refused() -> None:
+    Path("closed").mkdir(mode=0o500)
+    assert refusal(table("a: {}"), out=Path("closed/below")).startswith("cannot write in closed")
+
+
+# What is carried out
+
+BASE = "about: x\nagainst: []\nrows: {base: {}}"
+
+
+def test_what_was_typed_is_never_read_as_markup() -> None:
+    Path("mine.yaml").write_text(BASE)
+    typed = ("reproduce", "mine.yaml", "--recipe", "small.yaml", "--seeds", "1", "--out", "[/x]")
+    planned, made = leafe_says(*typed, "--dry-run"), leafe_says(*typed)
+    assert (planned.status, made.status) == (0, 0), (planned, made)
+    assert "Runs would be made in [/x]." in planned.out and "The page: [/x]/table.html" in made.out
+    for said in (leafe_says("report", "[/x]/seed-1/base"), leafe_says("evaluate", "small.yaml", "--out", "[/y]")):
+        assert said.status == 0 and "[/" in said.out, said
+    assert leafe_says("new-env", "my_[/maze]").status == 2
+
+
+@dataclass
+class Kept:
+    """A tracker's library that keeps what it is told."""
+
+    stages: list[str] = field(default_factory=list)
+    closed: int = 0
+
+    def log(self, stage: str, step: int, figures: Mapping[str, float]) -> None:
+        self.stages.append(stage)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_row_has_its_page_before_it_is_finished_and_is_tracked() -> None:
+    found, kept = plan(table("base: {}"), out=Path("out")), Kept()
+    path = found.path(found.table.row("base"), 1)
+    RunDirectory.open(path, found.config(found.table.row("base"), 1)).close()
+    page = path / "report.html"
+    page.mkdir()  # so that it cannot be written
+
+    def tracking(config: RunConfig) -> Experiment:
+        return replace(bench(config), tracker=Trackers(["tensorboard"], {"tensorboard": ("json", lambda path: kept)}))
+
+    with pytest.raises(Unwritable):
+        carry_out(found, tracking, Silent())
+    assert set(kept.stages) == {"evaluate base"} and kept.closed == 1 and not (path / "DONE").exists()
+    page.rmdir()
+    assert carry_out(found, tracking, Silent()) == [] and page.is_file() and (path / "DONE").is_file()
+    page.unlink()  # as an older version left it, if it was killed between the two
+    assert carry_out(found, tracking, Silent()) == [] and page.is_file()
 
 
 # What is shown
@@ -293,6 +370,10 @@ def test_prompts_count_by_their_texts_and_not_by_their_place() -> None:
     changed = Path("edited/system.txt")
     changed.write_text(changed.read_text() + " Think.")
     assert keys() == keys("prompts=./mine") == keys("prompts=./moved")
-    assert [one == other for one, other in zip(keys("prompts=./mine"), keys("prompts=./edited"), strict=True)] == [True, False, False]
+    assert [one == other for one, other in zip(keys("prompts=./mine"), keys("prompts=./edited"), strict=True)] == [
+        True,
+        False,
+        False,
+    ]
     assert keys(prompts="./mine") == keys(prompts="./moved")
     assert [one == other for one, other in zip(keys(prompts="mine"), keys(prompts="edited"), strict=True)] == [True, False, False]

@@ -102,7 +102,7 @@ def export(path: Path, kind: str, out: Path) -> None:
         if out.exists():
             raise RunConflict(f"{out} is there already; give another file")
         examples = list(store.read_examples(source))
-        console.print(f"{store.export(examples, kind, out)} examples in {out}; {store.HINTS[kind]}", highlight=False)
+        console.print(escape(f"{store.export(examples, kind, out)} examples in {out}; {store.HINTS[kind]}"), highlight=False)
         if changed := sum(store.with_texts(one, store.parted) != one for one in examples):
             console.print(f"in {changed} of them {PARTED}", highlight=False)
 
@@ -119,7 +119,7 @@ def show(directory: RunDirectory, *, ends: bool = True) -> None:
     named = faults_named(rows, arms)
     told = (*flags_of(directory), *alarms_of(named, directory.config), *(ends_of(directory) if ends else ()))
     show_faults(named, told)
-    console.print(f"The page: {write_report(directory)}", soft_wrap=True, highlight=False)
+    console.print(escape(f"The page: {write_report(directory)}"), soft_wrap=True, highlight=False)
 
 
 def show_faults(named: Sequence[tuple[str, Faults]], sentences: Sequence[str]) -> None:

@@ -80,6 +80,7 @@ def adaptation_stage(lab: Lab, run: RunDirectory, name: str, *, settings: Memory
             f"method {name} plays whole attempts, and the budget of {turns} turns a task does not hold one of {min(horizons)};"
             f" type explore.turns={max(horizons)} or more"
         )
+
     def work() -> Made:
         return Adaptation(lab, run, make(), name=name, settings=settings).work()
 

@@ -5,6 +5,7 @@ Each row at each seed is an ordinary run in `OUT/seed-N/ROW`. Everything that ca
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -136,7 +137,9 @@ class Plan:
         known = [row for row in table.rows.values() if not row.said.envs or here in row.said.envs]
         wanted = [table.row(name) for name in self.asked.rows] or [row for row in known if row.said.shown]
         if not wanted:
-            raise UserError(f"the table {table.name} has no row for {here}; take another environment, or write {here} in a row's envs:")
+            raise UserError(
+                f"the table {table.name} has no row for {here}; take another environment, or write {here} in a row's envs:"
+            )
         if strange := [row.name for row in wanted if row not in known]:
             raise UserError(f"the row {strange[0]} of the table {table.name} is not for {here}; leave it out of --rows")
         found: dict[str, Row] = {}
@@ -209,19 +212,35 @@ class Plan:
         except UserError as error:
             raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None
 
+    def changes(self, row: Row, seed: int, before: RunConfig) -> list[str]:
+        """The settings that a row's run had `before` and has no longer. A checkpoint that it starts from moves with the table."""
+        now = self.config(row, seed)
+        return differing_fields(before.model_copy(update={"model": now.model}) if row.said.start else before, now)
+
     def check(self, bench: Bench) -> dict[str, tuple[Stage, ...]]:
         """The stages of each row. Raises `UserError` for any fault that can be seen before anything is begun."""
         if len(set(self.asked.seeds)) < len(self.asked.seeds) or not self.asked.seeds:
             raise UserError(f"--seeds: wanted each seed once, as 1,2,3, found {','.join(map(str, self.asked.seeds)) or 'nothing'}")
         for text in self.asked.overrides:
             refuse_idle(".".join(read_override(text)[0]), repr(text)[:80])
+        _require_place(self.out)
         self._refuse_what_is_not_there()
         configs = {(row.name, seed): self.config(row, seed) for row in self.rows for seed in self.asked.seeds}
-        for (name, seed), config in configs.items():
-            _require_same_run(self.path(self.table.row(name), seed), config)
+        for name, seed in configs:
+            self._require_same_run(self.table.row(name), seed)
         found = {row.name: self._stages(row, bench, configs[row.name, self.asked.seeds[0]]) for row in self.rows}
         self._refuse_untrained_starts(found)
         return found
+
+    def _require_same_run(self, row: Row, seed: int) -> None:
+        """Raises `RunConflict` where a run exists that was made with other settings."""
+        path = self.path(row, seed)
+        if not (path / "config.yaml").is_file():
+            return
+        if changes := self.changes(row, seed, RunDirectory.existing(path, read_only=True).config):
+            raise RunConflict(
+                f"{path} was started with other settings ({'; '.join(changes)}); go on with its own, or give another --out"
+            )
 
     def _refuse_untrained_starts(self, stages: Mapping[str, Sequence[Stage]]) -> None:
         """Raises `UserError` for a row that starts from one that trains no checkpoint of its arm."""
@@ -278,14 +297,13 @@ def shows(stage: Stage, forest: str) -> bool:
     return stage.forest == forest if stage.forest else forest == name or forest.endswith(f", {name}")
 
 
-def _require_same_run(path: Path, config: RunConfig) -> None:
-    """Raises `RunConflict` where a run exists that was made with other settings."""
-    if (path / "config.yaml").is_file():
-        before = RunDirectory.existing(path, read_only=True).config
-        if changes := differing_fields(before, config):
-            raise RunConflict(
-                f"{path} was started with other settings ({'; '.join(changes)}); go on with its own, or give another --out"
-            )
+def _require_place(path: Path) -> None:
+    """Raises `UserError` for a directory that cannot be made or written in; makes nothing."""
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one) or one == one.parent)
+    if not there.is_dir():
+        raise UserError(f"cannot make the directory {path}: {there} is no directory; give another with --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write in {there}; give another directory with --out")
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from leafe.differing import differing_fields
 from leafe.errors import UnknownName
 from leafe.evaluation.diagnose import shares
 from leafe.evaluation.passk import Interval, Resampling
@@ -54,7 +53,7 @@ class _Summary:
             path = self.plan.path(row, seed)
             if (path / "DONE").is_file() and (path / "config.yaml").is_file():
                 run = RunDirectory.existing(path, read_only=True)
-                if not differing_fields(run.config, self.plan.config(row, seed)):
+                if not self.plan.changes(row, seed, run.config):
                     yield seed, run
 
     @cached_property

@@ -82,7 +82,7 @@ class Experiment:
 
     def prompts_of(self, profile: str) -> Prompts:
         """The prompts of a profile or a folder, as `prompts`."""
-        config, said = self.config, self._declared
+        config, said = self.config, self.declared
         prompts = load_prompts(profile, config.environment.name, remind=config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
 
@@ -107,7 +107,7 @@ class Experiment:
         starts_server = self.probe is not None and self.load_measured is None
         self.rules(0)
         self.check_workers()
-        if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
+        if self.config.explore.new_luck and type(self.declared).reseed is Environment.reseed:
             wanted = "an environment with reseed(seed)"
             raise UserError(
                 f"explore.new_luck wants {wanted}, and {self.config.environment.name} has none; set explore.new_luck=false"
@@ -118,7 +118,7 @@ class Experiment:
                 f" {self.config.environment.name} cannot (fidelity 'none'); set explore.stop_when_solved=0"
             )
         for part in ("train", "test"):
-            for sentence in short_horizons(self._declared, self.tasks(part)):
+            for sentence in short_horizons(self.declared, self.tasks(part)):
                 self.progress.say(sentence)
         if tries and starts_server:  # which then has to be started once
             self.try_training()
@@ -147,8 +147,8 @@ class Experiment:
             self.progress.say(sentence)
 
     @cached_property
-    def _declared(self) -> Environment:
-        """A closed instance, for its declarations."""
+    def declared(self) -> Environment:
+        """A closed instance of the environment, for its declarations."""
         environment = self.make_environment()
         environment.close()
         return environment
@@ -156,11 +156,11 @@ class Experiment:
     @property
     def can_roll_back(self) -> bool:
         """Whether the environment declares that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
-        return self._declared.fidelity is not Fidelity.NONE
+        return self.declared.fidelity is not Fidelity.NONE
 
     def runtime(self, engine: Engine, **more: Any) -> Runtime:
         """The runtime that carries out effects; `more` are further fields of `Runtime`."""
-        said, wanted = self._declared, self.config.environment
+        said, wanted = self.declared, self.config.environment
         return Runtime(
             engine,
             self.make_environment,

@@ -2,8 +2,8 @@
 
 Settings of execution are left out, and so is every setting that the kind of stage does not read; a setting not known to be
 unread counts, and so do all arguments of the stage. Models, tasks and examples count by their content. A stage whose inputs cannot be
-identified by their content has no digest and is never taken for another. A loss or an explorer from a module that is neither leafe's
-nor an installed package's counts with the text of that module; what such a module imports does not.
+identified by their content has no digest and is never taken for another. A loss, an explorer or an environment from a module that is
+neither leafe's nor an installed package's counts with the text of that module; what such a module imports does not.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _settings(experiment: Experiment, unread: Iterable[str]) -> dict[str, Any]:
     for name in ("name", "method", "model", "tasks", config.section, *unread):
         *groups, last = name.split(".")
         _at(kept, ".".join(groups)).pop(last, None)
-    return {**kept, "prompts": experiment.prompts}
+    return {**kept, "prompts": experiment.prompts, "world": type(experiment.declared)}
 
 
 def _at(values: Mapping[str, Any], name: str) -> Any:
@@ -143,11 +143,13 @@ def _digest(*parts: Any) -> str | None:
 
 
 def _told(value: Any) -> Any:
-    """A value in JSON: files by their content, functions of a module by their names and its text. Raises `TypeError` for any other one."""
+    """A value in JSON: files by their content, classes and functions of modules by name and text. Raises `TypeError` for other ones."""
     if isinstance(value, Path):
         return folder_digest(value) if value.is_dir() else described(value)
     if is_dataclass(value) and not isinstance(value, type):
         return [_origin(type(value)), {one.name: _told(getattr(value, one.name)) for one in fields(value)}]
+    if isinstance(value, type):
+        return _origin(value)
     if isinstance(value, FunctionType):
         if value.__closure__ or "<" in value.__qualname__:
             raise _Untold(value)

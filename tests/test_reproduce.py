@@ -189,6 +189,12 @@ def test_a_table_may_be_moved_and_a_checkpoint_that_changed_is_refused(whole: tu
     said = made("--seeds", "1", "--json")
     assert said.status == 0 and json.loads(said.out)["rows"] == json.loads(whole[1].out)["rows"]
     assert str(made.out) in kept.read_text()
+    for row, other, told in (
+        ("again: {start: leafe", "again: {start: twin", "start: leafe -> twin"),
+        (f"twin: {{{LEAFE}", f"twin: {{start: leafe, {LEAFE}", "start: none -> leafe"),
+    ):
+        assert_one_sentence(shop(tmp_path, TABLE.replace(row, other))("--seeds", "1"), "started with other settings", told)
+    shop(tmp_path)
     weights = made.out / "seed-1" / "leafe" / "checkpoints" / "leafe" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert_one_sentence(made("--seeds", "1"), str(weights), "is not as the stage 'train leafe' left it")

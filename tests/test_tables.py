@@ -363,6 +363,24 @@ def test_a_loss_or_an_explorer_counts_with_its_module_and_the_text_of_it(monkeyp
     assert None not in after and before[0] != after[0] and before[1] != after[1] and before[2] == after[2]
 
 
+WORLD = """
+from leafe.worlds.fakes import Lookup
+
+
+class World(Lookup):
+    name = "mine"
+"""
+
+
+def test_an_environment_of_ones_own_counts_with_the_text_of_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ("environment.name=own_worlds:World", "environment.args={places: 3, horizon: 2}")
+    module("own_worlds", WORLD, monkeypatch)
+    before = keys(*own)
+    assert None not in before and before == keys(*own)
+    module("own_worlds", WORLD + "    about = 'other'\n", monkeypatch)
+    assert [one == other for one, other in zip(before, keys(*own), strict=True)] == [True, False, False]
+
+
 def test_prompts_count_by_their_texts_and_not_by_their_place() -> None:
     shipped = Path(leafe.prompts.__file__).parent / PROFILES[0]
     for name in ("mine", "moved", "edited"):

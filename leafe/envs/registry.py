@@ -39,8 +39,14 @@ def _offered() -> dict[str, EntryPoint]:
 
 
 def names() -> tuple[str, ...]:
-    """Every name that `make` answers to; nothing is imported."""
+    """Every name that `make` answers to; nothing is imported. Raises `UserError` where leafe is not installed."""
+    _require_installed()
     return tuple(_offered())
+
+
+def _require_installed() -> None:
+    if not _shipped():
+        raise UserError("leafe runs here without being installed, so its environments have no names; type pip install -e FOLDER")
 
 
 def known() -> dict[str, str]:
@@ -76,8 +82,7 @@ def make(spec: str, args: Mapping[str, Any] | None = None) -> Environment:
 def _find(spec: str) -> type[Environment]:
     if ":" in spec:
         return _checked(spec, _import(spec))
-    if not _shipped():
-        raise UserError("leafe runs here without being installed, so its environments have no names; type pip install -e FOLDER")
+    _require_installed()
     if spec in _shipped():
         return _load(spec, _shipped()[spec])
     offered = _offered()

@@ -32,6 +32,7 @@ PAPER = "paper-"
 MODELS = "recipes/paper/models.yaml"
 MEASURES_ONLY = (f"method={DEFAULT_METHOD}", f"{DEFAULT_METHOD}.arms=[]", f"{DEFAULT_METHOD}.controls=[]")
 EXPLORES = "explore "
+STARTED = "table start"  # the stage in which a run records the checkpoint that it starts from
 Bench = Callable[[RunConfig], Experiment]
 
 
@@ -206,16 +207,20 @@ class Plan:
             if start and config.engine.kind == "openai":  # it would be sampled as if it were the checkpoint
                 raise UserError(
                     f"it starts from the checkpoint of {said.start}, and the server of engine.kind=openai plays the table's model alone;"
-                    " type engine.kind=vllm, which serves checkpoints, or write in_process: true in the row"
+                    " type engine.kind=vllm, which serves checkpoints, engine.kind=transformers, or write in_process: true in the row"
                 )
             return config
         except UserError as error:
             raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None
 
-    def changes(self, row: Row, seed: int, before: RunConfig) -> list[str]:
-        """The settings that a row's run had `before` and has no longer. A checkpoint that it starts from moves with the table."""
-        now = self.config(row, seed)
-        return differing_fields(before.model_copy(update={"model": now.model}) if row.said.start else before, now)
+    def changes(self, row: Row, seed: int, run: RunDirectory) -> list[str]:
+        """The settings that a row's run no longer has as it was begun. The checkpoint that it starts from may move; its row counts."""
+        before, now = run.config, self.config(row, seed)
+        if not row.said.start:
+            return differing_fields(before, now)
+        started = (run.stages.get(STARTED) or {}).get("row", "none")
+        others = [f"start: {started} -> {row.said.start}"] if run.stages and started != row.said.start else []
+        return [*others, *differing_fields(before.model_copy(update={"model": now.model}), now)]
 
     def check(self, bench: Bench) -> dict[str, tuple[Stage, ...]]:
         """The stages of each row. Raises `UserError` for any fault that can be seen before anything is begun."""
@@ -237,7 +242,7 @@ class Plan:
         path = self.path(row, seed)
         if not (path / "config.yaml").is_file():
             return
-        if changes := self.changes(row, seed, RunDirectory.existing(path, read_only=True).config):
+        if changes := self.changes(row, seed, RunDirectory.existing(path, read_only=True)):
             raise RunConflict(
                 f"{path} was started with other settings ({'; '.join(changes)}); go on with its own, or give another --out"
             )

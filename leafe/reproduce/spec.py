@@ -36,8 +36,6 @@ START = "start"  # what methods call the setting that names another model to sta
 Texts = tuple[str, ...]
 # The settings that a table fixes for all rows, so that they can be compared.
 SETTLED = ("name", "method", "seed", "model", "tasks", "evaluate", "explore.turns", "explore.tokens")
-
-
 # Settings that are fixed for each row, and where.
 IDLE = {
     "name": "a run is named after its row, and --out names the table's directory",

@@ -53,7 +53,7 @@ class _Summary:
             path = self.plan.path(row, seed)
             if (path / "DONE").is_file() and (path / "config.yaml").is_file():
                 run = RunDirectory.existing(path, read_only=True)
-                if not self.plan.changes(row, seed, run.config):
+                if not self.plan.changes(row, seed, run):
                     yield seed, run
 
     @cached_property

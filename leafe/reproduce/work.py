@@ -14,15 +14,13 @@ from leafe.experiment import Experiment
 from leafe.lab import measure_base, run_recipe
 from leafe.progress import Progress
 from leafe.proofs import folder_digest
-from leafe.reproduce.plan import Bench, Plan
+from leafe.reproduce.plan import STARTED, Bench, Plan
 from leafe.reproduce.sharing import Shared
 from leafe.reproduce.spec import Row
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.trackers import opened
 from leafe.viewer.report import write_report
-
-STARTED = "table start"  # the stage in which a run records the checkpoint that it starts from
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def test_a_row_that_starts_from_a_checkpoint_is_refused_where_a_server_would_pla
         ("a: {settings: [tasks.train]}", "the row a of the table mine: an override is written key=value"),
         (
             "a: {method: grpo, settings: [grpo.start=elsewhere]}",
-            "sets grpo.start to start from a model; write it as the row's own start",
+            "sets grpo.start to start from a model; write it as a row's own start",
         ),
         ("a: {method: ace, settings: [start=elsewhere]}", "sets start to start from a model"),
         ("a: {method: ace, settings: ['ace={start: elsewhere}']}", "sets ace to start from a model"),
@@ -128,6 +128,21 @@ def test_a_setting_that_every_row_has_of_its_own_is_refused_typed_and_in_a_table
     assert f"sets {name}, which has no effect on a table" in refusal(table("a: {}"), setting)
     with pytest.raises(UserError, match=f"the table mine sets {name}, which has no effect"):
         table("a: {}", f"against: []\nsettings: ['{setting}']")
+
+
+def test_a_model_to_start_from_is_no_setting_for_all_rows() -> None:
+    for setting in ("grpo.start=elsewhere", "start=elsewhere", "ace={start: elsewhere}"):
+        assert "to start from a model; write it as a row's own start: ROW" in refusal(table("a: {}"), setting)
+        with pytest.raises(UserError, match=r"the table mine sets .* to start from a model"):
+            table("a: {}", f"against: []\nsettings: ['{setting}']")
+
+
+def test_options_that_contradict_each_other_or_name_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--env household and --recipe small\.yaml, whose environment is sokoban: leave one"):
+        plan(table("a: {}"), environment="household").check(bench)
+    assert set(plan(table("a: {}"), environment="sokoban").check(bench)) == {"a"}
+    said = leafe_says("reproduce", "model-size", "--rows", ",")
+    assert said.status == 2 and said.err == "leafe: --rows: wanted names, as base,leafe, found ','\n"
 
 
 def test_a_table_without_a_row_for_the_environment_is_refused() -> None:

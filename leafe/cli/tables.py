@@ -62,6 +62,8 @@ def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> list[A
     models = names_of([typed.model])
     if not models:
         raise UserError("--model: wanted a model or several, as nano or A,B, found nothing")
+    if typed.rows and not names_of([typed.rows]):
+        raise UserError(f"--rows: wanted names, as base,leafe, found {typed.rows!r:.80}")
     one = Asked("", typed.env, typed.recipe, seeds_of(typed.seeds), names_of([typed.rows]), out, tuple(overrides))
     if len(models) == 1:
         return [replace(one, model="" if typed.recipe and typed.model == "nano" else models[0])]

@@ -20,7 +20,7 @@ from leafe.experiment import Experiment
 from leafe.known_methods import find, method_names
 from leafe.lab import stages_of
 from leafe.nano import CHECKPOINTS
-from leafe.reproduce.spec import Row, Table, refuse_idle
+from leafe.reproduce.spec import Row, Table, refuse_for_all
 from leafe.run import RunDirectory
 from leafe.settings import DEFAULT_METHOD, RunConfig
 from leafe.stages import Stage, all_of
@@ -59,6 +59,10 @@ def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
     """The recipe of a model in an environment, and the overrides on it. Raises `UserError` where none ships."""
     bundled = asked.model in ("", *CHECKPOINTS)
     if asked.recipe:
+        if asked.environment and asked.environment != (own := load_recipe(asked.recipe).environment.name):
+            raise UserError(
+                f"--env {asked.environment:.60} and --recipe {asked.recipe}, whose environment is {own}: leave one of them out"
+            )
         return asked.recipe, () if not asked.model else (f"model={_in_world_of(asked.recipe, asked.model)}",)
     environment = asked.environment or "sokoban"
     if bundled and environment in NANO:
@@ -227,7 +231,8 @@ class Plan:
         if len(set(self.asked.seeds)) < len(self.asked.seeds) or not self.asked.seeds:
             raise UserError(f"--seeds: wanted each seed once, as 1,2,3, found {','.join(map(str, self.asked.seeds)) or 'nothing'}")
         for text in self.asked.overrides:
-            refuse_idle(".".join(read_override(text)[0]), repr(text)[:80])
+            path, value = read_override(text)
+            refuse_for_all(".".join(path), value, repr(text)[:80])
         _require_place(self.out)
         self._refuse_what_is_not_there()
         configs = {(row.name, seed): self.config(row, seed) for row in self.rows for seed in self.asked.seeds}

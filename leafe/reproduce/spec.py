@@ -171,8 +171,8 @@ def parse_table(text: str, name: str) -> Table:
     source = f"the table {name}"
     checked(_Named, {"name": name}, source)
     said = checked(TableSettings, read_yaml(text, source), source)
-    for key, _ in _overrides(said, source):
-        refuse_idle(key, source)
+    for key, value in _overrides(said, source):
+        refuse_for_all(key, value, source)
     rows = {key: _row(key, value, source) for key, value in said.rows.items()}
     checks = tuple(checked(CheckSettings, one, f"check {number} of {source}") for number, one in enumerate(said.checks, start=1))
     table = Table(name, said, rows, checks)
@@ -180,10 +180,17 @@ def parse_table(text: str, name: str) -> Table:
     return table
 
 
-def refuse_idle(setting: str, source: str) -> None:
-    """Refuses a setting for all rows that each row or the command line has in its own way, so that it would have no effect."""
-    if setting in IDLE:
-        raise UserError(f"{source} sets {setting}, which has no effect on a table: {IDLE[setting]}")
+def refuse_for_all(key: str, value: Any, source: str) -> None:
+    """Refuses a setting for all rows that each row, or the command line, has in its own way."""
+    if key in IDLE:
+        raise UserError(f"{source} sets {key}, which has no effect on a table: {IDLE[key]}")
+    _refuse_start(key, value, source)
+
+
+def _refuse_start(key: str, value: Any, source: str) -> None:
+    """Refuses a method's own setting of a model to start from, whose cost and whose checkpoint no row would know."""
+    if (key.rpartition(".")[2] == START or (isinstance(value, Mapping) and START in value)) and not key.startswith("environment"):
+        raise UserError(f"{source} sets {key} to start from a model; write it as a row's own start: ROW")
 
 
 def _row(name: str, value: Any, source: str) -> Row:
@@ -198,9 +205,7 @@ def _row(name: str, value: Any, source: str) -> Row:
                 f"the row {name} of {source} sets {key} and has a method; only a row that measures what it starts from, without a method,"
                 " may be in another environment"
             )
-        starts = key.rpartition(".")[2] == START or (isinstance(value, Mapping) and START in value)
-        if starts and not key.startswith("environment."):
-            raise UserError(f"the row {name} of {source} sets {key} to start from a model; write it as the row's own start: ROW")
+        _refuse_start(key, value, f"the row {name} of {source}")
     return row
 
 

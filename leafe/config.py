@@ -157,8 +157,8 @@ def _belongs(model: type[RunConfig], key: str) -> bool:
     return key not in model.model_fields and group is not None and key in group.model_fields
 
 
-def _read_override(text: str) -> tuple[list[str], Any]:
-    """The groups and the name of a setting, with its value."""
+def read_override(text: str) -> tuple[list[str], Any]:
+    """The groups and the name of a setting, with its value. Raises `UserError` for a text that is no override."""
     key, equals, value = text.partition("=")
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path) or len(path) > DEEPEST + 1:
@@ -236,7 +236,7 @@ def parse(text: str, source: str, overrides: Sequence[str] = (), *, whole: bool 
     """
     values = read_yaml(text, source)
     _refuse_what_is_no_group(values, source)
-    read = [(*_read_override(override), override) for override in overrides]
+    read = [(*read_override(override), override) for override in overrides]
     chosen = [value for path, value, _ in read if path == ["method"]]
     method = _method_of({**values, **({"method": chosen[-1]} if chosen else {})})
     model = config_class(type(method))

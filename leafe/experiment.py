@@ -80,10 +80,11 @@ class Experiment:
     @cached_property
     def prompts(self) -> Prompts:
         """The run's prompts for its environment. Where every text is an action, the environment is given each reply as it is."""
-        return self._prompts_of(self.config.prompts)
+        return self.prompts_of(self.config.prompts)
 
-    def _prompts_of(self, profile: str) -> Prompts:
-        config, said = self.config, self._declared
+    def prompts_of(self, profile: str) -> Prompts:
+        """The prompts of a profile or a folder, as `prompts`."""
+        config, said = self.config, self.declared
         prompts = load_prompts(profile, config.environment.name, remind=config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
 
@@ -109,7 +110,7 @@ class Experiment:
         starts_server = self.probe is not None and self.load_measured is None
         self.rules(0)
         self.check_workers()
-        if self.config.explore.new_luck and type(self._declared).reseed is Environment.reseed:
+        if self.config.explore.new_luck and type(self.declared).reseed is Environment.reseed:
             wanted = "an environment with reseed(seed)"
             raise UserError(
                 f"explore.new_luck wants {wanted}, and {self.config.environment.name} has none; set explore.new_luck=false"
@@ -120,7 +121,7 @@ class Experiment:
                 f" {self.config.environment.name} cannot (fidelity 'none'); set explore.stop_when_solved=0"
             )
         for part in ("train", "test"):
-            for sentence in short_horizons(self._declared, self.tasks(part)):
+            for sentence in short_horizons(self.declared, self.tasks(part)):
                 self.progress.say(sentence)
         if tries and starts_server:  # which then has to be started once
             self.try_training()
@@ -158,8 +159,8 @@ class Experiment:
             self.progress.say(sentence)
 
     @cached_property
-    def _declared(self) -> Environment:
-        """A closed instance, for its declarations."""
+    def declared(self) -> Environment:
+        """A closed instance of the environment, for its declarations."""
         environment = self.make_environment()
         environment.close()
         return environment
@@ -167,11 +168,11 @@ class Experiment:
     @property
     def can_roll_back(self) -> bool:
         """Whether the environment declares that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
-        return self._declared.fidelity is not Fidelity.NONE
+        return self.declared.fidelity is not Fidelity.NONE
 
     def runtime(self, engine: Engine, **more: Any) -> Runtime:
         """The runtime that carries out effects; `more` are further fields of `Runtime`."""
-        said, wanted = self._declared, self.config.environment
+        said, wanted = self.declared, self.config.environment
         return Runtime(
             engine,
             self.make_environment,
@@ -201,7 +202,7 @@ class Experiment:
         """
         settings, sampling = self.config.explore, self.config.sampling
         return Rules(
-            prompts=self._prompts_of(prompts) if prompts else self.prompts,
+            prompts=self.prompts_of(prompts) if prompts else self.prompts,
             seed=seed,
             turns=settings.turns,
             tokens=settings.tokens,

@@ -103,16 +103,16 @@ class Lab:
         stage, kind = f"explore {_called(place)}", explorer if isinstance(explorer, str) else getattr(explorer, "__name__", "own")
         if isinstance(explorer, str) and explorer not in EXPLORERS:
             raise UnknownName("explorer", explorer, EXPLORERS)
+        shown = f"{kind}, {_called(place)}" if isinstance(place, int) else place
 
         def work() -> Made:
             chosen = _there(run, policy)
             seed = self.experiment.explore_seed(place if isinstance(place, int) else 1)
             spec = ForestSpec(explorer, seed, chosen.model, run.forest(place), run.journal(place), chosen.notes, chosen.prompts)
             made = explore_stage(self.experiment, run, stage, replace(spec, memory=chosen.memory))
-            shown = f"{kind}, {_called(place)}" if isinstance(place, int) else place
             return replace(made, figures={**made.figures, **chosen.told()}, forest=shown)
 
-        return Stage(stage, work, needs, "explore")
+        return Stage(stage, work, needs, "explore", forest=shown)
 
     def trees(self, run: RunDirectory, place: int | str) -> list[Tree]:
         """The trees at a place, in the order of their tasks' ids. Raises `UserError` where it was not explored to its end."""

@@ -2,14 +2,17 @@
 
 Settings of execution are left out, and so is every setting that the kind of stage does not read; a setting not known to be
 unread counts, and so do all arguments of the stage. Models, tasks and examples count by their content. A stage whose inputs cannot be
-identified by their content has no digest and is never taken for another.
+identified by their content has no digest and is never taken for another. A loss, an explorer or an environment from a module that is
+neither leafe's nor an installed package's counts with the text of that module; what such a module imports does not.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache, partial, wraps
 from pathlib import Path
 from types import FunctionType
@@ -55,6 +58,7 @@ def done_once(proof: Callable[..., Proof]) -> Callable[[Stage], Stage]:
 def explored(experiment: Experiment, run: RunDirectory, stage: str, spec: ForestSpec, **more: Any) -> Proof:
     """The inputs that decide a forest."""
     said = {one.name: getattr(spec, one.name) for one in fields(spec) if one.name not in ("path", "journal")}
+    said["prompts"] = experiment.prompts_of(spec.prompts) if spec.prompts else ""
     key = _digest("explore", said, more, _settings(experiment, UNREAD_EXPLORING), _tasks(experiment, "train"))
     return Proof(key, (spec.path,) if spec.path else ())
 
@@ -65,7 +69,10 @@ def measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy
     unread = (*UNREAD_MEASURING, *(UNREAD_BY_PLAIN_ATTEMPTS if plain else ()))
     through = experiment.trains if experiment.probe else None  # a server measures the base only where nothing is trained
     how = {name: value for name, value in more.items() if value is not once}
-    key = _digest("evaluate", policy, how, through, _settings(experiment, unread), _tasks(experiment, "test"))
+    own = experiment.prompts_of(policy.prompts) if policy.prompts else ""
+    key = _digest(
+        "evaluate", replace(policy, prompts=""), own, how, through, _settings(experiment, unread), _tasks(experiment, "test")
+    )
     return Proof(key, (run.evaluation(arm),), arm)
 
 
@@ -112,13 +119,13 @@ def _lines(records: Iterable[Any]) -> str:
 
 
 def _settings(experiment: Experiment, unread: Iterable[str]) -> dict[str, Any]:
-    """Every setting that counts. Tasks and models count by their content, the method's own section by the arguments of its stages."""
+    """Every setting that counts. Tasks, models and prompts count by their content, the method's own section by its stages' arguments."""
     config = experiment.config
     kept = config.model_dump(mode="json", exclude=MACHINE)
     for name in ("name", "method", "model", "tasks", config.section, *unread):
         *groups, last = name.split(".")
         _at(kept, ".".join(groups)).pop(last, None)
-    return kept
+    return {**kept, "prompts": experiment.prompts, "world": type(experiment.declared)}
 
 
 def _at(values: Mapping[str, Any], name: str) -> Any:
@@ -136,15 +143,35 @@ def _digest(*parts: Any) -> str | None:
 
 
 def _told(value: Any) -> Any:
-    """A value in JSON: files by their content, functions of a module by their names. Raises `TypeError` for any other function."""
+    """A value in JSON: files by their content, classes and functions of modules by name and text. Raises `TypeError` for other ones."""
     if isinstance(value, Path):
         return folder_digest(value) if value.is_dir() else described(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, {one.name: _told(getattr(value, one.name)) for one in fields(value)}]
+        return [_origin(type(value)), {one.name: _told(getattr(value, one.name)) for one in fields(value)}]
+    if isinstance(value, type):
+        return _origin(value)
     if isinstance(value, FunctionType):
         if value.__closure__ or "<" in value.__qualname__:
             raise _Untold(value)
-        return f"{value.__module__}:{value.__qualname__}"
+        return _origin(value)
     if isinstance(value, Mapping):
         return {str(key): _told(one) for key, one in value.items()}
     return [_told(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def _origin(named: type | FunctionType) -> list[str]:
+    """The module and the name of a class or function, with the digests of the modules that may be edited between two runs."""
+    modules = [one.__module__ for one in named.__mro__] if isinstance(named, type) else [named.__module__]
+    return [f"{named.__module__}:{named.__qualname__}", *filter(None, map(_text_of, dict.fromkeys(modules)))]
+
+
+def _text_of(module: str) -> str:
+    """The digest of a module's text, empty for leafe's and for installed ones. Raises `TypeError` where it has no file."""
+    top = module.partition(".")[0]
+    if top == "leafe" or top in sys.stdlib_module_names:
+        return ""
+    place = getattr(sys.modules.get(module), "__file__", None)
+    if place is None or not Path(place).is_file():
+        raise _Untold(module)
+    installed = (sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    return "" if any(Path(place).is_relative_to(folder) for folder in installed) else str(described(Path(place))["sha256"])

@@ -131,8 +131,8 @@ class RunDirectory:
         self._stages = _read_stages(path / "stages.json")
 
     @classmethod
-    def open(cls, path: Path, config: RunConfig) -> RunDirectory:
-        """Starts a run in a new or empty directory, or resumes the one that is there.
+    def open(cls, path: Path, config: RunConfig, *, moved: bool = False) -> RunDirectory:
+        """Starts a run in a new or empty directory, or resumes the one that is there. With `moved` its model may have another name since.
 
         Raises `RunConflict` when another process holds it or its configuration differs in more than the machine's settings,
         `CorruptFile` when its configuration cannot be read, `UserError` when the directory holds something else.
@@ -142,7 +142,7 @@ class RunDirectory:
             raise UserError(f"{path} holds files that are no run; give another directory: --out {path}-run")
         lock = _acquire(path)
         try:
-            _settle_config(path, config)
+            _settle_config(path, config, moved)
             return cls(path, config, lock)
         except BaseException:
             lock.close()
@@ -354,10 +354,11 @@ def _read_config(path: Path) -> RunConfig:
         ) from None
 
 
-def _settle_config(path: Path, config: RunConfig) -> None:
+def _settle_config(path: Path, config: RunConfig, moved: bool) -> None:
     target = path / "config.yaml"
     if target.exists():
-        differing = differing_fields(_read_config(target), config)
+        before = _read_config(target)
+        differing = differing_fields(before.model_copy(update={"model": config.model}) if moved else before, config)
         if differing:
             changes = "; ".join(differing)
             raise RunConflict(f"{path} was started with other settings ({changes}); resume it with its own, or give another --out")

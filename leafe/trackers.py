@@ -7,7 +7,8 @@ imported here alone, when a run begins to use it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 from leafe.digest import digest
 from leafe.errors import UserError
 from leafe.jsonl import Appender, read_lines
+from leafe.progress import Tracker
 
 SCHEMA, LEDGER = "leafe.tracked/1", "tracked.jsonl"
 FOLDER = "tensorboard"  # of a run, for its files
@@ -156,3 +158,15 @@ class Trackers:
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
+
+
+@contextmanager
+def opened(tracker: Tracker, run: Path) -> Iterator[None]:
+    """Tracks a run while the block lasts, where the tracker is one of these."""
+    try:
+        if isinstance(tracker, Trackers):
+            tracker.open(run)
+        yield
+    finally:
+        if isinstance(tracker, Trackers):
+            tracker.close()

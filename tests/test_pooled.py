@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leafe.errors import UserError
+from leafe.evaluation.diagnose import shares
 from leafe.evaluation.passk import Counts, Resampling, paired_difference
-from leafe.evaluation.pooled import difference, mean, of_counts
+from leafe.evaluation.pooled import difference, mean, of_counts, of_forests, own_attempts
+from leafe.records import Attempt, Completion, Observation, StopReason, Task, Tree, Turn, Usage
 
 HOW = Resampling(400)
 
@@ -62,3 +66,34 @@ def test_with_one_seed_the_value_is_that_of_a_paired_difference_over_tasks(pairs
     assert found is not None and found.value == pytest.approx(wanted.value)
     assert found.low <= found.value + 1e-9 and found.value <= found.high + 1e-9
     assert np.isfinite([found.low, found.high]).all()
+
+
+def attempt(index: int, stop: StopReason, **more: Any) -> Attempt:
+    return Attempt(index, 0, stop, stop is StopReason.SUCCESS, 0.0, f"t{index}", **more)
+
+
+def tree(*attempts: Attempt) -> Tree:
+    turns = tuple(
+        Turn(f"t{one.index}", None, one.turn or 1, one.index, "go", True, Completion("go"), Observation("")) for one in attempts
+    )
+    return Tree(Task("task0", "halls", "Get out.", 4), "early_experience", Observation(""), turns, attempts, (), Usage())
+
+
+def test_an_experts_solution_and_the_steps_aside_from_it_are_no_attempts_of_the_policy() -> None:
+    expert = attempt(0, StopReason.SUCCESS, by="environment")
+    aside, lucky = (attempt(n, stop, parent=0, turn=1) for n, stop in ((1, StopReason.ONE_STEP), (2, StopReason.SUCCESS)))
+    plain, branch = attempt(3, StopReason.FAILURE), attempt(4, StopReason.SUCCESS, parent=3, turn=1, experience="left")
+    assert own_attempts(tree(expert, aside, lucky, plain, branch)) == [plain, branch]
+    found = of_forests("tree", {1: [tree(expert, aside, lucky, plain, branch)]})
+    assert {column: share.item() for column, share in found.shares.items()} == {"1": 0.0, "2": 1.0, "all": 1.0}
+    assert of_forests("tree", {1: [tree(expert, aside, lucky)]}).shares["all"].item() == 0.0
+    # Where the policy's own success is the expert, its branches are attempts all the same.
+    own, after = attempt(0, StopReason.SUCCESS), attempt(1, StopReason.FAILURE, parent=0, turn=1, experience="left")
+    assert own_attempts(tree(own, after, lucky)) == [own, after]
+
+
+def test_an_interval_over_groups_has_the_confidence_that_is_asked_for() -> None:
+    groups = [[float(number % 3 == 0)] for number in range(20)]
+    wide, narrow = (shares(groups, how=Resampling(400, confidence)) for confidence in (0.95, 0.5))
+    assert wide is not None and narrow is not None and wide.value == narrow.value
+    assert narrow.high - narrow.low < wide.high - wide.low

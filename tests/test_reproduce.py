@@ -55,6 +55,7 @@ rows:
 checks:
   - {{claim: "LEAFE raises Pass@{{k}}", row: leafe, above: base}}
   - {{claim: LEAFE has the highest Pass@1, row: leafe, k: 1}}
+  - {{claim: "LEAFE raises Pass@{{k}}", row: leafe, above: base, k: 64}}
 """
 
 
@@ -119,7 +120,8 @@ def test_every_row_is_an_ordinary_run_and_the_table_has_its_figures(whole: tuple
     assert found["budget"] == budget and costs["base"]["turns"] is None
     assert 0 < costs["leafe"]["turns"] == costs["twin"]["turns"] == costs["again"]["turns"] <= budget
     assert costs["leafe"]["steps"] == 1 and costs["leafe"]["examples"] > 0
-    assert [claim.partition(":")[0] for claim in found["claims"]] == ["LEAFE raises Pass@2", "LEAFE has the highest Pass@1"]
+    assert [claim.partition(":")[0] for claim in found["claims"][:2]] == ["LEAFE raises Pass@2", "LEAFE has the highest Pass@1"]
+    assert found["claims"][2] == "LEAFE raises Pass@64: not measured"  # there are 2 samples
 
 
 def test_work_that_rows_share_is_done_once_and_is_byte_for_byte_the_same(whole: tuple[Shop, Said]) -> None:
@@ -178,13 +180,24 @@ class Failing:
         await self.engine.close()
 
 
-def test_a_checkpoint_that_changed_under_what_started_from_it_is_refused(whole: tuple[Shop, Said], tmp_path: Path) -> None:
+def test_a_table_may_be_moved_and_a_checkpoint_that_changed_is_refused(whole: tuple[Shop, Said], tmp_path: Path) -> None:
     made = shop(tmp_path)
     shutil.copytree(whole[0].out, made.out)
     path = made.out / "seed-1" / "again"
     kept = path / "config.yaml"
     assert str(whole[0].out) in kept.read_text()  # it names the checkpoint by its place
-    assert_one_sentence(made("--seeds", "1"), "was started with other settings", "model")
+    said = made("--seeds", "1", "--json")
+    assert said.status == 0 and json.loads(said.out)["rows"] == json.loads(whole[1].out)["rows"]
+    assert str(made.out) in kept.read_text()
+    for row, other, told in (
+        ("again: {start: leafe", "again: {start: twin", "start: leafe -> twin"),
+        (f"twin: {{{LEAFE}", f"twin: {{start: leafe, {LEAFE}", "start: none -> leafe"),
+    ):
+        assert_one_sentence(shop(tmp_path, TABLE.replace(row, other))("--seeds", "1"), "started with other settings", told)
+    shop(tmp_path)
+    weights = made.out / "seed-1" / "leafe" / "checkpoints" / "leafe" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert_one_sentence(made("--seeds", "1"), str(weights), "is not as the stage 'train leafe' left it")
 
 
 TOY = '''

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from rich.markup import escape
+
 from leafe.cli.console import console, emit, only_json, values_of
 from leafe.envs import registry
 from leafe.envs.check import check_environment
@@ -30,7 +32,7 @@ class Thoroughness:
 def envs() -> None:
     """The environments that are known by name."""
     for name, line in sorted(registry.known().items()):
-        console.print(f"[bold]{name}[/]  {line}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{escape(name)}[/]  {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def check_env(spec: str, arguments: Sequence[str], how: Thoroughness, *, as_json: bool) -> bool:
@@ -59,6 +61,5 @@ def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
 def new_env(name: str) -> None:
     """Writes a starter environment and its test."""
     world, test, spec = write_starter(name, Path())
-    console.print(
-        f"{world} and {test}; type: leafe check-env {spec}, leafe play {spec}, pytest {test}", highlight=False, soft_wrap=True
-    )
+    told = f"{world} and {test}; type: leafe check-env {spec}, leafe play {spec}, pytest {test}"
+    console.print(escape(told), highlight=False, soft_wrap=True)

@@ -100,7 +100,7 @@ def export(path: Path, kind: str, out: Path) -> None:
         if out.exists():
             raise RunConflict(f"{out} is there already; give another file")
         examples = list(store.read_examples(source))
-        console.print(f"{store.export(examples, kind, out)} examples in {out}; {store.HINTS[kind]}", highlight=False)
+        console.print(escape(f"{store.export(examples, kind, out)} examples in {out}; {store.HINTS[kind]}"), highlight=False)
         for sentence in store.remarks(examples):
             console.print(sentence, highlight=False)
 
@@ -117,7 +117,7 @@ def show(directory: RunDirectory, *, ends: bool = True) -> None:
     named = faults_named(rows, arms)
     told = (*flags_of(directory), *alarms_of(named, directory.config), *(ends_of(directory) if ends else ()))
     show_faults(named, told)
-    console.print(f"The page: {write_report(directory)}", soft_wrap=True, highlight=False)
+    console.print(escape(f"The page: {write_report(directory)}"), soft_wrap=True, highlight=False)
 
 
 def show_faults(named: Sequence[tuple[str, Faults]], sentences: Sequence[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from rich.markup import escape
 from transformers.utils.logging import disable_progress_bar
 
 from leafe.cli.console import console, emit, only_json
@@ -20,7 +22,7 @@ from leafe.results import alarms_of
 from leafe.run import RunDirectory, next_free
 from leafe.settings import RunConfig
 from leafe.terminal import Bars, diagnosis_table
-from leafe.trackers import Trackers
+from leafe.trackers import opened
 
 disable_progress_bar()  # only our own bars are shown
 
@@ -85,16 +87,12 @@ def diagnose(config: RunConfig, *, turns: int, as_json: bool) -> None:
 
 def _shown(directory: RunDirectory, work: Callable[[], None], experiment: Experiment) -> None:
     """Works on a run, ends what it started and shows its tables, even after a `UserError`, which they help to explain."""
-    tracker = experiment.tracker
     try:
         try:
-            if isinstance(tracker, Trackers) and not directory.done:
-                tracker.open(directory.path)
-            work()
+            with nullcontext() if directory.done else opened(experiment.tracker, directory.path):
+                work()
         finally:
             experiment.free()
-            if isinstance(tracker, Trackers):
-                tracker.close()
     except UserError:
         if directory.stages:
             show(directory, ends=False)
@@ -115,5 +113,5 @@ def _begun(config: RunConfig, out: Path | None, *, verb: str = "") -> tuple[Expe
     experiment.check(trains=trains, tries=tries, scored=bool(verb))
     directory = RunDirectory.open(out or next_free(Path("runs"), config.name), config)
     if not directory.done:
-        console.print(f"{config.name} in {directory.path}", highlight=False, soft_wrap=True)
+        console.print(escape(f"{config.name} in {directory.path}"), highlight=False, soft_wrap=True)
     return experiment, directory

@@ -30,7 +30,7 @@ from leafe.evaluation.tables import (
     result_rows,
 )
 from leafe.experiment import Experiment
-from leafe.jsonl import write_text_atomically
+from leafe.jsonl import told_if_unwritable, write_text_atomically
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.reproduce.cost import Estimate, estimate, longest_of, play_sample
@@ -62,6 +62,8 @@ def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> list[A
     models = names_of([typed.model])
     if not models:
         raise UserError("--model: wanted a model or several, as nano or A,B, found nothing")
+    if typed.rows and not names_of([typed.rows]):
+        raise UserError(f"--rows: wanted names, as base,leafe, found {typed.rows!r:.80}")
     one = Asked("", typed.env, typed.recipe, seeds_of(typed.seeds), names_of([typed.rows]), out, tuple(overrides))
     if len(models) == 1:
         return [replace(one, model="" if typed.recipe and typed.model == "nano" else models[0])]
@@ -111,7 +113,8 @@ def _carried_out(plan: Plan, stages: Stages, progress: Progress, failures: list[
 def _write(plan: Plan, stages: Stages, failures: Sequence[Failure]) -> TableResult:
     """The table as it is now, in its three files."""
     table = summary(plan, stages, failures)
-    plan.out.mkdir(parents=True, exist_ok=True)
+    with told_if_unwritable(plan.out):
+        plan.out.mkdir(parents=True, exist_ok=True)
     write_text_atomically(plan.out / MARKDOWN, markdown(table))
     write_text_atomically(plan.out / JSON, json.dumps(as_json(table), indent=1, ensure_ascii=False) + "\n")
     write_text_atomically(plan.out / PAGE, render_table(table))
@@ -131,7 +134,7 @@ def _show(plan: Plan, table: TableResult) -> None:
         console.print(escape(claim), highlight=False, soft_wrap=True)
     for sentence in table.missing:
         console.print(alarm(sentence), highlight=False, soft_wrap=True)
-    console.print(f"The page: {plan.out / PAGE}", soft_wrap=True, highlight=False)
+    console.print(escape(f"The page: {plan.out / PAGE}"), soft_wrap=True, highlight=False)
 
 
 def _table(title: str, rows: Sequence[Cells]) -> Shown:
@@ -174,7 +177,7 @@ def _show_estimate(plan: Plan, found: Estimate) -> None:
         console.print(f"{told}; training comes on top.", highlight=False, soft_wrap=True)
     else:
         console.print("No sample was played, so there is no estimate of the time.", highlight=False)
-    console.print(f"Runs would be made in {plan.out}.", highlight=False, soft_wrap=True)
+    console.print(escape(f"Runs would be made in {plan.out}."), highlight=False, soft_wrap=True)
 
 
 def _time(seconds: float) -> str:

@@ -38,6 +38,17 @@ def _offered() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: (_ours(point), point.name))}
 
 
+def names() -> tuple[str, ...]:
+    """Every name that `make` answers to; nothing is imported. Raises `UserError` where leafe is not installed."""
+    _require_installed()
+    return tuple(_offered())
+
+
+def _require_installed() -> None:
+    if not _shipped():
+        raise UserError("leafe runs here without being installed, so its environments have no names; type pip install -e FOLDER")
+
+
 def known() -> dict[str, str]:
     """Every name that `make` answers to, with a line about it."""
     return {name: _load(name, point).about if _ours(point) else f"from {point.value}" for name, point in _offered().items()}
@@ -71,8 +82,7 @@ def make(spec: str, args: Mapping[str, Any] | None = None) -> Environment:
 def _find(spec: str) -> type[Environment]:
     if ":" in spec:
         return _checked(spec, _import(spec))
-    if not _shipped():
-        raise UserError("leafe runs here without being installed, so its environments have no names; type pip install -e FOLDER")
+    _require_installed()
     if spec in _shipped():
         return _load(spec, _shipped()[spec])
     offered = _offered()

@@ -21,7 +21,7 @@ from leafe.engines.base import UNCONTINUED, Engine, continues
 from leafe.envs.base import Environment
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
-from leafe.evaluation.passk import Interval
+from leafe.evaluation.passk import Interval, Resampling
 from leafe.forest.builder import Rules
 from leafe.forest.closing import closed_act
 from leafe.forest.faults import Faults, faults_of
@@ -71,16 +71,17 @@ class Diagnosis:
     independent_faults: Faults
 
 
-def shares(values: Sequence[Sequence[float]], seed: int = 0) -> Interval | None:
-    """The mean of all values, with a 95 % bootstrap interval over groups (one group a task)."""
+def shares(values: Sequence[Sequence[float]], seed: int = 0, *, how: Resampling = Resampling(RESAMPLES)) -> Interval | None:
+    """The mean of all values, with a bootstrap interval over groups (one group a task), by default of 95 %."""
     groups = [group for group in values if len(group)]
     if not groups:
         return None
     sums = np.array([sum(group) for group in groups])
     sizes = np.array([len(group) for group in groups])
-    draws = np.random.default_rng(seed).integers(0, len(groups), (RESAMPLES, len(groups)))
+    draws = np.random.default_rng(seed).integers(0, len(groups), (how.resamples, len(groups)))
     runtime = sums[draws].sum(1) / sizes[draws].sum(1)
-    low, high = np.quantile(runtime, [0.025, 0.975])
+    tail = (1 - how.confidence) / 2
+    low, high = np.quantile(runtime, [tail, 1 - tail])
     return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from leafe.digest import seed_for
 from leafe.errors import UserError
 from leafe.evaluation.passk import Counts, Interval, Resampling, pass_per_task, powers_of_two_up_to
-from leafe.records import Tree
+from leafe.forest.expert import expert_among
+from leafe.records import Attempt, Tree
 
 Shares = NDArray[np.float64]
 BLOCK = 2_000_000  # resampled shares held in memory at once
@@ -52,8 +53,10 @@ def of_counts(name: str, counts: Mapping[int, Counts]) -> Pooled:
 
 
 def of_forests(name: str, forests: Mapping[int, Sequence[Tree]]) -> Pooled:
-    """The tasks solved by the first 1, 2, 4, ... attempts of a forest, and by all of them. Raises `UserError` like `of_counts`."""
-    solved = {seed: {tree.task.id: [one.success for one in tree.attempts] for tree in trees} for seed, trees in forests.items()}
+    """The tasks solved by the first 1, 2, 4, ... attempts of the policy, and by all of them. Raises `UserError` like `of_counts`."""
+    solved = {
+        seed: {tree.task.id: [one.success for one in own_attempts(tree)] for tree in trees} for seed, trees in forests.items()
+    }
     _require_same(name, {seed: tuple(sorted(tasks)) for seed, tasks in solved.items()})
     tasks = tuple(sorted(next(iter(solved.values()))))
     most = max((len(tries) for by_task in solved.values() for tries in by_task.values()), default=0)
@@ -63,6 +66,17 @@ def of_forests(name: str, forests: Mapping[int, Sequence[Tree]]) -> Pooled:
         for column, count in columns.items()
     }
     return Pooled(name, tuple(solved), tasks, shares, most)
+
+
+def own_attempts(tree: Tree) -> list[Attempt]:
+    """The policy's attempts, without an expert's solution and the single steps aside from it, of which one may end a task as well."""
+    expert = expert_among(tree.attempts, tree.turns)
+    beside = expert.index if expert else None
+    return [
+        one
+        for one in tree.attempts
+        if one.by == "policy" and (one.parent is None or one.parent != beside or one.turn is None or one.experience is not None)
+    ]
 
 
 def _require_same(name: str, tasks: Mapping[int, Sequence[str]]) -> None:

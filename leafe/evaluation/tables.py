@@ -208,7 +208,7 @@ def _markdown_table(rows: Iterable[Cells]) -> str:
 def _plain(text: str) -> str:
     """A text on one line, escaped for Markdown."""
     line = " ".join(text.split())
-    for sign in ("\\", "|", "<", "`", "*", "_"):
+    for sign in ("\\", "|", "<", "`", "*", "_", "["):
         line = line.replace(sign, f"\\{sign}")
     return line
 

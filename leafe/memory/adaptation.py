@@ -80,7 +80,11 @@ def adaptation_stage(lab: Lab, run: RunDirectory, name: str, *, settings: Memory
             f"method {name} plays whole attempts, and the budget of {turns} turns a task does not hold one of {min(horizons)};"
             f" type explore.turns={max(horizons)} or more"
         )
-    return Stage(f"explore {name}", lambda: Adaptation(lab, run, make(), name=name, settings=settings).work(), verb="explore")
+
+    def work() -> Made:
+        return Adaptation(lab, run, make(), name=name, settings=settings).work()
+
+    return Stage(f"explore {name}", work, verb="explore", forest=name)
 
 
 @dataclass(frozen=True, slots=True)

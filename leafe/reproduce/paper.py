@@ -23,17 +23,16 @@ def paper_tables() -> dict[str, dict[str, dict[str, dict[str, list[float | None]
 
 
 def figures_of(plan: Plan) -> tuple[PaperFigure, ...]:
-    """The paper's figures for the shown rows of a plan, in its own environment or the nearest; empty where there are none."""
+    """The paper's figures for the shown rows of a plan, each in the row's environment or its nearest; empty where there are none."""
     return tuple(_figures(plan))
 
 
 def _figures(plan: Plan) -> Iterator[PaperFigure]:
-    here = plan.base.environment.name
     tables = paper_tables().get(plan.table.said.paper, {})
-    wanted = {NEAREST.get(here, here)} & tables.keys() or tables.keys()
     for row in plan.shown:
-        for environment in tables:
-            for model, rows in tables[environment].items():
-                if environment in wanted and row.said.paper in rows:
-                    pass_1, pass_128 = rows[row.said.paper]
-                    yield PaperFigure(row.name, model, environment, pass_1, pass_128)
+        here = plan.config(row, plan.asked.seeds[0]).environment.name
+        environment = NEAREST.get(here, here)
+        for model, rows in tables.get(environment, {}).items():
+            if row.said.paper in rows:
+                pass_1, pass_128 = rows[row.said.paper]
+                yield PaperFigure(row.name, model, environment, pass_1, pass_128)

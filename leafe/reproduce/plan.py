@@ -5,23 +5,25 @@ Each row at each seed is an ordinary run in `OUT/seed-N/ROW`. Everything that ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
-from leafe.config import load_recipe, recipe_names
+from leafe.config import load_recipe, read_override, recipe_names
 from leafe.differing import differing_fields
 from leafe.errors import RunConflict, UserError
 from leafe.experiment import Experiment
 from leafe.known_methods import find, method_names
 from leafe.lab import stages_of
 from leafe.nano import CHECKPOINTS
-from leafe.reproduce.spec import Row, Table
+from leafe.reproduce.spec import Row, Table, refuse_for_all
 from leafe.run import RunDirectory
 from leafe.settings import DEFAULT_METHOD, RunConfig
-from leafe.stages import Stage
+from leafe.stages import Stage, all_of
 from leafe.yaml_text import read_yaml
 
 # The recipes of the bundled models, whose settings were chosen on the split `valid`.
@@ -29,6 +31,8 @@ NANO = {"sokoban": "quickstart", "household": "household-nano"}
 PAPER = "paper-"
 MODELS = "recipes/paper/models.yaml"
 MEASURES_ONLY = (f"method={DEFAULT_METHOD}", f"{DEFAULT_METHOD}.arms=[]", f"{DEFAULT_METHOD}.controls=[]")
+EXPLORES = "explore "
+STARTED = "table start"  # the stage in which a run records the checkpoint that it starts from
 Bench = Callable[[RunConfig], Experiment]
 
 
@@ -55,7 +59,11 @@ def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
     """The recipe of a model in an environment, and the overrides on it. Raises `UserError` where none ships."""
     bundled = asked.model in ("", *CHECKPOINTS)
     if asked.recipe:
-        return asked.recipe, () if not asked.model else (f"model={asked.model}",)
+        if asked.environment and asked.environment != (own := load_recipe(asked.recipe).environment.name):
+            raise UserError(
+                f"--env {asked.environment:.60} and --recipe {asked.recipe}, whose environment is {own}: leave one of them out"
+            )
+        return asked.recipe, () if not asked.model else (f"model={_in_world_of(asked.recipe, asked.model)}",)
     environment = asked.environment or "sokoban"
     if bundled and environment in NANO:
         named = () if asked.model in ("", "nano") else (f"model={asked.model}",)
@@ -71,6 +79,12 @@ def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
     return recipe, (*paper_models().get(asked.model, ()), f"model={asked.model}")
 
 
+def _in_world_of(recipe: str, model: str) -> str:
+    """A model as typed; `nano` is the bundled model of a recipe's environment, where one ships."""
+    environment = load_recipe(recipe).environment.name if model == "nano" else ""
+    return load_recipe(NANO[environment]).model if environment in NANO else model
+
+
 @dataclass(frozen=True)
 class Plan:
     """A table and the request for it. `rows` are those that are carried out, in an order in which each comes after its start."""
@@ -81,7 +95,7 @@ class Plan:
     @cached_property
     def base(self) -> RunConfig:
         """The settings that all rows share."""
-        shared = (text for text in self._shared_by(()) if not _of_other_method(text, DEFAULT_METHOD))
+        shared = (text for text in self._shared_by(()) if not self._of_other_method(text, DEFAULT_METHOD))
         return load_recipe(self._recipe[0], [*shared, *MEASURES_ONLY])
 
     @cached_property
@@ -100,6 +114,20 @@ class Plan:
         return (*laid, *said.settings, *said.sizes.get(recipe, ()), *sizes, *self.asked.overrides)
 
     @cached_property
+    def _sections(self) -> set[str]:
+        """The names of all methods, those of the table's own classes included."""
+        found = set(method_names())
+        for spec in {row.said.method for row in self.table.rows.values() if ":" in row.said.method}:
+            with suppress(UserError):  # which is told with the row
+                found.add(find(spec).name)
+        return found
+
+    def _of_other_method(self, override: str, method: str) -> bool:
+        """Whether a setting that all rows receive belongs to another method than this row's."""
+        section = override.partition("=")[0].partition(".")[0].strip()
+        return section not in ("", method, *RunConfig.model_fields) and section in self._sections
+
+    @cached_property
     def out(self) -> Path:
         """The directory of the table; by default the same for the same table, model and environment, so that one command resumes it."""
         if self.asked.out:
@@ -113,6 +141,10 @@ class Plan:
         table, here = self.table, self.base.environment.name
         known = [row for row in table.rows.values() if not row.said.envs or here in row.said.envs]
         wanted = [table.row(name) for name in self.asked.rows] or [row for row in known if row.said.shown]
+        if not wanted:
+            raise UserError(
+                f"the table {table.name} has no row for {here}; take another environment, or write {here} in a row's envs:"
+            )
         if strange := [row.name for row in wanted if row not in known]:
             raise UserError(f"the row {strange[0]} of the table {table.name} is not for {here}; leave it out of --rows")
         found: dict[str, Row] = {}
@@ -161,7 +193,9 @@ class Plan:
         said = row.said
         own: list[str] = list(said.settings)
         if said.method:
-            own += [f"method={said.method}", f"explore.turns={int(self.base.explore.turns * said.share)}"]
+            explore = self.base.explore
+            own += [f"method={said.method}", f"explore.turns={int(explore.turns * said.share)}"]
+            own += [f"explore.tokens={max(1, int(explore.tokens * said.share))}"] if explore.tokens else []  # 0 would be no limit
         else:
             own = [*MEASURES_ONLY, *own]
         if said.in_process and self.base.engine.kind != "transformers":
@@ -172,20 +206,62 @@ class Plan:
             own += ["evaluate.samples=1"]  # it is only started from
         try:
             method = find(said.method or DEFAULT_METHOD).name
-            shared = [text for text in self._shared_by(said.sizes.get(self.recipe, ())) if not _of_other_method(text, method)]
-            return load_recipe(self.recipe, [*shared, f"name={row.name}", f"seed={seed}", *own])
+            shared = [text for text in self._shared_by(said.sizes.get(self.recipe, ())) if not self._of_other_method(text, method)]
+            config = load_recipe(self.recipe, [*shared, f"name={row.name}", f"seed={seed}", *own])
+            if start and config.engine.kind == "openai":  # it would be sampled as if it were the checkpoint
+                raise UserError(
+                    f"it starts from the checkpoint of {said.start}, and the server of engine.kind=openai plays the table's model alone;"
+                    " type engine.kind=vllm, which serves checkpoints, engine.kind=transformers, or write in_process: true in the row"
+                )
+            return config
         except UserError as error:
             raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None
+
+    def changes(self, row: Row, seed: int, run: RunDirectory) -> list[str]:
+        """The settings that a row's run no longer has as it was begun. The checkpoint that it starts from may move; its row counts."""
+        before, now = run.config, self.config(row, seed)
+        if not row.said.start:
+            return differing_fields(before, now)
+        started = (run.stages.get(STARTED) or {}).get("row", "none")
+        others = [f"start: {started} -> {row.said.start}"] if run.stages and started != row.said.start else []
+        return [*others, *differing_fields(before.model_copy(update={"model": now.model}), now)]
 
     def check(self, bench: Bench) -> dict[str, tuple[Stage, ...]]:
         """The stages of each row. Raises `UserError` for any fault that can be seen before anything is begun."""
         if len(set(self.asked.seeds)) < len(self.asked.seeds) or not self.asked.seeds:
             raise UserError(f"--seeds: wanted each seed once, as 1,2,3, found {','.join(map(str, self.asked.seeds)) or 'nothing'}")
+        for text in self.asked.overrides:
+            path, value = read_override(text)
+            refuse_for_all(".".join(path), value, repr(text)[:80])
+        _require_place(self.out)
         self._refuse_what_is_not_there()
         configs = {(row.name, seed): self.config(row, seed) for row in self.rows for seed in self.asked.seeds}
-        for (name, seed), config in configs.items():
-            _require_same_run(self.path(self.table.row(name), seed), config)
-        return {row.name: self._stages(row, bench, configs[row.name, self.asked.seeds[0]]) for row in self.rows}
+        for name, seed in configs:
+            self._require_same_run(self.table.row(name), seed)
+        found = {row.name: self._stages(row, bench, configs[row.name, self.asked.seeds[0]]) for row in self.rows}
+        self._refuse_untrained_starts(found)
+        return found
+
+    def _require_same_run(self, row: Row, seed: int) -> None:
+        """Raises `RunConflict` where a run exists that was made with other settings."""
+        path = self.path(row, seed)
+        if not (path / "config.yaml").is_file():
+            return
+        if changes := self.changes(row, seed, RunDirectory.existing(path, read_only=True)):
+            raise RunConflict(
+                f"{path} was started with other settings ({'; '.join(changes)}); go on with its own, or give another --out"
+            )
+
+    def _refuse_untrained_starts(self, stages: Mapping[str, Sequence[Stage]]) -> None:
+        """Raises `UserError` for a row that starts from one that trains no checkpoint of its arm."""
+        for row in filter(lambda one: one.said.start, self.rows):
+            source = self.table.row(row.said.start)
+            names = [stage.name for stage in all_of(stages[source.name])]
+            if f"train {source.arm}" not in names:
+                raise UserError(
+                    f"the row {row.name} of the table {self.table.name} starts from {source.name}, whose arm {source.arm!r} is not trained:"
+                    f" it has no stage 'train {source.arm}'; start from another row, or write that row's arm: or settings:"
+                )
 
     def _refuse_what_is_not_there(self) -> None:
         """Raises `UserError` for the first row whose method or settings do not exist, with the rows that are left without all such."""
@@ -214,23 +290,30 @@ class Plan:
                 f"the row {row.name} of the table {self.table.name} reports the arm {row.arm!r}, and its method measures"
                 f" {', '.join(arms) or 'none'}; write the row's arm: or settings:"
             )
+        if row.said.forest and not any(shows(stage, row.said.forest) for stage in all_of(stages)):
+            grown = [stage.forest or stage.name.removeprefix(EXPLORES) for stage in all_of(stages) if stage.verb == "explore"]
+            raise UserError(
+                f"the row {row.name} of the table {self.table.name} reports the forest {row.said.forest!r}, and its method grows"
+                f" {'; '.join(map(repr, grown)) or 'none'}; write the row's forest: or settings:"
+            )
         return stages
 
 
-def _of_other_method(override: str, method: str) -> bool:
-    """Whether a setting that all rows receive belongs to another method than this row's."""
-    section = override.partition("=")[0].partition(".")[0].strip()
-    return section not in ("", method, *RunConfig.model_fields) and section in method_names()
+def shows(stage: Stage, forest: str) -> bool:
+    """Whether a stage grows the forest of a name. One that does not say its forest's name before is known by its own."""
+    if stage.verb != "explore":
+        return False
+    name = stage.name.removeprefix(EXPLORES)
+    return stage.forest == forest if stage.forest else forest == name or forest.endswith(f", {name}")
 
 
-def _require_same_run(path: Path, config: RunConfig) -> None:
-    """Raises `RunConflict` where a run exists that was made with other settings."""
-    if (path / "config.yaml").is_file():
-        before = RunDirectory.existing(path, read_only=True).config
-        if changes := differing_fields(before, config):
-            raise RunConflict(
-                f"{path} was started with other settings ({'; '.join(changes)}); go on with its own, or give another --out"
-            )
+def _require_place(path: Path) -> None:
+    """Raises `UserError` for a directory that cannot be made or written in; makes nothing."""
+    there = next(one for one in (path, *path.parents) if os.path.lexists(one) or one == one.parent)
+    if not there.is_dir():
+        raise UserError(f"cannot make the directory {path}: {there} is no directory; give another with --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write in {there}; give another directory with --out")
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ A row without a method measures what it starts from and trains nothing. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -24,16 +24,24 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from leafe.config import checked
+from leafe.config import checked, read_override, recipe_names
+from leafe.envs import registry
 from leafe.errors import UnknownName, UserError
 from leafe.settings import Name, Settings
 from leafe.yaml_text import read_yaml
 
 FOLDER = "recipes/tables"
 LARGEST = "largest"
+START = "start"  # what methods call the setting that names another model to start from
 Texts = tuple[str, ...]
 # The settings that a table fixes for all rows, so that they can be compared.
 SETTLED = ("name", "method", "seed", "model", "tasks", "evaluate", "explore.turns", "explore.tokens")
+# Settings that are fixed for each row, and where.
+IDLE = {
+    "name": "a run is named after its row, and --out names the table's directory",
+    "method": "a row has its own, as rows: {mine: {method: grpo}}",
+    "seed": "seeds are typed as --seeds 1,2,3",
+}
 
 
 class RowSettings(Settings):
@@ -69,7 +77,10 @@ class RowSettings(Settings):
 
 
 class CheckSettings(Settings):
-    """A claim to check: that a row is `above` another at `k`, or, without it, the highest of all shown rows."""
+    """A claim to check: that a row is `above` another at `k`, or, without it, the highest of all shown rows.
+
+    `k` is a power of two, as the columns of a table are, or the largest that was measured.
+    """
 
     claim: str = Field(min_length=1)
     row: str
@@ -78,8 +89,9 @@ class CheckSettings(Settings):
 
     @model_validator(mode="after")
     def _k_is_a_column(self) -> Self:
-        if self.k != LARGEST and (not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1):
-            raise ValueError(f"k: wanted a whole number of at least 1, or {LARGEST}, found {self.k!r:.80}")
+        whole = isinstance(self.k, int) and not isinstance(self.k, bool) and self.k > 0
+        if self.k != LARGEST and not (whole and int(self.k).bit_count() == 1):
+            raise ValueError(f"k: wanted a whole number that is a power of two, as 1 or 16, or {LARGEST}, found {self.k!r:.80}")
         return self
 
 
@@ -159,6 +171,8 @@ def parse_table(text: str, name: str) -> Table:
     source = f"the table {name}"
     checked(_Named, {"name": name}, source)
     said = checked(TableSettings, read_yaml(text, source), source)
+    for key, value in _overrides(said, source):
+        refuse_for_all(key, value, source)
     rows = {key: _row(key, value, source) for key, value in said.rows.items()}
     checks = tuple(checked(CheckSettings, one, f"check {number} of {source}") for number, one in enumerate(said.checks, start=1))
     table = Table(name, said, rows, checks)
@@ -166,11 +180,23 @@ def parse_table(text: str, name: str) -> Table:
     return table
 
 
+def refuse_for_all(key: str, value: Any, source: str) -> None:
+    """Refuses a setting for all rows that each row, or the command line, has in its own way."""
+    if key in IDLE:
+        raise UserError(f"{source} sets {key}, which has no effect on a table: {IDLE[key]}")
+    _refuse_start(key, value, source)
+
+
+def _refuse_start(key: str, value: Any, source: str) -> None:
+    """Refuses a method's own setting of a model to start from, whose cost and whose checkpoint no row would know."""
+    if (key.rpartition(".")[2] == START or (isinstance(value, Mapping) and START in value)) and not key.startswith("environment"):
+        raise UserError(f"{source} sets {key} to start from a model; write it as a row's own start: ROW")
+
+
 def _row(name: str, value: Any, source: str) -> Row:
     checked(_Named, {"name": name}, f"a row of {source}")
     row = Row(name, checked(RowSettings, {} if value is None else value, f"the row {name} of {source}"))
-    for text in (*row.said.settings, *(one for many in row.said.sizes.values() for one in many)):
-        key = text.partition("=")[0].strip()
+    for key, value in _overrides(row.said, f"the row {name} of {source}"):
         settled = [one for one in SETTLED if f"{key}.".startswith(f"{one}.")]
         if key in ("explore", "environment") or settled:
             raise UserError(f"the row {name} of {source} sets {key}, which a table settles for all its rows; leave it out")
@@ -179,7 +205,25 @@ def _row(name: str, value: Any, source: str) -> Row:
                 f"the row {name} of {source} sets {key} and has a method; only a row that measures what it starts from, without a method,"
                 " may be in another environment"
             )
+        _refuse_start(key, value, f"the row {name} of {source}")
     return row
+
+
+def _overrides(said: RowSettings | TableSettings, owner: str) -> Iterator[tuple[str, Any]]:
+    """The name and the value of each setting of a row or a table, those for single recipes included.
+
+    Raises `UserError` for a text that is no setting and for a recipe that there is none of.
+    """
+    shipped = recipe_names()
+    for recipe in said.sizes:
+        if recipe not in shipped and not recipe.endswith((".yaml", ".yml")) and "/" not in recipe:
+            raise UnknownName(f"recipe in the sizes of {owner}", recipe, shipped)
+    for text in (*said.settings, *(one for many in said.sizes.values() for one in many)):
+        try:
+            path, value = read_override(text)
+        except UserError as error:
+            raise UserError(f"{owner}: {error}") from None
+        yield ".".join(path), value
 
 
 def _check(table: Table, source: str) -> None:
@@ -187,6 +231,8 @@ def _check(table: Table, source: str) -> None:
     if not any(row.said.shown for row in table.rows.values()):
         raise UserError(f"{source} has no row that is shown, and wants one at least")
     for row in table.rows.values():
+        if unknown := [one for one in row.said.envs if ":" not in one and one not in registry.names()]:
+            raise UnknownName(f"environment in the envs of the row {row.name}", unknown[0], registry.names())
         seen = [row.name]
         while start := table.row(seen[-1]).said.start:
             if start in seen:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from leafe.differing import differing_fields
+from leafe.errors import UnknownName
 from leafe.evaluation.diagnose import shares
 from leafe.evaluation.passk import Interval, Resampling
-from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests
+from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests, own_attempts
 from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
 from leafe.records import BROKEN, Tree
 from leafe.reproduce.paper import figures_of
-from leafe.reproduce.plan import Plan
+from leafe.reproduce.plan import Plan, shows
 from leafe.reproduce.spec import LARGEST, CheckSettings, Row
 from leafe.reproduce.work import Failure
 from leafe.results import arms_of, exploration_of
@@ -53,7 +53,7 @@ class _Summary:
             path = self.plan.path(row, seed)
             if (path / "DONE").is_file() and (path / "config.yaml").is_file():
                 run = RunDirectory.existing(path, read_only=True)
-                if not differing_fields(run.config, self.plan.config(row, seed)):
+                if not self.plan.changes(row, seed, run):
                     yield seed, run
 
     @cached_property
@@ -110,7 +110,7 @@ class _Summary:
             share=self.plan.share(row),
             flags=tuple(self._flags(row, cost)),
             runs=tuple(str(run.path.relative_to(self.plan.out)) for run in runs.values()),
-            extra=_explored([part for run in runs.values() for part in _reflected(run.path, _stamp(run.path))]),
+            extra=_explored([part for run in runs.values() for part in _reflected(run.path, _stamp(run.path))], self.how),
         )
 
     def _against(self, row: Row) -> Sequence[str]:
@@ -146,8 +146,10 @@ class _Summary:
         shown = {name: one for name, one in self.pooled.items() if row and one.tasks == row.tasks}
         if row is None or not shown:
             return verdict(check.claim, None)
-        column = _column(row, check)
+        column = row.columns[-1] if check.k == LARGEST else str(check.k)
         claim = check.claim.replace("{k}", column)
+        if column not in row.shares:  # beyond the samples
+            return verdict(claim, None)
         if check.above:
             other = shown.get(check.above)
             return verdict(claim, difference(row, other, column, self.how) if other else None)
@@ -167,21 +169,18 @@ class _Summary:
                     yield f"{row.name}, seed {seed}: {told.get((row.name, seed), 'not finished yet')}"
 
 
-def _column(row: Pooled, check: CheckSettings) -> str:
-    """The column of a check; a k beyond the samples is the largest that there is."""
-    if check.k == LARGEST or str(check.k) not in row.shares:
-        return row.columns[-1]
-    return str(check.k)
-
-
 def _forest(run: RunDirectory, name: str) -> Sequence[Tree]:
-    return dict(exploration_of(run))[name]
+    found = dict(exploration_of(run))
+    if name not in found:
+        raise UnknownName(f"forest of {run.path}", name, found)
+    return found[name]
 
 
 @dataclass(frozen=True, slots=True)
 class _Reflected:
-    """One task of a forest in which anything was reflected on: which reflections were read, which attempts succeeded."""
+    """One task of a forest in which anything was reflected on: which reflections were read, which attempts of the policy succeeded."""
 
+    task: str
     read: tuple[float, ...]
     advised: tuple[float, ...]
     fresh: tuple[float, ...]
@@ -199,20 +198,28 @@ def _reflected(path: Path, stamp: int) -> tuple[_Reflected, ...]:
 
 
 def _told(tree: Tree) -> _Reflected:
-    whole = [one for one in tree.attempts if one.stop not in BROKEN]
+    whole = [one for one in own_attempts(tree) if one.stop not in BROKEN]
     return _Reflected(
+        tree.task.id,
         tuple(float(not one.unread) for one in tree.reflections if not one.no_room),
         tuple(float(one.success) for one in whole if one.experience is not None),
         tuple(float(one.success) for one in whole if one.experience is None),
     )
 
 
-def _explored(parts: Sequence[_Reflected]) -> dict[str, Interval] | None:
-    """The effect of reflection in a row's forests, with intervals over tasks."""
+def _explored(parts: Sequence[_Reflected], how: Resampling) -> dict[str, Interval] | None:
+    """The effect of reflection in a row's forests, with intervals over tasks; a task's forests of all seeds are drawn together."""
+
+    def share(values: Callable[[_Reflected], Sequence[float]]) -> Interval | None:
+        by_task: dict[str, list[float]] = {}
+        for one in parts:
+            by_task.setdefault(one.task, []).extend(values(one))
+        return shares(list(by_task.values()), how=how)
+
     found = {
-        "reflections read": shares([one.read for one in parts]),
-        "advised attempts solved": shares([one.advised for one in parts]),
-        "fresh attempts solved": shares([one.fresh for one in parts]),
+        "reflections read": share(lambda one: one.read),
+        "advised attempts solved": share(lambda one: one.advised),
+        "fresh attempts solved": share(lambda one: one.fresh),
     }
     return {name: one for name, one in found.items() if one is not None} or None
 
@@ -239,12 +246,8 @@ def _is_count(value: Any) -> bool:
 def _behind(row: Row, stages: Sequence[Stage]) -> list[Stage]:
     """The stages that a row's result depends on, those that measure left out."""
     if row.said.forest:
-        return [stage for stage in stages if stage.verb == "explore" and _shown_as(stage) in row.said.forest]
+        return [stage for stage in stages if shows(stage, row.said.forest)]
     ends = [stage for stage in stages if stage.name in (f"train {row.arm}", f"evaluate {row.arm}")]
     found = {one.name for end in ends for one in (*needed(stages, end), end)}
     behind = [stage for stage in stages if stage.name in found and stage.verb != "evaluate"]
     return behind or [stage for stage in stages if stage.verb != "evaluate"]
-
-
-def _shown_as(stage: Stage) -> str:
-    return stage.name.removeprefix("explore ")

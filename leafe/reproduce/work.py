@@ -14,14 +14,13 @@ from leafe.experiment import Experiment
 from leafe.lab import measure_base, run_recipe
 from leafe.progress import Progress
 from leafe.proofs import folder_digest
-from leafe.reproduce.plan import Bench, Plan
+from leafe.reproduce.plan import STARTED, Bench, Plan
 from leafe.reproduce.sharing import Shared
 from leafe.reproduce.spec import Row
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.trackers import opened
 from leafe.viewer.report import write_report
-
-STARTED = "table start"  # the stage in which a run records the checkpoint that it starts from
 
 
 @dataclass(frozen=True)
@@ -69,22 +68,25 @@ class _Row:
     def carry_out(self, bench: Bench, progress: Progress) -> bool:
         """Does what is left of the row; returns whether there was anything."""
         path, config = self.plan.path(self.row, self.seed), self.plan.config(self.row, self.seed)
-        with RunDirectory.open(path, config) as run:
+        with RunDirectory.open(path, config, moved=bool(self.row.said.start)) as run:
             self._check_start(run)
             if run.done:
+                if not run.report.is_file():  # a run that was killed before its page was written last
+                    write_report(run)
                 return False
             progress.say(f"{self.row.name}, seed {self.seed}: {path}")
             experiment = replace(bench(config), once=Shared(path.parent, progress))
             try:
                 self._check(experiment, run, config)
-                if self.row.said.method:
-                    run_recipe(experiment, run)
-                else:
-                    measure_base(experiment, run)
+                with opened(experiment.tracker, path):
+                    if self.row.said.method:
+                        run_recipe(experiment, run)
+                    else:
+                        measure_base(experiment, run)
             finally:
                 experiment.free()
-            run.finish()
             write_report(run)
+            run.finish()  # last, since a finished run is left alone
             return True
 
     def _check(self, experiment: Experiment, run: RunDirectory, config: RunConfig) -> None:

@@ -6,6 +6,7 @@ are sampled through the same program with the same options.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,15 @@ def serve_command(settings: EngineSettings, lora: LoraSettings | None = None) ->
         memory_share=settings.memory_share,
         rank=lora.rank if lora and lora.keep and settings.kind == "vllm" else 0,
     )
+
+
+def _is_adapter_on(base: Path, adapter: Path) -> bool:
+    """Whether a folder holds an adapter on the model in `base`: a training may start from another, such as that of the first round."""
+    try:
+        named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return Path(named).resolve() == base.resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # the merged weights beside it are served
 
 
 class Launched:
@@ -85,10 +95,10 @@ class Launched:
         return replace(found, server=self.server.version)
 
     async def _start(self, folder: Path) -> str:
-        """Serves a folder, by a server of its own or as an adapter on the base's; returns the name under which it is served."""
+        """Serves a folder, by a server of its own, or as an adapter if it is one on the base; returns the name under which it is served."""
         give_back()
         adapter = folder / ADAPTER
-        if self._adapts and folder != self._base and adapter.is_dir():
+        if self._adapts and folder != self._base and _is_adapter_on(self._base, adapter):
             await self.server.start(self._base, self._config.model)
             name = f"{folder.name}-{digest(str(folder))[:8]}"
             await self.server.load_adapter(name, adapter)

@@ -115,6 +115,14 @@ def test_tied_embeddings_of_the_base_are_averaged_with_both_of_an_untied_arm(tmp
         assert torch.allclose(between[name], (one["model.embed_tokens.weight"] + other[name]) / 2, atol=1e-7)
 
 
+def test_an_average_has_no_adapter_since_that_of_the_second_model_is_not_its_own(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    second = saved(tmp_path / "second", 2)
+    (second / "adapter").mkdir()
+    (second / "adapter" / "adapter_config.json").write_text("{}")
+    out = averaged(pair[0], second, tmp_path / "out", 0.5)
+    assert {file.name for file in out.iterdir()} == {file.name for file in second.iterdir()} - {"adapter"}
+
+
 def test_checkpoints_of_different_models_are_refused_with_the_weight_that_differs(pair: tuple[Path, Path], tmp_path: Path) -> None:
     wide = tmp_path / "wide"
     tiny_model("llama", vocabulary=400).save_pretrained(wide)

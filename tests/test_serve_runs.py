@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,8 +14,11 @@ from test_serve import FAKE, Plan
 from tiny import tiny_model, tiny_tokenizer
 
 import leafe as api
+from leafe.config import load_recipe
 from leafe.forest.store import read_forest
-from leafe.records import BROKEN, Tree
+from leafe.launching import Launched
+from leafe.progress import Silent
+from leafe.records import BROKEN, Ask, Message, Sampling, Tree
 from leafe.run import RunDirectory
 
 RECIPE = """
@@ -106,11 +111,34 @@ def test_trained_adapters_are_loaded_into_the_server_of_the_base_also_when_it_di
         assert [directory.stages[f"evaluate {arm}"]["attempts"] for arm in ("base", "leafe", "rehearsal")] == [16, 16, 16]
 
 
+@pytest.mark.parametrize("trained_on", ["base", "first round", "unknown"])
+def test_an_adapter_is_served_only_on_the_model_that_it_was_trained_on(
+    trained_on: str, plan: Plan, model: Path, tmp_path: Path
+) -> None:
+    arm = tmp_path / "arm"
+    shutil.copytree(model, arm)
+    (arm / "adapter").mkdir()
+    named = {"base": {"base_model_name_or_path": str(model)}, "first round": {"base_model_name_or_path": str(tmp_path)}}
+    (arm / "adapter" / "adapter_config.json").write_text(json.dumps(named.get(trained_on, {})))
+    overrides = [f"model={model}", f"engine.command=[{sys.executable}, {FAKE}]", "train.lora={rank: 2, keep: true}"]
+    launched = Launched(load_recipe(str(tmp_path / "trial.yaml"), overrides), model, Silent())
+
+    async def work() -> None:
+        engine = launched.engine(arm)
+        await engine.generate(Ask((Message("user", "go"),), Sampling(max_tokens=24), 1))
+        await engine.close()
+
+    asyncio.run(work())
+    launched.server.free()
+    assert [start["model"] for start in plan.starts] == [str(model if trained_on == "base" else arm)]
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
         ("engine.command=[/no/such/vllm]", "make an environment for vLLM (python -m venv vllm-env"),
         ("engine.arguments=[--max-model-len, '64']", "type engine.max_context=VALUE"),
+        ("train.lora={rank: 1024, keep: true}", "train.lora.rank: wanted at most 512"),
         ("engine.arguments=[--no-such-option]", "unrecognized arguments: --no-such-option"),
         ("engine.base_url=http://127.0.0.1:1/v1", "leave out engine.base_url, or type engine.kind=openai"),
         ("sampling.act.max_tokens=4", "every reply would be cut; type sampling.act.max_tokens="),

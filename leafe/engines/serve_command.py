@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leafe.engines.serve_programs import VLLM, Program, Told
+from leafe.engines.serve_programs import RANKS, VLLM, Program, Told
 from leafe.errors import UserError
 
 
@@ -39,6 +39,11 @@ class ServeCommand:
             if broken := [text for text in texts if not text or not text.isprintable()]:
                 raise UserError(f"engine.{name}: wanted texts without line breaks, found {broken[0]!r:.80}")
         _check_arguments(self.arguments, self.server)
+        if self.rank > RANKS[-1]:
+            raise UserError(
+                f"train.lora.rank: wanted at most {RANKS[-1]}, which is the most that {self.server.title} takes, found {self.rank};"
+                " type a smaller one, or train.lora.keep=false to serve merged weights"
+            )
 
     def program(self) -> tuple[str, ...]:
         """The program and its first arguments. Raises `UserError` where it is missing or cannot be run."""

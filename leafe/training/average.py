@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from leafe.engines.loading import load_checkpoint, load_config
+from leafe.engines.serve_programs import ADAPTER
 from leafe.engines.twin import quiet, text_config
 from leafe.errors import CorruptFile, UserError
 from leafe.jsonl import told_if_unwritable
@@ -64,7 +65,7 @@ def _files_of(folder: Path) -> list[str]:
 
 
 def average_checkpoints(first: Path, second: Path, out: Path, share: float) -> None:
-    """Writes `(1 - share) * first + share * second` into the folder `out`, which is otherwise a copy of `second`.
+    """Writes `(1 - share) * first + share * second` into the folder `out`, which is otherwise a copy of `second` without its adapter.
 
     At a share of 0 or 1 the weights are those of one of the two, to the bit if both have the same precision. Raises `UserError` for
     checkpoints of different models and `CorruptFile` for weights that cannot be read.
@@ -75,7 +76,7 @@ def average_checkpoints(first: Path, second: Path, out: Path, share: float) -> N
             one = _as_saved(first, second, files)
         _check_same(one, other)
         for file in second.iterdir():
-            if file.name not in other.files:
+            if file.name not in other.files and file.name != ADAPTER:  # which is that of the second model alone
                 _copy(file, out / file.name)
         for name, tensors in other.files.items():
             mixed = {tensor: _between(one.of(tensor), other.of(tensor), share) for tensor in tensors}

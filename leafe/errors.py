@@ -48,6 +48,10 @@ class UnknownName(UserError, LookupError):
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         super().__init__(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
+        self._made_of = kind, name, names
+
+    def __reduce__(self) -> tuple[type[UnknownName], tuple[str, str, list[str]]]:
+        return type(self), self._made_of  # an exception is otherwise made again of its message, also between processes
 
 
 class MissingDependency(UserError, ImportError):
@@ -55,6 +59,10 @@ class MissingDependency(UserError, ImportError):
 
     def __init__(self, what: str, install: str) -> None:
         super().__init__(f"{what} is not installed; type: {install}")
+        self._made_of = what, install
+
+    def __reduce__(self) -> tuple[type[MissingDependency], tuple[str, str]]:
+        return type(self), self._made_of
 
 
 class CorruptFile(UserError):

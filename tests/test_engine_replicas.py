@@ -22,7 +22,7 @@ from leafe.engines.base import Engine
 from leafe.engines.replicas import ReplicatedEngine
 from leafe.engines.scripted import ScriptedEngine
 from leafe.engines.transformers import TransformersEngine
-from leafe.errors import CorruptFile, EngineError, UserError
+from leafe.errors import CorruptFile, EngineError, MissingDependency, UnknownName, UserError
 from leafe.records import Ask, Completion, Message, Sampling
 from leafe.settings import EngineSettings
 
@@ -129,6 +129,52 @@ def test_a_refusal_reaches_the_one_who_asked() -> None:
         return Counter(str(one) for one in found if isinstance(one, EngineError))
 
     assert asyncio.run(work()) == {"the script says to fail after 2 requests": 3}
+
+
+class Unreadable(UserError):
+    """An error that is not made again of its message."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+def failing(ask: Ask) -> str:
+    """Raises what the ask names."""
+    match ask.messages[-1].content:
+        case "bug":
+            raise ZeroDivisionError("in a chat template")
+        case "unknown":
+            raise UnknownName("engine", "vlm", ["vllm", "sglang"])
+        case "missing":
+            raise MissingDependency("ray", "pip install ray")
+        case "unreadable":
+            raise Unreadable("a", "b")
+    return "fine"
+
+
+def test_whatever_a_process_raises_reaches_the_one_who_asked() -> None:
+    def saying(text: str) -> Ask:
+        return Ask((Message("user", text),), Sampling(), 0)
+
+    async def work() -> None:
+        engine = ReplicatedEngine([partial(scripted, failing)])
+        try:
+            with pytest.raises(EngineError, match="an engine process failed with ZeroDivisionError: in a chat template"):
+                await asyncio.wait_for(engine.generate(saying("bug")), 30)
+            with pytest.raises(UnknownName, match="did you mean 'vllm'"):
+                await asyncio.wait_for(engine.generate(saying("unknown")), 30)
+            with pytest.raises(MissingDependency, match="ray is not installed; type: pip install ray"):
+                await asyncio.wait_for(engine.generate(saying("missing")), 30)
+            assert (await engine.generate(saying("hello"))).text == "fine"
+            waiting = [engine.generate(saying("unreadable")), engine.generate(saying("unreadable"))]
+            for found in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30):
+                assert isinstance(found, EngineError) and "sent an answer that cannot be read (TypeError" in str(found)
+            with pytest.raises(EngineError, match="cannot be read"):
+                await engine.generate(saying("hello"))
+        finally:
+            await engine.close()
+
+    asyncio.run(work())
 
 
 def test_a_process_that_is_killed_fails_what_it_had_and_what_comes_after() -> None:

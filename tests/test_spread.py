@@ -231,6 +231,7 @@ class Stuck:
     """A link that takes nothing and says nothing."""
 
     ended = False
+    gather = 0.0
 
     async def hand_in(self, orders: Any) -> None:
         await asyncio.Event().wait()
@@ -250,6 +251,25 @@ def test_a_worker_that_takes_nothing_can_be_given_up() -> None:
             await line.ask("anything", limit=0.01)
         await line.close()
         assert link.ended
+
+    asyncio.run(main())
+
+
+class Refusing(Stuck):
+    """A link that fails in its own way before anything is sent, as Ray's may."""
+
+    async def hand_in(self, orders: Any) -> None:
+        raise TypeError("could not serialize the argument")
+
+
+def test_a_worker_that_cannot_be_sent_anything_is_lost() -> None:
+    async def main() -> None:
+        line = Line(Refusing())
+        with pytest.raises(WorkerLost, match="TypeError: could not serialize the argument"):
+            await asyncio.wait_for(line.ask("anything"), 5)
+        with pytest.raises(WorkerLost):
+            await line.ask("anything else")
+        await line.close()
 
     asyncio.run(main())
 

@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
@@ -137,6 +138,8 @@ class _Replica:
             first = self._pipe.recv()
         except EOFError:
             raise EngineError(f"an engine process ended while it loaded the model ({self._how_it_ended()})") from None
+        except Exception as error:
+            raise EngineError(f"an engine process failed with an error that cannot be read ({_in_words(error)})") from None
         if isinstance(first, BaseException):
             raise first
         self._listener.start()
@@ -184,16 +187,20 @@ class _Replica:
             return
 
     def _listen(self) -> None:
+        wrong = ""
         while True:
             try:
                 answer: _Answer = self._pipe.recv()
             except (EOFError, OSError):
                 break
+            except Exception as error:  # nobody may wait for ever for an answer that cannot be read
+                wrong = f"an engine process sent an answer that cannot be read ({_in_words(error)})"
+                break
             self.stats = answer.stats
             self._counted()
             self._tell(self._waiting.get(answer.number), answer.result, answer.refusal)
         with self._lock:
-            self._gone = f"an engine process ended ({self._how_it_ended()}); the same command goes on from here"
+            self._gone = wrong or f"an engine process ended ({self._how_it_ended()}); the same command goes on from here"
             left = list(self._waiting.values())
         for future in left:
             self._tell(future, None, EngineError(self._gone))
@@ -216,6 +223,16 @@ class _Replica:
     def _how_it_ended(self) -> str:
         self._process.join(PATIENCE)
         return f"exit status {self._process.exitcode}; a negative one is a signal, and -9 is often a lack of memory"
+
+
+def _in_words(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _failure(error: Exception) -> EngineError:
+    """A bug in a process as an error that can be sent, with its place."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return EngineError(f"an engine process failed with {_in_words(error)} ({at.filename}, line {at.lineno})")
 
 
 def _context() -> Any:
@@ -250,9 +267,16 @@ async def _answer_all(engine: Engine, pipe: Connection) -> None:
             reply = _Answer(number, await getattr(engine, request.method)(*request.arguments), None, engine.stats)
         except LeafeError as error:
             reply = _Answer(number, None, error, engine.stats)
+        except Exception as error:
+            reply = _Answer(number, None, _failure(error), engine.stats)
         finally:
             running.pop(number, None)
-        pipe.send(reply)
+        try:
+            pipe.send(reply)
+        except OSError:  # the parent is gone
+            return
+        except Exception as error:  # what cannot be pickled
+            pipe.send(_Answer(number, None, _failure(error), engine.stats))
 
     def take(number: int, request: _Request | None) -> None:
         if request is not None:

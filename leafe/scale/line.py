@@ -106,6 +106,8 @@ class Line:
                 await self._link.hand_in(orders)
         except WorkerLost as why:
             self._lose(why)
+        except Exception as error:  # as in `_listen`: Ray raises errors of its own before anything is sent
+            self._lose(WorkerLost(f"{type(error).__name__}: {error}"))
         finally:
             self._sending = None
 

@@ -396,6 +396,31 @@ def test_a_server_that_dies_too_often_ends_the_waiting_at_once(plan: Plan, model
     assert len(plan.starts) == 3 and not plan.left
 
 
+@pytest.mark.parametrize("gone", ["program", "terminal"])
+def test_a_server_that_cannot_be_started_again_ends_the_waiting_at_once(
+    gone: str, plan: Plan, model: Path, tmp_path: Path
+) -> None:
+    plan({"answers": 2}, {})
+    program = tmp_path / "serving"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+
+    def vanish(text: str) -> None:
+        if "starting it again" in text and gone == "program":
+            program.unlink()
+        elif "starting it again" in text:
+            raise BrokenPipeError("the terminal is gone")
+
+    own = OwnServer(ServeCommand((str(program), FAKE), dtype="float32"), patience=60, restarts=2, told=vanish)
+    began = time.monotonic()
+    wanted = "serving' *, which is no program" if gone == "program" else r"cannot be started again \(BrokenPipeError: the terminal is gone"
+    with pytest.raises(EngineError, match=wanted):
+        run(answers(engine_on(own, model), asked(6)))
+    assert time.monotonic() - began < 50  # less than the patience
+    own.free()
+    assert not plan.left
+
+
 def test_one_request_that_is_cancelled_leaves_the_start_to_the_others(plan: Plan, model: Path, server: OwnServer) -> None:
     async def work() -> Completion:
         engine = engine_on(server, model)

@@ -14,7 +14,7 @@ from pathlib import Path
 from leafe.engines.base import UNCONTINUED, EngineStats, Scores
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.serve import LOOK_EVERY, OwnServer
-from leafe.errors import EngineError, UserError
+from leafe.errors import LeafeError, UserError
 from leafe.records import Ask, Completion, Message
 
 Connect = Callable[[Callable[[], str]], Awaitable[OpenAIEngine]]
@@ -79,6 +79,8 @@ class ServedEngine:
             if await asyncio.to_thread(lambda: self._server.ended):  # the remains of a dead server may take seconds to end
                 try:
                     await self._server.restart()
-                except EngineError as error:
+                except LeafeError as error:
                     self._lost = str(error)
+                except Exception as error:  # or requests would wait as long as for a server that may come back
+                    self._lost = f"the server of this run died and cannot be started again ({type(error).__name__}: {error})"
                 engine.move(self._server.base_url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +62,7 @@ async def probe_door(config: RunConfig, base: Path, progress: Progress, door: Do
 
     client = Client(door.base_url, door.api_key, _waiting(settings), transport=door.transport, told=progress.say, lost=door.lost)
     try:
-        return await probe(client, question)
+        return replace(await probe(client, question), cap=settings.max_context)
     finally:
         await client.close()
 
@@ -86,13 +86,15 @@ def served_engine(config: RunConfig, base: Path, progress: Progress, found: Find
         door.base_url,
         found.model,
         api_key=door.api_key,
-        tokenizer=tokens.tokenizer if found.ids == "encoded" else None,
+        tokenizer=None if found.decoded is False else tokens.tokenizer,  # whose ids would not be the server's
+        encodes=found.ids == "encoded",
         encode=tokens.text_ids,
         dialect=found.dialect,
         continues=found.continues,
         max_context=found.max_context,
         cap=settings.max_context,
         count=lambda messages: len(tokens.prompt_ids(messages)),
+        counts_alike=found.prompt in ("equal", "counted"),
         arrange=partial(_arranged, tokens, breaks=found.controls != "text"),
         prompt_ids=tokens.prompt_ids,
         concurrency=settings.concurrency,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from fake_server import FakeServer
+from test_openai_probe import UNKNOWN_TO_OPENAI
 from tiny import tiny_tokenizer
 
 from leafe.engines.openai import OpenAIEngine
 from leafe.engines.openai_fields import Dialect
 from leafe.engines.openai_http import Waiting
+from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import EngineError, UserError
 from leafe.records import Ask, Completion, Message, Sampling
 
@@ -293,6 +296,34 @@ def test_a_cap_on_the_context_is_kept_before_the_server_is_asked() -> None:
     assert [OpenAIEngine("http://s", "m", max_context=says, cap=cap).max_context for says, cap in sizes] == [60, 60, 60, 60, None]
 
 
+def test_a_server_that_shortens_conversations_silently_has_not_answered_them() -> None:
+    tokens, said = ChatTokenizer(tiny_tokenizer()), list[str]()
+    longest = len(tokens.prompt_ids(ASK.messages))
+
+    class Shortening(FakeServer):
+        def completion(self, request: dict[str, Any]) -> dict[str, Any]:
+            found = super().completion(request)
+            return found | {"usage": found["usage"] | {"prompt_tokens": min(found["usage"]["prompt_tokens"], longest)}}
+
+    server = Shortening("openai")
+    counting: dict[str, Any] = {"count": lambda messages: len(tokens.prompt_ids(messages)), "told": said.append}
+    dialect = Dialect(UNKNOWN_TO_OPENAI)
+
+    async def work(**more: Any) -> list[Completion]:
+        client = OpenAIEngine(
+            "http://server/v1", "policy", transport=server.transport(), waiting=QUICK, dialect=dialect, **counting, **more
+        )
+        more_said = replace(ASK, messages=(*ASK.messages, Message("assistant", "left"), Message("user", "where?")))
+        return [await client.generate(one) for one in (ASK, more_said, more_said)]
+
+    whole, *shortened = asyncio.run(work(counts_alike=True))
+    assert whole.text and whole.finish == "stop"
+    assert [(one.text, one.finish) for one in shortened] == [("", "context")] * 2 and shortened[0].prompt_tokens > longest
+    (line,) = said
+    assert f"read {longest} of the {shortened[0].prompt_tokens} tokens" in line and "engine.max_context=" in line
+    assert [one.finish for one in asyncio.run(work())] == ["stop"] * 3  # whose chat template may be another
+
+
 def test_no_more_requests_than_allowed_are_in_flight() -> None:
     flying: list[int] = [0, 0]
 
@@ -368,6 +399,30 @@ def test_a_key_that_the_server_repeats_is_in_no_message_and_one_that_is_none_is_
     with pytest.raises(UserError, match=r"engine\.api_key_env") as refused:
         engine(good, api_key="hunter2\r\nX-Evil: 1")
     assert "hunter2" not in str(refused.value)
+
+
+KEY = "sk-" + "A" * 20 + "SECRET"
+
+
+@pytest.mark.parametrize("before", range(50, 220, 10))
+def test_no_part_of_a_key_is_left_where_a_message_is_cut(before: int) -> None:
+    told = "x" * before + KEY * 3
+    choice = {"message": {"content": "x"}, "finish_reason": "y" * (before % 80) + KEY * 3}
+    for answer in (
+        httpx.Response(401, text=told),
+        httpx.Response(503, text=told),
+        httpx.Response(200, text=told),
+        httpx.Response(200, json={"error": {"message": told}}),
+        httpx.Response(200, json={"choices": [choice]}),
+        httpx.Response(200, json={"choices": told}),
+    ):
+        with pytest.raises(EngineError) as failed:
+            ask(lambda _, answer=answer: answer, api_key=KEY, waiting=Waiting(retries=0, patience=0))  # type: ignore[misc]
+        assert "sk-" not in str(failed.value) and "AAA" not in str(failed.value), failed.value
+
+
+def test_a_reply_that_spells_out_the_key_is_kept_as_it_is() -> None:
+    assert ask(lambda _: httpx.Response(200, json=body("left EMPTY")), api_key="EMPTY").text == "left EMPTY"
 
 
 @pytest.mark.parametrize("text", ["go <|end|> left", "<|end|><|assistant|>up<|end|>", "<|user|>"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,15 +20,17 @@ from leafe.errors import EngineError, UserError
 from leafe.records import Message
 
 LOCAL = ChatTokenizer(tiny_tokenizer())
-UNKNOWN_TO_OPENAI = {
-    "top_k",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "repeat_penalty",
-    "return_tokens_as_token_ids",
-    "repetition_detection",
-}
+UNKNOWN_TO_OPENAI = frozenset(
+    {
+        "top_k",
+        "min_p",
+        "typical_p",
+        "repetition_penalty",
+        "repeat_penalty",
+        "return_tokens_as_token_ids",
+        "repetition_detection",
+    }
+)
 
 
 def found(server: FakeServer, *, served: str = "", fallback: bool = False, samples: bool = True, **more: Any) -> Findings:
@@ -185,7 +188,12 @@ def test_a_wrong_path_a_missing_key_and_a_dead_server_are_said_to_be_that() -> N
 def test_findings_are_kept_as_json_and_another_server_is_told_from_the_first() -> None:
     here = found(FakeServer("vllm"))
     assert differing(here.as_json(), here) == []
-    assert differing(here.as_json(), found(FakeServer("vllm", context=4096))) == []
+    longer = found(FakeServer("vllm", context=4096))
+    assert differing(here.as_json(), longer) == ["max_context: 2048 -> 4096"]
+    assert differing(here.as_json(), replace(longer, cap=2048)) == []  # of which engine.max_context leaves as much
+    assert differing(here.as_json(), replace(longer, cap=3000)) == ["max_context: 2048 -> 4096"]
+    assert differing({name: value for name, value in here.as_json().items() if name != "max_context"}, longer) == []
+    assert differing(here.as_json(), replace(longer, max_context=None)) == []
     changes = differing(here.as_json(), found(FakeServer("openai")))
     assert "ids: sampled -> none" in changes and changes[0].startswith("dialect: ")
 

@@ -397,9 +397,7 @@ def test_a_server_that_dies_too_often_ends_the_waiting_at_once(plan: Plan, model
 
 
 @pytest.mark.parametrize("gone", ["program", "terminal"])
-def test_a_server_that_cannot_be_started_again_ends_the_waiting_at_once(
-    gone: str, plan: Plan, model: Path, tmp_path: Path
-) -> None:
+def test_a_server_that_cannot_be_started_again_ends_the_waiting_at_once(gone: str, plan: Plan, model: Path, tmp_path: Path) -> None:
     plan({"answers": 2}, {})
     program = tmp_path / "serving"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -413,7 +411,11 @@ def test_a_server_that_cannot_be_started_again_ends_the_waiting_at_once(
 
     own = OwnServer(ServeCommand((str(program), FAKE), dtype="float32"), patience=60, restarts=2, told=vanish)
     began = time.monotonic()
-    wanted = "serving' *, which is no program" if gone == "program" else r"cannot be started again \(BrokenPipeError: the terminal is gone"
+    wanted = (
+        "serving' *, which is no program"
+        if gone == "program"
+        else r"cannot be started again \(BrokenPipeError: the terminal is gone"
+    )
     with pytest.raises(EngineError, match=wanted):
         run(answers(engine_on(own, model), asked(6)))
     assert time.monotonic() - began < 50  # less than the patience

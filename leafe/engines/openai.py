@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from leafe.records import Ask, Completion, Message
 COMPLETIONS = "/chat/completions"
 LONGEST_ANSWER = (1 << 20, 1 << 12)  # bytes, and bytes for each requested token
 LONGEST_PROBABLE = 1 << 26
+BORDER = 4  # tokens that a begun reply may have less of where it is joined to the prompt
 Arrange = Callable[[Sequence[Message]], tuple[Message, ...]]
 
 
@@ -40,12 +42,14 @@ def longest_answer(max_tokens: int) -> int:
 class OpenAIEngine:
     """Asks `model` at `base_url` (such as `http://localhost:8000/v1`), at most `concurrency` requests at a time, in one event loop.
 
-    `tokenizer` makes the ids of replies that come without ids, by `encode` if its chat template has tokens of its own. `max_context` is
-    the context that the server reports, None if it reports none; a `cap` below that is enforced by `count`, which returns the tokens of a
-    conversation. `arrange` turns a conversation into the messages that the server's chat template takes; `prompt_ids` returns the ids of
-    its prompt, which only `score` needs. `continues` is whether the server continues a last message of the assistant's. `told` is called
-    with a line when the server is away and when it is back, and once if it refuses to continue a reply; `lost` returns the reason why it
-    will not come back, empty while it may.
+    `tokenizer` cuts back replies that repeat themselves, and where `encodes` it makes the ids of replies that come without ids, by `encode`
+    if its chat template has tokens of its own. `max_context` is the context that the server reports, None if it reports none; a `cap` below
+    that is enforced by `count`, which returns the tokens of a conversation. `counts_alike` is whether the server counts as many: a reply to
+    fewer is none to that conversation, which the server has shortened. `arrange` turns a conversation into the messages that the server's
+    chat template takes; `prompt_ids` returns the ids of its prompt, which only `score` needs.
+    `continues` is whether the server continues a last message of the assistant's. `told` is called with a line when the server is away and
+    when it is back, and once each if it refuses to continue a reply or shortens a conversation; `lost` returns the reason why it will not
+    come back, empty while it may.
     """
 
     def __init__(
@@ -55,12 +59,14 @@ class OpenAIEngine:
         *,
         api_key: str | None = None,
         tokenizer: Any = None,
+        encodes: bool = True,
         encode: Callable[[str], Sequence[int]] | None = None,
         dialect: Dialect = Dialect(),
         continues: bool = False,
         max_context: int | None = None,
         cap: int = 0,
         count: Callable[[Sequence[Message]], int] = lambda messages: 0,
+        counts_alike: bool = False,
         arrange: Arrange = tuple,
         prompt_ids: Callable[[Sequence[Message]], Sequence[int]] | None = None,
         concurrency: int = 64,
@@ -74,11 +80,12 @@ class OpenAIEngine:
         self.continues = continues
         self.model = model
         self.tokenizer = tokenizer
-        self._encode = encode or (ControlTokens(tokenizer, tokenizer.all_special_tokens).ids if tokenizer is not None else None)
+        encode = encode or (ControlTokens(tokenizer, tokenizer.all_special_tokens).ids if tokenizer is not None else None)
+        self._encode = encode if encodes else None
         self.max_context: int | None = min([limit for limit in (max_context, cap) if limit], default=None)
-        self._cap, self._count = cap if self.max_context == cap else 0, count
+        self._cap, self._count, self._counts_alike = cap if self.max_context == cap else 0, count, counts_alike
         self._dialect, self._arrange, self._prompt_ids = dialect, arrange, prompt_ids
-        self._told, self._is_told = told, False
+        self._told, self._once_told = told, set[str]()
         self._client = Client(
             base_url, api_key=api_key, waiting=waiting, connections=concurrency, told=told, lost=lost, transport=transport
         )
@@ -98,23 +105,46 @@ class OpenAIEngine:
         if ask.begun and answer.status in (400, 422):  # as a chat template that rewrites what was begun makes it
             return self._uncontinued(f"{answer.status}: {answer.said}")
         if answer.status != 200:
-            raise EngineError(f"{self._client.address(COMPLETIONS)} answered {answer.status}: {self._client.hidden(answer.said)}")
+            raise EngineError(f"{self._client.address(COMPLETIONS)} answered {answer.status}: {answer.said}")
         try:
             reply = read_reply(answer.body, most=most)
         except Malformed as error:
+            said = self._client.complaint(answer.body, partial(read_reply, most=most), error)
             if ask.begun:
-                return self._uncontinued(str(error))
-            raise EngineError(f"{self._client.address(COMPLETIONS)} answered with {self._client.hidden(str(error))}") from None
+                return self._uncontinued(said)
+            raise EngineError(f"{self._client.address(COMPLETIONS)} answered with {said}") from None
+        if length := self._shortened(ask, reply.prompt_tokens):
+            return Completion("", finish="context", prompt_tokens=length)
         return self._ended(self._completion(reply, most), ask.sampling.max_repeats)
 
     def _uncontinued(self, said: str) -> Completion:
         """The answer for a begun reply that the server did not continue, though it did when it was probed; the first is told."""
-        if not self._is_told:
-            self._is_told = True
-            self._told(
-                f"{self._client.address(COMPLETIONS)} does not continue every reply that was cut: {self._client.hidden(said):.300}"
-            )
+        said = self._client.hidden(said)
+        self._tell_once(
+            "uncontinued", f"{self._client.address(COMPLETIONS)} does not continue every reply that was cut: {said:.300}"
+        )
         return UNCONTINUED
+
+    def _shortened(self, ask: Ask, read: int) -> int:
+        """The tokens of a conversation of which the server `read` fewer, 0 if it read all. The first is told."""
+        if not self._counts_alike or not read:
+            return 0
+        begun = len(self._encode(ask.begun)) if ask.begun and self._encode else 0
+        begun = max(0, begun - BORDER)
+        # What is sent may have other tokens, since spaces are put into control tokens.
+        if read >= (length := self._count(ask.messages) + begun) or read >= self._count(self._arrange(ask.messages)) + begun:
+            return 0
+        self._tell_once(
+            "shortened",
+            f"{self._client.address(COMPLETIONS)} read {read} of the {length} tokens of a conversation: it shortens those that its context"
+            " does not hold, which end here as too long; start it with a longer context, or type its own as engine.max_context=N",
+        )
+        return length
+
+    def _tell_once(self, what: str, sentence: str) -> None:
+        if what not in self._once_told:
+            self._once_told.add(what)
+            self._told(sentence)
 
     async def score(self, messages: Sequence[Message], ids: Sequence[int], top: int = 0) -> Scores:
         """Log-probabilities of `ids` after `messages` under the served model: see `Engine.score`.
@@ -132,12 +162,14 @@ class OpenAIEngine:
                     f"the text to score has {len(payload['prompt'])} tokens, more than the server takes; score a shorter one"
                 )
             if answer.status != 200:
-                refusal = refusal or f" ({answer.status}: {self._client.hidden(answer.said)})"
+                refusal = refusal or f" ({answer.status}: {answer.said})"
                 continue
             try:
                 found = read_scores(answer.body, len(prompt), ids, top)
             except Malformed as error:
-                raise EngineError(f"{self._client.address(TEXTS)} answered with {self._client.hidden(str(error))}") from None
+                read = partial(read_scores, prompt=len(prompt), ids=ids, top=top)
+                said = self._client.complaint(answer.body, read, error)
+                raise EngineError(f"{self._client.address(TEXTS)} answered with {said}") from None
             if found is not None:
                 return found
         raise UserError(
@@ -175,7 +207,7 @@ class OpenAIEngine:
         end = repetition_end(ids, times) if completion.finish == "length" and self.tokenizer is not None else len(ids)
         if end == len(ids):
             return completion
-        text, logprobs = self.tokenizer.decode(ids[:end]), completion.logprobs[:end]
+        text, logprobs = self.tokenizer.decode(ids[:end], skip_special_tokens=True), completion.logprobs[:end]
         return replace(completion, text=text, token_ids=ids[:end], logprobs=logprobs, finish="repetition", counted=completion.drawn)
 
     def _encoded(self, reply: Reply) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 TOKEN_ID = "token_id:"
@@ -44,11 +44,12 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """The status and the body of an answer, cut if it was longer than allowed."""
+    """The status and the body of an answer, cut if it was longer than allowed. `secret` is the key, which no message may repeat."""
 
     status: int
     body: bytes
     retry_after: str = ""
+    secret: str = field(default="", repr=False)
 
     @property
     def text(self) -> str:
@@ -57,8 +58,9 @@ class Answer:
 
     @property
     def said(self) -> str:
-        """The beginning of the body, fit for a message: no line breaks and nothing that a terminal would obey."""
-        return repr(self.text[:200].strip())
+        """The beginning of the body, fit for a message: no line breaks, nothing that a terminal would obey, and no key."""
+        text = self.text.replace(self.secret, "***") if self.secret else self.text  # before it is cut: a part of a key is not found
+        return repr(text[:200].strip())
 
     @property
     def is_overflow(self) -> bool:

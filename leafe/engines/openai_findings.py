@@ -45,7 +45,7 @@ class Findings:
     where the temperature is zero. `prompt` compares the server's chat template with the local one: `equal` (id for id), `counted` (as many
     ids), `differs` or `unknown`. `decoded` is whether the local tokenizer makes the reply's text of the server's ids, None for unknown.
     `continues` is whether it continues a reply that is begun for it. `controls` is how the server reads control tokens that a text
-    spells out. `server` is the program and its version, if it reports them.
+    spells out. `server` is the program and its version, if it reports them. `cap` is the most of `max_context` that is used, 0 for all.
     """
 
     model: str
@@ -62,6 +62,7 @@ class Findings:
     controls: Controls = "unknown"
     server: str = ""
     continues: bool = False
+    cap: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The findings for a file, with the sentences about them."""
@@ -132,4 +133,8 @@ def differing(before: Mapping[str, Any], now: Findings) -> list[str]:
     kept = ["model", "dialect", "ids", "logprobs", "prompt", "seeds_differ"]
     kept += [name for name in ("controls", "continues") if name in before]  # which older runs did not ask for
     found = now.as_json()
-    return [f"{name}: {before.get(name)} -> {found[name]}" for name in kept if before.get(name) != found[name]]
+    changes = [f"{name}: {before.get(name)} -> {found[name]}" for name in kept if before.get(name) != found[name]]
+    told = [context for context in (before.get("max_context"), now.max_context) if context]
+    if len(told) == 2 and len({min(context, now.cap or context) for context in told}) == 2:  # one that was not told is not another
+        changes.append(f"max_context: {told[0]} -> {told[1]}")
+    return changes

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from leafe.address import server_address
-from leafe.engines.openai_answers import Answer
+from leafe.engines.openai_answers import Answer, Malformed
 from leafe.errors import EngineError, UserError
 
 AWAY = frozenset({429, 502, 503, 504, 529})
@@ -213,7 +213,7 @@ class Client:
                     body += part
                     if len(body) > longest:
                         raise EngineError(f"{self.address(path)} answered with more than {longest} bytes")
-                return Answer(response.status_code, bytes(body), response.headers.get("retry-after", ""))
+                return Answer(response.status_code, bytes(body), response.headers.get("retry-after", ""), self.api_key or "")
         except httpx.DecodingError as error:
             raise EngineError(f"{self.address(path)} answered with a body that cannot be decompressed: {error}") from None
         except RuntimeError as error:  # httpx raises this for a closed client
@@ -224,6 +224,16 @@ class Client:
     def hidden(self, text: str) -> str:
         """A text from the server without the key, which some servers repeat."""
         return text.replace(self.api_key, "***") if self.api_key else text
+
+    def complaint(self, body: bytes, read: Callable[[bytes], object], error: Malformed) -> str:
+        """The words about an answer that `read` found malformed, made of its body without the key, of which they may quote a part."""
+        if self.api_key and (key := self.api_key.encode()) in body:
+            try:
+                read(body.replace(key, b"***"))
+                return "an answer that is malformed where it repeats the key"
+            except Malformed as again:
+                error = again
+        return self.hidden(str(error))
 
 
 def _authorization(api_key: str | None) -> dict[str, str]:

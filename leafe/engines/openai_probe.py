@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from leafe.engines.openai import COMPLETIONS, Arrange, longest_answer
@@ -100,13 +101,13 @@ class _Trial:
         return [self.read(await self.answer(dialect, seed=seed, temperature=temperature)) for seed in SEEDS]
 
     def read(self, answer: Answer) -> Reply:
+        where, read = self.client.address(COMPLETIONS), partial(read_reply, most=TOKENS)
+        if answer.status != 200:
+            raise EngineError(f"{where} answered with {answer.status}: {answer.said}")
         try:
-            if answer.status != 200:
-                raise Malformed(f"{answer.status}: {answer.said}")
-            return read_reply(answer.body, most=TOKENS)
+            return read(answer.body)
         except Malformed as error:
-            where = self.client.address(COMPLETIONS)
-            raise EngineError(f"{where} answered with {self.client.hidden(str(error))}") from None
+            raise EngineError(f"{where} answered with {self.client.complaint(answer.body, read, error)}") from None
 
     async def dialect(self) -> Dialect:
         """All fields, less those that the server names in a refusal, or less the group whose absence helps."""
@@ -139,8 +140,7 @@ class _Trial:
             raise self.refusal(answer, hint)
 
     def refusal(self, answer: Answer, hint: str = "") -> UserError:
-        said = self.client.hidden(answer.said)
-        return UserError(f"{self.client.address(COMPLETIONS)} refuses a first request ({answer.status}: {said}){hint}")
+        return UserError(f"{self.client.address(COMPLETIONS)} refuses a first request ({answer.status}: {answer.said}){hint}")
 
     async def seeds(self, dialect: Dialect) -> tuple[Dialect, list[Reply]]:
         """Replies for three seeds and the first of them again.

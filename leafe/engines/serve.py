@@ -102,7 +102,7 @@ class OwnServer:
         async with self._client(timeout=self._patience) as client:
             try:
                 answer = await client.post(f"{self.base_url}/load_lora_adapter", json=body)
-                said = "" if answer.status_code == 200 else f"{answer.status_code}: {answer.text:.300}"
+                said = "" if answer.status_code == 200 else f"{answer.status_code}: {answer.text.replace(self.key, '***'):.300}"
             except httpx.HTTPError as error:
                 said = f"{type(error).__name__} {error}"
         if said:

@@ -43,19 +43,20 @@ def threads_of(settings: EngineSettings) -> int:
 def load_local_engine(settings: EngineSettings, folder: Path) -> Engine:
     """An engine in this process, or several, on a model."""
     processes = settings.processes or processes_of(settings.device, folder, threads_of(settings))
+    devices = [device_of(settings.device, number) for number in range(processes)]
     loads = [
         partial(
             TransformersEngine.from_folder,
             folder,
-            device=device_of(settings.device, number),
-            dtype=None if settings.dtype == "auto" and device_of(settings.device).startswith("cuda") else dtype_of(settings.dtype),
+            device=device,
+            dtype=None if settings.dtype == "auto" and device.startswith("cuda") else dtype_of(settings.dtype),
             slots=max(1, min(settings.slots, settings.concurrency) // processes),
             max_context=settings.max_context,
             cache_bytes=int(settings.cache_gib * GIB / processes),
-            sharers=processes,
+            sharers=devices.count(device),
             threads=max(1, threads_of(settings) // (1 if settings.threads else processes)),
         )
-        for number in range(processes)
+        for device in devices
     ]
     return loads[0]() if len(loads) == 1 else ReplicatedEngine(loads)
 

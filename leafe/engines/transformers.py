@@ -128,11 +128,20 @@ class TransformersEngine:
     ) -> TransformersEngine:
         """An engine for the checkpoint in the directory `path`: `save_pretrained` files, safetensors only, no remote code.
 
-        Without a `dtype` it is bfloat16 on a GPU and float32 elsewhere. Raises `UserError` when there is no such folder and `CorruptFile`
-        when it cannot be read.
+        Without a `dtype` it is bfloat16 on a GPU and float32 elsewhere. Raises `UserError` when there is no such folder or the model does
+        not fit on the device, and `CorruptFile` when it cannot be read.
         """
-        model, tokenizer = load_checkpoint(path, dtype=dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32))
-        return cls(model.to(device), tokenizer, **options)
+        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        model, tokenizer = load_checkpoint(path, dtype=dtype)
+        try:
+            return cls(model.to(device), tokenizer, **options)
+        except torch.OutOfMemoryError as error:
+            found = f"{str(dtype).removeprefix('torch.')} ({str(error).strip().splitlines()[0]:.160})"
+            smaller = "engine.dtype=bfloat16, or " if dtype == torch.float32 else ""
+            raise UserError(
+                f"wanted room on {device} for the model in {str(path)!r} in {found}; type {smaller}engine.kind=vllm with"
+                " engine.tensor_parallel=N, which splits it over N GPUs"
+            ) from None
 
     async def generate(self, ask: Ask) -> Completion:
         """One completion, a function of the ask and the weights alone. Raises `EngineError` when the forward pass fails."""

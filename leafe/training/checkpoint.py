@@ -21,12 +21,14 @@ def dtype_of(name: Literal["float32", "bfloat16", "auto"], processor: Path = PRO
 
 
 def device_of(name: str, number: int = 0) -> str:
-    """The device of a name for process `number` of several; `auto` is a GPU if there is one, in turn for each process.
+    """The device of a name for process `number` of several; `auto` is a GPU if there is one, and that and `cuda` one after another in turn.
 
     Raises `UserError` for a name that torch cannot use on this machine.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{number % torch.cuda.device_count()}"
     if name == "auto":
-        return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        return "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # the second is what a torch without CUDA raises

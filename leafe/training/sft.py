@@ -11,7 +11,7 @@ step. Weights are saved in float32, because steps as small as 1e-6 are lost in b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -145,10 +145,9 @@ def fine_tune(
 
 
 def help_training(job: _Job) -> None:
-    """This process's part of a training that a launcher's first process began; the first process reports refusals."""
+    """This process's part of a training that a launcher's first process began."""
     disable_progress_bar()
-    with suppress(UserError):
-        _fine_tune(job, _silent)
+    _fine_tune(job, _silent)
 
 
 def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:

@@ -45,6 +45,7 @@ from leafe.settings import RunConfig
 from leafe.stages import PROBE, Made, Once, done_here
 from leafe.tracked import exploring
 from leafe.training.loss import CrossEntropy, Loss
+from leafe.training.memory import give_back
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
@@ -263,7 +264,11 @@ class Experiment:
         try:
             return await work(engine)
         finally:
-            await engine.close()
+            try:
+                await engine.close()
+            finally:
+                del engine  # and with it the model whose memory is given back
+                give_back()
 
     def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False) -> Result:
         """Runs `awith_engine` to its end."""

@@ -106,6 +106,20 @@ def test_what_the_machine_lacks_is_refused_before_anything_is_read(values: dict[
         try_training(tmp_path / "no model", settings(**values))
 
 
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_more_processes_than_gpus_are_refused_before_anything_is_read(
+    sharding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_machine(settings(processes=2, sharding=sharding))
+    said = r"train\.processes=8 wants a GPU for each, and this machine has 2; set train\.processes=2"
+    with pytest.raises(UserError, match=said):
+        check_machine(settings(processes=8, sharding=sharding))
+    with pytest.raises(UserError, match=said):
+        try_training(tmp_path / "no model", settings(processes=8, sharding=sharding))
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

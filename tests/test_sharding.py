@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from test_precision import known, narrow
 from test_sft import TOKENIZER, lessons, moved, weights
 from tiny import tiny_model
 
@@ -23,7 +24,7 @@ from leafe.training.follow import Leader, follow, leader
 from leafe.training.launch import ProgressCallback, in_processes
 from leafe.training.machine import check_machine
 from leafe.training.resume import Trained
-from leafe.training.sft import TrainReport, fine_tune
+from leafe.training.sft import TrainReport, fine_tune, try_training
 from leafe.training.sharding import held
 
 PLAN = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=8, micro_tokens=64)
@@ -190,6 +191,24 @@ def test_weights_that_were_to_be_in_shards_and_are_not_are_found_out(group_of_on
         UserError, match=r"wanted all weights and moments cut .* found \d+ of \d+ whole, among them model\.embed_tokens"
     ):
         held(Trained(model, torch.optim.AdamW(model.parameters())))
+
+
+def test_a_training_in_shards_is_tried_in_shards_and_nothing_kept(base: Path) -> None:
+    files = {path: path.read_bytes() for path in base.parent.rglob("*") if path.is_file()}
+    tried = try_training(base, SHARDED.model_copy(update={"processes": 2}))
+    assert (tried.steps, tried.processes, tried.sharding, tried.held) == (1, 2, "fsdp", 0.5)
+    assert files == {path: path.read_bytes() for path in base.parent.rglob("*") if path.is_file()}
+
+
+def cramped(told: ProgressCallback, base: Path, out: Path) -> None:
+    """A training in shards of a model for a device without room."""
+    known()
+    fine_tune(base, lessons(), out / "out", SHARDED, seed=1, told=told, state=out / "state")
+
+
+def test_a_training_in_shards_that_does_not_fit_is_told_only_what_shards_go_with(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not fit into the memory.*checkpointing=true, then train\.lora\.rank=16$"):
+        in_processes(2, partial(cramped, base=narrow(tmp_path / "base", 8), out=tmp_path), lambda done, total: None)
 
 
 def test_a_small_copy_may_be_tried_in_place_of_a_model_that_no_gpu_holds() -> None:

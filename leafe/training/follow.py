@@ -15,11 +15,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but not in `__all__`
+from torch.distributed import DistStoreError, TCPStore  # type: ignore[attr-defined]  # documented, but not in `__all__`
 
+from leafe.errors import UserError
 from leafe.group import launched
 
 PATIENCE = timedelta(days=365)
+GRACE = 10.0  # seconds between the refusals of two processes that were refused the same
 _leading: list[Leader] = []
 
 
@@ -48,16 +50,33 @@ class Leader:
         self.tell(None)
 
 
-def follow(work: Callable[[Any], object]) -> None:
-    """Does the jobs that the first process begins, until it ends."""
+def follow(work: Callable[[Any], object], grace: float = GRACE) -> None:
+    """Does the jobs that the first process begins, until it ends.
+
+    A job's `UserError` is raised unless the first process goes on or ends within `grace` seconds: then it was refused the same, and reports
+    it. Otherwise it waits for this process, and the launcher ends it when this one fails.
+    """
     store, number = _store(), 1
     while True:
         store.wait([_name(number)], PATIENCE)
         job = pickle.loads(b64decode(store.get(_name(number))))
         if job is None:
             return
-        work(job)
         number += 1
+        try:
+            work(job)
+        except UserError:
+            if not _comes(store, number, grace):
+                raise
+
+
+def _comes(store: TCPStore, number: int, grace: float) -> bool:
+    """Whether a job, or the end, is told within so many seconds."""
+    try:
+        store.wait([_name(number)], timedelta(seconds=grace))
+    except DistStoreError:
+        return False
+    return True
 
 
 def is_first() -> bool:

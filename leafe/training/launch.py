@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from threading import Thread
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from signal import getsignal
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from threading import Thread, current_thread, main_thread
+from typing import Protocol, TypeVar
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from leafe import lifeline
 from leafe.errors import UserError
+from leafe.training.memory import give_back
 
 T = TypeVar("T")
+LAUNCHER = ("torch.distributed", "torch.multiprocessing")
+ENDINGS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # those that torch's launcher handles
+WHOLE = ".whole"  # ends the name of a file that is completely written
 
 
 class ProgressCallback(Protocol):
@@ -29,11 +42,13 @@ class ProgressCallback(Protocol):
 def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Callable[..., None]) -> T:
     """Runs `work` in `count` processes and returns the first one's result. `work` and its result have to be picklable.
 
-    `told` is called with the values that the first process passes to its `work`'s argument. A `UserError` of any process is raised here;
-    another failure ends all of them and is raised as torch's `ChildFailedError`. All of them end with this process.
+    `told` is called with the values that the first process passes to its `work`'s argument. A failure of any process ends all of them: a
+    `UserError` is raised here, another failure as torch's `ChildFailedError`. An interrupt, or another signal to end, is raised as
+    `KeyboardInterrupt`. All of them end with this process.
     """
-    steps: Any = get_context("spawn").SimpleQueue()
-    listener = Thread(target=_listen, args=(steps, told), daemon=True)
+    # A pipe with one writer has no lock, which a process that is ended may hold for ever, as that of a queue.
+    heard, steps = get_context("spawn").Pipe(duplex=False)
+    listener = Thread(target=_listen, args=(heard, told), daemon=True)
     listener.start()
     config = LaunchConfig(
         min_nodes=1,
@@ -42,31 +57,86 @@ def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Cal
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=f"leafe-{os.getpid()}",
+        max_restarts=0,
         start_method="spawn",
+        signals_to_handle=",".join(name for name in ENDINGS if getsignal(getattr(signal, name)) is not signal.SIG_IGN),
     )
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    try:
-        with lifeline.connection() as life:
-            results = elastic_launch(config, _first_tells)(work, steps, life)
-    finally:
-        steps.put(None)
-        listener.join()
-    for result in results.values():
-        if isinstance(result, UserError):
-            raise result
+    give_back()
+    with TemporaryDirectory() as refusals:
+        try:
+            with lifeline.connection() as life, _own_signals(), _silent():
+                results = elastic_launch(config, _first_tells)(work, steps, life, Path(refusals))
+        except ChildFailedError:
+            if refused := _read_refusal(Path(refusals)):
+                raise refused from None
+            raise
+        except SignalException:
+            raise KeyboardInterrupt from None
+        finally:
+            steps.close()
+            listener.join()
+            heard.close()
     first: T = results[0]
     return first
 
 
-def _first_tells(work: Callable[[Callable[..., None]], T], steps: Any, life: Connection) -> T | UserError:
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Restores this process's handlers of signals afterwards, in place of which the launcher installs its own."""
+    before = {number: getsignal(number) for number in (getattr(signal, name) for name in ENDINGS)}
+    try:
+        yield
+    finally:
+        if current_thread() is main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # None is one that was not installed by Python
+                    signal.signal(number, handler)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Silences the launcher's loggers, which repeat what it raises, each with a level of its own."""
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.startswith(LAUNCHER)]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_tells(work: Callable[[Callable[..., None]], T], steps: Connection, life: Connection, refusals: Path) -> T:
     lifeline.hold(life)
     first = os.environ["RANK"] == "0"
     try:
-        return work(lambda *values: steps.put(values) if first else None)
+        return work(lambda *values: steps.send(values) if first else None)
     except UserError as error:
+        _write_refusal(error, refusals)
+    sys.exit(2)  # a failure, at which the launcher ends the others, who may wait for this process
+
+
+def _write_refusal(error: UserError, folder: Path) -> None:
+    """Keeps an error as its class and arguments, since a class may be made from others than it keeps."""
+    with NamedTemporaryFile(dir=folder, delete=False) as file:
+        file.write(pickle.dumps((type(error), error.args)))
+    Path(file.name).rename(f"{file.name}{WHOLE}")
+
+
+def _read_refusal(folder: Path) -> UserError | None:
+    for file in sorted(folder.glob(f"*{WHOLE}")):
+        kind, arguments = pickle.loads(file.read_bytes())
+        error: UserError = kind.__new__(kind, *arguments)
         return error
+    return None
 
 
-def _listen(steps: Any, told: Callable[..., None]) -> None:
-    while (values := steps.get()) is not None:
+def _listen(heard: Connection, told: Callable[..., None]) -> None:
+    """Reports values until all processes that could send some have ended."""
+    while True:
+        try:
+            values = heard.recv()
+        except (EOFError, OSError):  # the latter in the middle of a value
+            return
         told(*values)

@@ -39,7 +39,7 @@ from leafe.run import whole_folder
 from leafe.settings import MACHINE, TrainSettings
 from leafe.training.learner_settings import check_learner
 from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
-from leafe.training.machine import FEWEST, NO_ROOM, attending, check_machine, pass_tokens, placed
+from leafe.training.machine import FEWEST, attending, check_machine, no_room, pass_tokens, placed, room_for
 from leafe.training.memory import give_back
 from leafe.training.sft import check_lengths
 from leafe.training.state import has_state, read_state, take_state, write_state
@@ -104,7 +104,8 @@ class Learner:
         # Weights stay float32, since its state and its samplers read them.
         usual = "mixed" if torch.cuda.is_available() else "float32"
         dtype = usual if settings.dtype == "auto" else settings.dtype
-        self._plan, _ = placed(model, settings.model_copy(update={"dtype": dtype}))
+        with room_for(settings, learner=True):
+            self._plan, _ = placed(model, settings.model_copy(update={"dtype": dtype}))
         self._packing = choose_packing(model, settings.attention)
         self._pass_tokens = pass_tokens(self._plan, self._packing)
         with self._own_randomness(seed % 2**32):  # an adapter starts from random weights, the same as in `fine_tune`
@@ -117,8 +118,8 @@ class Learner:
     def step(self, examples: Sequence[Example]) -> StepReport:
         """One optimiser step on all of the examples together, as many as there are.
 
-        Raises `UserError`, and leaves the weights unchanged, if the examples lack what the loss needs, if the loss is not a number, and
-        after the last step.
+        Raises `UserError`, and leaves the weights unchanged, if the examples lack what the loss needs, if the loss is not a number, if
+        no pass fits into memory, and after the last step. If memory runs out in the optimiser some weights may have changed.
         """
         if self.done >= self.steps:
             raise UserError(
@@ -148,8 +149,11 @@ class Learner:
             )
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        try:
+            with room_for(self.settings, learner=True):
+                self._optimizer.step()
+        finally:
+            self._optimizer.zero_grad()
         self.done += 1
         tokens = sum(len(row.ids) for bundle in bundles for row in bundle.rows)
         targets = sum(bundle.target_tokens for bundle in bundles)
@@ -158,7 +162,7 @@ class Learner:
     def _halve(self) -> None:
         """Makes passes smaller. Raises `UserError` where they are the smallest already."""
         if self._pass_tokens <= FEWEST:
-            raise UserError(NO_ROOM)
+            raise UserError(no_room(learner=True))
         self._optimizer.zero_grad()
         give_back()
         self._pass_tokens = max(FEWEST, self._pass_tokens // 2)

@@ -50,6 +50,9 @@ NO_ROOM = (
     "this training does not fit into the memory of the GPU; type train.checkpointing=true train.dtype=bfloat16,"
     " then train.optimizer=paged_adamw_8bit or train.lora.rank=16"
 )
+NO_ROOM_IN_FLOAT32 = (  # of shards and of learners, whose weights are float32
+    "this training does not fit into the memory of the GPU; type train.checkpointing=true, then train.lora.rank=16"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,10 @@ def check_machine(settings: TrainSettings) -> None:
         raise UserError(f"train.optimizer={settings.optimizer} wants a GPU; set train.optimizer=auto")
     if settings.save_every and (library or settings.optimizer == "adafactor"):
         raise UserError(f"train.save_every goes with train.optimizer=auto, found {settings.optimizer}; set train.save_every=0")
+    if gpu and settings.processes > (found := torch.cuda.device_count()):
+        raise UserError(
+            f"train.processes={settings.processes} wants a GPU for each, and this machine has {found}; set train.processes={found}"
+        )
     if settings.sharding == "fsdp":
         _check_sharding(settings)
 
@@ -107,6 +114,20 @@ def _check_sharding(settings: TrainSettings) -> None:
         if value not in allowed:
             wanted = " or ".join(allowed)
             raise UserError(f"train.sharding=fsdp goes with train.{name}={wanted}, found {value}; set train.{name}={allowed[0]}")
+
+
+@contextmanager
+def room_for(settings: TrainSettings, *, learner: bool = False) -> Iterator[None]:
+    """Raises `UserError`, with what to set, where the memory of the GPU runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(no_room(sharded=settings.sharding == "fsdp", learner=learner)) from error
+
+
+def no_room(*, sharded: bool = False, learner: bool = False) -> str:
+    """The sentence for memory that ran out, which advises only what the training goes with."""
+    return NO_ROOM_IN_FLOAT32 if sharded or learner else NO_ROOM
 
 
 def sizes_of(model: Any, *, lora: bool) -> Sizes:

@@ -11,7 +11,7 @@ step. Weights are saved in float32, because steps as small as 1e-6 are lost in b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -38,7 +38,8 @@ from leafe.settings import MACHINE, TrainSettings
 from leafe.training.follow import leader
 from leafe.training.launch import ProgressCallback, in_processes
 from leafe.training.loss import CrossEntropy, Loss, check_examples, check_picklable, packing_of
-from leafe.training.machine import NO_ROOM, Plan, attending, check_machine, pass_tokens, placed, tried_on
+from leafe.training.machine import Plan, attending, check_machine, pass_tokens, placed, room_for, tried_on
+from leafe.training.memory import give_back
 from leafe.training.precision import join_model
 from leafe.training.resume import State
 from leafe.training.sharding import by_us, held, put_together, shard
@@ -129,26 +130,30 @@ def fine_tune(
             "train.save_every wants a folder for the state, and found none; give state=FOLDER, or set train.save_every=0"
         )
     job = _Job(checkpoint, examples, out, settings, seed, threads, loss, state, noticed is not None)
-    work = partial(_fine_tune, job)
 
     def heard(done: int, total: int, figures: Mapping[str, float]) -> None:
         told(done, total)
         if noticed is not None:
             noticed(done, figures)
 
+    return _shared(job, heard, alone=alone)
+
+
+def _shared(job: _Job, told: Told, *, alone: bool) -> TrainReport:
+    """A training in as many processes as its settings or a launcher say."""
+    work, processes = partial(_fine_tune, job), job.settings.processes
     if first := leader():
         first.tell(job)
     if first or (launched() and not alone):
-        return work(heard)
+        return work(told)
     with by_hand():
-        return in_processes(settings.processes, work, heard) if settings.processes > 1 else work(heard)
+        return in_processes(processes, work, told) if processes > 1 else work(told)
 
 
 def help_training(job: _Job) -> None:
-    """This process's part of a training that a launcher's first process began; the first process reports refusals."""
+    """This process's part of a training that a launcher's first process began."""
     disable_progress_bar()
-    with suppress(UserError):
-        _fine_tune(job, _silent)
+    _fine_tune(job, _silent)
 
 
 def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
@@ -158,16 +163,20 @@ def _silent(done: int, total: int, figures: Mapping[str, float]) -> None:
 def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1, context: int = 0) -> TrainReport:
     """One optimiser step on one made-up example with these settings, without keeping anything, to raise a training's refusals early.
 
-    `context` is the longest possible conversation, 0 for the limit of the model. Raises as `fine_tune` does, and if conversations may
-    become longer than can be trained on.
+    It is taken in this process alone, except with `sharding=fsdp`: then in all processes, since one may not hold the whole model. `context`
+    is the longest possible conversation, 0 for the limit of the model. Raises as `fine_tune` does, and if conversations may become longer
+    than can be trained on.
     """
     check_machine(settings)
     ids = load_tokenizer(checkpoint)("a", add_special_tokens=False)["input_ids"]
     example = Example("trial", "rehearsal", "trial", 0, "trial", (Message("user", "a"),), "a", tuple(ids[:1]))
-    once = settings.model_copy(update={"epochs": 1.0, "batch_size": 1, "processes": 1, "warmup_share": 0.0})
-    once = once.model_copy(update={"sharding": "none", "save_every": 0})
-    with by_hand():
-        report = _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), _silent)
+    once = settings.model_copy(update={"epochs": 1.0, "batch_size": 1, "warmup_share": 0.0, "save_every": 0})
+    if settings.sharding == "fsdp":
+        report = _shared(_Job(checkpoint, [example], None, once, 0, threads), _silent, alone=True)
+    else:
+        once = once.model_copy(update={"processes": 1})
+        with by_hand():
+            report = _fine_tune(_Job(checkpoint, [example], None, once, 0, threads), _silent)
     if report.longest and not 0 < context <= report.longest:
         raise UserError(
             f"this model can be trained on up to {report.longest} tokens, beyond which packed trees change what it computes, and"
@@ -179,10 +188,10 @@ def try_training(checkpoint: Path, settings: TrainSettings, *, threads: int = 1,
 def _fine_tune(rollout: _Job, told: Told) -> TrainReport:
     torch.set_num_threads(max(1, rollout.threads))
     try:
-        with by_us():
+        with by_us(), room_for(rollout.settings):
             return _trained(rollout, told)
-    except torch.OutOfMemoryError as error:
-        raise UserError(NO_ROOM) from error
+    finally:
+        give_back()  # the next stage may be other processes
 
 
 def _trained(rollout: _Job, told: Told) -> TrainReport:

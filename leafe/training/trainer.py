@@ -26,7 +26,7 @@ from leafe.distillation.rows import Bundle, shares
 from leafe.distillation.trial import Packing
 from leafe.errors import UserError
 from leafe.training.loss import Loss, pass_loss
-from leafe.training.machine import FEWEST, NO_ROOM
+from leafe.training.machine import FEWEST, no_room
 from leafe.training.precision import in_float32
 from leafe.training.resume import State, Trained
 from leafe.training.terms import Step
@@ -153,7 +153,7 @@ class PackedTrainer(Trainer):
     def _halve(self, model: Any) -> None:
         work = self._work
         if self.accelerator.num_processes > 1 or work.pass_tokens <= FEWEST:  # the others would wait for gradients
-            raise UserError(NO_ROOM)
+            raise UserError(no_room(sharded=work.sharded))
         model.zero_grad(set_to_none=True)
         gc.collect()
         torch.cuda.empty_cache()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from leafe.digest import canonical
 from leafe.envs.base import Environment, Fidelity
+from leafe.envs.calls import Call, carry_out
 from leafe.envs.check import CheckReport, check_environment
 from leafe.envs.registry import make
+from leafe.envs.world import World
+from leafe.errors import EnvironmentFailure
 from leafe.records import Observation, Task, encode
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
@@ -188,3 +192,58 @@ def test_tasks_of_a_class_that_hashes_strings_differ_in_a_second_process(tmp_pat
     spec = "hashed_world:Hashed"
     report = check_environment(lambda: make(spec), name=spec, rollbacks=10, count=4, spec=spec)
     assert verdicts(report)["second_process"] == "fail" and "builtin hash()" in sentence(report, "second_process")
+
+
+def told_as(convert: Callable[[Observation], Observation]) -> type[Environment]:
+    """A world whose steps answer in another form."""
+
+    class Told(Lookup):
+        def step(self, action: str) -> Observation:
+            return convert(super().step(action))
+
+    return Told
+
+
+def one_step(kind: type[Environment]) -> Observation:
+    """The observation of a first step, as a run records it."""
+    world = World(kind())
+    task = world.environment.tasks("train", 1)[0]
+    carry_out(world, Call("reset", task))
+    return carry_out(world, Call("step", action=f"open {task.payload['key']}")).observation
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda seen: Observation(seen.text, int(seen.done), int(seen.success), int(seen.reward)),
+        lambda seen: Observation(seen.text, np.bool_(seen.done), np.bool_(seen.success), np.float32(seen.reward)),
+        lambda seen: Observation(seen.text, np.int64(seen.done), np.uint8(seen.success), np.int64(seen.reward)),
+    ],
+)
+def test_verdicts_and_rewards_of_other_types_are_read(convert: Callable[[Observation], Observation]) -> None:
+    kind = told_as(convert)
+    assert repr(one_step(kind)) == repr(one_step(Lookup))
+    assert checked(kind).passed
+
+
+@pytest.mark.parametrize(
+    ("convert", "told"),
+    [
+        (lambda seen: Observation(seen.text, None, seen.success), "True or False as done, found None"),
+        (lambda seen: Observation(seen.text, seen.done, 2), "True or False as success, found 2"),
+        (lambda seen: Observation(seen.text, seen.done, seen.success, "1.0"), "a number as reward, found '1.0'"),
+        (lambda seen: Observation(seen.text, seen.done, seen.success, seen.reward, None), "wanted dict, found None"),
+        (lambda seen: Observation(seen.text, seen.done, seen.success, seen.reward, {"at": {1}}), "not made of plain data"),
+    ],
+)
+def test_an_observation_that_a_run_refuses_fails_the_check(convert: Callable[[Observation], Observation], told: str) -> None:
+    with pytest.raises(EnvironmentFailure, match="not made of plain data"):
+        one_step(told_as(convert))
+    report = checked(told_as(convert))
+    assert verdicts(report)["text"] == "fail" and told in sentence(report, "text")
+
+
+@pytest.mark.parametrize("text", ["引き出し\u3000は空です。", "10\u00a0000 pièces", "\U0001f468\u200d\U0001f469 ❤\ufe0f", "می\u200cخواهم"])
+def test_the_blanks_and_joiners_of_other_scripts_are_printable(text: str) -> None:
+    report = checked(told_as(lambda seen: Observation(f"{text} {seen.text}", seen.done, seen.success, seen.reward)))
+    assert verdicts(report)["text"] == "pass"

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
 from leafe.chat import Prompts, Scene, act_messages, reflect_messages
-from leafe.envs.alarm import ENDS_MORE
 from leafe.envs.base import Environment
+from leafe.envs.settled import fewest_turns
 from leafe.envs.wording import complaint
 from leafe.envs.world import World
-from leafe.errors import EngineError, EpisodeError, LeafeError, UserError
+from leafe.errors import EngineError, EpisodeError, UserError
 from leafe.history import shorter
-from leafe.imports import told
 from leafe.records import Completion, Message, Shortening, Task, Turn
 from leafe.replies import render_action
 from leafe.settings import RunConfig
@@ -72,27 +69,13 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
 
 def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[str]:
     """Sentences on tasks that cannot be solved within their horizon, as far as the environment knows. Raises `UserError` if that breaks."""
-    needed = [(least, task) for task in tasks if (least := _fewest_turns(environment, task)) is not None and least > task.horizon]
+    needed = [(least, task) for task in tasks if (least := fewest_turns(environment, task)) is not None and least > task.horizon]
     if needed:
         least, task = max(needed, key=lambda one: one[0] - one[1].horizon)
         yield (
             f"{len(needed)} of {len(tasks)} tasks cannot be solved within their horizon: {task.id} has {task.horizon} turns and takes at "
             f"least {least}; type environment.args.horizon={least} or more"
         )
-
-
-def _fewest_turns(environment: Environment, task: Task) -> int | None:
-    """What the environment says. Raises `UserError` where that is no number of turns, and for whatever it raises."""
-    call, mend = f"fewest_turns of {environment.name}", "return None where the number is not known"
-    try:
-        least: Any = environment.fewest_turns(task)
-    except (LeafeError, *ENDS_MORE):
-        raise
-    except BaseException as error:
-        raise UserError(f"{call} raised {told(error)} for the task {task.id!r}; {mend}") from error
-    if least is not None and not isinstance(least, Real):
-        raise UserError(f"{call} gave {least!r:.80} for the task {task.id!r}; {mend}")
-    return None if least is None else int(least)
 
 
 def refuse_unscored(method: str, wanted: Scored, given: Callable[[], int]) -> None:

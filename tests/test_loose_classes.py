@@ -121,6 +121,23 @@ def test_fewest_turns_that_breaks_is_one_sentence() -> None:
         list(short_horizons(Vague(), tasks))
 
 
+class Timid(Lookup):
+    """Says more than it takes."""
+
+    def fewest_turns(self, task: Task) -> int | None:
+        return 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(Failing, "raised KeyError: 'length'"), (Vague, "gave 'several'"), (Timid, "at least 5 turns, and was solved in 1")],
+)
+def test_the_check_reports_fewest_turns_that_a_run_would_refuse_or_that_are_too_many(kind: type[Environment], told: str) -> None:
+    report = check_environment(kind, name="lookup", rollbacks=10, count=2)
+    (found,) = [finding for finding in report.findings if finding.verdict == "fail"]
+    assert found.name == "fewest_turns" and told in found.sentence
+
+
 def test_fewest_turns_may_be_a_coroutine() -> None:
     made = settled(Slow())
     (told,) = short_horizons(made, made.tasks("train", 2))

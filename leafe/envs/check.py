@@ -21,7 +21,15 @@ from leafe.envs.check_findings import CheckReport, Failed, Finding, Outcome, Ski
 from leafe.envs.check_play import NO_ACTIONS, Episode, Recorder
 from leafe.envs.check_process import ask_another_process
 from leafe.envs.check_tasks import check_payload, check_splits, check_tasks, copied
-from leafe.envs.check_worlds import ExpertTrial, advice_on_placement, check_actions, check_any_text, check_reseed, check_together
+from leafe.envs.check_worlds import (
+    ExpertTrial,
+    advice_on_placement,
+    check_actions,
+    check_any_text,
+    check_fewest_turns,
+    check_reseed,
+    check_together,
+)
 from leafe.envs.differences import difference, shown
 from leafe.envs.settled import settled
 from leafe.envs.wording import complaint
@@ -100,7 +108,8 @@ class _Inspection:
 
     def checks(self, rollbacks: int, spec: str | None, arguments: Mapping[str, Any]) -> list[tuple[str, Callable[[], Outcome]]]:
         """Every check in its order; later ones use what earlier ones found."""
-        draws = type(self._world.environment).reseed is not Environment.reseed
+        kind = type(self._world.environment)
+        draws, bounds = kind.reseed is not Environment.reseed, kind.fewest_turns is not Environment.fewest_turns
         return [
             ("tasks", self._check_tasks),
             ("splits", lambda: check_splits(self._world.environment, self._split, self._seed)),
@@ -111,6 +120,7 @@ class _Inspection:
             ("text", self._check_text),
             ("replay", self._check_replay),
             ("expert", lambda: ExpertTrial(self._world, self._recorder, self._draw, exact=self._exact).outcome()),
+            *([("fewest_turns", lambda: check_fewest_turns(self._world, self._recorder.episodes))] if bounds else []),
             ("together", self._check_together),
             ("second_process", lambda: self._check_second_process(spec, arguments)),
             ("rollback", lambda: self._check_rollback(rollbacks)),

@@ -36,12 +36,12 @@ class Episode:
     @property
     def done(self) -> bool:
         """Whether the environment itself ended it."""
-        return self.observations[-1].done
+        return bool(self.observations[-1].done)
 
     @property
     def success(self) -> bool:
         """Whether its last observation is a success."""
-        return self.observations[-1].success
+        return bool(self.observations[-1].success)
 
 
 class Recorder:

@@ -9,8 +9,9 @@ from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.check_findings import Failed, Outcome, Skipped
 from leafe.envs.check_play import NO_ACTIONS, Episode, Recorder
 from leafe.envs.differences import difference
+from leafe.envs.settled import fewest_turns
 from leafe.envs.world import World, observation_digest
-from leafe.errors import EpisodeError
+from leafe.errors import EpisodeError, UserError
 from leafe.records import Observation, Task
 
 EARLY = len(NO_ACTIONS)  # turns in which tried actions are compared with text that is no action
@@ -137,6 +138,22 @@ def _in_turn(*places: tuple[World, Episode]) -> None:
                     f"two instances in one process disturb each other, {episode.task.id} after {turn} turns: {what}; {mend}, "
                     "or set placement = Placement.PROCESS"
                 )
+
+
+def check_fewest_turns(world: World, episodes: Sequence[Episode]) -> Outcome:
+    """No task was solved in fewer turns than it is said to take."""
+    known = 0
+    for episode in episodes:
+        try:
+            least = fewest_turns(world.environment, episode.task)
+        except UserError as error:
+            raise Failed(str(error)) from error
+        known += least is not None
+        if least is not None and episode.success and len(episode.actions) < least:
+            raise Failed(f"{episode.task.id} is said to take at least {least} turns, and was solved in {len(episode.actions)}")
+    return f"no task was solved in fewer turns than fewest_turns() says, which is known in {known} of {len(episodes)} episodes", {
+        "known": known
+    }
 
 
 class ExpertTrial:

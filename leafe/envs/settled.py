@@ -12,6 +12,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from enum import StrEnum
+from math import ceil, isfinite
+from numbers import Real
 from typing import Any, TypeVar
 
 from leafe.envs.alarm import ENDS_MORE
@@ -59,6 +61,22 @@ def drawn(environment: Environment, split: str, count: int, seed: int) -> list[T
             f"{call} gave several tasks with the id {twice[0]!r}, and results are kept by id; give each an id of its own"
         )
     return tasks
+
+
+def fewest_turns(environment: Environment, task: Task) -> int | None:
+    """The fewest turns that a task is said to take, None if unknown. Raises `UserError` for no number, and for whatever it raises."""
+    call, mend = f"fewest_turns of {environment.name}", "return None where the number is not known"
+    try:
+        least: Any = environment.fewest_turns(task)
+    except (LeafeError, *ENDS_MORE):
+        raise
+    except BaseException as error:
+        raise UserError(f"{call} raised {told(error)} for the task {task.id!r}; {mend}") from error
+    readable = least is None or (isinstance(least, Real) and isfinite(least))
+    if not readable:
+        raise UserError(f"{call} gave {least!r:.80} for the task {task.id!r}; {mend}")
+    turns: int | None = None if least is None else ceil(least)
+    return turns
 
 
 def let_go(environment: Environment) -> None:

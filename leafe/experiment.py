@@ -21,7 +21,7 @@ from leafe.engines.loading import load_tokenizer
 from leafe.engines.openai_findings import Findings, differing, refuse_lacking
 from leafe.engines.scoring import most_probable
 from leafe.envs.base import Environment, Fidelity
-from leafe.envs.settled import drawn
+from leafe.envs.settled import drawn, let_go, settled
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
 from leafe.errors import RunConflict, UserError
 from leafe.forest.builder import Rules
@@ -150,20 +150,20 @@ class Experiment:
             refuse_unscored(name, wanted, lambda: self.with_engine(self.base, partial(most_probable, ids=ids, top=top)))
 
     def _check_lengths(self, meter: Meter) -> None:
-        environment, wanted = self.make_environment(), self.config.tasks
+        environment, wanted = settled(self.make_environment()), self.config.tasks
         try:
             (task,) = drawn(environment, wanted.train_split, 1, wanted.seed)
             played = rehearse(environment, self.prompts, task)
         finally:
-            environment.close()
+            let_go(environment)
         for sentence in (*meter.notes, *(check_lengths(self.config, played, meter) if played else ())):
             self.progress.say(sentence)
 
     @cached_property
     def declared(self) -> Environment:
         """A closed instance of the environment, for its declarations."""
-        environment = self.make_environment()
-        environment.close()
+        environment = settled(self.make_environment())
+        let_go(environment)
         return environment
 
     @property
@@ -191,11 +191,11 @@ class Experiment:
         """The tasks that are explored (`train`) or measured on (`test`)."""
         wanted = self.config.tasks
         split, count = (wanted.train_split, wanted.train) if part == "train" else (wanted.test_split, wanted.test)
-        environment = self.make_environment()
+        environment = settled(self.make_environment())
         try:
             return drawn(environment, split, count, wanted.seed)
         finally:
-            environment.close()
+            let_go(environment)
 
     def rules(self, seed: int, *, notes: Sequence[str] = (), prompts: str = "", memory: MemoryFile | None = None) -> Rules:
         """The rules of exploration and play, for a policy that reads `notes` and what a `memory` holds for its task, and `prompts` other

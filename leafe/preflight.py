@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from leafe.chat import Prompts, Scene, act_messages, reflect_messages
 from leafe.envs.base import Environment
+from leafe.envs.settled import fewest_turns
 from leafe.envs.wording import complaint
 from leafe.envs.world import World
 from leafe.errors import EngineError, EpisodeError, UserError
@@ -67,8 +68,8 @@ def rehearse(environment: Environment, prompts: Prompts, task: Task) -> Rehearse
 
 
 def short_horizons(environment: Environment, tasks: Sequence[Task]) -> Iterator[str]:
-    """Sentences on tasks that cannot be solved within their horizon, as far as the environment knows."""
-    needed = [(least, task) for task in tasks if (least := environment.fewest_turns(task)) is not None and least > task.horizon]
+    """Sentences on tasks that cannot be solved within their horizon, as far as the environment knows. Raises `UserError` if that breaks."""
+    needed = [(least, task) for task in tasks if (least := fewest_turns(environment, task)) is not None and least > task.horizon]
     if needed:
         least, task = max(needed, key=lambda one: one[0] - one[1].horizon)
         yield (

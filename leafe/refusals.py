@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leafe.envs import registry
-from leafe.envs.settled import drawn
+from leafe.envs.settled import drawn, let_go
 from leafe.model_folder import check_small_files, locate
 from leafe.nano import CHECKPOINTS
 from leafe.prompts import load_prompts
@@ -27,6 +27,6 @@ def refuse(config: RunConfig, out: Path | None = None) -> None:
         for split in dict.fromkeys((config.tasks.train_split, config.tasks.test_split)):
             drawn(environment, split, 1, config.tasks.seed)
     finally:
-        environment.close()
+        let_go(environment)
     if out and out.is_dir() and any(entry.name not in ("lock", "config.yaml.tmp") for entry in out.iterdir()):
         RunDirectory.open(out, config).close()

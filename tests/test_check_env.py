@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from leafe.digest import canonical
-from leafe.envs.base import Environment, Fidelity
+from leafe.envs.base import Environment, Fidelity, Placement
+from leafe.envs.calls import Call, carry_out
 from leafe.envs.check import CheckReport, check_environment
 from leafe.envs.registry import make
+from leafe.envs.world import World
+from leafe.errors import EnvironmentFailure
 from leafe.records import Observation, Task, encode
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
@@ -188,3 +194,123 @@ def test_tasks_of_a_class_that_hashes_strings_differ_in_a_second_process(tmp_pat
     spec = "hashed_world:Hashed"
     report = check_environment(lambda: make(spec), name=spec, rollbacks=10, count=4, spec=spec)
     assert verdicts(report)["second_process"] == "fail" and "builtin hash()" in sentence(report, "second_process")
+
+
+GAME: dict[str, Any] = {}
+
+
+class OneAProcess(Aliased):
+    """Keeps its words and its lots in the process, as a game engine that exists once in each."""
+
+    placement = Placement.PROCESS
+
+    def reset(self, task: Task) -> Observation:
+        GAME.update(said=[], draw=random.Random(0))
+        return Observation("Speak.")
+
+    def step(self, action: str) -> Observation:
+        if action in self.example_actions():
+            GAME["said"] = [*GAME["said"], action, GAME["draw"].randrange(1000)]
+        return Observation(f"Said: {GAME['said']}.")
+
+    def snapshot(self) -> Any:
+        return GAME["said"], GAME["draw"].getstate()
+
+    def restore(self, snapshot: Any) -> None:
+        GAME["said"], state = snapshot
+        GAME["draw"].setstate(state)
+
+    def reseed(self, seed: int) -> None:
+        GAME["draw"] = random.Random(seed)
+
+
+class Forgotten(OneAProcess):
+    """Its snapshots leave out the words, where there are any."""
+
+    def restore(self, snapshot: Any) -> None:
+        GAME["draw"].setstate(snapshot[1])
+
+
+class Single(Copied):
+    """Takes a folder for itself, of which there is one for all processes."""
+
+    instances = 1
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._folder.mkdir()
+
+    def close(self) -> None:
+        self._folder.rmdir()
+
+
+def test_two_worlds_that_share_their_process_are_not_played_in_turn() -> None:
+    report = check_environment(OneAProcess, name="process", rollbacks=40, count=3, spec="test_check_env:OneAProcess")
+    assert [finding for finding in report.findings if finding.verdict == "fail"] == []
+    assert report.measured is Fidelity.SNAPSHOT and verdicts(report)["reseed"] == verdicts(report)["second_process"] == "pass"
+    assert verdicts(checked(Forgotten))["rollback"] == "fail"
+
+
+def test_no_more_instances_are_made_than_are_declared(tmp_path: Path) -> None:
+    spec, arguments = "test_check_env:Single", {"folder": str(tmp_path / "taken")}
+    report = check_environment(lambda: make(spec, arguments), name="single", rollbacks=40, count=3, spec=spec, arguments=arguments)
+    assert report.passed and report.measured is Fidelity.SNAPSHOT
+    assert (verdicts(report)["together"], verdicts(report)["second_process"]) == ("skipped", "pass")
+    assert not any(tmp_path.iterdir())
+
+
+def told_as(convert: Callable[[Observation], Observation]) -> type[Environment]:
+    """A world whose steps answer in another form."""
+
+    class Told(Lookup):
+        def step(self, action: str) -> Observation:
+            return convert(super().step(action))
+
+    return Told
+
+
+def one_step(kind: type[Environment]) -> Observation:
+    """The observation of a first step, as a run records it."""
+    world = World(kind())
+    task = world.environment.tasks("train", 1)[0]
+    carry_out(world, Call("reset", task))
+    return carry_out(world, Call("step", action=f"open {task.payload['key']}")).observation
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda seen: Observation(seen.text, int(seen.done), int(seen.success), int(seen.reward)),
+        lambda seen: Observation(seen.text, np.bool_(seen.done), np.bool_(seen.success), np.float32(seen.reward)),
+        lambda seen: Observation(seen.text, np.int64(seen.done), np.uint8(seen.success), np.int64(seen.reward)),
+    ],
+)
+def test_verdicts_and_rewards_of_other_types_are_read(convert: Callable[[Observation], Observation]) -> None:
+    kind = told_as(convert)
+    assert repr(one_step(kind)) == repr(one_step(Lookup))
+    assert checked(kind).passed
+
+
+@pytest.mark.parametrize(
+    ("convert", "told"),
+    [
+        (lambda seen: Observation(seen.text, None, seen.success), "True or False as done, found None"),
+        (lambda seen: Observation(seen.text, seen.done, 2), "True or False as success, found 2"),
+        (lambda seen: Observation(seen.text, seen.done, seen.success, "1.0"), "a number as reward, found '1.0'"),
+        (lambda seen: Observation(seen.text, seen.done, seen.success, seen.reward, None), "wanted dict, found None"),
+        (lambda seen: Observation(seen.text, seen.done, seen.success, seen.reward, {"at": {1}}), "not made of plain data"),
+    ],
+)
+def test_an_observation_that_a_run_refuses_fails_the_check(convert: Callable[[Observation], Observation], told: str) -> None:
+    with pytest.raises(EnvironmentFailure, match="not made of plain data"):
+        one_step(told_as(convert))
+    report = checked(told_as(convert))
+    assert verdicts(report)["text"] == "fail" and told in sentence(report, "text")
+
+
+@pytest.mark.parametrize(
+    "text", ["引き出し\u3000は空です。", "10\u00a0000 pièces", "\U0001f468\u200d\U0001f469 ❤\ufe0f", "می\u200cخواهم"]
+)
+def test_the_blanks_and_joiners_of_other_scripts_are_printable(text: str) -> None:
+    report = checked(told_as(lambda seen: Observation(f"{text} {seen.text}", seen.done, seen.success, seen.reward)))
+    assert verdicts(report)["text"] == "pass"

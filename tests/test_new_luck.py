@@ -139,6 +139,55 @@ def test_check_env_tries_what_is_drawn_anew() -> None:
     assert [finding.name for finding in report.findings if finding.verdict == "fail"] == ["reseed"]
 
 
+class CountedDice(Dice):
+    """Its snapshot is the task's seed and the number of throws, which says all until `reseed` replaces the generator."""
+
+    fidelity = Fidelity.SNAPSHOT
+
+    def reset(self, task: Task) -> Observation:
+        self.seed, self.thrown = task.payload["seed"], 0
+        return super().reset(task)
+
+    def step(self, action: str) -> Observation:
+        self.thrown += action == "throw"
+        return super().step(action)
+
+    def snapshot(self) -> Any:
+        return self.seed, self.thrown
+
+    def restore(self, snapshot: Any) -> None:
+        self.seed, self.thrown = snapshot
+        self.draw = random.Random(self.seed)
+        for _ in range(self.thrown):
+            self.draw.randrange(10**6)
+
+
+class Sticky(SavedDice):
+    """Draws from a second generator once there was a reseed, and no snapshot holds whether there was."""
+
+    luck: random.Random | None = None
+
+    def reset(self, task: Task) -> Observation:
+        self.luck = None
+        return super().reset(task)
+
+    def reseed(self, seed: int) -> None:
+        self.luck = random.Random(seed)
+
+    def step(self, action: str) -> Observation:
+        own, self.draw = self.draw, self.luck or self.draw
+        seen = super().step(action)
+        self.draw = own
+        return seen
+
+
+@pytest.mark.parametrize("kind", [CountedDice, Sticky])
+def test_check_env_goes_back_by_snapshot_to_turns_after_a_reseed(kind: type[Environment]) -> None:
+    report = check_environment(kind, name="dice", rollbacks=20, count=3)
+    (found,) = [finding for finding in report.findings if finding.verdict == "fail"]
+    assert found.name == "reseed" and "goes on otherwise: before 'A " in found.sentence and "getstate" in found.sentence
+
+
 def test_new_luck_is_refused_where_nothing_can_be_drawn_anew() -> None:
     config = parse("name: trial\nenvironment: {name: lookup}\nexplore: {new_luck: true}\ntasks: {train: 1, test: 1}", "trial")
     experiment = Experiment(config, Path("none"), lambda folder: ScriptedEngine(scripted()), Lookup, Silent())

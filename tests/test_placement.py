@@ -316,6 +316,62 @@ def test_an_environment_that_calls_exit_costs_its_attempt_wherever_it_lives() ->
         assert tree.attempts[0].error == "EnvironmentFailure: lookup called sys.exit(3)"
 
 
+class Panic(BaseException):
+    """What a library in another language raises, which is no Exception."""
+
+
+class Panicking(Lookup):
+    """Raises at one place what would end a program."""
+
+    def step(self, action: str) -> Observation:
+        if action in ("open place1", "open place2"):
+            raise Panic("rust panicked") if action == "open place1" else asyncio.CancelledError("not yours")
+        return super().step(action)
+
+
+class PanickingLater(Panicking):
+    """The same from a coroutine."""
+
+    async def step(self, action: str) -> Observation:  # type: ignore[override]
+        return super().step(action)
+
+
+@pytest.mark.parametrize(("place", "told"), [(1, "Panic: rust panicked"), (2, "CancelledError: ")])
+def test_what_is_no_exception_costs_its_attempt_wherever_the_world_lives(place: int, told: str) -> None:
+    engine = ScriptedEngine(steady(f"open place{place}", "turn none"))
+    for kind, placement in [*((Panicking, one) for one in Placement), (PanickingLater, Placement.THREAD)]:
+        for tree in driven(Runtime(engine, kind, placement=placement), [TASK, key_in(4, horizon=4)], max_attempts=1).values():
+            assert [attempt.stop for attempt in tree.attempts] == [StopReason.ENVIRONMENT_ERROR]
+            assert f"lookup: {told}" in str(tree.attempts[0].error)
+
+
+def test_a_task_of_ours_can_be_cancelled_while_its_world_is_called() -> None:
+    async def main() -> None:
+        pool = worker_pool(Stuck, Terms(Placement.THREAD))
+        seat = await pool.session()
+        await seat.take(Call("reset", TASK))
+        work = asyncio.create_task(seat.take(Call("step", action="open place3")))
+        await asyncio.sleep(0.2)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert work.cancelled()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeUp])
+def test_what_is_meant_for_the_caller_passes_through_a_world(kind: type[BaseException]) -> None:
+    class Interrupted(Lookup):
+        def step(self, action: str) -> Observation:
+            raise kind
+
+    world = World(Interrupted())
+    world.reset(TASK)
+    with pytest.raises(kind):
+        world.step("open place1")
+
+
 def test_an_environment_that_cannot_be_made_stops_the_stage_from_anywhere() -> None:
     for placement in Placement:
         with pytest.raises(UserError, match="lookup wants at least one place"):

@@ -20,6 +20,9 @@ class TimeUp(BaseException):
     """The limit has passed. Not an `Exception`, because other people's code catches those."""
 
 
+ENDS_MORE = (KeyboardInterrupt, TimeUp)  # what is meant for whoever called a world's code, whatever that code was doing
+
+
 class Alarm:
     """The timer, taken from `__init__` to `close`."""
 

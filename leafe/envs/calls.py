@@ -79,7 +79,7 @@ def carry_out(world: World, call: Call) -> Answer:
     """Carries out a call. Raises `EnvironmentFailure` and `ReplayDiverged`, of these classes exactly, for a lost episode."""
     before = world.replayed_steps
     try:
-        observation = _plain(_observe(world, call))
+        observation = plain(_observe(world, call))
         actions = _plan(world) if call.verb == "expert" else ()
     except EpisodeError as failure:
         raise _plain_failure(failure) from failure
@@ -114,15 +114,39 @@ def _plan(world: World) -> tuple[str, ...]:
     return actions
 
 
-def _plain(observation: Observation) -> Observation:
-    """The observation as a file would return it, so that a resumed run and an uninterrupted one hold equal bytes."""
+def plain(observation: Observation) -> Observation:
+    """The observation as a file would return it, so that a resumed run and an uninterrupted one hold equal bytes.
+
+    0 and 1 are read as verdicts, any number as a reward, numpy's too. Raises `EnvironmentFailure` for anything else.
+    """
     if _is_plain(observation):
         return replace(observation, info=dict(observation.info)) if observation.info else observation
     try:
-        plain: Observation = decode(Observation, json.loads(canonical(encode(observation))))
-    except (TypeError, ValueError) as error:
+        done, success = _verdict("done", observation.done), _verdict("success", observation.success)
+        read = replace(observation, done=done, success=success, reward=_reward(observation.reward))
+        found: Observation = decode(Observation, json.loads(canonical(encode(read))))
+    except (TypeError, ValueError, OverflowError) as error:
         raise EnvironmentFailure(f"the observation is not made of plain data: {error}") from error
-    return plain
+    return found
+
+
+def _verdict(name: str, value: object) -> bool:
+    own = _own(value)
+    if not isinstance(own, int) or own not in (0, 1):
+        raise ValueError(f"wanted True or False as {name}, found {value!r:.80}")
+    return bool(own)
+
+
+def _reward(value: object) -> float:
+    own = _own(value)
+    if not isinstance(own, (int, float)):
+        raise ValueError(f"wanted a number as reward, found {value!r:.80}")
+    return float(own)
+
+
+def _own(value: Any) -> Any:
+    """A scalar of numpy or torch as Python's own, known by its shape without importing either."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _is_plain(observation: Observation) -> bool:

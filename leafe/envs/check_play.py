@@ -6,18 +6,20 @@ A recorder judges nothing; `check` turns its notes into findings. Actions come f
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter, process_time
 from typing import Any
 
-from leafe.digest import canonical
+from leafe.envs.calls import plain
 from leafe.envs.world import World
-from leafe.errors import EpisodeError
-from leafe.records import Observation, Task, encode
+from leafe.errors import EnvironmentFailure, EpisodeError
+from leafe.records import Observation, Task
 
 NO_ACTIONS = ("", "   ", "xyzzy plugh", "up down; rm", "\n\n", "é 漢 🙂", "word " * 500)
 KINDS = ("expert", "random", "mixed")
+SHOWN = "\n\t\u200c\u200d"  # the last two join letters and emoji, or keep them apart
 LONGEST = 100  # turns of a random episode, where the horizon is longer
 
 
@@ -34,12 +36,12 @@ class Episode:
     @property
     def done(self) -> bool:
         """Whether the environment itself ended it."""
-        return self.observations[-1].done
+        return bool(self.observations[-1].done)
 
     @property
     def success(self) -> bool:
         """Whether its last observation is a success."""
-        return self.observations[-1].success
+        return bool(self.observations[-1].success)
 
 
 class Recorder:
@@ -102,13 +104,13 @@ class Recorder:
         if not isinstance(text, str) or not text.strip():
             self.improper.append(f"wanted some text, found {text!r:.80}")
             return
-        strange = [character for character in text if not (character.isprintable() or character in "\n\t")]
+        strange = [character for character in text if not _can_be_shown(character)]
         if strange:
             self.improper.append(f"the character {strange[0]!r} is not printable, in {text[:80]!r}")
         try:
-            canonical(encode(observation))
-        except (TypeError, ValueError) as error:
-            self.improper.append(f"an observation is no JSON ({error}): {observation!r:.160}")
+            plain(observation)
+        except EnvironmentFailure as error:
+            self.improper.append(f"{error}, in {observation!r:.160}")
 
     def timed(self, kind: str, call: Callable[..., Observation], *arguments: Any, **named: Any) -> Observation:
         """Makes a call and records its seconds."""
@@ -116,3 +118,8 @@ class Recorder:
         answer = call(*arguments, **named)
         self.seconds[kind].append(perf_counter() - start)
         return answer
+
+
+def _can_be_shown(character: str) -> bool:
+    """Whether a terminal shows it, or its neighbours by it: `isprintable` is false for the blanks of many scripts and for joiners."""
+    return character.isprintable() or character in SHOWN or unicodedata.category(character) == "Zs"

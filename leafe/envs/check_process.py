@@ -18,6 +18,7 @@ from typing import Any
 from leafe import lifeline
 from leafe.digest import canonical, digest
 from leafe.envs.registry import make
+from leafe.envs.settled import let_go
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EnvironmentFailure
 from leafe.records import Observation, Task, encode
@@ -59,7 +60,7 @@ def answer(life: int, request_path: str, response_path: str) -> None:
     tasks = list(world.environment.tasks(request["split"], request["count"], request["seed"]))
     asked = request["episodes"] if len(tasks) == request["count"] else []
     found = [_first_difference(world, tasks[episode["task"]], episode) for episode in asked]
-    world.close()
+    let_go(world.environment)
     response = {"tasks": digest([encode(task) for task in tasks]), "episodes": found}
     Path(response_path).write_text(canonical(response), encoding="utf-8")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from leafe.digest import canonical
+from leafe.envs.alarm import ENDS_MORE
 from leafe.envs.base import Environment
 from leafe.envs.check_findings import Failed, Outcome, Skipped
 from leafe.records import Task, decode, encode
@@ -36,7 +37,7 @@ def check_tasks(drawn: Sequence[Sequence[Task]], name: str, count: int) -> Outco
             pairs = zip(tasks, again, strict=False)
             first = next((f"; first: {one!r:.120} and {other!r:.120}" for one, other in pairs if one != other), "")
             raise Failed(f"the same split, count and seed gave other tasks the second time{first}")
-    return f"{count} tasks are the same twice and in two instances", {"tasks": count}
+    return f"{count} tasks are the same each time they are drawn", {"tasks": count}
 
 
 def check_payload(tasks: Sequence[Task], kept: Sequence[Task]) -> Outcome:
@@ -74,7 +75,9 @@ def _drawn(environment: Environment, split: str, seed: int) -> Sequence[Task]:
     while count:
         try:
             return list(environment.tasks(split, count, seed))
-        except (Exception, SystemExit):  # an unknown split or too few tasks: each foreign class raises its own error for these
+        except ENDS_MORE:
+            raise
+        except BaseException:  # an unknown split or too few tasks: each foreign class raises its own error for these
             count //= 2
     return []
 

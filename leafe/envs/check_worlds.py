@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from leafe.envs.base import Environment, Placement
+from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.check_findings import Failed, Outcome, Skipped
 from leafe.envs.check_play import NO_ACTIONS, Episode, Recorder
 from leafe.envs.differences import difference
+from leafe.envs.settled import fewest_turns
 from leafe.envs.world import World, observation_digest
-from leafe.errors import EpisodeError
+from leafe.errors import EpisodeError, UserError
 from leafe.records import Observation, Task
 
 EARLY = len(NO_ACTIONS)  # turns in which tried actions are compared with text that is no action
@@ -70,23 +71,52 @@ def check_together(world: World, other: World, episodes: Sequence[Episode]) -> O
 
 
 def check_reseed(world: World, other: World, episodes: Sequence[Episode]) -> Outcome:
-    """After `reseed` two instances show the same for the same seed; the finding notes where it never changed anything."""
+    """After `reseed` equal seeds show the same, and rollbacks into what was drawn anew go on as it did.
+
+    The finding notes where `reseed` never changed anything. The instances play one after the other, since they may share a process's state.
+    """
     changed, played = 0, [episode for episode in episodes if len(episode.actions) > 1]
     for number, episode in enumerate(played):
         turn = number % (len(episode.actions) - 1)
-        for one in (world, other):
-            one.reset(episode.task)
-        for place, action in enumerate(episode.actions):
-            seed = number if place == turn else None
-            seen, again = world.step(action, seed), other.step(action, seed)
+        shown_here = _drawn_anew(world, episode, turn, seed=number)
+        if world.fidelity is not Fidelity.NONE:
+            _go_back_across(world, episode, turn, shown_here)
+        shown_there = _drawn_anew(other, episode, turn, seed=number)
+        for place, (seen, again) in enumerate(zip(shown_here, shown_there, strict=False)):
             if observation_digest(seen) != observation_digest(again):
                 what = difference(seen, again, ("one", "the other"))
-                raise Failed(f"after reseed({number}) two instances differ, {episode.task.id} at turn {place + 1}: {what}")
-            changed += observation_digest(seen) != episode.digests[place + 1]
-            if seen.done:
-                break
+                raise Failed(f"after reseed({number}) two instances differ, {episode.task.id} at turn {place}: {what}")
+        changed += any(observation_digest(seen) != mark for seen, mark in zip(shown_here, episode.digests, strict=False))
     note = "" if changed else ", and it was not seen to change anything"
-    return f"{len(played)} episodes that draw anew on the way are the same in two instances{note}", {"changed": changed}
+    return f"{len(played)} episodes that draw anew on the way are the same again{note}", {"changed": changed}
+
+
+def _drawn_anew(world: World, episode: Episode, turn: int, *, seed: int) -> tuple[Observation, ...]:
+    """Plays an episode with another seed from its action number `turn` on, counted from 0; the observations, the reset's first."""
+    world.reset(episode.task)
+    for place, action in enumerate(episode.actions):
+        if world.step(action, seed if place == turn else None).done:
+            break
+    return world.observations
+
+
+def _go_back_across(world: World, episode: Episode, turn: int, drawn_anew: Sequence[Observation]) -> None:
+    """Rollbacks to the turns after a reseed, each played on; then to before it, where the task's own draws go on."""
+    actions, last = world.actions, world.turn
+    before = episode.observations[: len(drawn_anew)]
+    places = sorted({turn + 2, (turn + 2 + last) // 2, last}, reverse=True)
+    for back, wanted in [*((place, drawn_anew) for place in places), (turn + 1, before)]:
+        where = f"{episode.task.id}, reseed before turn {turn + 1}, back to turn {back}"
+        try:
+            world.rollback(back)
+            for place in range(back, len(wanted)):
+                found = world.step(actions[place - 1])
+                if observation_digest(found) != observation_digest(wanted[place]):
+                    what = difference(wanted[place], found, ("before", "after the rollback"))
+                    mend = "a snapshot holds the generator's state, as getstate() gives it, since no seed of the task tells it then"
+                    raise Failed(f"{where}: turn {place} goes on otherwise: {what}; {mend}")
+        except EpisodeError as error:
+            raise Failed(f"{where}: {error}") from error
 
 
 def _from(episodes: Sequence[Episode], number: int) -> Sequence[Episode]:
@@ -108,6 +138,22 @@ def _in_turn(*places: tuple[World, Episode]) -> None:
                     f"two instances in one process disturb each other, {episode.task.id} after {turn} turns: {what}; {mend}, "
                     "or set placement = Placement.PROCESS"
                 )
+
+
+def check_fewest_turns(world: World, episodes: Sequence[Episode]) -> Outcome:
+    """No task was solved in fewer turns than it is said to take."""
+    known = 0
+    for episode in episodes:
+        try:
+            least = fewest_turns(world.environment, episode.task)
+        except UserError as error:
+            raise Failed(str(error)) from error
+        known += least is not None
+        if least is not None and episode.success and len(episode.actions) < least:
+            raise Failed(f"{episode.task.id} is said to take at least {least} turns, and was solved in {len(episode.actions)}")
+    return f"no task was solved in fewer turns than fewest_turns() says, which is known in {known} of {len(episodes)} episodes", {
+        "known": known
+    }
 
 
 class ExpertTrial:

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from leafe.envs.alarm import ENDS_MORE
 from leafe.envs.base import Environment
 from leafe.envs.settled import settled
 from leafe.errors import LeafeError, UnknownName, UserError
@@ -73,9 +74,9 @@ def make(spec: str, args: Mapping[str, Any] | None = None) -> Environment:
         raise UserError(f"{spec} cannot be made from {given}: {error}; accepted: {listed}") from None
     try:
         return settled(chosen(**given))
-    except LeafeError:
+    except (LeafeError, *ENDS_MORE):
         raise
-    except (Exception, SystemExit) as error:  # whatever a foreign constructor raises
+    except BaseException as error:  # whatever a foreign constructor raises
         raise UserError(f"{spec} cannot be made from {given}: {told(error)}") from error
 
 
@@ -102,7 +103,9 @@ def _import(spec: str) -> Any:
     module, _, name = spec.partition(":")
     try:
         found = import_here(module)
-    except (Exception, SystemExit) as error:  # whatever a foreign module does when it is run
+    except ENDS_MORE:
+        raise
+    except BaseException as error:  # whatever a foreign module does when it is run
         why = str(error) if isinstance(error, ImportError | ValueError) else told(error)
         raise UserError(f"cannot import {module!r} for the environment {spec!r}: {why}; write module:Class") from error
     if not hasattr(found, name):
@@ -125,7 +128,7 @@ def _accepted(chosen: type[Environment]) -> dict[str | None, Any]:
     for owner in chosen.__mro__:
         if "__init__" not in vars(owner) or owner is object:
             continue
-        hints = get_type_hints(vars(owner)["__init__"])
+        hints = _hints(vars(owner)["__init__"])
         parameters = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -133,6 +136,14 @@ def _accepted(chosen: type[Environment]) -> dict[str | None, Any]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return accepted
     return {**accepted, None: Any} if accepted else {}
+
+
+def _hints(constructor: Any) -> dict[str, Any]:
+    """The types of a constructor's arguments; none where an annotation cannot be read, as one imported under `if TYPE_CHECKING:`."""
+    try:
+        return get_type_hints(constructor)
+    except Exception:
+        return {}
 
 
 def _check_type(spec: str, name: str, value: Any, kind: Any) -> None:

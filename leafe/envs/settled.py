@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
 from enum import StrEnum
+from math import ceil, isfinite
+from numbers import Real
 from typing import Any, TypeVar
 
+from leafe.envs.alarm import ENDS_MORE
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.errors import EnvironmentFailure, LeafeError, UnknownName, UserError
 from leafe.imports import told
@@ -20,7 +24,7 @@ from leafe.records import Task
 
 Kind = TypeVar("Kind", bound=StrEnum)
 World = TypeVar("World", bound=Environment)
-METHODS = ("tasks", "reset", "step", "snapshot", "restore", "expert", "example_actions", "close")
+METHODS = ("tasks", "reset", "step", "fewest_turns", "snapshot", "restore", "reseed", "expert", "example_actions", "close")
 
 
 def settled(environment: World) -> World:
@@ -37,14 +41,52 @@ def settled(environment: World) -> World:
     return environment
 
 
-def drawn(environment: Environment, split: str, count: int, seed: int) -> Sequence[Task]:
-    """Tasks of an environment. Raises `UserError` for whatever it raises."""
+def drawn(environment: Environment, split: str, count: int, seed: int) -> list[Task]:
+    """Exactly `count` tasks of an environment, each with an id of its own. Raises `UserError` for anything else, and whatever it raises."""
+    call = f"tasks({split!r}, {count}, {seed}) of {environment.name}"
     try:
-        return environment.tasks(split, count, seed)
-    except LeafeError:
+        found: Any = environment.tasks(split, count, seed)
+        tasks = list(found) if isinstance(found, Iterable) else None
+    except (LeafeError, *ENDS_MORE):
         raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"tasks({split!r}, {count}, {seed}) of {environment.name} raised {told(error)}") from error
+    except BaseException as error:
+        raise UserError(f"{call} raised {told(error)}") from error
+    if tasks is None or not all(isinstance(task, Task) for task in tasks):
+        raise UserError(f"{call} wants a list of leafe.records.Task; found {found!r:.120}")
+    if len(tasks) != count:
+        mend = "ask for fewer, as with tasks.train and tasks.test, or let it" if 0 < len(tasks) < count else "let it"
+        raise UserError(f"{call} wants {count} tasks, found {len(tasks)}; {mend} give as many as it is asked for")
+    if twice := [name for name, times in Counter(task.id for task in tasks).items() if times > 1]:
+        raise UserError(
+            f"{call} gave several tasks with the id {twice[0]!r}, and results are kept by id; give each an id of its own"
+        )
+    return tasks
+
+
+def fewest_turns(environment: Environment, task: Task) -> int | None:
+    """The fewest turns that a task is said to take, None if unknown. Raises `UserError` for no number, and for whatever it raises."""
+    call, mend = f"fewest_turns of {environment.name}", "return None where the number is not known"
+    try:
+        least: Any = environment.fewest_turns(task)
+    except (LeafeError, *ENDS_MORE):
+        raise
+    except BaseException as error:
+        raise UserError(f"{call} raised {told(error)} for the task {task.id!r}; {mend}") from error
+    readable = least is None or (isinstance(least, Real) and isfinite(least))
+    if not readable:
+        raise UserError(f"{call} gave {least!r:.80} for the task {task.id!r}; {mend}")
+    turns: int | None = None if least is None else ceil(least)
+    return turns
+
+
+def let_go(environment: Environment) -> None:
+    """Closes an environment that has done its work. A failure of that costs nothing and is left to `leafe check-env` to report."""
+    try:
+        environment.close()
+    except ENDS_MORE:
+        raise
+    except BaseException:
+        return
 
 
 def one_of(kind: type[Kind], value: Any, *, of: str = "") -> Kind:

@@ -66,8 +66,10 @@ class Worker:
 
 def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], answer: asyncio.Future[Any], what: Any) -> None:
     """Hands a result to a loop that may be closed, for a caller that may have stopped waiting."""
-    if isinstance(what, StopIteration):  # which a future cannot hold
-        what = RuntimeError("StopIteration")
+    if isinstance(
+        what, StopIteration | asyncio.CancelledError
+    ):  # no future can hold the first, and the second would cancel the caller
+        what = RuntimeError(type(what).__name__)
     try:
         loop.call_soon_threadsafe(lambda: None if answer.done() else tell(what))
     except RuntimeError:

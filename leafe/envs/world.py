@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from leafe.digest import digest
+from leafe.envs.alarm import ENDS_MORE
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.differences import difference, shown
 from leafe.envs.settled import settled
@@ -211,12 +212,12 @@ class World:
     def _guard(self, call: Callable[..., Answer], *arguments: Any) -> Answer:
         try:
             return call(*arguments)
-        except LeafeError:
+        except (LeafeError, *ENDS_MORE):
             raise
         except SystemExit as error:  # which would end the run and all other attempts
             status = "" if error.code is None else repr(error.code)
             raise EnvironmentFailure(f"{self.environment.name} called sys.exit({status})") from error
-        except Exception as error:
+        except BaseException as error:  # a Rust extension's panic and a CancelledError are no Exception; none is meant for the run
             raise EnvironmentFailure(f"{self.environment.name}: {type(error).__name__}: {error}") from error
 
     def _require(self) -> None:

@@ -19,6 +19,7 @@ from leafe.chat import Scene, bare_messages
 from leafe.digest import seed_for
 from leafe.engines.base import UNCONTINUED, Engine, continues
 from leafe.envs.base import Environment
+from leafe.envs.settled import let_go
 from leafe.envs.world import World, observation_digest
 from leafe.errors import EpisodeError
 from leafe.evaluation.passk import Interval, Resampling
@@ -123,7 +124,7 @@ def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environm
             if best:
                 points.append(BranchPoint(tree, attempt, turn, best))
     finally:
-        environment.close()
+        let_go(environment)
     return points
 
 

@@ -34,6 +34,7 @@ from leafe.comparing import lacking, makes_comparisons
 from leafe.distillation.early_experience import EXPERT, SELF_REFLECTION, WORLD_MODEL, early_experience
 from leafe.distillation.store import write_examples
 from leafe.envs.base import Environment
+from leafe.envs.settled import let_go
 from leafe.errors import UserError
 from leafe.forest.expert import Around, ExpertSource, forks
 from leafe.forest.store import read_forest
@@ -161,7 +162,7 @@ class _Here:
 
     def _has_expert(self) -> bool:
         environment = self.lab.experiment.make_environment()
-        environment.close()
+        let_go(environment)
         return type(environment).expert is not Environment.expert or "expert" in vars(environment)
 
     def explore(self) -> Stage:

@@ -9,6 +9,7 @@ from typing import Any
 
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.registry import make
+from leafe.envs.settled import drawn, let_go
 from leafe.errors import UserError
 from leafe.nano.curriculum import Curriculum, Stage, Teacher
 from leafe.nano.household_tutor import HouseholdTutor
@@ -63,10 +64,10 @@ def world(spec: str, args: Mapping[str, Any], *, split: str) -> World:
     if spec in SHIPPED and not args:
         return SHIPPED[spec]
     environment = make(spec, args)
-    tasks = environment.tasks(split, 8)
+    tasks = drawn(environment, split, 8, 0)
     longest = max(task.horizon for task in tasks)
     _check(spec, environment, tasks[0])
-    environment.close()
+    let_go(environment)
     stages = (Stage(0.3, max(1, longest // 4)), Stage(0.3, max(1, longest // 2)), Stage(0.4, longest))
     return World(Curriculum(environment.name, stages, partial(_any, spec, dict(args), split)), 3000, 1024)
 

@@ -12,10 +12,10 @@ from leafe.replies.reading import (
     ParseFailure,
     different,
     fenced,
-    hollow,
     opened_last,
     pairs,
     quoted,
+    stands_for_action,
     thoughts_apart,
     unwrapped,
 )
@@ -40,7 +40,7 @@ def parse_tagged(reply: str, *, whole: bool) -> str:
     found = _readings(said) or _readings_at_the_end(thoughts.unclosed)
     if not whole:
         raise ParseFailure(_cut(reply, bool(found)))
-    chosen = different([text for text in found if not hollow(text)])
+    chosen = different([text for text in found if not stands_for_action(text)])
     if len(chosen) > 1:
         count = "two" if len(chosen) == 2 else str(len(chosen))
         raise ParseFailure(f"there were {count} different actions: {quoted(chosen[0])} and {quoted(chosen[1])}")

@@ -15,18 +15,20 @@ SHOWN = 40  # characters of a reply that a message quotes
 _THOUGHTS = re.compile(r"<[ \t]?(/?)[ \t]?(?:think|thinking|thoughts?|reasoning)[ \t]?>", re.IGNORECASE)
 _TAGS = re.compile(r"<[ \t]?(/?)[ \t]?(action|answer|turn|experience)[ \t]?>", re.IGNORECASE)
 _RUN = re.compile(r"`+|~{3,}")
+_DOTS = re.compile(r"[\[({<]?\s*(?:\.{3,}|…+)\s*[\])}>]?")
+_IN_BRACKETS = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}|<(.*)>", re.DOTALL)
 _EDGES = " \t\r\n.…!:;,#()[]{}<>*_`'\"“”‘’"
 _WRAPS = (("**", "**"), ("__", "__"), ("``", "``"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"))
-# Placeholders of prompts for an answer. Small models repeat them word for word.
-_HOLLOW = {
-    "",
-    *("action", "the action", "your action", "one action", "an action", "next action", "your next action", "chosen action"),
-    *("command", "the command", "your command", "one command", "a command", "next command", "your next command"),
+# Placeholders of prompts for an answer. Small models repeat them word for word. Those of one word may be a real action.
+_SINGLE = {"", "action", "command", "experience"}
+_PHRASES = {
+    *("the action", "your action", "one action", "an action", "next action", "your next action", "chosen action"),
+    *("the command", "your command", "one command", "a command", "next command", "your next command"),
     *("action here", "command here", "your action here", "your command here", "insert action here", "action or command"),
     *("the program", "your program", "the whole program", "whole program", "a program", "your whole program"),
     *("the code", "your code", "code here", "your code here", "python code", "your python code", "program here"),
     *("your answer", "the answer", "answer here", "your answer here"),
-    *("experience", "the experience", "your experience", "what to do instead", "what went wrong", "what was wrong"),
+    *("the experience", "your experience", "what to do instead", "what went wrong", "what was wrong"),
     *("what went wrong, and what to do instead", "what was wrong, and what to do instead"),
     *("what went wrong and what to do instead", "what was wrong and what to do instead"),
     *("your reasoning", "your reasoning, a few sentences", "one sentence", "a few sentences"),
@@ -173,8 +175,27 @@ def fenced(text: str, info: str = "") -> str:
 
 
 def hollow(text: str) -> bool:
-    """Whether a text is no answer: a placeholder of a prompt, dots, or nothing."""
-    return len(text) <= 80 and " ".join(text.casefold().split()).strip(_EDGES) in _HOLLOW
+    """Whether a text in words says nothing: a placeholder of a prompt, marks alone, or nothing."""
+    plain = _plain(text)
+    return plain in _PHRASES or plain in _SINGLE
+
+
+def stands_for_action(text: str) -> bool:
+    """Whether a text is nothing, an ellipsis or a placeholder for an action. A world may have actions of one mark or any one word.
+
+    >>> [stands_for_action(text) for text in ("your action", "[command]", "...", "command", "[]", ".")]
+    [True, True, True, False, False, False]
+    """
+    text = text.strip()
+    if not text or _DOTS.fullmatch(text) or _plain(text) in _PHRASES:
+        return True
+    inner = _IN_BRACKETS.fullmatch(text)
+    return inner is not None and _plain(text) != "" and _plain(text) in _SINGLE
+
+
+def _plain(text: str) -> str | None:
+    """A text in small letters without marks around it, None for one that is too long for a placeholder."""
+    return " ".join(text.casefold().split()).strip(_EDGES) if len(text) <= 80 else None
 
 
 def quoted(text: str) -> str:

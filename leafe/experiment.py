@@ -79,7 +79,7 @@ class Experiment:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The run's prompts for its environment. Where every text is an action, the environment is given each reply as it is."""
+        """The run's prompts for its environment. Where every text is an action, each reply reaches the environment."""
         return self.prompts_of(self.config.prompts)
 
     def prompts_of(self, profile: str) -> Prompts:
@@ -220,6 +220,7 @@ class Experiment:
             stop_when_solved=settings.stop_when_solved,
             memory=settings.memory,
             closing=sampling.closing,
+            free_text=self.declared.free_text,
         )
 
     def explore_seed(self, number: int) -> int:

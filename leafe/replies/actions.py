@@ -51,6 +51,17 @@ def parse_tagged(reply: str, *, whole: bool) -> str:
     raise ParseFailure(_missing(said, thoughts.closed, thoughts.unclosed))
 
 
+def text_for_world(reply: str) -> str:
+    """The text for a world in which every text is an action, from a reply without a certain one: that in its only tag, else all but
+    the thoughts. Its lines stay.
+    """
+    said = thoughts_apart(reply).said
+    found, opened = pairs(said, "action"), opened_last(said, "action")
+    if len(found) == 1:
+        return found[0].text.strip()
+    return (said if found or opened is None else said[opened:]).strip()
+
+
 def _cleaned(text: str) -> str:
     """The action in a tag or on a line, without its wrapping."""
     bare = unwrapped(text)

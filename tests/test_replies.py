@@ -144,7 +144,9 @@ def test_marks_and_single_words_are_actions_unless_they_are_an_ellipsis(text: st
         assert parse_action("tags", render_action("tags", text)) == text
 
 
-@pytest.mark.parametrize("text", ["[action]", "<command>", "{your action}", "[...]", "…", "(experience)", "[your next action]", "one action"])
+@pytest.mark.parametrize(
+    "text", ["[action]", "<command>", "{your action}", "[...]", "…", "(experience)", "[your next action]", "one action"]
+)
 def test_a_placeholder_of_a_prompt_is_no_action(text: str) -> None:
     with pytest.raises(ParseFailure, match="only stands for an action"):
         parse_action("tags", f"<action>{text}</action>")

@@ -165,9 +165,7 @@ class OpenEnv(Environment):
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise UserError(
-                f"{self._url}{path} answered {status} and no JSON object: is url= that of an OpenEnv server?"
-            )
+            raise UserError(f"{self._url}{path} answered {status} and no JSON object: is url= that of an OpenEnv server?")
         return found
 
     def _page(self, client: Any, path: str) -> tuple[int, bytes]:

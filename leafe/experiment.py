@@ -84,8 +84,8 @@ class Experiment:
 
     def prompts_of(self, profile: str) -> Prompts:
         """The prompts of a profile or a folder, as `prompts`."""
-        config, said = self.config, self.declared
-        prompts = load_prompts(profile, config.environment.name, remind=config.remind, actions_help=said.actions_help)
+        said = self.declared
+        prompts = load_prompts(profile, said.name, remind=self.config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
 
     @cached_property

@@ -7,7 +7,7 @@ of a reply and does not decide what it means.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -89,14 +89,17 @@ def thoughts_apart(reply: str) -> Thoughts:
     """Takes the thoughts out of a reply.
 
     A first `</think>` without an opening ends thoughts that began with the reply: reasoning models write the opening in their template.
+    Thoughts may hold thoughts; an opening among them that nothing closes is a mention.
     """
-    said, closed, start, opened, first = [], [], 0, None, True
-    for tag in _THOUGHTS.finditer(reply):
+    said, closed, start, opened, first, end = [], [], 0, None, True, 0
+    tags = list(_THOUGHTS.finditer(reply))
+    ends = thought_ends([bool(tag.group(1)) for tag in tags])
+    for number, tag in enumerate(tags):
         if not tag.group(1):
             if opened is None:
                 said.append(reply[start : tag.start()])
-                opened = tag.end()
-        else:
+                opened, end = tag.end(), ends.get(number, number)
+        elif number >= end:
             if opened is not None or first:
                 closed.append(reply[start if opened is None else opened : tag.start()])
             else:
@@ -106,6 +109,22 @@ def thoughts_apart(reply: str) -> Thoughts:
     if opened is None:
         said.append(reply[start:])
     return Thoughts("\n".join(said), tuple(closed), None if opened is None else reply[opened:])
+
+
+def thought_ends(closing: Sequence[bool]) -> dict[int, int]:
+    """The number of the tag that closes each opening tag of thoughts, for those that are closed.
+
+    >>> thought_ends([False, False, True, True]), thought_ends([False, False, True])
+    ({1: 2, 0: 3}, {1: 2})
+    """
+    ends: dict[int, int] = {}
+    opened: list[int] = []
+    for number, closes in enumerate(closing):
+        if not closes:
+            opened.append(number)
+        elif opened:
+            ends[opened.pop()] = number
+    return ends
 
 
 def thought_tags(text: str) -> Iterator[tuple[int, bool]]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from leafe.digest import canonical
+from leafe.envs import check_process
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.check import CheckReport, check_environment
+from leafe.envs.check_findings import Finding
 from leafe.envs.registry import make
 from leafe.records import Observation, Task, encode
+from leafe.terminal import check_table
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
 
@@ -188,3 +194,30 @@ def test_tasks_of_a_class_that_hashes_strings_differ_in_a_second_process(tmp_pat
     spec = "hashed_world:Hashed"
     report = check_environment(lambda: make(spec), name=spec, rollbacks=10, count=4, spec=spec)
     assert verdicts(report)["second_process"] == "fail" and "builtin hash()" in sentence(report, "second_process")
+
+
+def test_a_second_process_is_over_when_it_ends_whatever_it_has_left_running(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "import subprocess, sys\n"
+        "from leafe.worlds.fakes import Lookup\n"
+        "helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
+        f"open({str(tmp_path / 'helpers')!r}, 'a').write(f'{{helper.pid}} ')\n"
+        "class Helped(Lookup):\n"
+        "    pass\n"
+    )
+    (tmp_path / "helped_world.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(check_process, "LIMIT", 40)
+    spec = "helped_world:Helped"
+    try:
+        report = check_environment(lambda: make(spec), name=spec, rollbacks=10, count=4, spec=spec)
+    finally:
+        for helper in (tmp_path / "helpers").read_text().split():
+            os.kill(int(helper), signal.SIGKILL)
+    assert verdicts(report)["second_process"] == "pass"
+
+
+def test_the_table_writes_control_characters_out(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = Finding("text", "fail", "boom \x1b]0;mine\x07 \x1b[2J [red]x")
+    Console(width=200).print(check_table(CheckReport("x", Fidelity.NONE, Fidelity.NONE, (finding,), {})))
+    assert r"boom \x1b]0;mine\x07 \x1b[2J [red]x" in capsys.readouterr().out

@@ -80,13 +80,13 @@ class Experiment:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The run's prompts for its environment. Where every text is an action, the environment is given each reply as it is."""
+        """The run's prompts for its environment. Where every text is an action, each reply reaches the environment."""
         return self.prompts_of(self.config.prompts)
 
     def prompts_of(self, profile: str) -> Prompts:
         """The prompts of a profile or a folder, as `prompts`."""
-        config, said = self.config, self.declared
-        prompts = load_prompts(profile, config.environment.name, remind=config.remind, actions_help=said.actions_help)
+        said = self.declared
+        prompts = load_prompts(profile, said.name, remind=self.config.remind, actions_help=said.actions_help)
         return replace(prompts, unread="") if said.free_text else prompts
 
     @cached_property
@@ -221,6 +221,7 @@ class Experiment:
             stop_when_solved=settings.stop_when_solved,
             memory=settings.memory,
             closing=sampling.closing,
+            free_text=self.declared.free_text,
         )
 
     def explore_seed(self, number: int) -> int:

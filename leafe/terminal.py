@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from leafe.controls import visible
 from leafe.envs.check import CheckReport
 from leafe.evaluation.compare import Comparison, table_rows
 from leafe.evaluation.diagnose import Diagnosis
@@ -82,7 +83,7 @@ class Bars:
 
     def say(self, text: str) -> None:
         """Prints one line that stays."""
-        self._console.print(f"  {escape(text)}", highlight=False)
+        self._console.print(f"  {escape(visible(text))}", highlight=False)
 
 
 def _table(title: str, heading: Sequence[str], *, whole: Sequence[int] = (0,)) -> Table:
@@ -152,11 +153,11 @@ def check_table(report: CheckReport) -> Table:
     table = Table(
         show_header=False,
         box=None,
-        title=f"{escape(report.name)}: declares {report.declared}, holds {report.measured}",
+        title=f"{escape(visible(report.name))}: declares {report.declared}, holds {report.measured}",
         title_justify="left",
     )
     for finding in report.findings:
-        table.add_row(SIGNS[finding.verdict], escape(finding.name), escape(finding.sentence))
+        table.add_row(SIGNS[finding.verdict], escape(finding.name), escape(visible(finding.sentence)))
     for name, figure in report.figures.items():
         table.add_row("", escape(name), f"{figure:.4g}")
     return table

@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from players import FULL, TERSE, completion, key_in, turns_in
+from players import FULL, TERSE, Breaking, completion, key_in, turns_in
 
 from leafe.chat import Notes, Prompts, Scene, act_messages, bare_messages, check_prompts, fill, half_kept, reflect_messages
+from leafe.config import parse
+from leafe.engines.scripted import ScriptedEngine
 from leafe.errors import UnknownName, UserError
+from leafe.experiment import Experiment
+from leafe.lab import Lab
+from leafe.memory.questions import Questions
+from leafe.progress import Silent
 from leafe.prompts import PROFILES, load_prompts
 from leafe.records import Ask, Message, Observation, Sampling, Turn
 from leafe.replies import NO_HALF, Half, ParseFailure
@@ -113,6 +119,17 @@ def test_a_folder_of_the_users_own_works_and_may_differ_for_one_environment(tmp_
     assert load_prompts(str(folder), "gymnasium") == FULL
     (folder / "form.txt").write_text("bare\n")
     assert load_prompts(str(folder), "lookup").form == "bare"
+
+
+def test_texts_for_a_class_are_found_by_its_name(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path)
+    (folder / Breaking.name).mkdir()
+    (folder / Breaking.name / "turn.txt").write_text("Now turn {turn}:\n{observation}\n")
+    config = parse(f"name: trial\nenvironment: {{name: 'players:Breaking'}}\nprompts: {folder}", "trial")
+    run = Experiment(config, tmp_path, lambda folder: ScriptedEngine([]), Breaking, Silent())
+    assert run.prompts.turn == run.rules(0).prompts.turn == "Now turn {turn}:\n{observation}"
+    (folder / Breaking.name / "ace_reflect.txt").write_text("Well?\n")
+    assert Questions.of(Lab(run), {"ace_reflect": set()}).text("ace_reflect") == "Well?"
 
 
 def test_a_folder_that_lacks_a_file_or_holds_another_form_is_refused(tmp_path: Path) -> None:

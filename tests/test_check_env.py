@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from leafe.digest import canonical
+from leafe.envs import check_process
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.calls import Call, carry_out
 from leafe.envs.check import CheckReport, check_environment
+from leafe.envs.check_findings import Finding
 from leafe.envs.registry import make
 from leafe.envs.world import World
 from leafe.errors import EnvironmentFailure
 from leafe.records import Observation, Task, encode
+from leafe.terminal import check_table
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
 
@@ -314,3 +320,30 @@ def test_an_observation_that_a_run_refuses_fails_the_check(convert: Callable[[Ob
 def test_the_blanks_and_joiners_of_other_scripts_are_printable(text: str) -> None:
     report = checked(told_as(lambda seen: Observation(f"{text} {seen.text}", seen.done, seen.success, seen.reward)))
     assert verdicts(report)["text"] == "pass"
+
+
+def test_a_second_process_is_over_when_it_ends_whatever_it_has_left_running(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "import subprocess, sys\n"
+        "from leafe.worlds.fakes import Lookup\n"
+        "helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
+        f"open({str(tmp_path / 'helpers')!r}, 'a').write(f'{{helper.pid}} ')\n"
+        "class Helped(Lookup):\n"
+        "    pass\n"
+    )
+    (tmp_path / "helped_world.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(check_process, "LIMIT", 40)
+    spec = "helped_world:Helped"
+    try:
+        report = check_environment(lambda: make(spec), name=spec, rollbacks=10, count=4, spec=spec)
+    finally:
+        for helper in (tmp_path / "helpers").read_text().split():
+            os.kill(int(helper), signal.SIGKILL)
+    assert verdicts(report)["second_process"] == "pass"
+
+
+def test_the_table_writes_control_characters_out(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = Finding("text", "fail", "boom \x1b]0;mine\x07 \x1b[2J [red]x")
+    Console(width=200).print(check_table(CheckReport("x", Fidelity.NONE, Fidelity.NONE, (finding,), {})))
+    assert r"boom \x1b]0;mine\x07 \x1b[2J [red]x" in capsys.readouterr().out

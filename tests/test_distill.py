@@ -223,6 +223,8 @@ def test_a_reply_that_quotes_its_advice_is_not_learned_from_and_neither_is_what_
     spoiled = replace(tree, turns=tuple(quoting if turn.id == "c" else turn for turn in tree.turns))
     assert {example.origin for example in distill([tree], TERSE, EVERYTHING)} == {"c", "e"}
     assert distill([spoiled], TERSE, EVERYTHING) == []
+    silent = replace(tree, turns=tuple(replace(quoting, action="") if turn.id == "c" else turn for turn in tree.turns))
+    assert distill([silent], TERSE, EVERYTHING) == []
 
 
 def test_an_action_that_is_all_of_the_advice_is_still_learned_from() -> None:

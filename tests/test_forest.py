@@ -558,3 +558,22 @@ def sound(explorer: Callable[[TreeBuilder], Play[Tree]], hand: Hand, task: Task,
     assert len(broken) == len(hand.failed)
     assert not {attempt.index for attempt in broken} & {one.attempt for one in tree.reflections if one.after_turn == task.horizon}
     assert len(hand.steps) == tree.spend.turns + sum(isinstance(effect, Step) for effect in hand.failed)
+
+
+@pytest.mark.parametrize(
+    ("reply", "handed"),
+    [
+        ("<think>3 is less than 5.</think> <action><</action>", "<"),
+        ("<think>Hm.</think>\n```python\ndef f(x):\n    return x\n```", "```python\ndef f(x):\n    return x\n```"),
+        ("<think>" + "So. " * 300 + "</think>\nForty-two.\n\nThat is all.", "Forty-two.\n\nThat is all."),
+        ("<think>" + "So. " * 300, ""),
+        ("x" * 2000, "x" * 2000),
+        ("It is <action>the\nanswer</action>", "the\nanswer"),
+        ("It is <action>42", "42"),
+        ("<action>1</action> or <action>2</action>", "<action>1</action> or <action>2</action>"),
+    ],
+)
+def test_where_every_text_is_an_action_the_world_is_given_what_a_reply_says(reply: str, handed: str) -> None:
+    hand = Hand(Lookup(), scripted(reply, "<action>open place3</action>"))
+    grown(independent, hand, key_in(3), max_attempts=1, prompts=replace(FULL, unread=""), free_text=True)
+    assert hand.steps[0] == handed

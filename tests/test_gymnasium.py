@@ -18,6 +18,7 @@ from leafe.envs.registry import make
 from leafe.envs.wording import complaint
 from leafe.errors import MissingDependency, UserError
 from leafe.records import Observation
+from leafe.replies import parse_action
 
 gymnasium = pytest.importorskip("gymnasium", reason="wants pip install -e '.[gymnasium]'")
 
@@ -118,6 +119,23 @@ def test_text_that_is_no_action_takes_no_step(text: str) -> None:
     first, told, moved = played(Gymnasium(id="FrozenLake-v1", kwargs={"is_slippery": False}), [text, "right"])
     assert told == Observation("That is no action. Actions: left, down, right, up.")
     assert moved.text.startswith("  (Right)\nS[red F]FF") and first.text.startswith("[red S]")
+
+
+def test_names_that_differ_in_case_alone_are_different_actions() -> None:
+    given = {"id": "FrozenLake-v1", "kwargs": {"is_slippery": False}}
+    environment = Gymnasium(**given, actions=["N", "n", "Down", "up"])
+    plain = Gymnasium(**given)
+    for named, numbered in (("n", "1"), ("N", "0"), ("down", "2"), ("DOWN", "2"), ("Up", "3")):
+        assert played(environment, ["n", "Down", named]) == played(plain, ["1", "2", numbered])
+    either = Gymnasium(**given, actions=["go", "GO", "Down", "up"])
+    assert played(either, ["Go"])[-1].text.startswith("That is no action.")
+
+
+def test_marks_may_be_the_names_of_actions() -> None:
+    environment = Gymnasium(id="FrozenLake-v1", kwargs={"is_slippery": False}, actions=["<", "v", ">", "^"])
+    for number, name in enumerate("<v>^"):
+        read = parse_action("tags", f"<action>{name}</action>")
+        assert played(environment, [read]) == played(environment, [str(number)])
 
 
 def test_success_is_the_last_reward_or_what_the_environment_says_and_a_truncation_is_none() -> None:

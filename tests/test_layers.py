@@ -25,6 +25,7 @@ FLOORS = {
     "lifeline": 0,
     "loops": 0,
     "imports": 0,
+    "controls": 0,
     "hardware": 0,
     "model_folder": 0,
     "group": 0,

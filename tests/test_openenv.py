@@ -7,9 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ from test_cli import assert_one_sentence
 
 from leafe.envs.base import Fidelity
 from leafe.envs.check import check_environment
-from leafe.envs.openenv import LONGEST, OpenEnv, readable
+from leafe.envs.openenv import LARGEST, OpenEnv
 from leafe.envs.openenv_actions import ActionForm, NoAction
+from leafe.envs.openenv_texts import LONGEST, readable
 from leafe.envs.registry import make
 from leafe.envs.world import World
 from leafe.errors import EnvironmentFailure, MissingDependency, UserError
@@ -214,6 +218,74 @@ def test_the_field_that_takes_the_text_is_read_off_the_schema() -> None:
         form({"say": text, "to": text}, "say", required=["say", "to"])
     with pytest.raises(UserError, match=r"http://here.*'sai'.*'say'"):
         form({"say": text}, "sai")
+
+
+MOVE = {"enum": ["left", "right"], "title": "Move", "type": "string"}
+DEFINED = {"Move": MOVE, "Speed": {"enum": [1, 2], "type": "integer"}, "Loop": {"anyOf": [{"$ref": "#/$defs/Loop"}] * 20}}
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "value"),
+    [
+        ({"$ref": "#/$defs/Move"}, "left", "left"),
+        ({"allOf": [{"$ref": "#/$defs/Move"}], "description": "Where to."}, " right ", "right"),
+        ({"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Move"}], "default": None}, "left", "left"),
+        ({"$ref": "#/$defs/Speed"}, "2", 2),
+        ({"enum": ["fast", 3, None]}, "3", 3),
+        ({"const": "go", "type": "string"}, "go", "go"),
+        ({"type": ["null", "string"]}, "left", "left"),
+        ({"type": ["integer", "null"]}, "3", 3),
+        ({}, "left", "left"),
+        ({}, "turn left", "turn left"),
+        ({}, "3", 3),
+        ({}, "NaN", "NaN"),
+        ({"$ref": "http://elsewhere/schema"}, "left", "left"),
+        ({"$ref": "#/$defs/Loop"}, "left", "left"),
+        ({"anyOf": None, "type": "string"}, "left", "left"),
+    ],
+)
+def test_a_field_is_read_by_what_its_schema_refers_to(given: dict[str, Any], text: str, value: Any) -> None:
+    found = ActionForm.of({"properties": {"m": given}, "$defs": DEFINED, "required": None}, "", "http://here")
+    assert found.read(text) == {"m": value} and type(found.read(text)["m"]) is type(value)
+    with pytest.raises(NoAction):
+        found.read(" ")
+    if found.choices:
+        with pytest.raises(NoAction):
+            found.read("sideways")
+
+
+def test_the_words_of_a_schema_are_shown_without_control_characters() -> None:
+    told = form({"say\x1b[2J": {"type": "string", "description": "A \x1b[31mword."}}).help
+    listed = form({"go": {"enum": ["le\x1bft", "right"]}})
+    assert told == "An action is say [2J (string): A  [31mword."
+    assert listed.help == "An action is one of: le ft, right." and listed.read("le ft") == {"go": "le\x1bft"}
+    assert form({"a\x07": {}, "b": {}}, "json").help.endswith("a  (any), b (any).")
+    with pytest.raises(UserError) as refusal:
+        form({"a\x07": {}, "b": {}})
+    assert str(refusal.value).isprintable()
+
+
+def test_a_page_without_an_end_is_not_read_to_its_end() -> None:
+    sent = 0
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal sent
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while sent < 20 * LARGEST:
+                    sent += self.wfile.write(b" " * 65536)
+
+        def log_message(self, *about: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as endless:
+        threading.Thread(target=endless.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="answered 200 and no JSON object"):
+            OpenEnv(url=f"http://127.0.0.1:{endless.server_address[1]}").tasks("train", 1)
+        endless.shutdown()
+    assert sent < 4 * LARGEST
 
 
 def test_splits_share_no_seed_and_the_fidelity_is_the_users_word(server: str) -> None:

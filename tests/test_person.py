@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import pytest
 from players import key_in
 
+from leafe.cli.environments import play
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.person import person_plays
+from leafe.errors import UserError
 from leafe.records import Observation, Task
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
@@ -121,3 +127,36 @@ def test_an_action_of_several_lines_ends_with_a_full_stop_alone_or_with_its_fenc
     assert shown[1:] == ["2. 1 lines.", "3. 4 lines.", "2. 1 lines.", "3. 3 lines.", "Solved in 2 turns."]
     assert game(Lengthy(), key_in(3), "a", "b", "")[2:] == ["2. 3 lines."]  # the end of the input ends it too
     assert game(Lengthy(), key_in(3), "", "a")[2:] == []
+
+
+class Loud(Lookup):
+    """Writes control characters, and keeps in `ended` which of its instances were closed."""
+
+    ended: ClassVar[list[str]] = []
+
+    def tasks(self, split: str, count: int, seed: int = 0) -> Sequence[Task]:
+        if split == "valid":
+            raise OSError("no such tasks")
+        return super().tasks(split, count, seed)
+
+    def reset(self, task: Task) -> Observation:
+        super().reset(task)
+        return Observation("\x1b[2J\x1b]0;mine\x07Places.\r\n\tOne.\u202e")
+
+    def close(self) -> None:
+        self.ended.append("closed")
+
+
+def test_a_game_shows_control_characters_and_closes_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Loud.ended.clear()
+    sys.modules["test_person"] = sys.modules[__name__]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("open place1\n\n"))
+    play("test_person:Loud", [], "train", 1)
+    shown = capsys.readouterr().out
+    assert r"\x1b[2J\x1b]0;mine\x07Places." in shown and "\n\tOne.\\u202e\n" in shown and "Empty." in shown
+    assert Loud.ended == ["closed"]
+    with pytest.raises(UserError):
+        play("test_person:Loud", [], "valid", 1)
+    assert Loud.ended == ["closed", "closed"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from leafe.records import Experience
 from leafe.replies import FORMS, Form, Half, ParseFailure, parse_action, parse_reflection, render_action, render_reflection
-from leafe.replies.reading import hollow
+from leafe.replies.reading import hollow, stands_for_action
 from leafe.worlds.programs.environment import program_in
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "replies.md").read_text(encoding="utf-8")
@@ -127,8 +127,29 @@ def sayable(form: Form, text: str) -> bool:
 @example("```\nfenced\n```")
 @example("Action: look")
 def test_a_rendered_action_is_read_back_as_it_was(form: Form, text: str) -> None:
-    assume(sayable(form, text) and not hollow(text))
+    assume(sayable(form, text) and not stands_for_action(text))
     assert parse_action(form, render_action(form, text)) == text
+
+
+MARKS = st.text(st.sampled_from("<>^v.#*[](){}_`'\":;!,-+/\\|~…= "), min_size=1, max_size=6).map(str.strip).filter(bool)
+
+
+@given(text=MARKS | st.sampled_from(["command", "action", "experience", "None", "..", "Action.", "[ ]", "<>"]))
+def test_marks_and_single_words_are_actions_unless_they_are_an_ellipsis(text: str) -> None:
+    ellipsis = re.fullmatch(r"[\[({<]?\s*(\.{3,}|…+)\s*[\])}>]?", text)
+    if ellipsis:
+        with pytest.raises(ParseFailure, match="only stands for an action"):
+            parse_action("tags", render_action("tags", text))
+    else:
+        assert parse_action("tags", render_action("tags", text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["[action]", "<command>", "{your action}", "[...]", "…", "(experience)", "[your next action]", "one action"]
+)
+def test_a_placeholder_of_a_prompt_is_no_action(text: str) -> None:
+    with pytest.raises(ParseFailure, match="only stands for an action"):
+        parse_action("tags", f"<action>{text}</action>")
 
 
 @given(program=PROGRAMS)

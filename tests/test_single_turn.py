@@ -10,11 +10,15 @@ import pytest
 from command import leafe
 from test_cli import assert_one_sentence
 
+from leafe.config import parse
+from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.check import check_environment
 from leafe.envs.registry import make
 from leafe.envs.single_turn import SingleTurn
 from leafe.envs.world import World
 from leafe.errors import CorruptFile, EnvironmentFailure, UserError
+from leafe.experiment import Experiment, ForestSpec, explore_tasks
+from leafe.progress import Silent
 from leafe.records import Observation
 
 
@@ -30,6 +34,27 @@ async def near(reply: str, row: dict[str, Any]) -> tuple[float, str]:
 
 def told(**everything: Any) -> dict[str, Any]:
     return {"reward": 0.5, "feedback": ",".join(sorted(everything))}
+
+
+def strict(reply: str, answer: str) -> tuple[float, str]:
+    off = abs(float(reply) - float(answer))
+    return (1.0, "Right.") if off == 0 else (0.0, f"You are off by {off:g}.")
+
+
+async def later(reply: str, answer: str) -> tuple[float, str]:
+    return strict(reply, answer)
+
+
+def endless(reply: str) -> float:
+    return float("nan")
+
+
+def quiet(reply: str) -> float:
+    raise ValueError
+
+
+def echoed(reply: str) -> tuple[float, str]:
+    return 0.0, f"You said {reply!r}."
 
 
 def silent(state: dict[str, Any]) -> None:
@@ -91,6 +116,39 @@ def test_splits_are_the_rows_own_or_follow_from_their_content(sums: str, tmp_pat
     (tmp_path / "own").write_text('{"prompt": [{"role": "user", "content": "Hm?"}], "split": "valid"}\n')
     (task,) = given(str(tmp_path / "own"), "exact", question="prompt").tasks("valid", 1)
     assert task.instruction == "Hm?"
+
+
+@pytest.mark.parametrize("reward", ["strict", "later"])
+def test_an_answer_that_a_reward_function_cannot_read_earns_nothing_and_is_told_why(reward: str, sums: str) -> None:
+    environment = given(sums, reward)
+    task = environment.tasks("train", 1)[0]
+    environment.reset(task)
+    assert environment.step("I do not know.") == Observation("could not convert string to float: 'I do not know.'")
+    assert len(environment.step("x" * 10_000).text) < 600
+    assert environment.step(str(task.payload["answer"])).success
+    arguments = {"data": sums, "reward": f"test_single_turn:{reward}"}
+    assert check_environment(lambda: make("single-turn", arguments), name="single-turn", rollbacks=20).passed
+
+
+def test_a_reward_function_that_gives_no_reason_still_earns_nothing(sums: str) -> None:
+    environment = given(sums, "quiet")
+    environment.reset(environment.tasks("train", 1)[0])
+    assert environment.step("x") == Observation("That is not right. Reward: 0.")
+
+
+def test_a_reward_that_is_no_number_is_a_lost_episode_and_no_wrong_answer(sums: str) -> None:
+    world = World(given(sums, "endless"))
+    world.reset(world.environment.tasks("train", 1)[0])
+    with pytest.raises(EnvironmentFailure, match="the reward is nan"):
+        world.step("x")
+
+
+def test_a_reward_function_gets_a_reply_without_action_as_it_is(sums: str) -> None:
+    config = parse("environment: {name: single-turn}\nname: trial\nprompts: full\ntasks: {train: 1}\nexplore: {turns: 1}", "trial")
+    engine = ScriptedEngine(lambda ask: "<think>3 < 5.</think>\n```python\ndef f(x):\n    return x\n```")
+    experiment = Experiment(config, Path("none"), lambda folder: engine, lambda: given(sums, "echoed"), Silent())
+    (tree,) = explore_tasks(experiment, "explore", ForestSpec("independent", 5, Path("none")))
+    assert tree.turns[0].observation.text == r"You said '```python\ndef f(x):\n    return x\n```'."
 
 
 def test_a_reward_that_is_none_is_a_lost_episode(sums: str) -> None:

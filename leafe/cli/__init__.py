@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from leafe.address import hidden
+from leafe.controls import visible
 from leafe.errors import LeafeError, UserError, is_full, unwritable
 from leafe.group import launched
 
@@ -314,10 +315,10 @@ def main() -> None:
     except typer.Abort:
         raise SystemExit(1) from None
     except UserError as error:
-        print(f"leafe: {hidden(str(error))}", file=sys.stderr)
+        print(f"leafe: {visible(hidden(str(error)))}", file=sys.stderr)
         raise SystemExit(2) from None
     except LeafeError as error:
-        print(f"leafe: {type(error).__name__}: {hidden(str(error))}", file=sys.stderr)
+        print(f"leafe: {type(error).__name__}: {visible(hidden(str(error)))}", file=sys.stderr)
         raise SystemExit(1) from None
     except ImportError as error:
         _broken(error)

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from leafe.cli.console import console, emit, only_json, values_of
+from leafe.controls import visible
 from leafe.envs import registry
 from leafe.envs.check import check_environment
 from leafe.envs.person import person_plays
@@ -53,9 +54,12 @@ def check_env(spec: str, arguments: Sequence[str], how: Thoroughness, *, as_json
 def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
     """Lets a person play the task of this number."""
     environment = registry.make(spec, values_of(arguments))
-    task = drawn(environment, split, number, 0)[-1]
-    for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
-        print(line, flush=True)
+    try:
+        task = drawn(environment, split, number, 0)[-1]
+        for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
+            print(visible(line), flush=True)
+    finally:
+        environment.close()
 
 
 def new_env(name: str) -> None:

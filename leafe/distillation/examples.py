@@ -142,7 +142,7 @@ def usable_turns(tree: Tree) -> set[str]:
     quoting: set[str | None] = set()
     for turn in tree.turns:  # a turn comes after its parent
         text = turn.completion.text
-        before, _, after = text.rpartition(turn.action) if turn.action else ("", "", "")  # only blank replies hold no text
+        before, _, after = text.rpartition(turn.action) if turn.action else (text, "", "")  # a reply of thoughts alone
         if turn.parent in quoting or any(advice in before or advice in after for advice in told):
             quoting.add(turn.id)
     # A reply that was ended while it repeated itself would teach to repeat; a closed one would teach to think for too long.

@@ -40,14 +40,24 @@ def ask_another_process(request: Mapping[str, Any]) -> dict[str, Any]:
         code = "import sys; from leafe.envs.check_process import answer; answer(int(sys.argv[1]), *sys.argv[2:])"
         life = lifeline.descriptor()
         command = [sys.executable, "-c", code, str(life), str(asked), str(answered)]
+        errors = Path(folder, "errors.txt")
         try:
-            done = subprocess.run(
-                command, env=surroundings, capture_output=True, text=True, timeout=LIMIT, check=False, pass_fds=(life,)
-            )
+            # Files, since a pipe ends only when the last helper that the environment has started and left running closes it.
+            with open(errors, "wb") as stderr:
+                done = subprocess.run(
+                    command,
+                    env=surroundings,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    timeout=LIMIT,
+                    check=False,
+                    pass_fds=(life,),
+                )
         except subprocess.TimeoutExpired:
             raise EnvironmentFailure(f"a second process did not come to an end in {LIMIT} s") from None
         if done.returncode or not answered.exists():
-            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            said = errors.read_text(encoding="utf-8", errors="replace").strip()
+            last = (said.splitlines() or [f"exit status {done.returncode}"])[-1]
             raise EnvironmentFailure(f"a second process failed: {last[:300]}")
         return dict(json.loads(answered.read_text(encoding="utf-8")))
 

@@ -152,8 +152,10 @@ class Gymnasium(Environment):
         text, space = action.strip(), self._env.action_space
         if not self._names:
             return text if space.contains(text) else None
-        if text.lower() in (names := [name.lower() for name in self._names]):
-            return int(space.start) + names.index(text.lower())
+        same = [at for at, name in enumerate(self._names) if name == text]
+        alike = same or [at for at, name in enumerate(self._names) if name.casefold() == text.casefold()]
+        if len(alike) == 1:  # two names may differ in case alone
+            return int(space.start) + alike[0]
         number = int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else -1
         return number if number in self._numbers(space) else None
 

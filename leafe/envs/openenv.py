@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.openenv_actions import ActionForm, NoAction
+from leafe.envs.openenv_texts import readable
 from leafe.envs.seeds import seeded_tasks, split_seed
 from leafe.errors import EnvironmentFailure, MissingDependency, UnknownName, UserError
 from leafe.imports import install_command
 from leafe.records import Observation, Task
 
 LARGEST = 8 * 2**20  # bytes of a message
-LONGEST = 20_000  # characters of an observation
 PATIENCE = 5.0  # seconds to wait for room that another session may be about to leave
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -83,7 +83,7 @@ class OpenEnv(Environment):
     @property
     def free_text(self) -> bool:  # type: ignore[override]
         """Whether any text fits the action's field; the server may still refuse it."""
-        return self._form.kind == "string" and not self._form.choices
+        return self._form.takes_any_text
 
     def example_actions(self) -> Sequence[str]:
         """Those that the user gave, else what the server's schema lists."""
@@ -156,19 +156,31 @@ class OpenEnv(Environment):
 
         try:
             with httpx.Client(timeout=self._timeout, trust_env=urlsplit(self._url).hostname not in LOOPBACK) as client:
-                answer = client.get(self._url + path)
+                status, text = self._page(client, path)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             reason = str(error) or type(error).__name__
             raise UserError(f"no OpenEnv server answers at {self._url} ({reason:.120}); start it, or give its url=") from None
         try:
-            found = answer.json() if answer.status_code == 200 and len(answer.content) <= LARGEST else None
-        except ValueError:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise UserError(
-                f"{self._url}{path} answered {answer.status_code} and no JSON object: is url= that of an OpenEnv server?"
-            )
+            raise UserError(f"{self._url}{path} answered {status} and no JSON object: is url= that of an OpenEnv server?")
         return found
+
+    def _page(self, client: Any, path: str) -> tuple[int, bytes]:
+        """The status and the text of a page, nothing of one that is too long, has no end or is an error."""
+        import httpx
+
+        deadline, text = time.monotonic() + self._timeout, bytearray()
+        with client.stream("GET", self._url + path) as answer:
+            for part in answer.iter_bytes() if answer.status_code == 200 else ():
+                text += part
+                if len(text) > LARGEST:
+                    return answer.status_code, b""
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout(f"{path} did not end in {self._timeout:g} s")
+        return answer.status_code, bytes(text)
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """The session's answer to a message. Raises `NoAction` for a refused one and `EnvironmentFailure` when it is lost."""
@@ -226,13 +238,6 @@ class OpenEnv(Environment):
             raise UserError(
                 f"no OpenEnv session can be had at {address} ({reason:.120}); start the server, or give its url="
             ) from None
-
-
-def readable(text: str) -> str:
-    """Text of bounded length without control characters."""
-    cut = text[:LONGEST] + (f"\n[{len(text) - LONGEST:,} more characters]" if len(text) > LONGEST else "")
-    kept = "".join(one if one.isprintable() or one in "\n\t" else " " for one in cut.replace("\r\n", "\n"))
-    return kept.strip() or "(nothing)"
 
 
 def _address(url: str) -> str:

@@ -2,7 +2,8 @@
 
 `data` is a file of JSON lines. `reward` is `module:function`; like a reward function there it names the arguments that it wants out of
 `prompt` and `completion` (lists of messages), `answer`, `info`, `task` and `state`, beside those `reply` (the text alone) and `row`,
-and may be asynchronous. It returns a number, or a number and a text that the agent reads before its next try. The state is the
+and may be asynchronous. It returns a number, or a number and a text that the agent reads before its next try. A `ValueError` is its
+complaint about the answer: no reward, and the agent reads the message. Any other error costs the attempt. The state is the
 conversation so far, so a rollback grades nothing again.
 """
 
@@ -26,6 +27,7 @@ from leafe.imports import import_here
 from leafe.records import Observation, Task
 
 GIVEN = ("prompt", "completion", "answer", "info", "task", "state", "reply", "row")
+LONGEST_COMPLAINT = 500  # characters of an error's message, which may quote the whole answer
 
 
 class SingleTurn(Environment):
@@ -111,12 +113,23 @@ class SingleTurn(Environment):
         """Grades an answer. After a right one the last observation is repeated."""
         if self._final is not None:
             return self._final
-        value, words = _graded(self._grade(self._offered(action)))
+        value, words = self._graded(action)
         success = value >= self._success_reward
         text = words.strip() or ("That is right." if success else f"That is not right. Reward: {value:g}.")
         observation = Observation(text, success, success, value)
         self._final = observation if success else None
         return observation
+
+    def _graded(self, reply: str) -> tuple[float, str]:
+        """The reward of an answer and the text for the agent."""
+        offered = self._offered(reply)
+        try:
+            found = self._grade(offered)
+            if inspect.isawaitable(found):
+                found = asyncio.run(_awaited(found))
+        except ValueError as error:
+            return 0.0, str(error)[:LONGEST_COMPLAINT]
+        return _reward_and_text(found)
 
     def _offered(self, reply: str) -> dict[str, Any]:
         """The arguments that the reward function may name, copied each time: it must not change the task."""
@@ -169,10 +182,8 @@ def _grader(spec: str) -> Callable[[Mapping[str, Any]], Any]:
     return lambda offered: found(**{name: offered[name] for name in wanted})
 
 
-def _graded(found: Any) -> tuple[float, str]:
+def _reward_and_text(found: Any) -> tuple[float, str]:
     """The reward and the text in the result of a reward function."""
-    if inspect.isawaitable(found):
-        found = asyncio.run(_awaited(found))
     if isinstance(found, Mapping):
         found = (found["reward"], str(found.get("feedback", "")))
     value, words = found if isinstance(found, tuple) else (found, "")

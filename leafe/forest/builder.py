@@ -13,6 +13,7 @@ from leafe.chat import Prompts, Scene
 from leafe.digest import digest, seed_for
 from leafe.history import History
 from leafe.records import Ask, Attempt, Completion, Message, Observation, Reflection, Sampling, Task, Tree, Turn, Usage
+from leafe.replies import text_for_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Rules:
     fresh attempts. With `new_luck` a branch draws the world's randomness anew from its first step on. The first prompt of every attempt
     contains `notes`, then what `recall` returns for the task and its first observation, then the lessons of earlier attempts. After
     `stop_when_solved` successes no further attempt starts (0: no such limit). `memory` is how many experiences a verbal retry reads.
-    `closing` are the tokens for the answer of a reply that was cut before it (0: it stays cut).
+    `closing` are the tokens for the answer of a reply that was cut before it (0: it stays cut). With `free_text` every text is an action
+    in the world, which is given what a reply says beside its thoughts where no action can be read.
     """
 
     prompts: Prompts
@@ -47,6 +49,7 @@ class Rules:
     stop_when_solved: int = 0
     memory: int = 3
     closing: int = 0
+    free_text: bool = False
 
 
 @dataclass
@@ -200,6 +203,6 @@ def last_id(trajectory: Sequence[Turn]) -> str | None:
     return trajectory[-1].id if trajectory else None
 
 
-def unread(completion: Completion) -> str:
-    """The text for the environment if a reply holds no action: the reply itself, on one line."""
-    return " ".join(completion.text.split())[:500]
+def unread(completion: Completion, *, free_text: bool = False) -> str:
+    """The text for the environment if a reply holds no action: the reply itself, on one line, or with `free_text` what it says."""
+    return text_for_world(completion.text) if free_text else " ".join(completion.text.split())[:500]

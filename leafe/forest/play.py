@@ -164,7 +164,7 @@ def _take(builder: TreeBuilder, reply: _Reply, trajectory: list[Turn], before: O
     try:
         action = action_in(prompts, reply.completion)
     except ParseFailure as failure:
-        action, problem = unread(reply.completion), str(failure)
+        action, problem = unread(reply.completion, free_text=builder.rules.free_text), str(failure)
     stepped = not (problem and prompts.unread)
     if stepped:
         observation: Observation = yield Step(action, reply.luck)

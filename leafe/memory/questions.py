@@ -50,7 +50,7 @@ class Questions:
     def of(cls, lab: Lab, places: dict[str, set[str]]) -> Questions:
         """The questions in a run's profile; `places` are the placeholders that each may use. Raises `UserError` for any other one."""
         config = lab.config
-        texts = load_questions(config.prompts, config.environment.name, {**places, **AGAIN})
+        texts = load_questions(config.prompts, lab.experiment.declared.name, {**places, **AGAIN})
         return cls(texts, config.sampling.reflect.sampling(), lab.seed("memory"), Asked())
 
     def __contains__(self, name: str) -> bool:

@@ -11,7 +11,7 @@ import re
 from typing import Literal, get_args
 
 from leafe.records import Experience
-from leafe.replies.actions import parse_tagged, render_tagged
+from leafe.replies.actions import parse_tagged, render_tagged, text_for_world
 from leafe.replies.programs import parse_program, program_in, render_program
 from leafe.replies.reading import NO_HALF, Half, ParseFailure
 from leafe.replies.reflections import parse_tagged_reflection, render_tagged_reflection
@@ -30,6 +30,7 @@ __all__ = [
     "render_action",
     "render_reflection",
     "render_thought",
+    "text_for_world",
 ]
 
 # The forms of replies: `bare` text, `tags` (`<think>`, `<action>`, ...), or a `program` in a fence, whose reflections are in tags.

@@ -12,10 +12,10 @@ from leafe.replies.reading import (
     ParseFailure,
     different,
     fenced,
-    hollow,
     opened_last,
     pairs,
     quoted,
+    stands_for_action,
     thoughts_apart,
     unwrapped,
 )
@@ -40,7 +40,7 @@ def parse_tagged(reply: str, *, whole: bool) -> str:
     found = _readings(said) or _readings_at_the_end(thoughts.unclosed)
     if not whole:
         raise ParseFailure(_cut(reply, bool(found)))
-    chosen = different([text for text in found if not hollow(text)])
+    chosen = different([text for text in found if not stands_for_action(text)])
     if len(chosen) > 1:
         count = "two" if len(chosen) == 2 else str(len(chosen))
         raise ParseFailure(f"there were {count} different actions: {quoted(chosen[0])} and {quoted(chosen[1])}")
@@ -49,6 +49,17 @@ def parse_tagged(reply: str, *, whole: bool) -> str:
     if found:
         raise ParseFailure(_empty(found[-1]))
     raise ParseFailure(_missing(said, thoughts.closed, thoughts.unclosed))
+
+
+def text_for_world(reply: str) -> str:
+    """The text for a world in which every text is an action, from a reply without a certain one: that in its only tag, else all but
+    the thoughts. Its lines stay.
+    """
+    said = thoughts_apart(reply).said
+    found, opened = pairs(said, "action"), opened_last(said, "action")
+    if len(found) == 1:
+        return found[0].text.strip()
+    return (said if found or opened is None else said[opened:]).strip()
 
 
 def _cleaned(text: str) -> str:

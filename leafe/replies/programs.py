@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from leafe.replies.fences import Block, Syntax, blocks
-from leafe.replies.reading import ParseFailure, Tag, fenced, hollow, quoted, tags_in, thought_tags, unwrapped
+from leafe.replies.reading import ParseFailure, Tag, fenced, hollow, quoted, tags_in, thought_ends, thought_tags, unwrapped
 
 _DEFINED = re.compile(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|^(\w+)[ \t]*=[ \t]*lambda\b", re.MULTILINE)
 _BEGINS = re.compile(r"^(?:def|class|import|from|@\w)[ \t(\w]", re.MULTILINE)
@@ -78,8 +78,10 @@ def program_in(text: str) -> str:
 
 def _found(reply: str, syntax: Syntax) -> _Found:
     """Reads tags and fences in order. Unclosed thoughts hide nothing."""
-    found, opened, thinking, first = _Found(), -1, -1, True
-    for one in _events(reply, blocks(reply, syntax)):
+    found, opened, thinking, first, end = _Found(), -1, -1, True, 0
+    events = list(_events(reply, blocks(reply, syntax)))
+    ends = _ends_of_thoughts(events)
+    for number, one in enumerate(events):
         if isinstance(one, Block):
             found.kept.append(one)
             opened = -1
@@ -87,14 +89,24 @@ def _found(reply: str, syntax: Syntax) -> _Found:
             if one.closing and opened >= 0:
                 found.kept.append(Block(_unquoted(reply[opened : one.start]), "tag", opened, one.start, closed=True))
             opened = -1 if one.closing else one.end
+        elif one.closing and number < end:
+            continue
         elif one.closing and (thinking >= 0 or first):
             found.hidden |= len(found.kept) > max(thinking, 0)
             del found.kept[max(thinking, 0) :]
             thinking, opened, first = -1, -1, False
         elif one.name == "think":
-            thinking = len(found.kept) if not one.closing and thinking < 0 else thinking
+            if not one.closing and thinking < 0:
+                thinking, end = len(found.kept), ends.get(number, number)
             first = False
     return found
+
+
+def _ends_of_thoughts(events: Sequence[Tag | Block]) -> dict[int, int]:
+    """The number of the event that closes the thoughts that each opening begins, for those that are closed."""
+    tags = [(number, one.closing) for number, one in enumerate(events) if isinstance(one, Tag) and one.name == "think"]
+    ends = thought_ends([closing for _, closing in tags])
+    return {tags[opening][0]: tags[closing][0] for opening, closing in ends.items()}
 
 
 def _events(reply: str, fences: Sequence[Block]) -> Iterator[Tag | Block]:

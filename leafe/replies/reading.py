@@ -7,7 +7,7 @@ of a reply and does not decide what it means.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,18 +15,20 @@ SHOWN = 40  # characters of a reply that a message quotes
 _THOUGHTS = re.compile(r"<[ \t]?(/?)[ \t]?(?:think|thinking|thoughts?|reasoning)[ \t]?>", re.IGNORECASE)
 _TAGS = re.compile(r"<[ \t]?(/?)[ \t]?(action|answer|turn|experience)[ \t]?>", re.IGNORECASE)
 _RUN = re.compile(r"`+|~{3,}")
+_DOTS = re.compile(r"[\[({<]?\s*(?:\.{3,}|…+)\s*[\])}>]?")
+_IN_BRACKETS = re.compile(r"\[(.*)\]|\((.*)\)|\{(.*)\}|<(.*)>", re.DOTALL)
 _EDGES = " \t\r\n.…!:;,#()[]{}<>*_`'\"“”‘’"
 _WRAPS = (("**", "**"), ("__", "__"), ("``", "``"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"))
-# Placeholders of prompts for an answer. Small models repeat them word for word.
-_HOLLOW = {
-    "",
-    *("action", "the action", "your action", "one action", "an action", "next action", "your next action", "chosen action"),
-    *("command", "the command", "your command", "one command", "a command", "next command", "your next command"),
+# Placeholders of prompts for an answer. Small models repeat them word for word. Those of one word may be a real action.
+_SINGLE = {"", "action", "command", "experience"}
+_PHRASES = {
+    *("the action", "your action", "one action", "an action", "next action", "your next action", "chosen action"),
+    *("the command", "your command", "one command", "a command", "next command", "your next command"),
     *("action here", "command here", "your action here", "your command here", "insert action here", "action or command"),
     *("the program", "your program", "the whole program", "whole program", "a program", "your whole program"),
     *("the code", "your code", "code here", "your code here", "python code", "your python code", "program here"),
     *("your answer", "the answer", "answer here", "your answer here"),
-    *("experience", "the experience", "your experience", "what to do instead", "what went wrong", "what was wrong"),
+    *("the experience", "your experience", "what to do instead", "what went wrong", "what was wrong"),
     *("what went wrong, and what to do instead", "what was wrong, and what to do instead"),
     *("what went wrong and what to do instead", "what was wrong and what to do instead"),
     *("your reasoning", "your reasoning, a few sentences", "one sentence", "a few sentences"),
@@ -87,14 +89,17 @@ def thoughts_apart(reply: str) -> Thoughts:
     """Takes the thoughts out of a reply.
 
     A first `</think>` without an opening ends thoughts that began with the reply: reasoning models write the opening in their template.
+    Thoughts may hold thoughts; an opening among them that nothing closes is a mention.
     """
-    said, closed, start, opened, first = [], [], 0, None, True
-    for tag in _THOUGHTS.finditer(reply):
+    said, closed, start, opened, first, end = [], [], 0, None, True, 0
+    tags = list(_THOUGHTS.finditer(reply))
+    ends = thought_ends([bool(tag.group(1)) for tag in tags])
+    for number, tag in enumerate(tags):
         if not tag.group(1):
             if opened is None:
                 said.append(reply[start : tag.start()])
-                opened = tag.end()
-        else:
+                opened, end = tag.end(), ends.get(number, number)
+        elif number >= end:
             if opened is not None or first:
                 closed.append(reply[start if opened is None else opened : tag.start()])
             else:
@@ -104,6 +109,22 @@ def thoughts_apart(reply: str) -> Thoughts:
     if opened is None:
         said.append(reply[start:])
     return Thoughts("\n".join(said), tuple(closed), None if opened is None else reply[opened:])
+
+
+def thought_ends(closing: Sequence[bool]) -> dict[int, int]:
+    """The number of the tag that closes each opening tag of thoughts, for those that are closed.
+
+    >>> thought_ends([False, False, True, True]), thought_ends([False, False, True])
+    ({1: 2, 0: 3}, {1: 2})
+    """
+    ends: dict[int, int] = {}
+    opened: list[int] = []
+    for number, closes in enumerate(closing):
+        if not closes:
+            opened.append(number)
+        elif opened:
+            ends[opened.pop()] = number
+    return ends
 
 
 def thought_tags(text: str) -> Iterator[tuple[int, bool]]:
@@ -173,8 +194,27 @@ def fenced(text: str, info: str = "") -> str:
 
 
 def hollow(text: str) -> bool:
-    """Whether a text is no answer: a placeholder of a prompt, dots, or nothing."""
-    return len(text) <= 80 and " ".join(text.casefold().split()).strip(_EDGES) in _HOLLOW
+    """Whether a text in words says nothing: a placeholder of a prompt, marks alone, or nothing."""
+    plain = _plain(text)
+    return plain in _PHRASES or plain in _SINGLE
+
+
+def stands_for_action(text: str) -> bool:
+    """Whether a text is nothing, an ellipsis or a placeholder for an action. A world may have actions of one mark or any one word.
+
+    >>> [stands_for_action(text) for text in ("your action", "[command]", "...", "command", "[]", ".")]
+    [True, True, True, False, False, False]
+    """
+    text = text.strip()
+    if not text or _DOTS.fullmatch(text) or _plain(text) in _PHRASES:
+        return True
+    inner = _IN_BRACKETS.fullmatch(text)
+    return inner is not None and _plain(text) != "" and _plain(text) in _SINGLE
+
+
+def _plain(text: str) -> str | None:
+    """A text in small letters without marks around it, None for one that is too long for a placeholder."""
+    return " ".join(text.casefold().split()).strip(_EDGES) if len(text) <= 80 else None
 
 
 def quoted(text: str) -> str:

@@ -661,6 +661,7 @@ def test_what_a_world_prints_never_reaches_the_json() -> None:
         ("import sys; sys.exit(1)", "cannot import 'broken_world' for the environment 'broken_world:World': SystemExit: 1"),
         ("x = 1 / 0", "ZeroDivisionError: division by zero (broken_world.py line 1)"),
         ("from leafe.worlds.fakes import Lookup\nclass World(Lookup):\n    def __init__(self):\n        1 / 0", "cannot be made from {}"),
+        ("class Panic(BaseException): pass\nraise Panic('no device')", "for the environment 'broken_world:World': Panic: no device"),
     ],
 )  # fmt: skip
 def test_a_class_that_cannot_be_had_is_one_sentence(source: str, sentence: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -15,7 +15,7 @@ from leafe.controls import visible
 from leafe.envs import registry
 from leafe.envs.check import check_environment
 from leafe.envs.person import person_plays
-from leafe.envs.settled import drawn
+from leafe.envs.settled import drawn, let_go
 from leafe.envs.starter import write_starter
 from leafe.records import encode
 from leafe.terminal import check_table
@@ -59,7 +59,7 @@ def play(spec: str, arguments: Sequence[str], split: str, number: int) -> None:
         for line in person_plays(environment, task, iter(sys.stdin.readline, "")):
             print(visible(line), flush=True)
     finally:
-        environment.close()
+        let_go(environment)
 
 
 def new_env(name: str) -> None:

@@ -17,7 +17,6 @@ from tempfile import NamedTemporaryFile, TemporaryDirectory
 from threading import Thread, current_thread, main_thread
 from typing import Protocol, TypeVar
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -27,7 +26,7 @@ from leafe.training.memory import give_back
 
 T = TypeVar("T")
 LAUNCHER = ("torch.distributed", "torch.multiprocessing")
-ENDINGS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # those that torch's launcher handles
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 WHOLE = ".whole"  # ends the name of a file that is completely written
 
 
@@ -59,19 +58,17 @@ def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Cal
         run_id=f"leafe-{os.getpid()}",
         max_restarts=0,
         start_method="spawn",
-        signals_to_handle=",".join(name for name in ENDINGS if getsignal(getattr(signal, name)) is not signal.SIG_IGN),
+        signals_to_handle="",  # torch would never restore their handlers, and passes SIGINT on, which a process may swallow
     )
     give_back()
     with TemporaryDirectory() as refusals:
         try:
-            with lifeline.connection() as life, _own_signals(), _silent():
+            with lifeline.connection() as life, _interruptible(), _silent():
                 results = elastic_launch(config, _first_tells)(work, steps, life, Path(refusals))
         except ChildFailedError:
             if refused := _read_refusal(Path(refusals)):
                 raise refused from None
             raise
-        except SignalException:
-            raise KeyboardInterrupt from None
         finally:
             steps.close()
             listener.join()
@@ -81,16 +78,18 @@ def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Cal
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Restores this process's handlers of signals afterwards, in place of which the launcher installs its own."""
-    before = {number: getsignal(number) for number in (getattr(signal, name) for name in ENDINGS)}
+def _interruptible() -> Iterator[None]:
+    """Makes signals to end raise `KeyboardInterrupt`, at which the launcher ends its processes, except those that are ignored."""
+    before = {number: getsignal(number) for number in ENDINGS} if current_thread() is main_thread() else {}
+    # None is a handler that was not installed by Python and cannot be restored.
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
+        for number in before:
+            signal.signal(number, signal.default_int_handler)
         yield
     finally:
-        if current_thread() is main_thread():
-            for number, handler in before.items():
-                if handler is not None:  # None is one that was not installed by Python
-                    signal.signal(number, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -83,6 +83,7 @@ def ends(told: Any) -> int:
     return 7
 
 
+@pytest.mark.slow
 def test_memory_is_given_back_before_other_processes_train(freed: list[set[int]]) -> None:
     assert in_processes(1, ends, lambda *values: None) == 7
     assert len(freed) == 1

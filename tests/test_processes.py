@@ -45,7 +45,14 @@ def fails(told: Callable[..., None], rank: int, name: str, folder: Path) -> int:
     return 1
 
 
-@pytest.mark.parametrize(("rank", "name"), [(1, "a sentence"), (0, "an unknown name"), (1, "a missing library")])
+@pytest.mark.parametrize(
+    ("rank", "name"),
+    [
+        (1, "a sentence"),
+        pytest.param(0, "an unknown name", marks=pytest.mark.slow),
+        pytest.param(1, "a missing library", marks=pytest.mark.slow),
+    ],
+)
 def test_a_refusal_in_one_process_ends_the_others_and_is_raised_once(rank: int, name: str, tmp_path: Path, capfd: Any) -> None:
     wanted = REFUSALS[name]()
     with pytest.raises(type(wanted)) as refused:
@@ -55,6 +62,7 @@ def test_a_refusal_in_one_process_ends_the_others_and_is_raised_once(rank: int, 
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_another_failure_ends_the_others_and_is_raised_with_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(ChildFailedError, match="RuntimeError: a fault of ours"):
         in_processes(2, partial(fails, rank=1, name="a fault of ours", folder=tmp_path), ignored)
@@ -66,6 +74,7 @@ def seven(told: Callable[..., None]) -> int:
     return 7
 
 
+@pytest.mark.slow
 def test_signals_do_after_a_training_what_they_did_before() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     assert in_processes(2, seven, ignored) == 7
@@ -78,7 +87,7 @@ def waits(told: Callable[..., None]) -> None:
     time.sleep(PATIENT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_during_a_training_ends_it_in_order(number: signal.Signals) -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     sent: list[float] = []
@@ -93,6 +102,7 @@ def test_an_interrupt_during_a_training_ends_it_in_order(number: signal.Signals)
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
+@pytest.mark.slow
 def test_a_hangup_that_is_ignored_stays_ignored_during_a_training() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
 

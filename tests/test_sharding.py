@@ -206,6 +206,7 @@ def cramped(told: ProgressCallback, base: Path, out: Path) -> None:
     fine_tune(base, lessons(), out / "out", SHARDED, seed=1, told=told, state=out / "state")
 
 
+@pytest.mark.slow
 def test_a_training_in_shards_that_does_not_fit_is_told_only_what_shards_go_with(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not fit into the memory.*checkpointing=true, then train\.lora\.rank=16$"):
         in_processes(2, partial(cramped, base=narrow(tmp_path / "base", 8), out=tmp_path), lambda done, total: None)

@@ -6,10 +6,11 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import leafe
@@ -40,9 +41,21 @@ def houses() -> Household:
     return Household(rooms=1, places=12, items=8, goals="put,two", skew=0.0)
 
 
-HOUSEHOLD = tuple(islice(WorldTeacher(houses, HouseholdTutor(), longest=9).lessons(5), 120))
-TOKENIZER = build_tokenizer(Writer.corpus(PROMPTS, HOUSEHOLD), 1024)
-CHAT = ChatTokenizer(TOKENIZER)
+@cache
+def household() -> tuple[Lesson, ...]:
+    return tuple(islice(WorldTeacher(houses, HouseholdTutor(), longest=9).lessons(5), 120))
+
+
+@cache
+def tokenizer() -> Any:
+    return build_tokenizer(Writer.corpus(PROMPTS, household()), 1024)
+
+
+@cache
+def chat() -> ChatTokenizer:
+    return ChatTokenizer(tokenizer())
+
+
 FACT = re.compile(r"(\w+ \d+) in (\w+ \d+)")
 
 
@@ -52,15 +65,18 @@ def shown(lesson: Lesson) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("environment", "lessons"),
+    ("environment", "teach"),
     [
-        (houses(), HOUSEHOLD),
-        (Sokoban(), tuple(islice(WorldTeacher(Sokoban, OracleTutor(), longest=8).lessons(1), 40))),
-        (Lookup(), tuple(islice(WorldTeacher(Lookup, OracleTutor(), longest=5, split="train").lessons(1), 40))),
+        (houses(), household),
+        (Sokoban(), lambda: tuple(islice(WorldTeacher(Sokoban, OracleTutor(), longest=8).lessons(1), 40))),
+        (Lookup(), lambda: tuple(islice(WorldTeacher(Lookup, OracleTutor(), longest=5, split="train").lessons(1), 40))),
     ],
     ids=["household", "sokoban", "lookup"],
 )
-def test_lessons_are_what_the_environment_shows_when_it_is_played_so(environment: Environment, lessons: tuple[Lesson, ...]) -> None:
+def test_lessons_are_what_the_environment_shows_when_it_is_played_so(
+    environment: Environment, teach: Callable[[], tuple[Lesson, ...]]
+) -> None:
+    lessons = teach()
     assert any(move.advice for lesson in lessons for move in lesson.moves)
     assert any(lookback.experience for lesson in lessons for lookback in lesson.lookbacks)
     for lesson in lessons:
@@ -87,16 +103,16 @@ def prompts_of_use(lesson: Lesson) -> Iterator[tuple[Message, ...]]:
 
 
 def test_prompts_with_advice_are_those_of_use_token_for_token() -> None:
-    begin = TOKENIZER.convert_tokens_to_ids("<|assistant|>")
-    for lesson in HOUSEHOLD[:40]:
-        row = Writer(TOKENIZER, PROMPTS).row(lesson)
+    begin = tokenizer().convert_tokens_to_ids("<|assistant|>")
+    for lesson in household()[:40]:
+        row = Writer(tokenizer(), PROMPTS).row(lesson)
         asked = {tuple(row.ids[key] for key in range(at + 1) if at < row.end[key]) for at in row.term_at if row.ids[at] == begin}
-        assert {tuple(CHAT.prompt_ids(messages)) for messages in prompts_of_use(lesson)} <= asked
+        assert {tuple(chat().prompt_ids(messages)) for messages in prompts_of_use(lesson)} <= asked
 
 
 def test_what_is_said_of_a_house_was_seen_in_the_episode_and_places_to_try_were_not_looked_into() -> None:
     facts = tries = 0
-    for lesson in HOUSEHOLD:
+    for lesson in household():
         heard = [move.advice for move in lesson.moves]
         for lookback in lesson.lookbacks:
             if lookback.experience is None:
@@ -117,7 +133,7 @@ def test_what_is_said_of_a_house_was_seen_in_the_episode_and_places_to_try_were_
 
 def test_a_searcher_who_follows_a_true_fact_goes_there_first() -> None:
     found = 0
-    for lesson in HOUSEHOLD:
+    for lesson in household():
         for move in lesson.moves:
             spots = dict(FACT.findall(move.advice.partition(BLAME)[2]))
             if spots and "Bring" not in move.advice:
@@ -151,7 +167,7 @@ def test_the_same_seed_gives_the_same_lessons() -> None:
     def drawn(seed: int) -> tuple[Lesson, ...]:
         return tuple(islice(WorldTeacher(houses, HouseholdTutor(), longest=9).lessons(seed), 10))
 
-    assert drawn(5) == HOUSEHOLD[:10] != drawn(6)
+    assert drawn(5) == household()[:10] != drawn(6)
 
 
 def test_a_tutor_says_what_it_cannot_read() -> None:

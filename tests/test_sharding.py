@@ -193,6 +193,7 @@ def test_weights_that_were_to_be_in_shards_and_are_not_are_found_out(group_of_on
         held(Trained(model, torch.optim.AdamW(model.parameters())))
 
 
+@pytest.mark.slow
 def test_a_training_in_shards_is_tried_in_shards_and_nothing_kept(base: Path) -> None:
     files = {path: path.read_bytes() for path in base.parent.rglob("*") if path.is_file()}
     tried = try_training(base, SHARDED.model_copy(update={"processes": 2}))

@@ -142,7 +142,7 @@ def _hints(constructor: Any) -> dict[str, Any]:
     """The types of a constructor's arguments; none where an annotation cannot be read, as one imported under `if TYPE_CHECKING:`."""
     try:
         return get_type_hints(constructor)
-    except Exception:
+    except Exception:  # an annotation is code of its author's
         return {}
 
 

@@ -367,6 +367,14 @@ def test_a_server_that_refuses_to_continue_leaves_the_reply_cut_and_the_run_aliv
     assert len(told) == 1 and "does not continue" in told[0]
 
 
+def test_a_server_that_repeats_what_was_begun_gives_the_continuation_alone() -> None:
+    begun = "<think>Hm\n</think>\n<action>"
+    server = FakeServer("vllm", play=lambda messages, draw: f"{begun}go left")
+    client = OpenAIEngine("http://server/v1", "policy", continues=True, transport=server.transport())
+    ask = Ask((Message("user", "Where to?"),), Sampling(max_tokens=64), 1, begun=begun)
+    assert asyncio.run(client.generate(ask)).text == "go left"
+
+
 @pytest.mark.parametrize("continues", [True, False])
 def test_a_server_of_the_run_s_own_is_asked_to_continue_though_it_is_the_first_request(continues: bool) -> None:
     """As a run asks that was killed between a cut reply and its end."""

@@ -113,6 +113,8 @@ class OpenAIEngine:
             if ask.begun:
                 return self._uncontinued(said)
             raise EngineError(f"{self._client.address(COMPLETIONS)} answered with {said}") from None
+        if ask.begun:  # llama.cpp's server repeats it before the continuation
+            reply = replace(reply, text=reply.text.removeprefix(ask.begun))
         if length := self._shortened(ask, reply.prompt_tokens):
             return Completion("", finish="context", prompt_tokens=length)
         return self._ended(self._completion(reply, most), ask.sampling.max_repeats)

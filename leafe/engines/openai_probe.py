@@ -202,7 +202,7 @@ class _Trial:
             return False
         if tokens is None or reply is None:
             return False
-        if reply.text.lstrip().startswith("<think>"):  # it takes the answer for thoughts, or repeats what was begun
+        if reply.text.removeprefix(BEGUN).lstrip().startswith("<think>"):  # it takes the answer for thoughts
             return False
         return reply.prompt_tokens - asked == len(tokens.text_ids(BEGUN))
 

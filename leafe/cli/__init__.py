@@ -185,6 +185,7 @@ def reproduce(
     seeds: Annotated[str, typer.Option(help="as 1,2,3")] = "1,2,3",
     rows: Annotated[str, typer.Option(help="only these rows and those that they start from, as base,leafe")] = "",
     out: Annotated[Path | None, typer.Option(help="the table's directory; by default one below runs/")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="rows at a time, each with its share of the GPUs, cores and memory")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="prints what it would take and runs nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -198,7 +199,7 @@ def reproduce(
     from leafe.cli import tables
 
     typed = tables.Typed(model, env, recipe, seeds, rows)
-    tables.reproduce(table, tables.asked_of(typed, out, overrides or []), dry=dry_run, json_only=as_json)
+    tables.reproduce(table, tables.asked_of(typed, out, overrides or []), jobs=jobs, dry=dry_run, json_only=as_json)
 
 
 @app.command("export")

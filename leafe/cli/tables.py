@@ -34,6 +34,7 @@ from leafe.jsonl import told_if_unwritable, write_text_atomically
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.reproduce.cost import Estimate, estimate, longest_of, play_sample
+from leafe.reproduce.jobs import Share, carry_out_side_by_side, shares_here
 from leafe.reproduce.plan import Asked, Plan, names_of, seeds_of
 from leafe.reproduce.spec import load_table
 from leafe.reproduce.summary import Stages, summary
@@ -75,17 +76,18 @@ def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> list[A
     return [replace(one, model=model, out=out / name if out else None) for model, name in zip(models, folders, strict=True)]
 
 
-def reproduce(name: str, asked: Sequence[Asked], *, dry: bool, json_only: bool) -> None:
+def reproduce(name: str, asked: Sequence[Asked], *, jobs: int, dry: bool, json_only: bool) -> None:
     """Carries a table out for each model and shows it, or prints its cost. Raises `UserError` at the end where a row gave nothing."""
     plans = [Plan(load_table(name), one) for one in asked]
     progress: Progress = Silent() if json_only else Bars(console)
     with only_json(json_only):
         stages = [plan.check(_quiet) for plan in plans]
+        given = [shares_here(plan.base, jobs) if jobs > 1 else [] for plan in plans]
     failures: list[Failure] = []
     figures: list[dict[str, Any]] = []
-    for plan, known in zip(plans, stages, strict=True):
+    for plan, known, share in zip(plans, stages, given, strict=True):
         with only_json(json_only):
-            done = _estimate(plan, known) if dry else _carried_out(plan, known, progress, failures)
+            done = _estimate(plan, known) if dry else _carried_out(plan, known, progress, failures, share)
         figures.append(done.as_json() if isinstance(done, Estimate) else as_json(done))
         if json_only:
             continue
@@ -103,9 +105,13 @@ def _quiet(config: RunConfig) -> Experiment:
     return bench_of(config, Silent())
 
 
-def _carried_out(plan: Plan, stages: Stages, progress: Progress, failures: list[Failure]) -> TableResult:
-    """The table once everything possible is done; adds each failure to `failures`."""
-    found = carry_out(plan, lambda config: bench_of(config, progress), progress, partial(_write, plan, stages))
+def _carried_out(plan: Plan, stages: Stages, progress: Progress, failures: list[Failure], shares: Sequence[Share]) -> TableResult:
+    """The table once everything possible is done, with `shares` several rows at a time; adds each failure to `failures`."""
+    told = partial(_write, plan, stages)
+    if shares:
+        found = carry_out_side_by_side(plan, bench_of, progress, told, given=shares)
+    else:
+        found = carry_out(plan, lambda config: bench_of(config, progress), progress, told)
     failures += found
     return _write(plan, stages, found)
 

@@ -1,5 +1,7 @@
 """Work that two rows share is done once: the second takes the files over, on proof that all their inputs are equal.
 
+Rows that are made at the same time wait for each other where they need the same. The lock is the system's and ends with its process.
+
 The digest of a stage's inputs is in its entry of `stages.json` as `made_of`; a stage that was taken over names its source run
 as `taken_from`. A file is taken over only if it is byte for byte what its run made. Weights become a hard link to the same
 file, since they are only ever replaced; the rest is copied.
@@ -7,13 +9,16 @@ file, since they are only ever replaced; the rest is copied.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 from leafe.errors import CorruptFile, UserError
 from leafe.jsonl import told_if_unwritable, write_bytes_atomically
@@ -23,21 +28,51 @@ from leafe.stages import PROBE, Made, Proof
 
 MADE_OF, TAKEN_FROM = "made_of", "taken_from"
 LINKED = ".safetensors"
+LOCK = "sharing.lock"
 
 
-@dataclass(frozen=True)
 class Shared:
-    """`leafe.stages.Once` among the runs of a folder."""
+    """`leafe.stages.Once` among the runs of a folder; a context manager, during which it may hold a lock on one key.
 
-    folder: Path
-    progress: Progress
+    The lock is kept after a call, since the result is on the disk only once the stage was recorded. The next call gives it back before it
+    waits for another, so that no two processes wait for each other.
+    """
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.folder, self.progress = folder, progress
+        self._lock: IO[bytes] | None = None
+
+    def __enter__(self) -> Shared:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _hold(self, key: str, target: Path) -> None:
+        """Waits until no other process does the work of a key. One file serves all keys, each by a byte of its own."""
+        self._lock = open(self.folder / LOCK, "ab")
+        place = int(key[:14], 16)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            self.progress.say(f"{target.name}: waits for another row, which makes the same")
+            fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
 
     def __call__(self, run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
         """The result of `work`, done here or taken over from another run."""
+        self._give_back()
         proved = proof()
         if proved.key is None or not proved.files:
             return work()
         target = proved.files[0]
+        self._hold(proved.key, target)
         for donor, stage in self._donors(run, proved.key):
             with suppress(CorruptFile):  # a run that was changed gives nothing
                 _take(donor, stage, target)

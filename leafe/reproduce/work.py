@@ -22,6 +22,8 @@ from leafe.settings import RunConfig
 from leafe.trackers import opened
 from leafe.viewer.report import write_report
 
+ENDS_THE_TABLE = (RunConflict, Unwritable)  # other errors of a row end that row
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -44,9 +46,9 @@ def carry_out(
             try:
                 if row.said.start in lost:
                     raise UserError(f"it starts from {row.said.start}, which did not end: {lost[row.said.start]}")
-                if not _Row(plan, row, seed, tried).carry_out(bench, progress):
+                if not carry_out_row(plan, row, seed, bench, progress, tried=tried):
                     continue
-            except (RunConflict, Unwritable):
+            except ENDS_THE_TABLE:
                 raise
             except UserError as error:
                 lost[row.name] = str(error)
@@ -56,9 +58,17 @@ def carry_out(
     return failures
 
 
+def carry_out_row(plan: Plan, row: Row, seed: int, bench: Bench, progress: Progress, *, tried: set[str] | None = None) -> bool:
+    """Does what is left of one row at one seed; returns whether there was anything.
+
+    `tried` holds the models and settings for which a step of training was tried in this process.
+    """
+    return _Row(plan, row, seed, set() if tried is None else tried).carry_out(bench, progress)
+
+
 @dataclass(frozen=True)
 class _Row:
-    """A row at one seed; `tried` holds the models and settings for which a step of training was tried in this process."""
+    """A row at one seed."""
 
     plan: Plan
     row: Row
@@ -75,10 +85,11 @@ class _Row:
                     write_report(run)
                 return False
             progress.say(f"{self.row.name}, seed {self.seed}: {path}")
-            experiment = replace(bench(config), once=Shared(path.parent, progress))
+            shared = Shared(path.parent, progress)
+            experiment = replace(bench(config), once=shared)
             try:
                 self._check(experiment, run, config)
-                with opened(experiment.tracker, path):
+                with shared, opened(experiment.tracker, path):
                     if self.row.said.method:
                         run_recipe(experiment, run)
                     else:

@@ -145,6 +145,11 @@ def sizes_of(model: Any, *, lora: bool) -> Sizes:
     )
 
 
+def gpu_memories() -> tuple[int, ...]:
+    """The bytes of each GPU that this process sees, used or not; empty where it sees none."""
+    return tuple(int(torch.cuda.get_device_properties(number).total_memory) for number in range(torch.cuda.device_count()))
+
+
 def memory_found(device: str) -> int | None:
     """The bytes of a GPU that are free, None on a processor.
 
@@ -153,7 +158,7 @@ def memory_found(device: str) -> int | None:
     if not device.startswith("cuda"):
         return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return min(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
+        return min(gpu_memories())
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by this process, for later use
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 

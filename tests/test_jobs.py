@@ -34,29 +34,29 @@ def typed(share: Share) -> dict[str, str]:
 
 
 def test_on_a_processor_cores_and_memory_are_shared_out() -> None:
-    found = shares(config(processes=0), 4, (), 16, 64 * GIB)
+    found = shares(config(processes=0), 4, (), cores=16, free=64 * GIB)
     assert [share.gpus for share in found] == [None] * 4
     assert typed(found[0]) == {"engine.threads": "4", "engine.processes": "1", "engine.cache_gib": "8.000"}
 
 
 def test_gpus_are_dealt_out_evenly() -> None:
-    assert [share.gpus for share in shares(config(), 2, GPUS, 16, 80 * GIB)] == [("0", "1"), ("2", "3")]
-    alone = shares(config(), 4, GPUS, 16, 80 * GIB)
+    assert [share.gpus for share in shares(config(), 2, GPUS, cores=16, free=80 * GIB)] == [("0", "1"), ("2", "3")]
+    alone = shares(config(), 4, GPUS, cores=16, free=80 * GIB)
     assert [share.gpus for share in alone] == [("0",), ("1",), ("2",), ("3",)]
     assert typed(alone[0]) == {"engine.threads": "4"}, "a GPU of its own leaves its memory to the engine"
 
 
 def test_a_gpu_with_several_jobs_shares_its_memory() -> None:
-    found = shares(config(), 8, ("0", "1"), 16, 80 * GIB)
+    found = shares(config(), 8, ("0", "1"), cores=16, free=80 * GIB)
     assert [share.gpus for share in found] == [("0",), ("1",)] * 4
     assert typed(found[0])["engine.cache_gib"] == "10.000"
 
 
 def test_what_was_chosen_stays() -> None:
     chosen = config(threads=3, processes=2, cache_gib=1.5)
-    assert {share.overrides for share in shares(chosen, 3, (), 16, 64 * GIB)} == {()}
-    assert shares(config(device="cpu"), 2, GPUS, 8, 64 * GIB)[0].gpus is None
-    assert shares(config(device="cuda:1"), 2, GPUS, 8, 64 * GIB)[0].gpus is None
+    assert {share.overrides for share in shares(chosen, 3, (), cores=16, free=64 * GIB)} == {()}
+    assert shares(config(device="cpu"), 2, GPUS, cores=8, free=64 * GIB)[0].gpus is None
+    assert shares(config(device="cuda:1"), 2, GPUS, cores=8, free=64 * GIB)[0].gpus is None
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_what_was_chosen_stays() -> None:
 )
 def test_a_share_that_is_too_small_is_refused(engine: dict[str, object], jobs: int, word: str) -> None:
     with pytest.raises(UserError, match=word):
-        shares(config(**engine), jobs, GPUS, 16, 80 * GIB)
+        shares(config(**engine), jobs, GPUS, cores=16, free=80 * GIB)
 
 
 def test_a_server_of_its_own_has_a_share_that_is_large_enough() -> None:
-    assert shares(config(kind="vllm", tensor_parallel=2), 2, GPUS, 16, 80 * GIB)[1].gpus == ("2", "3")
+    assert shares(config(kind="vllm", tensor_parallel=2), 2, GPUS, cores=16, free=80 * GIB)[1].gpus == ("2", "3")
 
 
 def test_no_jobs_are_refused(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def reproduce(name: str, asked: Sequence[Asked], *, jobs: int, dry: bool, json_o
     figures: list[dict[str, Any]] = []
     for plan, known, share in zip(plans, stages, given, strict=True):
         with only_json(json_only):
-            done = _estimate(plan, known) if dry else _carried_out(plan, known, progress, failures, share)
+            done = _estimate(plan, known) if dry else _carried_out(plan, known, progress, failures, shares=share)
         figures.append(done.as_json() if isinstance(done, Estimate) else as_json(done))
         if json_only:
             continue
@@ -105,7 +105,9 @@ def _quiet(config: RunConfig) -> Experiment:
     return bench_of(config, Silent())
 
 
-def _carried_out(plan: Plan, stages: Stages, progress: Progress, failures: list[Failure], shares: Sequence[Share]) -> TableResult:
+def _carried_out(
+    plan: Plan, stages: Stages, progress: Progress, failures: list[Failure], *, shares: Sequence[Share]
+) -> TableResult:
     """The table once everything possible is done, with `shares` several rows at a time; adds each failure to `failures`."""
     told = partial(_write, plan, stages)
     if shares:

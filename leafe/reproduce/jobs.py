@@ -46,7 +46,7 @@ class Share(NamedTuple):
     overrides: tuple[str, ...]
 
 
-def shares(config: RunConfig, jobs: int, gpus: Sequence[str], cores: int, free: int) -> list[Share]:
+def shares(config: RunConfig, jobs: int, gpus: Sequence[str], *, cores: int, free: int) -> list[Share]:
     """The share of each of `jobs` in `gpus`, in `cores` and in `free` bytes of the memory in which keys and values lie.
 
     GPUs are dealt out evenly, and each has several jobs where there are fewer GPUs than jobs. Settings that were chosen stay as they are.
@@ -77,7 +77,7 @@ def shares_here(config: RunConfig, jobs: int) -> list[Share]:
     on_gpu = memories and config.engine.device in ("auto", "cuda")
     named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     gpus = named[: len(memories)] or [str(number) for number in range(len(memories))]
-    return shares(config, jobs, gpus, own_cores(), min(memories) if on_gpu else free_bytes())
+    return shares(config, jobs, gpus, cores=own_cores(), free=min(memories) if on_gpu else free_bytes())
 
 
 def carry_out_side_by_side(
@@ -139,13 +139,13 @@ class _Shop:
                 self._fail(row, seed, f"it starts from {row.said.start}, which did not end: {self.lost[start]}")
                 advance()
             elif (self.plan.path(row, seed) / "DONE").is_file():  # it is only checked, which takes no process
-                carry_out_row(self.plan, row, seed, partial(_bench, self.bench, self.progress), self.progress)
+                carry_out_row(self.plan, row, seed, bench=partial(_bench, self.bench, self.progress), progress=self.progress)
                 self.waiting.remove((row, seed))
                 self.ended.add((row.name, seed))
                 advance()
             elif self.free and (not row.said.start or start in self.ended):
                 self.waiting.remove((row, seed))
-                job = _Job(self.plan, row, seed, self.bench, self.free.pop(0))
+                job = _Job(self.plan, row, seed, bench=self.bench, share=self.free.pop(0))
                 self.jobs[job.pipe] = job
 
     def _end(self, job: _Job) -> None:
@@ -182,7 +182,7 @@ class _Shop:
 class _Job:
     """One row at one seed, in a process. `result` is its last word: `done`, `refused`, `ends` or `broken`, and a text."""
 
-    def __init__(self, plan: Plan, row: Row, seed: int, bench: OpenBench, share: Share) -> None:
+    def __init__(self, plan: Plan, row: Row, seed: int, *, bench: OpenBench, share: Share) -> None:
         self.row, self.seed, self.share, self.name = row, seed, share, f"{row.name}, seed {seed}"
         self.result: tuple[str, str] | None = None
         context = multiprocessing.get_context("spawn")
@@ -190,7 +190,10 @@ class _Job:
         asked = replace(plan.asked, overrides=(*plan.asked.overrides, *share.overrides))
         with lifeline.connection() as life, _environment(share):
             self._process: BaseProcess = context.Process(
-                target=_work, args=(Plan(plan.table, asked), row.name, seed, bench, far, life), name=f"leafe-{row.name}-{seed}"
+                target=_work,
+                args=(Plan(plan.table, asked), row.name, seed, bench),
+                kwargs={"pipe": far, "life": life},
+                name=f"leafe-{row.name}-{seed}",
             )
             self._process.start()
         far.close()  # so that the pipe ends with the process
@@ -253,7 +256,7 @@ class _Told(Silent):
         self._pipe.send(("say", text))
 
 
-def _work(plan: Plan, name: str, seed: int, bench: OpenBench, pipe: Connection, life: Connection) -> None:
+def _work(plan: Plan, name: str, seed: int, bench: OpenBench, *, pipe: Connection, life: Connection) -> None:
     """The main function of a process. An interrupt from the keyboard reaches the parent alone, which passes it on once."""
     with suppress(OSError):
         os.setsid()
@@ -261,7 +264,7 @@ def _work(plan: Plan, name: str, seed: int, bench: OpenBench, pipe: Connection, 
     disable_progress_bar()
     progress, start = _Told(pipe), time.monotonic()
     try:
-        done = carry_out_row(plan, plan.table.row(name), seed, partial(_bench, bench, progress), progress)
+        done = carry_out_row(plan, plan.table.row(name), seed, bench=partial(_bench, bench, progress), progress=progress)
         pipe.send(("done", _minutes(time.monotonic() - start) if done else ""))
     except KeyboardInterrupt:
         pipe.send(("broken", "it was interrupted"))

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -29,13 +30,14 @@ from leafe.stages import PROBE, Made, Proof
 MADE_OF, TAKEN_FROM = "made_of", "taken_from"
 LINKED = ".safetensors"
 LOCK = "sharing.lock"
+PAUSE = 0.5  # seconds between two looks at what another process makes
 
 
 class Shared:
     """`leafe.stages.Once` among the runs of a folder; a context manager, during which it may hold a lock on one key.
 
-    The lock is kept after a call, since the result is on the disk only once the stage was recorded. The next call gives it back before it
-    waits for another, so that no two processes wait for each other.
+    The lock is kept after the work, since the result can be taken only once the stage was recorded, and that is looked for meanwhile. The
+    next call gives it back before it waits for another, so that no two processes wait for each other.
     """
 
     def __init__(self, folder: Path, progress: Progress) -> None:
@@ -53,17 +55,18 @@ class Shared:
             self._lock.close()
             self._lock = None
 
-    def _hold(self, key: str, target: Path) -> None:
-        """Waits until no other process does the work of a key. One file serves all keys, each by a byte of its own."""
-        self._lock = open(self.folder / LOCK, "ab")
-        place = int(key[:14], 16)
+    def _hold(self, key: str) -> bool:
+        """Takes the lock of a key, unless another process has it. One file serves all keys, each by a byte of its own."""
+        lock = open(self.folder / LOCK, "ab")
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:14], 16))
         except OSError as error:
+            lock.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
-            self.progress.say(f"{target.name}: waits for another row, which makes the same")
-            fcntl.lockf(self._lock, fcntl.LOCK_EX, 1, place)
+            return False
+        self._lock = lock
+        return True
 
     def __call__(self, run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
         """The result of `work`, done here or taken over from another run."""
@@ -71,17 +74,30 @@ class Shared:
         proved = proof()
         if proved.key is None or not proved.files:
             return work()
+        waits = False
+        while not (held := self._hold(proved.key)) and not (taken := self._taken(run, proved, proved.key)):
+            if not waits:
+                self.progress.say(f"{proved.files[0].name}: waits for another row, which makes the same")
+            waits = True
+            time.sleep(PAUSE)
+        if held and (taken := self._taken(run, proved, proved.key)):
+            self._give_back()
+        if taken:
+            return taken
+        made = work()
+        return replace(made, figures={**made.figures, MADE_OF: proved.key})
+
+    def _taken(self, run: RunDirectory, proved: Proof, key: str) -> Made | None:
+        """What another run made of the same, brought here; None where there is none."""
         target = proved.files[0]
-        self._hold(proved.key, target)
-        for donor, stage in self._donors(run, proved.key):
+        for donor, stage in self._donors(run, key):
             with suppress(CorruptFile):  # a run that was changed gives nothing
                 _take(donor, stage, target)
                 if PROBE in donor.stages and PROBE not in run.stages:
                     run.finish_stage(PROBE, donor.stages[PROBE])
                 self.progress.say(f"{target.name}: taken over from {stage!r} of {donor.path.name}, which is the same")
                 return Made({**donor.stages[stage], TAKEN_FROM: donor.path.name}, proved.files, arm=proved.arm)
-        made = work()
-        return replace(made, figures={**made.figures, MADE_OF: proved.key})
+        return None
 
     def _donors(self, run: RunDirectory, key: str) -> Iterator[tuple[RunDirectory, str]]:
         for path in sorted(self.folder.glob("*/stages.json")):

@@ -46,7 +46,7 @@ def carry_out(
             try:
                 if row.said.start in lost:
                     raise UserError(f"it starts from {row.said.start}, which did not end: {lost[row.said.start]}")
-                if not carry_out_row(plan, row, seed, bench, progress, tried=tried):
+                if not carry_out_row(plan, row, seed, bench=bench, progress=progress, tried=tried):
                     continue
             except ENDS_THE_TABLE:
                 raise
@@ -58,7 +58,7 @@ def carry_out(
     return failures
 
 
-def carry_out_row(plan: Plan, row: Row, seed: int, bench: Bench, progress: Progress, *, tried: set[str] | None = None) -> bool:
+def carry_out_row(plan: Plan, row: Row, seed: int, *, bench: Bench, progress: Progress, tried: set[str] | None = None) -> bool:
     """Does what is left of one row at one seed; returns whether there was anything.
 
     `tried` holds the models and settings for which a step of training was tried in this process.

@@ -78,13 +78,16 @@ def slower(settings: EngineSettings, device: str, obstacle: str) -> list[str]:
 
 
 def _told(load: Callable[[Path], Engine], config: RunConfig, progress: Progress) -> Callable[[Path], Engine]:
-    """The same loader, which also reports what makes an engine slow."""
+    """The same loader, which also reports once what makes an engine slow."""
+    told: set[str] = set()
 
     def loaded(folder: Path) -> Engine:
         engine = load(folder)
         if isinstance(engine, (TransformersEngine, ReplicatedEngine)):
             for sentence in slower(config.engine, device_of(config.engine.device), engine.obstacle):
-                progress.say(sentence)
+                if sentence not in told:
+                    progress.say(sentence)
+                told.add(sentence)
         return engine
 
     return loaded

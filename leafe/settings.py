@@ -10,7 +10,7 @@ import json
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from leafe.address import server_address
 from leafe.digest import canonical, digest
@@ -229,6 +229,9 @@ Optimizer = Literal[
 ]
 
 
+ADAMW = ("auto", "adamw_torch", "adamw_torch_fused")
+
+
 class TrainSettings(Settings):
     """Supervised training. A batch is `batch_size` examples; `micro_tokens` is what one forward pass may hold, `auto` 8192 on a processor
     and on a GPU what its memory has room for.
@@ -237,9 +240,10 @@ class TrainSettings(Settings):
     fastest of them that passes a trial on the model. `compile` compiles each layer, which goes with FlexAttention.
     `dtype`: `float32`; `mixed` computes in bfloat16 with float32 weights; `bfloat16` has bfloat16 weights and leaves the rest of each to
     the optimiser; `auto` is float32 on a processor, on a GPU mixed where that fits, else bfloat16. `optimizer` is a name of transformers.
-    `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. `processes` on this machine share
-    every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. The state that a killed training resumes
-    from is written every `save_every` steps, 0 for never.
+    `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. With `offload` the optimiser's state
+    lies in the processor's memory, with the rest of bfloat16 weights, and its steps are taken there; `auto` where it does not fit on the
+    GPU. `processes` on this machine share every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. The
+    state that a killed training resumes from is written every `save_every` steps, 0 for never.
     """
 
     epochs: float = Field(2.0, gt=0)
@@ -254,6 +258,7 @@ class TrainSettings(Settings):
     dtype: Literal["auto", "float32", "mixed", "bfloat16"] = "auto"
     optimizer: Optimizer = "auto"
     checkpointing: bool | Literal["auto"] = "auto"
+    offload: bool | Literal["auto"] = "auto"
     processes: int = Field(1, ge=1)
     sharding: Literal["none", "fsdp"] = "none"
     save_every: int = Field(0, ge=0)
@@ -266,12 +271,27 @@ class TrainSettings(Settings):
             raise ValueError(f"train.micro_tokens: wanted auto or a whole number of at least 16, found {value!r:.80}")
         return value
 
-    @field_validator("checkpointing", mode="before")
+    @field_validator("checkpointing", "offload", mode="before")
     @classmethod
-    def _is_a_choice_or_auto(cls, value: Any) -> Any:
+    def _is_a_choice_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
         if value != "auto" and not isinstance(value, bool):
-            raise ValueError(f"train.checkpointing: wanted auto, true or false, found {value!r:.80}")
+            raise ValueError(f"train.{info.field_name}: wanted auto, true or false, found {value!r:.80}")
         return value
+
+    @model_validator(mode="after")
+    def _can_be_offloaded(self) -> Self:
+        if self.offload is not True:
+            return self
+        for key, value, wanted in (
+            ("dtype", self.dtype, ("bfloat16", "auto")),
+            ("optimizer", self.optimizer, ADAMW),
+            ("sharding", self.sharding, ("none",)),
+            ("lora", self.lora, (None,)),
+        ):
+            if value not in wanted:
+                what = "no train.lora, whose state is small" if key == "lora" else f"train.{key}={wanted[0]}, found {value}"
+                raise ValueError(f"train.offload=true goes with {what}; leave train.offload out, and it is auto")
+        return self
 
 
 class EvaluateSettings(Settings):
@@ -370,22 +390,9 @@ MACHINE: dict[str, Any] = {
     "report_to": True,
     "scale": True,
     "environment": {"workers", "timeout", "recycle"},
-    "engine": {
-        "device",
-        "threads",
-        "processes",
-        "slots",
-        "concurrency",
-        "base_url",
-        "cache_gib",
-        "api_key_env",
-        "timeout",
-        "retries",
-        "patience",
-        "command",
-        "tensor_parallel",
-        "memory_share",
-        "restarts",
-    },
-    "train": {"attention", "checkpointing", "compile", "micro_tokens", "processes", "sharding", "save_every"},
+    "engine": set(
+        "device threads processes slots concurrency base_url cache_gib api_key_env timeout "
+        "retries patience command tensor_parallel memory_share restarts".split()
+    ),
+    "train": {"attention", "checkpointing", "compile", "micro_tokens", "offload", "processes", "sharding", "save_every"},
 }

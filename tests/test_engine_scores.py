@@ -96,6 +96,28 @@ def test_after_load_replies_are_those_of_the_new_checkpoint_and_requests_before_
     assert old != new
 
 
+@pytest.mark.parametrize("steps", [False, True])
+def test_weights_that_are_handed_over_give_the_replies_of_their_checkpoint(tmp_path: Path, steps: bool) -> None:
+    plays = asks(Sampling(0.0, 1.0, 9), tasks=2, samples=1, turns=3)
+    other = tiny_model(seed=7)
+
+    async def use(served: TransformersEngine) -> list[Any]:
+        old = await together(served, plays)
+        with pytest.raises(UserError, match="what the engine was given lacks the weights"):
+            await served.take({})
+        with pytest.raises(UserError, match=r"of shape .*, wanted"):
+            await served.take(tiny_model(vocabulary=320).state_dict())
+        assert await together(served, plays) == old
+        await served.take(other.state_dict())
+        return [old, await together(served, plays)]
+
+    old, new = run(use, engine(steps=steps))
+    loaded = TransformersEngine.from_folder(saved(tmp_path / "other", other), slots=8, max_context=512)
+    wanted = run(lambda served: together(served, plays), loaded)
+    ids = [[[reply.token_ids for reply in episode] for episode in found] for found in (old, new, wanted)]
+    assert ids[0] != ids[1] == ids[2]
+
+
 def test_weights_that_do_not_fit_are_refused_in_one_sentence_and_change_nothing(tmp_path: Path) -> None:
     plays = asks(Sampling(0.0, 1.0, 5), tasks=1, samples=1, turns=2)
     wrong = [

@@ -136,7 +136,6 @@ def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_pat
         ("train.processes=2", "method grpo trains in one process"),
         ("train.sharding=fsdp", "set train.processes=1 train.sharding=none"),
         ("grpo.size=1", "size"),
-        ("train.dtype=bfloat16", r"type train\.dtype=mixed"),
         ("train.optimizer=adafactor", r"type train\.optimizer=auto"),
         ("explore.tokens=500", r"found explore\.tokens=500"),
         ("grpo.normalise=seq", "^grpo.normalise: wanted"),

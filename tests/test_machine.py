@@ -66,11 +66,35 @@ def test_more_memory_and_checkpointing_never_make_passes_shorter(one: int, other
     less, more = sorted((one, other))
 
     def tokens(gib: int, checkpointing: bool) -> int:
-        found = plan_for(settings(dtype=dtype, checkpointing=checkpointing), sizes, gib * GIB).micro_tokens
+        found = plan_for(settings(dtype=dtype, checkpointing=checkpointing, offload=False), sizes, gib * GIB).micro_tokens
         assert isinstance(found, int)
         return found
 
     assert FEWEST <= tokens(less, False) <= tokens(more, False) <= tokens(more, True) <= MOST
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gib", "values", "main", "expected"),
+    [
+        (LARGE, 80, {}, 200, ("bfloat16", True)),
+        (LARGE, 80, {"dtype": "bfloat16"}, None, ("bfloat16", True)),
+        (LARGE, 80, {}, 40, ("bfloat16", False)),
+        (LARGE, 80, {"offload": False}, 200, ("bfloat16", False)),
+        (LARGE, 80, {"optimizer": "paged_adamw_8bit"}, 200, ("bfloat16", False)),
+        (LARGE, 80, {"dtype": "mixed"}, 200, ("mixed", False)),
+        (LARGE, 300, {"offload": True}, 200, ("bfloat16", True)),
+        (SMALL, 80, {}, 200, ("mixed", False)),
+        (ADAPTER, 24, LORA, 200, ("bfloat16", False)),
+        (LARGE, None, {}, 200, ("float32", False)),
+    ],
+)
+def test_a_state_that_does_not_fit_lies_in_the_main_memory(
+    sizes: Sizes, gib: int | None, values: dict[str, Any], main: int | None, expected: tuple[str, bool]
+) -> None:
+    plan = plan_for(settings(**values), sizes, gib and gib * GIB, main_memory=main and main * GIB)
+    assert (plan.precision, plan.offload) == expected
+    if plan.offload:
+        assert plan.micro_tokens >= 4096 and state_bytes(settings(**values), sizes, "bfloat16", offload=True) < 31 * GIB
 
 
 def test_a_small_optimiser_makes_room() -> None:
@@ -126,11 +150,15 @@ def test_more_processes_than_gpus_are_refused_before_anything_is_read(
         ("train.micro_tokens=8", "train.micro_tokens: wanted auto or a whole number of at least 16, found 8"),
         ("train.micro_tokens=most", "train.micro_tokens: wanted auto or a whole number of at least 16, found 'most'"),
         ("train.checkpointing=1", "train.checkpointing: wanted auto, true or false, found 1"),
+        ("train.offload=maybe", "train.offload: wanted auto, true or false, found 'maybe'"),
+        ("train.offload=true train.dtype=mixed", "train.offload=true goes with train.dtype=bfloat16, found mixed"),
+        ("train.offload=true train.optimizer=adafactor", "train.offload=true goes with train.optimizer=auto, found adafactor"),
+        ("train.offload=true train.lora.rank=4", "train.offload=true goes with no train.lora"),
         ("train.dtype=float16", "train.dtype: wanted 'auto', 'float32', 'mixed' or 'bfloat16', found 'float16'"),
         ("train.optimizer=lion", "train.optimizer: wanted 'auto', 'adamw_torch'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_in_a_sentence(override: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
-        parse("name: trial\nenvironment: {name: sokoban}", "trial", [override])
+        parse("name: trial\nenvironment: {name: sokoban}", "trial", override.split())
     assert str(refused.value).startswith(said)

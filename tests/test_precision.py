@@ -179,6 +179,14 @@ def test_a_training_in_bfloat16_is_near_the_one_in_float32(
     assert float((found - whole[1]).norm() / whole[1].norm()) < 0.25
 
 
+def test_where_the_optimiser_has_its_state_changes_nothing(base: Path, tmp_path: Path) -> None:
+    for name, values in {"beside": {"dtype": "bfloat16", "offload": False}, "away": {"offload": True}}.items():
+        plan = PLAN.model_copy(update={"optimizer": "adamw_torch_fused", **values})
+        assert fine_tune(base, lessons(), tmp_path / name, plan, seed=1).dtype == "bfloat16"
+    one, other = weights(tmp_path / "beside"), weights(tmp_path / "away")
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items()) and changes(weights(base), one).any()
+
+
 def test_small_steps_are_saved_by_a_training_in_bfloat16(base: Path, tmp_path: Path) -> None:
     small = PLAN.model_copy(update={"learning_rate": 1e-6})
     found = {}

@@ -463,7 +463,7 @@ def test_tables_of_the_paper_take_its_settings_for_its_models() -> None:
         assert plan.base.model == grpo.model == model and leafe_row.model.endswith(f"/checkpoints/{table.row('grpo').arm}")
         assert (leafe_row.train.batch_size, leafe_row.train.learning_rate, leafe_row.evaluate.samples) == (128, 1e-6, 128)
         assert leafe_row.engine.kind == "vllm" and grpo.engine.kind == "transformers"
-        assert leafe_row.train.dtype == "bfloat16" and grpo.train.dtype == "mixed"  # a learner keeps float32 weights
+        assert leafe_row.train.dtype == grpo.train.dtype == "bfloat16"
         assert figures_of(plan)
 
 

@@ -40,7 +40,8 @@ class Scores:
 class Engine(Protocol):
     """Anything that draws completions. `concurrency` is how many requests in flight keep it busy.
 
-    An engine that can continue a reply that is `begun` has a true attribute `continues`; other engines are not asked to.
+    An engine that can continue a reply that is `begun` has a true attribute `continues`; other engines are not asked to. One in this
+    process may have `take(weights)`, which is `load` without a file.
     """
 
     stats: EngineStats

@@ -26,14 +26,8 @@ def weights_for(model: Any, tokenizer: Any, folder: str | Path) -> tuple[Mapping
     """
     fresh, fresh_tokenizer = load_checkpoint(folder, dtype=model.dtype)
     _check_config(model.config.to_dict(), fresh.config.to_dict(), folder)
-    weights, own = fresh.state_dict(), model.state_dict()
-    for name in sorted(set(weights) ^ set(own)):
-        have, want = ("has", "lacks") if name in weights else ("lacks", "has")
-        raise UserError(f"the checkpoint in {str(folder)!r} {have} the weights {name}, which the engine's model {want}; {ANOTHER}")
-    for name, weight in weights.items():
-        if weight.shape != own[name].shape:
-            found, wanted = list(weight.shape), list(own[name].shape)
-            raise UserError(f"the checkpoint in {str(folder)!r} has {name} of shape {found}, wanted {wanted}; {ANOTHER}")
+    weights = fresh.state_dict()
+    check_weights(model, weights, f"the checkpoint in {str(folder)!r}")
     ids, fresh_ids = (
         one.get_vocab().items() for one in (tokenizer, fresh_tokenizer)
     )  # a loaded one may have gained a special token
@@ -42,6 +36,18 @@ def weights_for(model: Any, tokenizer: Any, folder: str | Path) -> tuple[Mapping
             f"the checkpoint in {str(folder)!r} has another tokenizer or chat template than the engine's model; {ANOTHER}"
         )
     return weights, end_tokens(getattr(fresh.generation_config, "eos_token_id", None))
+
+
+def check_weights(model: Any, weights: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raises `UserError` for weights of other names or shapes than those of a model; `what` is their name in the message."""
+    own = model.state_dict()
+    for name in sorted(set(weights) ^ set(own)):
+        have, want = ("has", "lacks") if name in weights else ("lacks", "has")
+        raise UserError(f"{what} {have} the weights {name}, which the engine's model {want}; {ANOTHER}")
+    for name, weight in weights.items():
+        if weight.shape != own[name].shape:
+            found, wanted = list(weight.shape), list(own[name].shape)
+            raise UserError(f"{what} has {name} of shape {found}, wanted {wanted}; {ANOTHER}")
 
 
 def _check_config(own: Mapping[str, Any], fresh: Mapping[str, Any], folder: str | Path) -> None:

@@ -26,7 +26,7 @@ import torch
 
 from leafe.engines.base import EngineStats, Scores
 from leafe.engines.batching import BLOCK, Batcher, Request, blocks_for
-from leafe.engines.exchange import weights_for
+from leafe.engines.exchange import check_weights, weights_for
 from leafe.engines.loading import context_of, end_tokens, load_checkpoint
 from leafe.engines.memory import free_bytes
 from leafe.engines.pipeline import PipelinedBatcher
@@ -175,8 +175,22 @@ class TransformersEngine:
         weights, ends = await asyncio.to_thread(weights_for, self._model, self.tokens.tokenizer, folder)
         if self._closed:
             raise EngineError("the engine was closed while the new weights were read")
+        await self._exchanged(weights, self.tokens.stop_ids | ends)
+
+    async def take(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replaces the weights by copies of others of the same model, without a file, as `load` does otherwise.
+
+        They may be of another precision and on another device, and stay unchanged until this returns. Raises `UserError` for those of
+        another model.
+        """
+        if self._closed:
+            raise EngineError("the engine is closed")
+        check_weights(self._model, weights, "what the engine was given")
+        await self._exchanged(weights, self.stop_ids)
+
+    async def _exchanged(self, weights: Mapping[str, torch.Tensor], stop_ids: frozenset[int]) -> None:
         loop = asyncio.get_running_loop()
-        exchange = _Exchange(weights, self.tokens.stop_ids | ends, loop.create_future(), loop)
+        exchange = _Exchange(weights, stop_ids, loop.create_future(), loop)
         self._arrive(exchange, loop)
         await exchange.future
         self.stop_ids = exchange.stop_ids
@@ -277,7 +291,9 @@ class TransformersEngine:
     def _take_weights(self, exchange: _Exchange) -> None:
         self._exchange = None
         try:
-            self._model.load_state_dict(exchange.weights)
+            with torch.no_grad():
+                for name, place in self._model.state_dict().items():
+                    place.copy_(exchange.weights[name])
         except Exception as error:
             reason = EngineError(f"the new weights could not be taken: {type(error).__name__}: {error}")
             _notify(exchange.loop, partial(_refuse, exchange.future, reason))

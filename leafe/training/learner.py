@@ -8,8 +8,9 @@
 
 A step is a function of the weights, the optimiser, the examples and the seed alone: other random draws of the process have no effect. So
 a learner that is killed and resumed from its state ends with the same weights, bit for bit on one kind of processor. Of the settings of
-`train`, `epochs`, `batch_size` and `save_every` have no effect here, and `processes` has to be 1. Weights and optimiser are float32. What
-only says how a step is computed, such as `micro_tokens`, may be another when a learner is resumed.
+`train`, `epochs`, `batch_size` and `save_every` have no effect here, and `processes` has to be 1. Steps are taken in float32 in every
+precision (`leafe.training.precision`). What only says how a step is computed, such as `micro_tokens`, may be another when a learner is
+resumed.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ from leafe.training.learner_settings import check_learner
 from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
 from leafe.training.machine import FEWEST, attending, check_machine, no_room, pass_tokens, placed, room_for
 from leafe.training.memory import give_back
+from leafe.training.precision import Joined, in_float32, join_model
+from leafe.training.resume import Trained
 from leafe.training.sft import check_lengths
 from leafe.training.state import has_state, read_state, take_state, write_state
 from leafe.training.terms import Step
 from leafe.training.weights import save, with_adapter
 
 SAMPLED = 16  # numbers of each untrained weight that identify it
+SHARE = 0.6  # of a GPU's memory; the rest is for the engine that samples beside the learner
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +105,8 @@ class Learner:
         self.seed, self.threads, self.done = seed, threads, 0
         model, self.tokenizer = load_checkpoint(self.checkpoint, dtype=torch.float32)
         self._use_cache = getattr(model.config, "use_cache", None)
-        # Weights stay float32, since its state and its samplers read them.
-        usual = "mixed" if torch.cuda.is_available() else "float32"
-        dtype = usual if settings.dtype == "auto" else settings.dtype
-        with room_for(settings, learner=True):
-            self._plan, _ = placed(model, settings.model_copy(update={"dtype": dtype}))
+        with room_for(settings):
+            self._plan, self._low = placed(model, settings, share=SHARE)
         self._packing = choose_packing(model, settings.attention)
         self._pass_tokens = pass_tokens(self._plan, self._packing)
         with self._own_randomness(seed % 2**32):  # an adapter starts from random weights, the same as in `fine_tune`
@@ -113,7 +114,10 @@ class Learner:
         if self._plan.checkpointing:
             self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self._weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        self._optimizer = torch.optim.AdamW(_by_decay(self._weights, settings.weight_decay), lr=settings.learning_rate)
+        groups = _by_decay(self._weights, settings.weight_decay)
+        # On the processor only a fused one takes the steps of a large model in seconds.
+        adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True if self._plan.offload else None)
+        self._optimizer = in_float32(adamw, self._low)
 
     def step(self, examples: Sequence[Example]) -> StepReport:
         """One optimiser step on all of the examples together, as many as there are.
@@ -150,7 +154,7 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         try:
-            with room_for(self.settings, learner=True):
+            with room_for(self.settings):
                 self._optimizer.step()
         finally:
             self._optimizer.zero_grad()
@@ -162,7 +166,7 @@ class Learner:
     def _halve(self) -> None:
         """Makes passes smaller. Raises `UserError` where they are the smallest already."""
         if self._pass_tokens <= FEWEST:
-            raise UserError(no_room(learner=True))
+            raise UserError(no_room())
         self._optimizer.zero_grad()
         give_back()
         self._pass_tokens = max(FEWEST, self._pass_tokens // 2)
@@ -221,17 +225,39 @@ class Learner:
         if folder.exists():
             raise UserError(f"{folder} is there already; give another folder for the trained model")
         with told_if_unwritable(folder), whole_folder(folder) as unfinished:
-            model = self.model if self.settings.lora is None else copy.deepcopy(self.model)
             lora = self.settings.lora
-            save(model, unfinished, use_cache=self._use_cache, keep=bool(lora and lora.keep))
+            save(self._whole(), unfinished, use_cache=self._use_cache, keep=bool(lora and lora.keep))
             self.tokenizer.save_pretrained(unfinished)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """All weights by the names of the model in `checkpoint`, an adapter merged into them; valid until the next step.
+
+        Those that are held in two halves are put together when they are asked for.
+        """
+        if self.settings.lora is None:
+            return Joined(self.model.state_dict(keep_vars=True), self._low)
+        merged: Mapping[str, Tensor] = self._whole().merge_and_unload().state_dict()
+        return merged
+
+    def _whole(self) -> Any:
+        """The model in float32, which `save` may change."""
+        if self.settings.lora is None and not self._low:
+            return self.model
+        twin = copy.deepcopy(self.model)
+        if self._low:
+            pairs = zip(self.model.parameters(), twin.parameters(), strict=True)
+            join_model(twin, {copied: self._low[weight] for weight, copied in pairs if weight in self._low})
+        return twin
 
     def state(self, folder: str | Path) -> None:
         """Writes the learner's state in place of that of an earlier step: one of the two is complete at each moment.
 
         A folder that holds anything else is refused with `UserError`.
         """
-        write_state(Path(folder), {**self._made_with(), "done": self.done}, self._weights, self._optimizer)
+        write_state(Path(folder), {**self._made_with(), "done": self.done}, self._trained())
+
+    def _trained(self) -> Trained:
+        return Trained(self.model, self._optimizer, self._low)
 
     def _made_with(self) -> dict[str, Any]:
         """The settings that determine a step, beside weights, optimiser and examples. `base` are the weights that are not trained."""
@@ -291,7 +317,7 @@ class Learner:
         learner = cls(checkpoint, settings, steps=told["steps"], loss=loss, seed=told["seed"], threads=told["threads"])
         if told["base"] != learner._made_with()["base"]:
             raise RunConflict(f"{folder} was kept with another model than is in {checkpoint}; put that one back, or start anew")
-        take_state(folder, learner._weights, learner._optimizer)
+        take_state(folder, learner._trained())
         learner.done = told["done"]
         return learner
 

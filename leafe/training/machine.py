@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import inf
 from typing import Any, Literal
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from leafe.distillation.attention import compiled_layers, tree_attention
 from leafe.distillation.trial import Kind, Packing
+from leafe.engines.memory import free_bytes
 from leafe.engines.twin import text_config
 from leafe.errors import UserError
 from leafe.group import processes_here
-from leafe.settings import TrainSettings
+from leafe.settings import ADAMW, TrainSettings
 from leafe.training.checkpoint import device_of
 from leafe.training.precision import PIECE, split_model
 from leafe.training.weights import untie
@@ -47,12 +48,11 @@ LIBRARIES = {  # the library of an optimiser, and the bytes of GPU memory that i
     "adafactor": ("", 1),
 }
 NO_ROOM = (
-    "this training does not fit into the memory of the GPU; type train.checkpointing=true train.dtype=bfloat16,"
-    " then train.optimizer=paged_adamw_8bit or train.lora.rank=16"
+    "this training does not fit into the memory of the GPU; type train.checkpointing=true train.dtype=bfloat16 train.offload=true,"
+    " then train.lora.rank=16"
 )
-NO_ROOM_IN_FLOAT32 = (  # of shards and of learners, whose weights are float32
-    "this training does not fit into the memory of the GPU; type train.checkpointing=true, then train.lora.rank=16"
-)
+NO_ROOM_IN_SHARDS = "this training does not fit into the memory of the GPU; type train.checkpointing=true, then train.lora.rank=16"
+OFFLOADED = 10  # bytes for each weight in the processor's memory: its lower half and two moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Plan:
     precision: Precision
     checkpointing: bool
     micro_tokens: int
+    offload: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +118,17 @@ def _check_sharding(settings: TrainSettings) -> None:
 
 
 @contextmanager
-def room_for(settings: TrainSettings, *, learner: bool = False) -> Iterator[None]:
+def room_for(settings: TrainSettings) -> Iterator[None]:
     """Raises `UserError`, with what to set, where the memory of the GPU runs out."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(no_room(sharded=settings.sharding == "fsdp", learner=learner)) from error
+        raise UserError(no_room(sharded=settings.sharding == "fsdp")) from error
 
 
-def no_room(*, sharded: bool = False, learner: bool = False) -> str:
+def no_room(*, sharded: bool = False) -> str:
     """The sentence for memory that ran out, which advises only what the training goes with."""
-    return NO_ROOM_IN_FLOAT32 if sharded or learner else NO_ROOM
+    return NO_ROOM_IN_SHARDS if sharded else NO_ROOM
 
 
 def sizes_of(model: Any, *, lora: bool) -> Sizes:
@@ -163,41 +164,54 @@ def memory_found(device: str) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
-def plan_for(settings: TrainSettings, sizes: Sizes, memory: int | None, *, bfloat16: bool = True) -> Plan:
-    """The plan for a model of these sizes with `memory` free bytes; without `bfloat16` the device does not compute in it."""
+def plan_for(
+    settings: TrainSettings, sizes: Sizes, memory: int | None, *, bfloat16: bool = True, main_memory: int | None = None
+) -> Plan:
+    """The plan for a model of these sizes with `memory` free bytes; without `bfloat16` the device does not compute in it.
+
+    Of `main_memory`, the processor's, an optimiser's state takes no more than is free, where that is known and the setting leaves it open.
+    """
     checkpointing = settings.checkpointing
     if checkpointing == "auto":
         checkpointing = memory is not None and sizes.weights > LARGE
     precision = settings.dtype
     if precision == "auto":
-        precision = "float32"
-        if memory is not None and bfloat16:
+        precision = "bfloat16" if settings.offload is True else "float32"
+        if memory is not None and bfloat16 and settings.offload is not True:
             # An adapter has separate weights in float32, so more than bfloat16 below it gains nothing.
-            fits = settings.lora is None and _is_room(settings, sizes, memory, checkpointing)
+            fits = settings.lora is None and _is_room(settings, sizes, memory, Plan("mixed", checkpointing, 0))
             precision = "mixed" if fits or settings.sharding == "fsdp" else "bfloat16"
-    tokens = settings.micro_tokens
-    if tokens == "auto":
-        found = ON_A_PROCESSOR if memory is None else _tokens(settings, sizes, memory, Plan(precision, checkpointing, 0))
-        return Plan(precision, checkpointing, found)
-    return Plan(precision, checkpointing, tokens)
+    plan = Plan(precision, checkpointing, 0, settings.offload is True)
+    if settings.offload == "auto" and memory is not None and _can_offload(settings, sizes, precision, main_memory):
+        plan = replace(plan, offload=not _is_room(settings, sizes, memory, plan))
+    if settings.micro_tokens != "auto":
+        return replace(plan, micro_tokens=settings.micro_tokens)
+    return replace(plan, micro_tokens=ON_A_PROCESSOR if memory is None else _tokens(settings, sizes, memory, plan))
 
 
-def _is_room(settings: TrainSettings, sizes: Sizes, memory: int, checkpointing: bool) -> bool:
-    """Whether mixed precision leaves room for passes of some length."""
-    return _tokens(settings, sizes, memory, Plan("mixed", checkpointing, 0)) >= 4 * ROUND
+def _can_offload(settings: TrainSettings, sizes: Sizes, precision: Precision, main_memory: int | None) -> bool:
+    able = precision == "bfloat16" and settings.lora is None and settings.sharding == "none" and settings.optimizer in ADAMW
+    return able and (main_memory is None or OFFLOADED * sizes.trained < FREE * main_memory)
+
+
+def _is_room(settings: TrainSettings, sizes: Sizes, memory: int, plan: Plan) -> bool:
+    """Whether a plan leaves room for passes of some length."""
+    return _tokens(settings, sizes, memory, plan) >= 4 * ROUND
 
 
 def _tokens(settings: TrainSettings, sizes: Sizes, memory: int, plan: Plan) -> int:
     parts = processes_here() if settings.sharding == "fsdp" else 1
-    room = FREE * memory - state_bytes(settings, sizes, plan.precision) / parts
+    room = FREE * memory - state_bytes(settings, sizes, plan.precision, offload=plan.offload) / parts
     tokens = max(FEWEST, min(MOST, int(room // token_bytes(sizes, plan.precision, checkpointing=plan.checkpointing))))
     return tokens - (tokens % ROUND if tokens > ROUND else 0)
 
 
-def state_bytes(settings: TrainSettings, sizes: Sizes, precision: Precision) -> int:
+def state_bytes(settings: TrainSettings, sizes: Sizes, precision: Precision, *, offload: bool = False) -> int:
     """The bytes of weights, gradients and the optimiser's state, and of a step of the optimiser."""
     optimizer = LIBRARIES[settings.optimizer][1]
     frozen = sizes.weights - sizes.trained
+    if offload:
+        return (2 + 2) * sizes.trained
     if precision == "bfloat16" and settings.lora is None:
         return (2 + 2 + 2 + optimizer) * sizes.trained + 12 * max(sizes.largest, PIECE)
     return (4 + 4 + optimizer) * sizes.trained + (2 if precision == "bfloat16" else 4) * frozen
@@ -215,8 +229,8 @@ def token_bytes(sizes: Sizes, precision: Precision, *, checkpointing: bool) -> i
     return kept + 2 * layer + 16 * sizes.vocabulary
 
 
-def placed(model: Any, settings: TrainSettings) -> tuple[Plan, dict[Tensor, Tensor]]:
-    """Moves a float32 model to the device on which it is tried and trained, in the precision of its plan.
+def placed(model: Any, settings: TrainSettings, *, share: float = 1.0) -> tuple[Plan, dict[Tensor, Tensor]]:
+    """Moves a float32 model to the device on which it is tried and trained, in the precision of its plan for a `share` of the memory.
 
     Returns the lower halves of its weights, none unless they are in bfloat16. A model that is to be sharded is not moved, since the whole
     of it may be more than a GPU holds.
@@ -224,14 +238,15 @@ def placed(model: Any, settings: TrainSettings) -> tuple[Plan, dict[Tensor, Tens
     device, lora = device_of("auto", int(os.environ.get("LOCAL_RANK", "0"))), settings.lora
     memory = memory_found(device)
     able = memory is None or torch.cuda.is_bf16_supported(including_emulation=False)
-    plan = plan_for(settings, sizes_of(model, lora=lora is not None), memory, bfloat16=able)
+    memory = memory if memory is None else int(share * memory)
+    plan = plan_for(settings, sizes_of(model, lora=lora is not None), memory, bfloat16=able, main_memory=free_bytes())
     if plan.precision != "bfloat16":
         if tried_on(settings) is None:
             model.to(device)
         return plan, {}
     if lora is not None:
         untie(model, lora.targets)  # a weight created later would have no lower half
-    return plan, split_model(model, device, frozen=lora is not None)
+    return plan, split_model(model, device, frozen=lora is not None, offload=plan.offload)
 
 
 def tried_on(settings: TrainSettings) -> str | None:

@@ -35,11 +35,11 @@ def join(high: Tensor, low: Tensor) -> Tensor:
     return bits.add_(low).view(torch.float32)
 
 
-def split_model(model: Any, device: torch.device | str, *, frozen: bool = False) -> dict[Tensor, Tensor]:
+def split_model(model: Any, device: torch.device | str, *, frozen: bool = False, offload: bool = False) -> dict[Tensor, Tensor]:
     """Moves a float32 model to a device in bfloat16, weight by weight, and returns the lower halves.
 
-    Those of a `frozen` model stay on the CPU, and weights that are already bfloat16 have none. Weights that transformers keeps in float32
-    stay so.
+    With `offload` they stay on the CPU, as do those of a `frozen` model. Weights that are already bfloat16 have none, and those that
+    transformers keeps in float32 stay so.
     """
     low: dict[Tensor, Tensor] = {}
     kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
@@ -48,7 +48,7 @@ def split_model(model: Any, device: torch.device | str, *, frozen: bool = False)
         if whole.dtype == torch.float32 and not any(part in name for part in kept):
             whole, rest = split(whole.contiguous())
             if not frozen:
-                low[weight] = rest
+                low[weight] = rest.cpu() if offload else rest
             elif rest.any():
                 low[weight] = rest.cpu()
         weight.data = whole
@@ -63,53 +63,77 @@ def join_model(model: Any, low: Low) -> None:
     model.to("cpu")
 
 
+class Joined(Mapping[str, Tensor]):
+    """Weights by name, in float32 where they are split, each put together when it is asked for."""
+
+    def __init__(self, weights: Mapping[str, Tensor], low: Low) -> None:
+        self._weights, self._low = weights, low
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self._weights[name]
+        low = self._low.get(weight)
+        return weight.data if low is None else join(weight.data, low.to(weight.device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
 class SplitOptimizer(torch.optim.Optimizer):
     """An optimiser around another one, which takes its steps in float32 on the weights of a split model, some at a time.
 
     `inner` was made for the model's weights and has taken no step yet. It is given stand-ins, which hold a weight in float32 during its
-    step and are empty in between. `state_dict` has its state and the lower halves.
+    step and are empty in between. They are where the lower halves are: if those are on the CPU, so is the state of `inner`, and its steps
+    are taken there. `state_dict` has its state and the lower halves.
     """
 
     def __init__(self, inner: torch.optim.Optimizer, low: Low) -> None:
-        self._inner, self._low = inner, low
+        self.inner, self._low = inner, low
         self._stand_ins: dict[Tensor, nn.Parameter] = {}
         super().__init__([dict(group) for group in inner.param_groups], dict(inner.defaults))
         for group in inner.param_groups:
             group["params"] = [self._stand_in(weight) for weight in group["params"]]
 
     def _stand_in(self, weight: Tensor) -> nn.Parameter:
-        self._stand_ins[weight] = nn.Parameter(weight.data.new_empty(0, dtype=torch.float32))
+        self._stand_ins[weight] = nn.Parameter(torch.empty(0, dtype=torch.float32, device=self.place(weight)))
         return self._stand_ins[weight]
+
+    def place(self, weight: Tensor) -> torch.device:
+        """The device on which a weight takes its steps and has its state."""
+        return self._low.get(weight, weight).device
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of every weight that has a gradient; the gradients are freed."""
-        for ours, theirs in zip(self.param_groups, self._inner.param_groups, strict=True):
+        for ours, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
             theirs.update({name: value for name, value in ours.items() if name != "params"})
         for weights in self._some():
             for weight in weights:
-                whole = join(weight, self._low[weight]) if weight in self._low else weight.data
+                place = self.place(weight)
+                whole = join(weight.to(place), self._low[weight]) if weight in self._low else weight.data
                 self._stand_ins[weight].data = whole
-                self._stand_ins[weight].grad = None if weight.grad is None else weight.grad.float()
+                self._stand_ins[weight].grad = None if weight.grad is None else weight.grad.to(place).float()
                 weight.grad = None
-            self._inner.step()
+            self.inner.step()
             for weight in weights:
                 self._put_back(weight)
 
     def moments(self, weight: Tensor) -> dict[str, Any]:
         """The state of a weight between steps."""
-        found: dict[str, Any] = self._inner.state[self._stand_ins[weight]]
+        found: dict[str, Any] = self.inner.state[self._stand_ins[weight]]
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """The inner state and the lower halves, with which a training can be resumed."""
-        return {**super().state_dict(), "inner": self._inner.state_dict(), "low": self._halves()}
+        return {**super().state_dict(), "inner": self.inner.state_dict(), "low": self._halves()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads the result of `state_dict`."""
         given = dict(state_dict)
-        self._inner.load_state_dict(given.pop("inner"))
+        self.inner.load_state_dict(given.pop("inner"))
         for low, kept in zip(self._halves(), given.pop("low"), strict=True):
             low.copy_(kept)
         super().load_state_dict(given)

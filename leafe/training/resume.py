@@ -49,6 +49,13 @@ class Trained:
         found: dict[str, Any] = inner.moments(weight) if isinstance(inner, SplitOptimizer) else inner.state[weight]
         return found
 
+    def settle(self, weight: Tensor, moment: Tensor) -> Tensor:
+        """A moment as the optimiser wants it, or its number of steps, which a fused one counts on the device of its state."""
+        inner = self.optimizer
+        place = inner.place(weight) if isinstance(inner, SplitOptimizer) else weight.device
+        fused = any(group.get("fused") for group in inner.param_groups)
+        return moment.to(place) if fused or moment.shape == weight.shape else moment
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, by the names under which they are kept."""
         found: dict[str, Tensor] = {}
@@ -163,11 +170,11 @@ class State:
             kept = {one.removeprefix(f"{name}:") for one in begun.names if one.startswith(f"{name}:")} - {LOW[1:]}
             for key in sorted(kept):
                 found = self._whole(begun, f"{name}:{key}")
-                if found.shape == weight.shape:
+                if found.shape == weight.shape and isinstance(weight, DTensor):
                     moment = torch.zeros_like(weight, dtype=found.dtype)
                     _fill(moment, found)
                     found = moment
-                trained.moments(weight)[key] = found
+                trained.moments(weight)[key] = found if isinstance(found, DTensor) else trained.settle(weight, found)
 
     def draw_on(self, begun: Begun) -> None:
         """Restores the random state; a process beyond the former number takes that of the last one."""

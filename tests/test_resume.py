@@ -172,6 +172,7 @@ def test_a_world_that_cannot_be_brought_back_breaks_its_attempt_alone(whole: Who
             assert tree == expected
 
 
+@pytest.mark.slow
 def test_an_exploration_that_is_really_killed_ends_with_the_same_bytes(tmp_path: Path) -> None:
     landed = killed_at_random(tmp_path, kills=4, seed=11)
     assert min(landed.values()) >= 2, "hardly any kill came before the end"

@@ -370,6 +370,7 @@ def test_asking_for_actions_and_objects_changes_nothing_that_follows() -> None:
         environment.close()
 
 
+@pytest.mark.slow
 @with_simulator
 def test_more_episodes_than_simulators_play_as_if_each_had_its_own(world: ScienceWorld) -> None:
     tasks = [task_of("boil", 1), task_of("grow-plant", 2), task_of("find-animal", 5)]
@@ -480,6 +481,7 @@ def test_java_says_nothing_on_the_terminal_whatever_the_surroundings_tell_it() -
     assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
 @with_simulator
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_process_that_is_forked_off_leaves_the_simulator_to_its_parent() -> None:

@@ -102,6 +102,7 @@ def test_a_reward_function_gets_what_it_names(sums: str) -> None:
     assert environment.step("x") == Observation("answer,completion,info,prompt,reply,row,state,task", True, True, 0.5)
 
 
+@pytest.mark.slow
 def test_many_rollbacks_hold_true(sums: str) -> None:
     arguments = {"data": sums, "reward": "test_single_turn:near"}
     report = check_environment(

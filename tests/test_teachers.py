@@ -221,6 +221,7 @@ def _build(out: Path, plan: Plan) -> None:
     build(BRIEF, out, plan)
 
 
+@pytest.mark.slow
 def test_a_build_that_was_killed_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     plan = Plan(steps=24, tokens=64, shape=SMALL, saved_every=8)
     _build(tmp_path / "whole", plan)

@@ -390,9 +390,7 @@ MACHINE: dict[str, Any] = {
     "report_to": True,
     "scale": True,
     "environment": {"workers", "timeout", "recycle"},
-    "engine": set(
-        "device threads processes slots concurrency base_url cache_gib api_key_env timeout "
-        "retries patience command tensor_parallel memory_share restarts".split()
-    ),
+    "engine": {"device", "threads", "processes", "slots", "concurrency", "base_url", "cache_gib", "api_key_env", "timeout"}
+    | {"retries", "patience", "command", "tensor_parallel", "memory_share", "restarts"},
     "train": {"attention", "checkpointing", "compile", "micro_tokens", "offload", "processes", "sharding", "save_every"},
 }

@@ -37,7 +37,7 @@ from leafe.on_policy.groups import Groups
 from leafe.progress import Silent
 from leafe.records import Ask, Completion, Example, Message, Target, Tree
 from leafe.run import RunDirectory
-from leafe.training.learner import Learner
+from leafe.training.learner import Learner, StepReport
 from leafe.training.loss import Preference, check_examples
 from leafe.worlds.fakes import Lookup
 
@@ -432,6 +432,28 @@ def test_a_run_that_breaks_in_a_step_and_between_two_passes_ends_with_the_same_w
     assert weights(tmp_path / "run", name) == weights(whole(name), name)
     assert steps(tmp_path / "run", name) == steps(whole(name), name)
     assert trained(tmp_path / "run", name) == trained(whole(name), name)
+
+
+def test_a_state_that_is_kept_less_often_costs_batches_and_changes_no_weight(
+    whole: Callable[[str], Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = experiment(model, "reset_groups", "train.save_every=2"), Learner.step
+
+    def killed(learner: Learner, examples: Sequence[Example]) -> StepReport:
+        if learner.done == learner.steps - 1:
+            raise KeyboardInterrupt
+        return real(learner, examples)
+
+    monkeypatch.setattr(Learner, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", made, "reset_groups")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "reset_groups" / "learner").exists()
+    train(tmp_path / "run", made, "reset_groups")
+    assert weights(tmp_path / "run", "reset_groups") == weights(whole("reset_groups"), "reset_groups")
+    last = {line["step"]: line for line in steps(tmp_path / "run", "reset_groups")}  # a batch that was drawn anew has two records
+    assert [*last.values()] == steps(whole("reset_groups"), "reset_groups")
+    assert trained(tmp_path / "run", "reset_groups") == trained(whole("reset_groups"), "reset_groups")
 
 
 def test_training_goes_on_from_the_checkpoint_of_another_run(whole: Callable[[str], Path], model: Path, tmp_path: Path) -> None:

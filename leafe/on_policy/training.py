@@ -230,9 +230,15 @@ class _Training:
                     report = learner.step(batch.examples)
                     if number == 0:
                         self._note(step, batch, report)
-                    learner.state(self.folder / "learner")
+                    if self._keeps(learner, step):
+                        learner.state(self.folder / "learner")
                 for path in (self._journal(step), self._examples(step)):
                     path.unlink(missing_ok=True)
+
+    def _keeps(self, learner: Learner, step: int) -> bool:
+        """Whether the state is kept now: by default after every pass, since a batch that was partly learned from cannot be drawn again."""
+        every, over = self.experiment.config.train.save_every, learner.done % self.settings.passes == 0
+        return not every or learner.done == learner.steps or (over and (step + 1) % every == 0)
 
     def _begun(self, step: int) -> _Batch | None:
         """The kept batch of a step of which a killed run took some passes: the new weights would score it differently."""

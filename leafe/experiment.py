@@ -54,7 +54,7 @@ MEASURED_HERE = (
     "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
 )
 LOGS = "server"  # a folder of a run, for the output of a server that it starts
-UNTRAINED = "there was no example to train on; this arm is the model that it starts from"
+UNTRAINED = "there was no example to train on, or no step for them; this arm is the model that it starts from"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +81,11 @@ def read_lines(path: Path, schema: str) -> Iterator[dict[str, Any]]:
                 raise CorruptFile(f"{path} should start with the schema {schema!r} and starts with {record.get('schema')!r}")
             continue
         yield record
+
+
+def write_lines(path: Path, schema: str, records: Iterable[dict[str, Any]]) -> None:
+    """Writes a whole file of records, or nothing. Raises `Unwritable`."""
+    write_text_atomically(path, "".join(canonical(record) + "\n" for record in ({"schema": schema}, *records)))
 
 
 class Appender:

@@ -243,7 +243,8 @@ class TrainSettings(Settings):
     `checkpointing` computes activations twice to hold fewer of them, `auto` for large models on a GPU. With `offload` the optimiser's state
     lies in the processor's memory, with the rest of bfloat16 weights, and its steps are taken there; `auto` where it does not fit on the
     GPU. `processes` on this machine share every step; with `sharding` `fsdp` each holds a part of the weights, with `none` all of them. The
-    state that a killed training resumes from is written every `save_every` steps, 0 for never.
+    state that a killed training resumes from is written every `save_every` steps, 0 for never; a learner's after so many batches, 0 for
+    every pass.
     """
 
     epochs: float = Field(2.0, gt=0)

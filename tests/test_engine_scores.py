@@ -118,6 +118,21 @@ def test_weights_that_are_handed_over_give_the_replies_of_their_checkpoint(tmp_p
     assert ids[0] != ids[1] == ids[2]
 
 
+def test_two_weights_for_one_that_is_shared_are_refused() -> None:
+    model = tiny_model()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    own = model.state_dict()
+    first, second = "model.embed_tokens.weight", "lm_head.weight"
+    assert own[first].data_ptr() == own[second].data_ptr()
+
+    async def use(served: TransformersEngine) -> None:
+        await served.take({**own, second: own[second].clone()})
+        with pytest.raises(UserError, match=f"two weights {first} and {second}, which are one in the engine's model"):
+            await served.take({**own, second: own[second] + 1})
+
+    run(use, TransformersEngine(model, tiny_tokenizer(), slots=2, max_context=64))
+
+
 def test_weights_that_do_not_fit_are_refused_in_one_sentence_and_change_nothing(tmp_path: Path) -> None:
     plays = asks(Sampling(0.0, 1.0, 5), tasks=1, samples=1, turns=2)
     wrong = [

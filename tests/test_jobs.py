@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from command import leafe
-from test_reproduce import Shop, assert_one_sentence, shop, sums
+from test_reproduce import RECIPE, Shop, assert_one_sentence, shop, sums
 
 from leafe.errors import UserError
 from leafe.reproduce.jobs import GIB, Share, shares
@@ -46,6 +47,12 @@ def test_gpus_are_dealt_out_evenly() -> None:
     assert typed(alone[0]) == {"engine.threads": "4"}, "a GPU of its own leaves its memory to the engine"
 
 
+def test_an_engine_on_the_processor_leaves_the_gpus_to_training() -> None:
+    found = shares(config(device="cpu", processes=0), 2, GPUS, cores=8, free=64 * GIB)
+    assert [share.gpus for share in found] == [("0", "1"), ("2", "3")]
+    assert typed(found[0]) == {"engine.threads": "4", "engine.processes": "1", "engine.cache_gib": "16.000"}
+
+
 def test_a_gpu_with_several_jobs_shares_its_memory() -> None:
     found = shares(config(), 8, ("0", "1"), cores=16, free=80 * GIB)
     assert [share.gpus for share in found] == [("0",), ("1",)] * 4
@@ -55,7 +62,6 @@ def test_a_gpu_with_several_jobs_shares_its_memory() -> None:
 def test_what_was_chosen_stays() -> None:
     chosen = config(threads=3, processes=2, cache_gib=1.5)
     assert {share.overrides for share in shares(chosen, 3, (), cores=16, free=64 * GIB)} == {()}
-    assert shares(config(device="cpu"), 2, GPUS, cores=8, free=64 * GIB)[0].gpus is None
     assert shares(config(device="cuda:1"), 2, GPUS, cores=8, free=64 * GIB)[0].gpus is None
 
 
@@ -91,6 +97,7 @@ ROWS = ("--seeds", "1", "--json", "--rows", "leafe,twin")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Shop]:
     """A table whose rows were made one after another, and the same with two at a time."""
     alone, together = (shop(tmp_path_factory.mktemp(name)) for name in ("alone", "together"))
+    together.recipe.write_text(RECIPE.replace("engine: {slots: 16, cache_gib: 0.2, threads: 1}", "engine: {processes: 0}"))
     for made, more in ((alone, ()), (together, ("--jobs", "2"))):
         said = made(*ROWS, *more)
         assert said.status == 0, said
@@ -120,6 +127,16 @@ def test_a_table_that_is_done_is_left_alone(both: tuple[Shop, Shop]) -> None:
 
 
 @pytest.mark.slow
+def test_a_finished_row_waits_for_the_row_that_it_starts_from(tmp_path: Path) -> None:
+    made = shop(tmp_path / "again")
+    assert made("--seeds", "1", "--json", "--rows", "again").status == 0
+    before = sums(made.out, *FILES)
+    shutil.rmtree(made.out / "seed-1" / "leafe")
+    said = made("--seeds", "1", "--json", "--rows", "again", "--jobs", "2")
+    assert (said.status, sums(made.out, *FILES)) == (0, before), said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_all_processes_end_with_the_command_and_it_goes_on(tmp_path: Path, number: signal.Signals, both: tuple[Shop, Shop]) -> None:
     made = shop(tmp_path / "ended")
@@ -141,8 +158,12 @@ def test_all_processes_end_with_the_command_and_it_goes_on(tmp_path: Path, numbe
     workers = [int(name) for name in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(number)
     process.wait(60)
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+    for _ in range(600):
+        if not any(Path(f"/proc/{worker}").exists() for worker in workers):
+            break
         time.sleep(0.05)
+    else:
+        raise AssertionError(f"{workers} are still there")
     assert not list(made.out.glob("seed-1/*/DONE"))
     assert made(*ROWS, "--jobs", "2").status == 0
     assert sums(made.out, *FILES) == sums(both[0].out, *FILES)

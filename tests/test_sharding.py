@@ -141,6 +141,22 @@ def test_a_training_that_was_killed_ends_with_the_same_weights_and_figures(dtype
     assert moved(weights(tmp_path / "whole"), weights(tmp_path / "killed")) == 0
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_training_may_go_on_with_its_state_elsewhere(first: bool, base: Path, tmp_path: Path) -> None:
+    """In halves or whole: what a killed training kept in one way is read in the other."""
+    ways = {kept: KEPT.model_copy(update={"offload": kept}) for kept in (False, True)}
+    for kept, plan in ways.items():
+        trained(base, tmp_path / f"alone-{kept}", plan)
+    assert trained(base, tmp_path / "moved", ways[first], dies_after=5) is None
+    assert trained(base, tmp_path / "moved", ways[not first]) is not None
+    whole, halves, end = (weights(tmp_path / name) for name in ("alone-False", "alone-True", "moved"))
+
+    def apart(other: dict[str, torch.Tensor]) -> float:
+        return float(torch.cat([(weight - other[name]).flatten() for name, weight in whole.items()]).norm())
+
+    assert apart(end) <= 1.5 * apart(halves) < 0.5 * apart(weights(base))
+
+
 def test_a_state_that_is_not_as_it_was_or_another_trainings_is_refused(base: Path, tmp_path: Path) -> None:
     trained(base, tmp_path / "out", dies_after=3)
     with pytest.raises(RunConflict, match="holds the state of another training"):

@@ -27,7 +27,7 @@ def weights_for(model: Any, tokenizer: Any, folder: str | Path) -> tuple[Mapping
     fresh, fresh_tokenizer = load_checkpoint(folder, dtype=model.dtype)
     _check_config(model.config.to_dict(), fresh.config.to_dict(), folder)
     weights = fresh.state_dict()
-    check_weights(model, weights, f"the checkpoint in {str(folder)!r}")
+    check_shapes(model, {name: weight.shape for name, weight in weights.items()}, f"the checkpoint in {str(folder)!r}")
     ids, fresh_ids = (
         one.get_vocab().items() for one in (tokenizer, fresh_tokenizer)
     )  # a loaded one may have gained a special token
@@ -38,16 +38,27 @@ def weights_for(model: Any, tokenizer: Any, folder: str | Path) -> tuple[Mapping
     return weights, end_tokens(getattr(fresh.generation_config, "eos_token_id", None))
 
 
-def check_weights(model: Any, weights: Mapping[str, torch.Tensor], what: str) -> None:
+def check_given(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raises `UserError` for weights that do not fit a model, or of which two differ that are one in the model, as tied embeddings are."""
+    what = "what the engine was given"
+    shapes = getattr(weights, "shapes", None) or {name: weight.shape for name, weight in weights.items()}
+    check_shapes(model, shapes, what)
+    places: dict[int, str] = {}
+    for name, weight in model.state_dict().items():
+        first = places.setdefault(weight.data_ptr(), name)
+        if first != name and not torch.equal(weights[first], weights[name]):
+            raise UserError(f"{what} has two weights {first} and {name}, which are one in the engine's model; {ANOTHER}")
+
+
+def check_shapes(model: Any, shapes: Mapping[str, torch.Size], what: str) -> None:
     """Raises `UserError` for weights of other names or shapes than those of a model; `what` is their name in the message."""
     own = model.state_dict()
-    for name in sorted(set(weights) ^ set(own)):
-        have, want = ("has", "lacks") if name in weights else ("lacks", "has")
+    for name in sorted(set(shapes) ^ set(own)):
+        have, want = ("has", "lacks") if name in shapes else ("lacks", "has")
         raise UserError(f"{what} {have} the weights {name}, which the engine's model {want}; {ANOTHER}")
-    for name, weight in weights.items():
-        if weight.shape != own[name].shape:
-            found, wanted = list(weight.shape), list(own[name].shape)
-            raise UserError(f"{what} has {name} of shape {found}, wanted {wanted}; {ANOTHER}")
+    for name, shape in shapes.items():
+        if shape != own[name].shape:
+            raise UserError(f"{what} has {name} of shape {list(shape)}, wanted {list(own[name].shape)}; {ANOTHER}")
 
 
 def _check_config(own: Mapping[str, Any], fresh: Mapping[str, Any], folder: str | Path) -> None:

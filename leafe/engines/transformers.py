@@ -8,7 +8,7 @@ On a GPU the invariant holds for the distribution and not for the bits: seeds gi
 in another batch, so that a request may now and then draw another token than it would alone. Each token is kept with its log-probability,
 and a resumed run replays its journal, so it continues with exactly the same tokens.
 
-It does not train; new weights come through `load`.
+It does not train; new weights come through `load`, or from this process through `take`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 
 from leafe.engines.base import EngineStats, Scores
 from leafe.engines.batching import BLOCK, Batcher, Request, blocks_for
-from leafe.engines.exchange import check_weights, weights_for
+from leafe.engines.exchange import check_given, weights_for
 from leafe.engines.loading import context_of, end_tokens, load_checkpoint
 from leafe.engines.memory import free_bytes
 from leafe.engines.pipeline import PipelinedBatcher
@@ -185,7 +185,7 @@ class TransformersEngine:
         """
         if self._closed:
             raise EngineError("the engine is closed")
-        check_weights(self._model, weights, "what the engine was given")
+        check_given(self._model, weights)
         await self._exchanged(weights, self.stop_ids)
 
     async def _exchanged(self, weights: Mapping[str, torch.Tensor], stop_ids: frozenset[int]) -> None:

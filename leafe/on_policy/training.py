@@ -5,7 +5,7 @@
 The budget is that of `explore`: turns a training task times tasks. Unless `steps` is set, as many steps are planned as it holds if every
 attempt is as long as it can be; training ends when the rest would not hold one more group. Turns of groups that teach nothing count, and
 others are sampled until one teaches. A killed run continues from the learner's state and the journal of its last step, with the same
-batches and the same weights.
+batches and the same weights, as far as the engine draws the same for the same weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from leafe.forest.driver import Rollout, drive
 from leafe.forest.faults import Faults, by_class, check_command, share
 from leafe.forest.first_wave import WAVE, all_broke, forget_failures
 from leafe.forest.journal import Journal
-from leafe.jsonl import Appender, read_lines, write_bytes_atomically
+from leafe.jsonl import Appender, read_lines, write_bytes_atomically, write_lines
 from leafe.on_policy.groups import Groups, OnPolicySettings
 from leafe.records import BROKEN, Example, Task, Tree, Turn
 from leafe.run import RunDirectory
@@ -215,6 +215,7 @@ class _Training:
 
     async def _train(self, engine: Engine, learner: Learner) -> None:
         passes = self.settings.passes
+        self._forget_after(*divmod(learner.done, passes))
         with self.experiment.progress.stage(self.name, self.budget, "turns") as gauge:
             gauge.advance(sum(line["turns"] for line in self._lines()))
             while learner.done < learner.steps:
@@ -234,6 +235,16 @@ class _Training:
                         learner.state(self.folder / "learner")
                 for path in (self._journal(step), self._examples(step)):
                     path.unlink(missing_ok=True)
+
+    def _forget_after(self, step: int, behind: int) -> None:
+        """Removes what a killed run made after the learner's state was kept: other weights would have made it."""
+        lines = self._lines()
+        kept = [line for line in lines if line["step"] <= step + bool(behind)]
+        if len(kept) < len(lines):
+            write_lines(self.folder / STEPS, self.schema, kept)
+        for path in self.folder.glob("step-*.jsonl"):
+            if int(path.name.removeprefix("step-").partition(".")[0]) > step + 1:
+                path.unlink()
 
     def _keeps(self, learner: Learner, step: int) -> bool:
         """Whether the state is kept now: by default after every pass, since a batch that was partly learned from cannot be drawn again."""

@@ -1,7 +1,7 @@
 """Several rows of a table at a time, each in a process of its own with its share of the machine's GPUs, cores and memory.
 
-A row begins once the row that it starts from has ended. Work that two rows share is done by one of them while the other waits. What is
-computed does not depend on the number of jobs. All processes end with this one, however it ends, and the same command goes on.
+A row begins once the row that it starts from has ended. Work that two rows share is done by one of them while the other waits. On a
+processor the number of jobs changes no result. All processes end with this one, however it ends, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def shares(config: RunConfig, jobs: int, gpus: Sequence[str], *, cores: int, fre
     Raises `UserError` where a share is less than a row needs.
     """
     engine, train = config.engine, config.train
-    dealt = bool(gpus) and engine.device in ("auto", "cuda")
+    dealt = bool(gpus) and ":" not in engine.device  # a numbered one would be another's number
     each = max(1, len(gpus) // jobs) if dealt else 0
     needed = max(engine.tensor_parallel if engine.kind in PROGRAMS else 1, train.processes)
     if dealt and (needed > each or (engine.kind in PROGRAMS and jobs > len(gpus))):
@@ -61,11 +61,12 @@ def shares(config: RunConfig, jobs: int, gpus: Sequence[str], *, cores: int, fre
         most = max(1, len(gpus) // needed)
         reason = f"{setting}={needed}" if needed > 1 else f"a server of engine.kind={engine.kind} takes a whole one"
         raise UserError(f"--jobs {jobs} shares out {len(gpus)} GPUs, and {reason}; wanted at most --jobs {most}")
-    beside = -(-jobs // len(gpus)) if dealt else jobs  # jobs that share a GPU's memory, or the machine's
+    on_cpu = not gpus or engine.device == "cpu"
+    beside = -(-jobs // len(gpus)) if dealt and not on_cpu else jobs  # jobs that share a GPU's memory, or the machine's
     overrides = [] if engine.threads else [f"engine.threads={max(1, cores // jobs)}"]
-    if not engine.processes and not dealt:
+    if not engine.processes and (on_cpu or not dealt):
         overrides.append("engine.processes=1")
-    if not engine.cache_gib and beside > 1 and engine.kind == "transformers":
+    if not engine.cache_gib and beside > 1:
         overrides.append(f"engine.cache_gib={free / GIB / 2 / beside:.3f}")
     names = [tuple(gpus[(number * each + one) % len(gpus)] for one in range(each)) if dealt else None for number in range(jobs)]
     return [Share(name, tuple(overrides)) for name in names]
@@ -73,11 +74,13 @@ def shares(config: RunConfig, jobs: int, gpus: Sequence[str], *, cores: int, fre
 
 def shares_here(config: RunConfig, jobs: int) -> list[Share]:
     """The share of each job in this machine. Raises `UserError`."""
-    memories = gpu_memories()
-    on_gpu = memories and config.engine.device in ("auto", "cuda")
+    memories, (kind, _, number) = gpu_memories(), config.engine.device.partition(":")
+    free = free_bytes()
+    if memories and kind != "cpu":
+        free = memories[int(number)] if number.isdecimal() and int(number) < len(memories) else min(memories)
     named = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     gpus = named[: len(memories)] or [str(number) for number in range(len(memories))]
-    return shares(config, jobs, gpus, cores=own_cores(), free=min(memories) if on_gpu else free_bytes())
+    return shares(config, jobs, gpus, cores=own_cores(), free=free)
 
 
 def carry_out_side_by_side(
@@ -138,15 +141,34 @@ class _Shop:
                 self.waiting.remove((row, seed))
                 self._fail(row, seed, f"it starts from {row.said.start}, which did not end: {self.lost[start]}")
                 advance()
-            elif (self.plan.path(row, seed) / "DONE").is_file():  # it is only checked, which takes no process
-                carry_out_row(self.plan, row, seed, bench=partial(_bench, self.bench, self.progress), progress=self.progress)
+            elif row.said.start and start not in self.ended:
+                continue
+            elif (self.plan.path(row, seed) / "DONE").is_file():
                 self.waiting.remove((row, seed))
-                self.ended.add((row.name, seed))
+                self._check_done(row, seed)
                 advance()
-            elif self.free and (not row.said.start or start in self.ended):
+            elif self.free:
                 self.waiting.remove((row, seed))
                 job = _Job(self.plan, row, seed, bench=self.bench, share=self.free.pop(0))
                 self.jobs[job.pipe] = job
+                job.start()
+            if self.error:
+                return
+
+    def _check_done(self, row: Row, seed: int) -> None:
+        """A finished row is only checked, which takes no process."""
+        try:
+            carry_out_row(self.plan, row, seed, bench=partial(_bench, self.bench, self.progress), progress=self.progress)
+            self.ended.add((row.name, seed))
+        except ENDS_THE_TABLE as error:
+            self._stop(error)
+        except UserError as error:
+            self._fail(row, seed, str(error))
+
+    def _stop(self, error: LeafeError) -> None:
+        """Lets no row begin any more; those under way go on."""
+        self.error = self.error or error
+        self.waiting = []
 
     def _end(self, job: _Job) -> None:
         """Takes the result of a job that has ended."""
@@ -161,8 +183,8 @@ class _Shop:
                 if text:
                     self.progress.say(f"{job.name}: done after {text}")
             case (kind, text):
-                self.error = self.error or (UserError if kind == "ends" else EngineError)(f"{job.name}: {text}")
-                self.waiting = []
+                self.progress.say(f"{job.name}: {text}")
+                self._stop((UserError if kind == "ends" else EngineError)(f"{job.name}: {text}"))
         self.told(self.failures)
 
     def _fail(self, row: Row, seed: int, why: str) -> None:
@@ -171,12 +193,16 @@ class _Shop:
         self.progress.say(f"{row.name}, seed {seed}: {why}")
 
     def end(self) -> None:
-        """Interrupts the jobs that are under way and waits until they have ended."""
-        for job in self.jobs.values():
-            job.interrupt()
+        """Interrupts the jobs that are under way and waits until they have ended; another interrupt ends them at once."""
         deadline = time.monotonic() + PATIENCE
-        for job in self.jobs.values():
-            job.join(max(0.0, deadline - time.monotonic()))
+        try:
+            for job in self.jobs.values():
+                job.interrupt()
+            for job in self.jobs.values():
+                job.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            for job in self.jobs.values():
+                job.join(0.0)
 
 
 class _Job:
@@ -186,17 +212,20 @@ class _Job:
         self.row, self.seed, self.share, self.name = row, seed, share, f"{row.name}, seed {seed}"
         self.result: tuple[str, str] | None = None
         context = multiprocessing.get_context("spawn")
-        self.pipe, far = context.Pipe(duplex=False)
+        self.pipe, self._far = context.Pipe(duplex=False)
+        self._life = lifeline.connection()
         asked = replace(plan.asked, overrides=(*plan.asked.overrides, *share.overrides))
-        with lifeline.connection() as life, _environment(share):
-            self._process: BaseProcess = context.Process(
-                target=_work,
-                args=(Plan(plan.table, asked), row.name, seed, bench),
-                kwargs={"pipe": far, "life": life},
-                name=f"leafe-{row.name}-{seed}",
-            )
+        self._process: BaseProcess = context.Process(
+            target=_work,
+            args=(Plan(plan.table, asked), row.name, seed, bench),
+            kwargs={"pipe": self._far, "life": self._life},
+            name=f"leafe-{row.name}-{seed}",
+        )
+
+    def start(self) -> None:
+        """Starts the process."""
+        with self._life, self._far, _environment(self.share):  # closed here, so that the pipe ends with the process
             self._process.start()
-        far.close()  # so that the pipe ends with the process
 
     def heard(self, progress: Progress) -> bool:
         """Takes a message of the process; returns whether there was one, and not its end."""
@@ -217,10 +246,11 @@ class _Job:
 
     def join(self, seconds: float = PATIENCE) -> None:
         """Waits for the end of the process, and ends it where it does not come in time."""
-        self._process.join(seconds)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        if self._process.pid:
+            self._process.join(seconds)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
         self.pipe.close()
         self.result = self.result or ("broken", f"its process ended with the status {self._process.exitcode}")
 
@@ -261,6 +291,7 @@ def _work(plan: Plan, name: str, seed: int, bench: OpenBench, *, pipe: Connectio
     with suppress(OSError):
         os.setsid()
     lifeline.hold(life, group=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background may have inherited that it is ignored
     disable_progress_bar()
     progress, start = _Told(pipe), time.monotonic()
     try:

@@ -56,15 +56,17 @@ class Shared:
             self._lock = None
 
     def _hold(self, key: str) -> bool:
-        """Takes the lock of a key, unless another process has it. One file serves all keys, each by a byte of its own."""
-        lock = open(self.folder / LOCK, "ab")
+        """Takes the lock of a key, unless another process has it. One file serves all keys, each by a byte of its own.
+
+        Where the file system has no such locks, two rows that need the same at the same time both make it.
+        """
+        with told_if_unwritable(self.folder / LOCK):
+            lock = open(self.folder / LOCK, "ab")
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:14], 16))
         except OSError as error:
             lock.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            return False
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
         self._lock = lock
         return True
 

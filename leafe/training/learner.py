@@ -42,7 +42,7 @@ from leafe.training.learner_settings import check_learner
 from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
 from leafe.training.machine import FEWEST, attending, check_machine, no_room, pass_tokens, placed, room_for
 from leafe.training.memory import give_back
-from leafe.training.precision import Joined, in_float32, join_model
+from leafe.training.precision import Joined, in_float32, join_model, split
 from leafe.training.resume import Trained
 from leafe.training.sft import check_lengths
 from leafe.training.state import has_state, read_state, take_state, write_state
@@ -269,7 +269,7 @@ class Learner:
             "seed": self.seed,
             "threads": self.threads,
             "loss": _described(self.loss),
-            "base": digest([[name, weight.detach().flatten()[:SAMPLED].tolist()] for name, weight in base.items()]),
+            "base": digest([[name, _sample(weight)] for name, weight in base.items()]),
         }
 
     @classmethod
@@ -320,6 +320,13 @@ class Learner:
         take_state(folder, learner._trained())
         learner.done = told["done"]
         return learner
+
+
+def _sample(weight: Tensor) -> list[float]:
+    """A weight's first numbers, the same whether the learner holds it in float32 or in bfloat16."""
+    some = weight.detach().flatten()[:SAMPLED].contiguous()
+    found: list[float] = (split(some)[0] if some.dtype == torch.float32 else some).tolist()
+    return found
 
 
 def _settings_of(told: Mapping[str, Any], folder: Path) -> TrainSettings:

@@ -191,7 +191,8 @@ def plan_for(
 
 def _can_offload(settings: TrainSettings, sizes: Sizes, precision: Precision, main_memory: int | None) -> bool:
     able = precision == "bfloat16" and settings.lora is None and settings.sharding == "none" and settings.optimizer in ADAMW
-    return able and (main_memory is None or OFFLOADED * sizes.trained < FREE * main_memory)
+    # Several processes have to find the same, and what is free is not.
+    return able and processes_here() == 1 and (main_memory is None or OFFLOADED * sizes.trained < FREE * main_memory)
 
 
 def _is_room(settings: TrainSettings, sizes: Sizes, memory: int, plan: Plan) -> bool:

@@ -69,6 +69,11 @@ class Joined(Mapping[str, Tensor]):
     def __init__(self, weights: Mapping[str, Tensor], low: Low) -> None:
         self._weights, self._low = weights, low
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each, which needs nothing put together."""
+        return {name: weight.shape for name, weight in self._weights.items()}
+
     def __getitem__(self, name: str) -> Tensor:
         weight = self._weights[name]
         low = self._low.get(weight)

@@ -24,7 +24,7 @@ from leafe.digest import canonical, digest
 from leafe.errors import CorruptFile, RunConflict, UserError
 from leafe.jsonl import told_if_unwritable, write_text_atomically
 from leafe.manifest import change, described
-from leafe.training.precision import SplitOptimizer
+from leafe.training.precision import SplitOptimizer, join, split
 
 SCHEMA = "leafe.training/1"
 STATE = "state.json"
@@ -164,9 +164,7 @@ class State:
         if not weights.keys() <= begun.names:
             raise RunConflict(f"{self.folder} holds the weights of another model; delete it, or give another folder")
         for name, weight in weights.items():
-            _fill(weight, self._whole(begun, name))
-            if f"{name}{LOW}" in begun.names:
-                _fill(trained.low[weight], self._whole(begun, f"{name}{LOW}"))
+            self._take_weight(begun, name, weight, trained.low.get(weight))
             kept = {one.removeprefix(f"{name}:") for one in begun.names if one.startswith(f"{name}:")} - {LOW[1:]}
             for key in sorted(kept):
                 found = self._whole(begun, f"{name}:{key}")
@@ -175,6 +173,17 @@ class State:
                     _fill(moment, found)
                     found = moment
                 trained.moments(weight)[key] = found if isinstance(found, DTensor) else trained.settle(weight, found)
+
+    def _take_weight(self, begun: Begun, name: str, weight: Tensor, low: Tensor | None) -> None:
+        """Loads a weight, which may be kept whole or in two halves and wanted as the other."""
+        whole = self._whole(begun, name)
+        rest = self._whole(begun, f"{name}{LOW}") if f"{name}{LOW}" in begun.names else None
+        if low is None:
+            _fill(weight, whole if rest is None else join(whole, rest))
+            return
+        high, rest = (whole, rest) if rest is not None else split(whole)
+        _fill(weight, high)
+        _fill(low, rest)
 
     def draw_on(self, begun: Begun) -> None:
         """Restores the random state; a process beyond the former number takes that of the last one."""

@@ -179,7 +179,7 @@ def test_a_training_in_bfloat16_is_near_the_one_in_float32(
     assert float((found - whole[1]).norm() / whole[1].norm()) < 0.25
 
 
-def test_where_the_optimiser_has_its_state_changes_nothing(base: Path, tmp_path: Path) -> None:
+def test_offloading_trains_in_bfloat16_and_changes_nothing_where_there_is_one_memory(base: Path, tmp_path: Path) -> None:
     for name, values in {"beside": {"dtype": "bfloat16", "offload": False}, "away": {"offload": True}}.items():
         plan = PLAN.model_copy(update={"optimizer": "adamw_torch_fused", **values})
         assert fine_tune(base, lessons(), tmp_path / name, plan, seed=1).dtype == "bfloat16"

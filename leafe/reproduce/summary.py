@@ -214,7 +214,7 @@ def _explored(parts: Sequence[_Reflected], how: Resampling) -> dict[str, Interva
         by_task: dict[str, list[float]] = {}
         for one in parts:
             by_task.setdefault(one.task, []).extend(values(one))
-        return shares(list(by_task.values()), how=how)
+        return shares([by_task[task] for task in sorted(by_task)], how=how)  # in a forest trees come in the order of their ends
 
     found = {
         "reflections read": share(lambda one: one.read),

@@ -224,7 +224,8 @@ class _Job:
 
     def start(self) -> None:
         """Starts the process."""
-        with self._life, self._far, _environment(self.share):  # closed here, so that the pipe ends with the process
+        # The pipe's far end is closed here, so that the pipe ends with the process, to which an interrupt gets through in `_work`.
+        with self._life, self._far, _environment(self.share), _uninterrupted():
             self._process.start()
 
     def heard(self, progress: Progress) -> bool:
@@ -270,6 +271,16 @@ def _environment(share: Share) -> Iterator[None]:
             os.environ[VISIBLE] = before
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds interrupts back, also in a process that is started meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Told(Silent):
     """Tells the parent which stages begin and what is said."""
 
@@ -295,6 +306,7 @@ def _work(plan: Plan, name: str, seed: int, bench: OpenBench, *, pipe: Connectio
     disable_progress_bar()
     progress, start = _Told(pipe), time.monotonic()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         done = carry_out_row(plan, plan.table.row(name), seed, bench=partial(_bench, bench, progress), progress=progress)
         pipe.send(("done", _minutes(time.monotonic() - start) if done else ""))
     except KeyboardInterrupt:

@@ -97,13 +97,13 @@ def runs_out(*values: Any, **more: Any) -> Any:
 def test_a_learner_whose_weights_do_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = narrow(tmp_path / "base", 1000)
     monkeypatch.setattr(Narrow, "to", runs_out)
-    with pytest.raises(UserError, match=r"does not fit into the memory.*checkpointing=true, then train\.lora\.rank=16$"):
+    with pytest.raises(UserError, match=r"does not fit into the memory.*train\.offload=true, then train\.lora\.rank=16$"):
         Learner(base, PLAN, steps=2, threads=1)
 
 
 def test_a_learner_whose_moments_do_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = Learner(narrow(tmp_path / "base", 1000), PLAN, steps=2, threads=1)
     monkeypatch.setattr(torch.optim.AdamW, "step", runs_out)
-    with pytest.raises(UserError, match=r"does not fit into the memory.*checkpointing=true, then train\.lora\.rank=16$"):
+    with pytest.raises(UserError, match=r"does not fit into the memory.*train\.offload=true, then train\.lora\.rank=16$"):
         learner.step(lessons())
     assert learner.done == 0 and all(weight.grad is None for weight in learner.model.parameters())

@@ -7,42 +7,22 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launched import PATIENT, REFUSALS, fails, ignored, seven, tells, waits
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from leafe.errors import CorruptFile, MissingDependency, UnknownName, UserError
+from leafe.errors import CorruptFile, UserError
 from leafe.records import Example, Message
 from leafe.settings import TrainSettings
 from leafe.training.follow import Leader, follow
 from leafe.training.launch import in_processes
 from leafe.training.sft import fine_tune, help_training
 
-PATIENT = 120.0  # seconds that a process waits for the others, as it would for gradients
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-REFUSALS: dict[str, Callable[[], Exception]] = {
-    "a sentence": lambda: UserError("this does not fit"),
-    "an unknown name": lambda: UnknownName("environment", "sokobn", ["sokoban"]),
-    "a missing library": lambda: MissingDependency("peft", "pip install peft"),
-}
-
-
-def ignored(*values: Any) -> None:
-    """Ignores what the first process tells."""
-
-
-def fails(told: Callable[..., None], rank: int, name: str, folder: Path) -> int:
-    """Fails in one process, for which the other one waits."""
-    (folder / f"begun-{os.environ['RANK']}-{os.getpid()}").touch()
-    if int(os.environ["RANK"]) == rank:
-        raise REFUSALS[name]() if name in REFUSALS else RuntimeError(name)
-    time.sleep(PATIENT)
-    (folder / "waited").touch()
-    return 1
 
 
 @pytest.mark.parametrize(
@@ -69,22 +49,11 @@ def test_another_failure_ends_the_others_and_is_raised_with_its_traceback(tmp_pa
     assert not (tmp_path / "waited").exists() and len(list(tmp_path.glob("begun-1-*"))) == 1  # it is not tried again
 
 
-def seven(told: Callable[..., None]) -> int:
-    """Ends at once."""
-    return 7
-
-
 @pytest.mark.slow
 def test_signals_do_after_a_training_what_they_did_before() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     assert in_processes(2, seven, ignored) == 7
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
-
-
-def waits(told: Callable[..., None]) -> None:
-    """Tells that it has begun, and waits for long."""
-    told(1, 1)
-    time.sleep(PATIENT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -113,13 +82,6 @@ def test_a_hangup_that_is_ignored_stays_ignored_during_a_training() -> None:
         assert in_processes(2, tells, told) == 7
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def tells(told: Callable[..., None]) -> int:
-    """Tells that it has begun, and ends a little later."""
-    told(1, 1)
-    time.sleep(1)
-    return 7
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from leafe.errors import EngineError, UserError
 from leafe.evaluation.passk import Interval
 from leafe.evaluation.tables import TableResult, markdown, verdict
 from leafe.experiment import Experiment, ForestSpec
+from leafe.nano import CHECKPOINTS
 from leafe.progress import Silent
 from leafe.proofs import explored, measured, trained
 from leafe.records import Ask, Completion, Example, Message
@@ -440,6 +441,20 @@ def test_what_cannot_be_made_is_refused_before_anything_is_begun(tmp_path: Path)
 def test_every_shipped_table_is_whole(name: str) -> None:
     table = load_table(name)
     assert table.name == name and all(table.chain(row) for row in table.rows.values())
+
+
+def test_several_models_have_a_table_each_and_one_of_all(tmp_path: Path) -> None:
+    made, copy = shop(tmp_path / "models"), tmp_path / "other"
+    shutil.copytree(CHECKPOINTS["nano"], copy)
+    said = made("--model", f"nano,{copy}", "--seeds", "1", "--rows", "base,leafe")
+    assert said.status == 0 and f"The page of all models: {made.out / 'table.html'}" in said.out.replace("\n", "")
+    every, *each = (json.loads((folder / "table.json").read_text()) for folder in (made.out, made.out / "nano", made.out / "other"))
+    assert [row["name"] for row in every["rows"]] == ["base, nano", "leafe, nano", "base, other", "leafe, other"]
+    assert [row["values"] for row in every["rows"]] == [row["values"] for table in each for row in table["rows"]]
+    assert every["rows"][3]["minus"] == each[1]["rows"][1]["minus"] and every["rows"][3]["minus"]["base"]
+    assert [claim.partition(":")[0] for claim in every["claims"]] == ["nano"] * 3 + ["other"] * 3
+    for row in every["rows"]:
+        assert all((made.out / run / "DONE").is_file() for run in row["runs"])
 
 
 def test_the_table_of_the_documentation_is_whole() -> None:

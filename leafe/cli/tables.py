@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,7 @@ from leafe.evaluation.tables import (
     markdown,
     paper_rows,
     result_rows,
+    together,
 )
 from leafe.experiment import Experiment
 from leafe.jsonl import told_if_unwritable, write_text_atomically
@@ -85,16 +87,21 @@ def reproduce(name: str, asked: Sequence[Asked], *, jobs: int, dry: bool, json_o
         given = [shares_here(plan.base, jobs) if jobs > 1 else [] for plan in plans]
     failures: list[Failure] = []
     figures: list[dict[str, Any]] = []
+    made: list[TableResult] = []
     for plan, known, share in zip(plans, stages, given, strict=True):
         with only_json(json_only):
             done = _estimate(plan, known) if dry else _carried_out(plan, known, progress, failures, shares=share)
         figures.append(done.as_json() if isinstance(done, Estimate) else as_json(done))
+        if isinstance(done, TableResult):
+            made.append(done)
         if json_only:
             continue
         if isinstance(done, Estimate):
             _show_estimate(plan, done)
         else:
             _show(plan, done)
+    if len(made) > 1:
+        _show_together(plans, made, shown=not json_only)
     if json_only:
         emit(figures[0] if len(figures) == 1 else figures)
     if failures:
@@ -120,13 +127,32 @@ def _carried_out(
 
 def _write(plan: Plan, stages: Stages, failures: Sequence[Failure]) -> TableResult:
     """The table as it is now, in its three files."""
-    table = summary(plan, stages, failures)
-    with told_if_unwritable(plan.out):
-        plan.out.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(plan.out / MARKDOWN, markdown(table))
-    write_text_atomically(plan.out / JSON, json.dumps(as_json(table), indent=1, ensure_ascii=False) + "\n")
-    write_text_atomically(plan.out / PAGE, render_table(table))
+    return _kept(summary(plan, stages, failures), plan.out)
+
+
+def _kept(table: TableResult, out: Path) -> TableResult:
+    with told_if_unwritable(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(out / MARKDOWN, markdown(table))
+    write_text_atomically(out / JSON, json.dumps(as_json(table), indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(out / PAGE, render_table(table))
     return table
+
+
+def _show_together(plans: Sequence[Plan], tables: Sequence[TableResult], *, shown: bool) -> None:
+    """All models in one table, in the folder above theirs, or beside theirs under the table's and the environment's name."""
+    first = plans[0]
+    out = (
+        first.out.parent
+        if first.asked.out
+        else first.out.with_name(f"{first.table.name}-{tables[0].environment.rpartition(':')[2]}")
+    )
+    table = _kept(
+        together({Path(os.path.relpath(plan.out, out)).as_posix(): one for plan, one in zip(plans, tables, strict=True)}), out
+    )
+    if shown:
+        console.print(_table(table.title(), result_rows(table)))
+        console.print(escape(f"The page of all models: {out / PAGE}"), soft_wrap=True, highlight=False)
 
 
 def _show(plan: Plan, table: TableResult) -> None:

@@ -6,7 +6,7 @@ Values are fractions. The terminal, Markdown, JSON and the page are made from th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leafe.evaluation.compare import percent, points, with_bounds
@@ -94,6 +94,25 @@ class TableResult:
         return (
             f"{self.name}: {self.environment}, {self.model}, {seeds}, split {self.split}, % [{100 * self.confidence:g} % interval]"
         )
+
+
+def together(tables: Mapping[str, TableResult]) -> TableResult:
+    """One table of several models, each row named after its model and subtracted from that model's own; the keys lead to their folders."""
+    first, names = next(iter(tables.values())), [table.model.rpartition("/")[2] for table in tables.values()]
+    rows = [
+        replace(row, name=f"{row.name}, {name}", runs=tuple(f"{folder}/{run}" for run in row.runs))
+        for name, (folder, table) in zip(names, tables.items(), strict=True)
+        for row in table.rows
+    ]
+    return replace(
+        first,
+        model=", ".join(names),
+        rows=tuple(rows),
+        claims=tuple(f"{name}: {claim}" for name, table in zip(names, tables.values(), strict=True) for claim in table.claims),
+        missing=tuple(f"{name}: {one}" for name, table in zip(names, tables.values(), strict=True) for one in table.missing),
+        paper=(),
+        against=tuple(dict.fromkeys(one for table in tables.values() for one in table.against)),
+    )
 
 
 def result_rows(table: TableResult) -> list[Cells]:

@@ -294,6 +294,8 @@ class TransformersEngine:
             with torch.no_grad():
                 for name, place in self._model.state_dict().items():
                     place.copy_(exchange.weights[name])
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)  # until then the given ones are read
         except Exception as error:
             reason = EngineError(f"the new weights could not be taken: {type(error).__name__}: {error}")
             _notify(exchange.loop, partial(_refuse, exchange.future, reason))

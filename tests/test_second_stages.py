@@ -37,7 +37,7 @@ from leafe.on_policy.groups import Groups
 from leafe.progress import Silent
 from leafe.records import Ask, Completion, Example, Message, Target, Tree
 from leafe.run import RunDirectory
-from leafe.training.learner import Learner, StepReport
+from leafe.training.learner import Learner
 from leafe.training.loss import Preference, check_examples
 from leafe.worlds.fakes import Lookup
 
@@ -435,19 +435,13 @@ def test_a_run_that_breaks_in_a_step_and_between_two_passes_ends_with_the_same_w
 
 
 def test_a_state_that_is_kept_less_often_costs_batches_and_changes_no_weight(
-    whole: Callable[[str], Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Callable[[str], Path], model: Path, tmp_path: Path
 ) -> None:
-    made, real = experiment(model, "reset_groups", "train.save_every=2"), Learner.step
-
-    def killed(learner: Learner, examples: Sequence[Example]) -> StepReport:
-        if learner.done == learner.steps - 1:
-            raise KeyboardInterrupt
-        return real(learner, examples)
-
-    monkeypatch.setattr(Learner, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "run", made, "reset_groups")
-    monkeypatch.undo()
+    """The engine fails in the second batch, before a state was kept: the first is drawn anew, and nothing is left of the other."""
+    made, first = experiment(model, "reset_groups", "train.save_every=2"), steps(whole("reset_groups"), "reset_groups")[0]
+    with pytest.raises(EngineError, match="taken away"):
+        failing = replace(made, load_engine=lambda folder: Failing(made.load_engine(folder), 2 * first["turns"]))
+        train(tmp_path / "run", failing, "reset_groups")
     folder = tmp_path / "run" / "reset_groups"
     assert not (folder / "learner").exists() and len(list(read_lines(folder / "steps.jsonl", "leafe.reset_groups-steps/1"))) == 1
     (folder / "step-2.journal.jsonl").write_text("drawn from weights that are gone\n")

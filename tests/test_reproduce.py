@@ -449,7 +449,7 @@ def test_several_models_have_a_table_each_and_one_of_all(tmp_path: Path) -> None
     said = made("--model", f"nano,{copy}", "--seeds", "1", "--rows", "base,leafe")
     assert said.status == 0 and f"The page of all models: {made.out / 'table.html'}" in said.out.replace("\n", "")
     every, *each = (json.loads((folder / "table.json").read_text()) for folder in (made.out, made.out / "nano", made.out / "other"))
-    assert [row["name"] for row in every["rows"]] == ["base, nano", "leafe, nano", "base, other", "leafe, other"]
+    assert [row["name"] for row in every["rows"]] == ["base (nano)", "leafe (nano)", "base (other)", "leafe (other)"]
     assert [row["values"] for row in every["rows"]] == [row["values"] for table in each for row in table["rows"]]
     assert every["rows"][3]["minus"] == each[1]["rows"][1]["minus"] and every["rows"][3]["minus"]["base"]
     assert [claim.partition(":")[0] for claim in every["claims"]] == ["nano"] * 3 + ["other"] * 3

@@ -100,7 +100,7 @@ def together(tables: Mapping[str, TableResult]) -> TableResult:
     """One table of several models, each row named after its model and subtracted from that model's own; the keys lead to their folders."""
     first, names = next(iter(tables.values())), [table.model.rpartition("/")[2] for table in tables.values()]
     rows = [
-        replace(row, name=f"{row.name}, {name}", runs=tuple(f"{folder}/{run}" for run in row.runs))
+        replace(row, name=f"{row.name} ({name})", runs=tuple(f"{folder}/{run}" for run in row.runs))
         for name, (folder, table) in zip(names, tables.items(), strict=True)
         for row in table.rows
     ]

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,20 @@ def test_an_interrupt_during_a_training_ends_it_in_order(number: signal.Signals)
         in_processes(2, waits, told)
     assert time.monotonic() - sent[0] < PATIENT
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_an_interrupt_whose_exception_is_lost_ends_a_training_too() -> None:
+    def loses(number: int, frame: object) -> None:  # as a finalizer does
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(PATIENT)
+
+    before = signal.signal(signal.SIGUSR1, loses)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_processes(2, waits, lambda done, total: os.kill(os.getpid(), signal.SIGUSR1))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -15,6 +15,7 @@ from pathlib import Path
 from signal import getsignal
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from threading import Thread, current_thread, main_thread
+from types import FrameType
 from typing import Protocol, TypeVar
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -61,11 +62,13 @@ def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Cal
         signals_to_handle="",  # torch would never restore their handlers, and passes SIGINT on, which a process may swallow
     )
     give_back()
-    with TemporaryDirectory() as refusals:
+    with TemporaryDirectory() as refusals, _Line() as line:
         try:
-            with lifeline.connection() as life, _interruptible(), _silent():
-                results = elastic_launch(config, _first_tells)(work, steps, life, Path(refusals))
+            with lifeline.connection() as life, _interruptible(line), _silent():
+                results = elastic_launch(config, _first_tells)(work, steps, (life, line.held), Path(refusals))
         except ChildFailedError:
+            if line.interrupted:
+                raise KeyboardInterrupt from None
             if refused := _read_refusal(Path(refusals)):
                 raise refused from None
             raise
@@ -77,15 +80,39 @@ def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Cal
     return first
 
 
+class _Line:
+    """A pipe that the processes hold, and that an interrupt cuts.
+
+    Python loses an exception that a signal raises in a finalizer or in a callback of its garbage collector; the processes end nevertheless.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.held, self._end = get_context("spawn").Pipe(duplex=False)
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.held.close()
+        self._end.close()
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler that ends the processes and raises `KeyboardInterrupt`."""
+        self.interrupted = True
+        self._end.close()
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """Makes signals to end raise `KeyboardInterrupt`, at which the launcher ends its processes, except those that are ignored."""
+def _interruptible(line: _Line) -> Iterator[None]:
+    """Makes signals to end cut the line and raise `KeyboardInterrupt`, except those that are ignored."""
     before = {number: getsignal(number) for number in ENDINGS} if current_thread() is main_thread() else {}
     # None is a handler that was not installed by Python and cannot be restored.
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in before:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, line.interrupt)
         yield
     finally:
         for number, handler in before.items():
@@ -106,8 +133,9 @@ def _silent() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _first_tells(work: Callable[[Callable[..., None]], T], steps: Connection, life: Connection, refusals: Path) -> T:
-    lifeline.hold(life)
+def _first_tells(work: Callable[[Callable[..., None]], T], steps: Connection, lines: Sequence[Connection], refusals: Path) -> T:
+    for line in lines:
+        lifeline.hold(line)
     first = os.environ["RANK"] == "0"
     try:
         return work(lambda *values: steps.send(values) if first else None)

@@ -6,6 +6,8 @@ import importlib
 import os
 import sys
 import traceback
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +36,23 @@ def import_here(module: str) -> ModuleType:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     return importlib.import_module(module)
+
+
+def offered(group: str) -> tuple[EntryPoint, ...]:
+    """What the installed packages offer under a group of entry points; read again when a folder with packages has changed."""
+    return _offered(group, tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=8)
+def _offered(group: str, folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=group))  # reads a file of each package
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or os.curdir).st_mtime_ns
+    except OSError:  # an archive that is gone, or a name that only an import hook knows
+        return 0
 
 
 def told(error: BaseException) -> str:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from leafe.errors import LeafeError, UnknownName, UserError
-from leafe.imports import import_here, told
+from leafe.imports import import_here, offered, told
 
 Answer = TypeVar("Answer")
 GROUP = "leafe.methods"
@@ -125,7 +124,7 @@ def _offered() -> set[tuple[str, str, str]]:
     shipped = dict.fromkeys(SHIPPED.items(), "which comes with leafe")
     others = {
         (point.name, point.value.partition("[")[0].replace(" ", "")): f"of the package {point.dist.name}" if point.dist else ""
-        for point in entry_points(group=GROUP)
+        for point in offered(GROUP)
     }
     return {(name, source, package) for (name, source), package in {**others, **shipped}.items()}
 

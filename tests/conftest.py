@@ -21,8 +21,12 @@ settings.load_profile("leafe")
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
-def pytest_collection_finish() -> None:
-    """Leaves what was imported out of every later garbage collection, each of which would walk through PyTorch's million objects."""
+@pytest.fixture(scope="module", autouse=True)
+def _young() -> None:
+    """Leaves what was imported, and what earlier files made, out of garbage collections, each of which would walk through all of it.
+
+    A training ends with a whole collection, and PyTorch has a million objects.
+    """
     gc.collect()
     gc.freeze()
 

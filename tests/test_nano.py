@@ -280,7 +280,9 @@ def plain_teacher(stage: Stage) -> SokobanTeacher:
     return SokobanTeacher(longest=stage.longest)
 
 
-@pytest.mark.parametrize(("steps", "stages"), [(1, SOKOBAN.stages), (4, (Stage(0.5, 2), Stage(0.5, 3)))])
+@pytest.mark.parametrize(
+    ("steps", "stages"), [pytest.param(1, SOKOBAN.stages, marks=pytest.mark.slow), (4, (Stage(0.5, 2), Stage(0.5, 3)))]
+)
 def test_a_build_gives_a_checkpoint_that_any_tool_loads(tmp_path: Path, steps: int, stages: tuple[Stage, ...]) -> None:
     told: list[str] = []
     plan = Plan(steps=steps, tokens=1024, shape=SMALL)

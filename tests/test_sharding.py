@@ -28,6 +28,7 @@ from leafe.training.sft import TrainReport, fine_tune, try_training
 from leafe.training.sharding import held
 
 PLAN = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=8, micro_tokens=64)
+SHORT = PLAN.model_copy(update={"epochs": 1})
 KEPT = PLAN.model_copy(update={"save_every": 2})
 SHARDED = KEPT.model_copy(update={"sharding": "fsdp"})
 
@@ -60,13 +61,14 @@ def trained(base: Path, out: Path, settings: TrainSettings = KEPT, *, dies_after
 
 def together(told: ProgressCallback, base: Path, out: Path) -> list[TrainReport | None]:
     """Several trainings of one group of processes, which share each of them."""
-    copies = fine_tune(base, lessons(), out / "copies", PLAN, seed=1, told=told)
-    return [copies, trained(base, out / "shards", SHARDED, dies_after=5), trained(base, out / "shards", SHARDED)]
+    copies = fine_tune(base, lessons(), out / "copies", SHORT, seed=1, told=told)
+    short = SHARDED.model_copy(update={"epochs": 1})
+    return [copies, trained(base, out / "shards", short, dies_after=3), trained(base, out / "shards", short)]
 
 
 def test_processes_with_copies_and_with_shards_give_the_weights_of_one_though_they_were_killed(base: Path, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    alone = trained(base, tmp_path / "alone", PLAN)
+    alone = trained(base, tmp_path / "alone", SHORT)
     copies, died, shards = in_processes(
         2, partial(together, base=base, out=tmp_path), lambda done, total: steps.append((done, total))
     )
@@ -82,7 +84,7 @@ def test_processes_with_copies_and_with_shards_give_the_weights_of_one_though_th
     # Cut for two processes, and taken on by one.
     assert len(list((tmp_path / "shards.state").rglob("*.safetensors"))) == 2
     (tmp_path / "shards.state").rename(tmp_path / "one.state")
-    assert trained(base, tmp_path / "one") is not None
+    assert trained(base, tmp_path / "one", KEPT.model_copy(update={"epochs": 1})) is not None
     assert moved(weights(tmp_path / "alone"), weights(tmp_path / "one")) < 1e-3 * change
 
 
@@ -141,7 +143,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights_and_figures(dtype
     assert moved(weights(tmp_path / "whole"), weights(tmp_path / "killed")) == 0
 
 
-@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("first", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_training_may_go_on_with_its_state_elsewhere(first: bool, base: Path, tmp_path: Path) -> None:
     """In halves or whole: what a killed training kept in one way is read in the other."""
     ways = {kept: KEPT.model_copy(update={"offload": kept}) for kept in (False, True)}

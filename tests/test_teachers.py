@@ -182,7 +182,7 @@ def test_a_split_without_tasks_cannot_be_taught() -> None:
 
 
 def test_any_environment_with_an_expert_is_a_world_that_can_be_built(tmp_path: Path) -> None:
-    said = leafe("nano", "build", "lookup", "--steps", "2", "--processes", "1", "--out", tmp_path / "lookup")
+    said = leafe("nano", "build", "lookup", "--steps", "1", "--size", "small", "--processes", "1", "--out", tmp_path / "lookup")
     assert said.status == 0, said
     assert (tmp_path / "lookup" / "model.safetensors").is_file() and not (tmp_path / "lookup" / UNFINISHED).exists()
     refused = leafe("nano", "build", "lookup")

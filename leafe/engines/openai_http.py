@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -80,6 +82,12 @@ class _Gate:
             self._places, self._owed = self._places - 1, self._owed + 1
 
 
+@cache
+def trusted() -> ssl.SSLContext:
+    """The certificates that servers are checked by, which take longer to read than to use."""
+    return httpx.create_ssl_context()
+
+
 @dataclass
 class Client:
     """One server at `base_url`, sent at most `connections` requests at a time. `told` is called once when it is away, and once it is back.
@@ -101,6 +109,7 @@ class Client:
         self.move(self.base_url)
         self._client = httpx.AsyncClient(
             transport=self.transport,
+            verify=trusted(),
             timeout=httpx.Timeout(self.waiting.timeout, pool=None),
             limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
             headers={"Accept-Encoding": "identity", **_authorization(self.api_key)},

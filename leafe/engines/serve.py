@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from leafe.engines.openai_http import BROUGHT_BACK
+from leafe.engines.openai_http import BROUGHT_BACK, trusted
 from leafe.engines.serve_command import ServeCommand
 from leafe.engines.serve_process import ServerProcess
 from leafe.errors import EngineError
@@ -112,7 +112,7 @@ class OwnServer:
 
     def _client(self, timeout: float = 10.0) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {self.key}"}
-        return httpx.AsyncClient(headers=headers, timeout=timeout, transport=httpx.AsyncHTTPTransport())
+        return httpx.AsyncClient(headers=headers, timeout=timeout, transport=httpx.AsyncHTTPTransport(verify=trusted()))
 
     async def restart(self) -> None:
         """Replaces a server that died, perhaps at another address. Raises `EngineError` once it has died too often."""

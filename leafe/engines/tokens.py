@@ -10,8 +10,9 @@ the sampled ids.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from leafe.engines.template import ChatTemplate, Turns
@@ -204,18 +205,22 @@ class ChatTokenizer:
             bare = [("user", ".")]
             closing = self.template.text(bare, prompt=True)[len(self.template.text(bare)) :]
             self._closing = self._tokenise(closing)
-            return self._borders_are_fixed(closing) and all(self._joins(chat, closing) for chat in self._sample_chats())
+            # Each sample text is in many of the conversations.
+            text, ids = cache(self._piece_text), cache(self._tokenise)
+            return self._borders_are_fixed(closing, text) and all(
+                self._joins(chat, closing, text=text, ids=ids) for chat in self._sample_chats()
+            )
         except (
             Exception
         ):  # a template raises what it likes (`raise_exception`, jinja errors) on a conversation that it does not accept
             return False
 
-    def _borders_are_fixed(self, closing: str) -> bool:
+    def _borders_are_fixed(self, closing: str, text_of: Callable[[str, str, bool], str]) -> bool:
         """Whether each piece starts with an added token, or each ends with one: no merge can cross such a border."""
         kinds = [("user", True), ("user", False), ("assistant", False)]
         if self.template.arrangement.system == "own":
             kinds.append(("system", True))
-        texts = [[self._piece_text(role, content, first) for content in SAMPLE_TEXTS] for role, first in kinds]
+        texts = [[text_of(role, content, first) for content in SAMPLE_TEXTS] for role, first in kinds]
         flat = [text for group in texts for text in group]
         added = [token for token in self.tokenizer.added_tokens_decoder.values() if not (token.normalized or token.single_word)]
         openers = tuple(token.content for token in added if not token.lstrip)
@@ -223,11 +228,11 @@ class ChatTokenizer:
         starts = all(text.startswith(openers) for text in [*flat, closing] if text)
         return bool(flat) and (starts or all(text.endswith(closers) for text in flat if text))
 
-    def _joins(self, chat: Turns, closing: str) -> bool:
-        pieces = [self._piece_text(role, content, index == 0) for index, (role, content) in enumerate(chat)]
-        text = self.template.text(chat, prompt=True)
-        joined = [token for piece in pieces for token in self._tokenise(piece)] + self._closing
-        return "".join(pieces) + closing == text and joined == self._tokenise(text)
+    def _joins(self, chat: Turns, closing: str, *, text: Callable[[str, str, bool], str], ids: Callable[[str], list[int]]) -> bool:
+        pieces = [text(role, content, index == 0) for index, (role, content) in enumerate(chat)]
+        whole = self.template.text(chat, prompt=True)
+        joined = [token for piece in pieces for token in ids(piece)] + self._closing
+        return "".join(pieces) + closing == whole and joined == self._tokenise(whole)
 
     def _sample_chats(self) -> Iterator[Turns]:
         """Conversations with and without a system message, with every sample text in every role."""

@@ -10,14 +10,14 @@ import inspect
 import types
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from leafe.envs.alarm import ENDS_MORE
 from leafe.envs.base import Environment
 from leafe.envs.settled import settled
 from leafe.errors import LeafeError, UnknownName, UserError
-from leafe.imports import import_here, told
+from leafe.imports import import_here, offered, told
 from leafe.records import decode
 
 GROUP = "leafe.environments"
@@ -31,12 +31,12 @@ def _ours(point: EntryPoint) -> bool:
 @cache
 def _shipped() -> dict[str, EntryPoint]:
     """Our own entry points, which stay the same while a process lives; searching all installed packages takes a millisecond a world."""
-    return {point.name: point for point in entry_points(group=GROUP) if _ours(point)}
+    return {point.name: point for point in offered(GROUP) if _ours(point)}
 
 
 def _offered() -> dict[str, EntryPoint]:
     """Every entry point by its name; ours come last, so that no other package takes one of their names."""
-    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: (_ours(point), point.name))}
+    return {point.name: point for point in sorted(offered(GROUP), key=lambda point: (_ours(point), point.name))}
 
 
 def names() -> tuple[str, ...]:

@@ -472,24 +472,16 @@ def gone(pid: int, patience: float = 60) -> bool:
 @with_simulator
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked up in /proc")
 @pytest.mark.parametrize("end", ["kill", "exit"])
-def test_the_java_process_ends_with_ours_however_it_ends(end: str) -> None:
-    with in_a_process("print(POOL._seats[0].simulator.process.pid, flush=True)\nsys.stdin.read()") as process:
-        assert process.stdout is not None and process.stdin is not None
+def test_the_java_process_ends_with_ours_however_it_ends_and_says_nothing(end: str) -> None:
+    told = {"JAVA_TOOL_OPTIONS": "-XX:hashCode=0", "_JAVA_OPTIONS": "-Xmx2g -verbose:gc"}  # which Java would repeat on the terminal
+    with in_a_process("print(POOL._seats[0].simulator.process.pid, flush=True)\nsys.stdin.read()", **told) as process:
+        assert process.stdout is not None
         java = int(process.stdout.readline())
         assert Path(f"/proc/{java}").exists()
         if end == "kill":
             process.kill()
-        else:
-            process.stdin.close()
-        process.wait()
+        assert process.communicate() == ("", "")
         assert gone(java)
-
-
-@with_simulator
-def test_java_says_nothing_on_the_terminal_whatever_the_surroundings_tell_it() -> None:
-    with in_a_process("", JAVA_TOOL_OPTIONS="-XX:hashCode=0", _JAVA_OPTIONS="-Xmx2g -verbose:gc") as process:
-        out, err = process.communicate()
-    assert (process.returncode, out, err) == (0, "", "")
 
 
 @pytest.mark.slow

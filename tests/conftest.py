@@ -18,7 +18,37 @@ from hypothesis import settings
 settings.register_profile("leafe", deadline=None, print_blob=True)
 settings.load_profile("leafe")
 
+# Begun first, since a file is run by one process: none of them is left at the end, when the other processes have nothing to do.
+LONG = [
+    "sandbox",
+    "sharding",
+    "jobs",
+    "scienceworld",
+    "cli",
+    "programs",
+    "serve",
+    "placement",
+    "reproduce",
+    "serve_runs",
+    "processes",
+    "engine_transformers",
+    "grpo",
+    "second_stages",
+    "trials",
+    "trees",
+    "engine_steps",
+    "teachers",
+    "sketches",
+    "engine_scores",
+]
+
 Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take long first."""
+    order = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -131,7 +131,8 @@ STORIES: dict[str, Callable[[Path, ExitStack], Story]] = {
 }
 
 
-@pytest.fixture(params=STORIES)
+# A second process with Java takes long; `test_scienceworld.py` has the same of one.
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name == "scienceworld" else []) for name in STORIES])
 def story(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Story]:
     with ExitStack() as stack:
         if request.param == "openenv":

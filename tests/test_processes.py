@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -57,8 +58,16 @@ def test_signals_do_after_a_training_what_they_did_before() -> None:
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """An interrupt is not ignored, as it is where a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupt_during_a_training_ends_it_in_order(number: signal.Signals) -> None:
+def test_an_interrupt_during_a_training_ends_it_in_order(number: signal.Signals, heard: None) -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     sent: list[float] = []
 
@@ -72,7 +81,7 @@ def test_an_interrupt_during_a_training_ends_it_in_order(number: signal.Signals)
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
-def test_an_interrupt_whose_exception_is_lost_ends_a_training_too() -> None:
+def test_an_interrupt_whose_exception_is_lost_ends_a_training_too(heard: None) -> None:
     def loses(number: int, frame: object) -> None:  # as a finalizer does
         with suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -15,7 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import settings
 
-settings.register_profile("leafe", deadline=None, print_blob=True)
+settings.register_profile("leafe", deadline=None, print_blob=True, max_examples=50)  # other ones in each run
+settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)  # pytest --hypothesis-profile=thorough
 settings.load_profile("leafe")
 
 # Begun first, since a file is run by one process: none of them is left at the end, when the other processes have nothing to do.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from command import leafe
-from test_reproduce import RECIPE, Shop, assert_one_sentence, shop, sums
+from test_reproduce import RECIPE, TABLE, Shop, assert_one_sentence, shop, sums
 
 from leafe.errors import UserError
 from leafe.reproduce.jobs import GIB, Share, shares
@@ -93,10 +93,20 @@ def test_no_jobs_are_refused(tmp_path: Path) -> None:
 ROWS = ("--seeds", "1", "--json", "--rows", "leafe,twin")
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Shop]:
+TREE = 'method: leafe, forest: "tree, round 1", settings: ["leafe.controls=[]", "leafe.arms=[]"]'
+FORESTS = f"""
+about: A forest, and the same again.
+against: []
+rows:
+  leafe: {{{TREE}}}
+  twin: {{{TREE}}}
+"""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(TABLE, marks=pytest.mark.slow, id="arms"), pytest.param(FORESTS, id="forests")])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Shop]:
     """A table whose rows were made one after another, and the same with two at a time."""
-    alone, together = (shop(tmp_path_factory.mktemp(name)) for name in ("alone", "together"))
+    alone, together = (shop(tmp_path_factory.mktemp(name), request.param) for name in ("alone", "together"))
     together.recipe.write_text(RECIPE.replace("engine: {slots: 16, cache_gib: 0.2, threads: 1}", "engine: {processes: 0}"))
     for made, more in ((alone, ()), (together, ("--jobs", "2"))):
         said = made(*ROWS, *more)
@@ -108,15 +118,17 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Shop]:
 def test_the_results_are_those_of_one_row_after_another(both: tuple[Shop, Shop]) -> None:
     alone, together = both
     found = sums(together.out, *FILES)
-    assert found == sums(alone.out, *FILES) and len(found) == 9
+    trained = [path.parent.parent for path in together.out.glob("seed-1/*/round-1/examples.jsonl")]
+    assert found == sums(alone.out, *FILES) and len(found) == 1 + 2 * (4 if trained else 2)
 
 
 def test_shared_work_is_done_once(both: tuple[Shop, Shop]) -> None:
     _, together = both
     made = [json.loads((together.out / "seed-1" / row / "stages.json").read_text()) for row in ("leafe", "twin")]
     for stage in ("evaluate base", "explore round 1", "train leafe"):
-        entries = [json.dumps(found[stage]) for found in made if stage in found]
-        assert sum("taken_from" in entry for entry in entries) == len(entries) - 1, stage
+        if entries := [json.dumps(found[stage]) for found in made if stage in found]:
+            assert sum("taken_from" in entry for entry in entries) == len(entries) - 1, stage
+    assert all("explore round 1" in found for found in made)
 
 
 def test_a_table_that_is_done_is_left_alone(both: tuple[Shop, Shop]) -> None:
@@ -139,7 +151,7 @@ def test_a_finished_row_waits_for_the_row_that_it_starts_from(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_all_processes_end_with_the_command_and_it_goes_on(tmp_path: Path, number: signal.Signals, both: tuple[Shop, Shop]) -> None:
-    made = shop(tmp_path / "ended")
+    made = shop(tmp_path / "ended", both[0].table.read_text())
     command = [
         sys.executable,
         "-m",

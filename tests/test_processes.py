@@ -66,7 +66,8 @@ def heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_during_a_training_ends_it_in_order(number: signal.Signals, heard: None) -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     sent: list[float] = []

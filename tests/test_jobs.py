@@ -103,7 +103,9 @@ rows:
 """
 
 
-@pytest.fixture(scope="module", params=[pytest.param(TABLE, marks=pytest.mark.slow, id="arms"), pytest.param(FORESTS, id="forests")])
+@pytest.fixture(
+    scope="module", params=[pytest.param(TABLE, marks=pytest.mark.slow, id="arms"), pytest.param(FORESTS, id="forests")]
+)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Shop]:
     """A table whose rows were made one after another, and the same with two at a time."""
     alone, together = (shop(tmp_path_factory.mktemp(name), request.param) for name in ("alone", "together"))

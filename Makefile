@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # A file goes to one process whole, so that what its tests share is made once; tests/conftest.py has their order.
-PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 # Ten thousand modules are installed and a few thousand used; Python compiles those when it first imports them, and has to keep what it
 # compiled: where containers tell it not to, each of the many processes would compile PyTorch anew.
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints.txt

@@ -5,6 +5,7 @@ No library for models is loaded here, so that an unusable model is refused at on
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from leafe.errors import CorruptFile, UserError
 
+PIECES, PIECE = 256, 4096  # bytes of a file that `fingerprint` reads
 SERVE = "serve it over HTTP instead (engine.kind=openai)"
 
 
@@ -85,6 +87,19 @@ def check_small_files(place: Path) -> dict[str, Any]:
             f"the checkpoint in {str(place)!r} has {others}; wanted model.safetensors: save it again by transformers 5."
         )
     return config
+
+
+def fingerprint(place: Path) -> str:
+    """A digest of a checkpoint's configuration and of pieces of its weights, or of small weights whole; its place does not matter."""
+    sha = hashlib.sha256()
+    for path in (*place.glob("config.json"), *sorted(place.glob("*.safetensors"))):
+        size = path.stat().st_size
+        sha.update(f"{path.name} {size} ".encode())
+        with open(path, "rb") as file:
+            for start in range(0, size, max(PIECE, size // PIECES)):
+                file.seek(start)
+                sha.update(file.read(PIECE))
+    return sha.hexdigest()
 
 
 def _unusable(config: Mapping[str, Any]) -> str:

@@ -355,13 +355,22 @@ def test_an_adapter_is_kept_beside_the_merged_weights_where_it_is_wanted(base: P
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_an_adapter_does_not_go_on_upon_another_model(base: Path, tmp_path: Path) -> None:
-    own = checkpoint(tmp_path / "base")
-    one = learner(own, settings=PLAN.model_copy(update={"lora": LoraSettings(rank=2, alpha=4)}))
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2, alpha=4)])
+def test_a_learner_goes_on_with_its_model_wherever_that_is_and_with_no_other(lora: LoraSettings | None, tmp_path: Path) -> None:
+    plan, own = PLAN.model_copy(update={"lora": lora}), checkpoint(tmp_path / "base")
+    one = learner(own, settings=plan)
+    one.step(lessons())
     one.state(tmp_path / "state")
-    checkpoint(own, seed=1)
+    there = own.rename(tmp_path / "there")
     with pytest.raises(RunConflict, match="another model"):
         Learner.resume(tmp_path / "state", loss=RATIO)
+    back = Learner.open(tmp_path / "state", there, plan, steps=one.steps, loss=RATIO)
+    assert back.done == 1 and same(weights(one), weights(back))
+    back.state(tmp_path / "state")
+    assert Learner.resume(tmp_path / "state", loss=RATIO).checkpoint == there
+    checkpoint(there, seed=1)
+    with pytest.raises(RunConflict, match="another model"):
+        Learner.open(tmp_path / "state", there, plan, steps=one.steps, loss=RATIO)
 
 
 def test_a_step_that_cannot_be_taken_leaves_everything_as_it_was(base: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -88,15 +89,24 @@ def test_processes_with_copies_and_with_shards_give_the_weights_of_one_though_th
     assert moved(weights(tmp_path / "alone"), weights(tmp_path / "one")) < 1e-3 * change
 
 
-def test_a_training_begun_under_a_relative_path_is_the_same_under_an_absolute_one(
+def test_a_training_goes_on_where_its_model_and_its_state_were_moved_to(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(base.parent)
-    assert trained(Path(base.name), tmp_path / "resumed", dies_after=5) is None
+    shutil.copytree(base, tmp_path / "here" / "base")
+    monkeypatch.chdir(tmp_path / "here")
+    assert trained(Path("base"), Path("resumed"), dies_after=5) is None
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").rename(tmp_path / "there")
     steps: list[int] = []
-    state = tmp_path / "resumed.state"
-    fine_tune(base, lessons(), tmp_path / "resumed", KEPT, seed=1, told=lambda done, total: steps.append(done), state=state)
+    fine_tune(
+        tmp_path / "there" / "base",
+        lessons(),
+        tmp_path / "resumed",
+        KEPT,
+        seed=1,
+        told=lambda done, total: steps.append(done),
+        state=tmp_path / "there" / "resumed.state",
+    )
     assert trained(base, tmp_path / "whole") is not None
     assert steps[0] > 1 and moved(weights(tmp_path / "whole"), weights(tmp_path / "resumed")) == 0
 

@@ -26,7 +26,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from leafe.digest import digest, seed_for
+from leafe.digest import seed_for
 from leafe.distillation.passes import ready, sent
 from leafe.distillation.rows import Bundle, pack_examples, shares
 from leafe.distillation.trial import choose_packing
@@ -35,6 +35,7 @@ from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import RunConflict, UserError
 from leafe.group import launched
 from leafe.jsonl import told_if_unwritable
+from leafe.model_folder import fingerprint
 from leafe.records import Example
 from leafe.run import whole_folder
 from leafe.settings import MACHINE, TrainSettings
@@ -42,14 +43,13 @@ from leafe.training.learner_settings import check_learner
 from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
 from leafe.training.machine import FEWEST, attending, check_machine, no_room, pass_tokens, placed, room_for
 from leafe.training.memory import give_back
-from leafe.training.precision import Joined, in_float32, join_model, split
+from leafe.training.precision import Joined, in_float32, join_model
 from leafe.training.resume import Trained
 from leafe.training.sft import check_lengths
 from leafe.training.state import has_state, read_state, take_state, write_state
 from leafe.training.terms import Step
 from leafe.training.weights import save, with_adapter
 
-SAMPLED = 16  # numbers of each untrained weight that identify it
 SHARE = 0.6  # of a GPU's memory; the rest is for the engine that samples beside the learner
 
 
@@ -104,6 +104,7 @@ class Learner:
         self.checkpoint, self.settings, self.steps, self.loss = Path(checkpoint), settings, steps, loss
         self.seed, self.threads, self.done = seed, threads, 0
         model, self.tokenizer = load_checkpoint(self.checkpoint, dtype=torch.float32)
+        self._fingerprint = fingerprint(self.checkpoint)
         self._use_cache = getattr(model.config, "use_cache", None)
         with room_for(settings):
             self._plan, self._low = placed(model, settings, share=SHARE)
@@ -260,16 +261,15 @@ class Learner:
         return Trained(self.model, self._optimizer, self._low)
 
     def _made_with(self) -> dict[str, Any]:
-        """The settings that determine a step, beside weights, optimiser and examples. `base` are the weights that are not trained."""
-        base = {name: weight for name, weight in self.model.named_parameters() if name not in self._weights}
+        """What determines a step, beside weights, optimiser and examples. `checkpoint` is only where the model was last."""
         return {
             "checkpoint": str(self.checkpoint.resolve()),
+            "model": self._fingerprint,
             "settings": self.settings.model_dump(mode="json"),
             "steps": self.steps,
             "seed": self.seed,
             "threads": self.threads,
             "loss": _described(self.loss),
-            "base": digest([[name, _sample(weight)] for name, weight in base.items()]),
         }
 
     @classmethod
@@ -284,7 +284,7 @@ class Learner:
         seed: int = 0,
         threads: int = 0,
     ) -> Self:
-        """The learner whose state is in the folder, or else a new one.
+        """The learner whose state is in the folder, or else a new one. The model may have been moved since.
 
         Raises as `resume` does, and `RunConflict` if the state's learner was made with other settings.
         """
@@ -292,11 +292,11 @@ class Learner:
         if not has_state(folder):
             return cls(checkpoint, settings, steps=steps, loss=loss, seed=seed, threads=threads)
         told = read_state(folder)
-        kept = {name: told[name] for name in ("checkpoint", "steps", "seed")} | _flat(_settings_of(told, folder))
-        wanted = {"checkpoint": str(Path(checkpoint).resolve()), "steps": steps, "seed": seed} | _flat(settings)
+        kept = {name: told[name] for name in ("steps", "seed")} | _flat(_settings_of(told, folder))
+        wanted = {"steps": steps, "seed": seed} | _flat(settings)
         if differing := [f"{name}: {kept[name]} -> {value}" for name, value in wanted.items() if kept[name] != value]:
             raise RunConflict(f"{folder} was kept with other settings ({'; '.join(differing)}); give another folder")
-        return cls._resumed(folder, told, settings, loss)
+        return cls._resumed(folder, {**told, "checkpoint": checkpoint}, settings, loss)
 
     @classmethod
     def resume(cls, folder: str | Path, *, loss: Loss = CrossEntropy()) -> Self:
@@ -314,19 +314,12 @@ class Learner:
         if told["loss"] != _described(loss):
             raise RunConflict(f"{folder} was kept with the loss {told['loss']}, found {_described(loss)}; resume it with that one")
         checkpoint = Path(told["checkpoint"])
-        learner = cls(checkpoint, settings, steps=told["steps"], loss=loss, seed=told["seed"], threads=told["threads"])
-        if told["base"] != learner._made_with()["base"]:
+        if told["model"] != fingerprint(checkpoint):
             raise RunConflict(f"{folder} was kept with another model than is in {checkpoint}; put that one back, or start anew")
+        learner = cls(checkpoint, settings, steps=told["steps"], loss=loss, seed=told["seed"], threads=told["threads"])
         take_state(folder, learner._trained())
         learner.done = told["done"]
         return learner
-
-
-def _sample(weight: Tensor) -> list[float]:
-    """A weight's first numbers, the same whether the learner holds it in float32 or in bfloat16."""
-    some = weight.detach().flatten()[:SAMPLED].contiguous()
-    found: list[float] = (split(some)[0] if some.dtype == torch.float32 else some).tolist()
-    return found
 
 
 def _settings_of(told: Mapping[str, Any], folder: Path) -> TrainSettings:

@@ -33,6 +33,7 @@ from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UserError
 from leafe.group import by_hand, launched, processes_here
 from leafe.jsonl import told_if_unwritable
+from leafe.model_folder import fingerprint
 from leafe.records import Example, Message
 from leafe.settings import MACHINE, TrainSettings
 from leafe.training.follow import leader
@@ -246,7 +247,7 @@ def _state(rollout: _Job, arguments: TrainingArguments) -> State | None:
     said = [[one.id, one.kind, one.weight, one.target_ids, one.target] for one in rollout.examples]
     chosen = rollout.settings.model_dump(mode="json", exclude=MACHINE["train"])
     job = {
-        "checkpoint": str(rollout.checkpoint.resolve()),
+        "model": fingerprint(rollout.checkpoint),
         "seed": rollout.seed,
         "settings": chosen,
         "loss": repr(rollout.loss),

@@ -24,7 +24,7 @@ from leafe.run import settle_folder, whole_folder
 from leafe.training.precision import SplitOptimizer, join, split
 from leafe.training.resume import Trained
 
-SCHEMA = "leafe.learner/1"
+SCHEMA = "leafe.learner/2"
 STATE, WEIGHTS, OPTIMIZER = "learner.json", "weights.safetensors", "optimizer.safetensors"
 SEAL = "digest"
 

@@ -165,7 +165,8 @@ def test_a_server_that_dies_for_lack_of_memory_is_told_in_its_own_words(plan: Pl
     words_of_vllm = "ValueError: Free memory on device cuda:0 (2.1/79.1 GiB) on startup is less than desired GPU memory utilization"
     plan({"dies": f"(EngineCore pid=7) ERROR 11-26 14:50:01 [core.py:1] {words_of_vllm}"})
     said = run(plan, model)
-    assert (said.status, said.err.count("\n")) == (2, 1) and words_of_vllm in said.err and "its log is " in said.err
+    assert (said.status, said.err.count("\n")) == (2, 1) and words_of_vllm in said.err
+    assert "; engine.memory_share sets gpu-memory-utilization; its log is " in said.err
     assert not (tmp_path / "run").exists()
     assert Path(said.err.strip().rpartition("its log is ")[2]).is_file()
 

@@ -151,7 +151,9 @@ class OwnServer:
                     return
                 words = process.last_words
                 if last or TAKEN not in "".join(process.log.lines):
-                    raise EngineError(f"{self._words} died before it was ready, {words}{self._saved(process)}")
+                    raise EngineError(
+                        f"{self._words} died before it was ready, {words}{self._command.in_settings(words)}{self._saved(process)}"
+                    )
                 self._told(f"port {port} was taken meanwhile; trying another")
 
     @contextmanager

@@ -6,6 +6,7 @@ repeat options that are set here. The key is no part of the command, since it wo
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,13 @@ class ServeCommand:
             *(("--config", str(key_file)) if key_file else ()),
             *self.arguments,
         ]
+
+    def in_settings(self, words: str) -> str:
+        """The settings for options that a server's last words name, as the end of a sentence; empty if they name none."""
+        said = re.sub(r"[\s_]", "-", words.lower())
+        # Of several words, since every sentence may hold `model`.
+        named = {option[2:]: setting[:-1] for option, setting in self.server.ours.items() if setting and "-" in option[2:]}
+        return "".join(f"; {setting} sets {option}" for option, setting in named.items() if option in said)
 
     def _mend(self, named: str) -> str:
         if Path(named).expanduser().is_file():

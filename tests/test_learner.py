@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_precision import narrow
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import CorruptFile, RunConflict, UserError
+from leafe.model_folder import fingerprint
 from leafe.records import Example, Message, Target
 from leafe.settings import LoraSettings, TrainSettings
 from leafe.training.learner import Learner
@@ -353,6 +354,18 @@ def test_an_adapter_is_kept_beside_the_merged_weights_where_it_is_wanted(base: P
     one.step(lessons())
     one.save(tmp_path / "out")
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_large_weights_are_known_by_pieces_wherever_they_lie(tmp_path: Path) -> None:
+    own = checkpoint(tmp_path / "own")
+    numbers = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": numbers}, own / "model.safetensors")
+    before = fingerprint(own)
+    assert fingerprint(own.rename(tmp_path / "moved")) == before
+    save_file(
+        {"weight": torch.where(torch.rand(1 << 20) < 0.01, numbers + 1e-3, numbers)}, tmp_path / "moved" / "model.safetensors"
+    )
+    assert fingerprint(tmp_path / "moved") != before
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2, alpha=4)])

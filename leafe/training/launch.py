@@ -66,9 +66,9 @@ def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Cal
         try:
             with lifeline.connection() as life, _interruptible(line), _silent():
                 results = elastic_launch(config, _first_tells)(work, steps, (life, line.held), Path(refusals))
+            line.tell()
         except ChildFailedError:
-            if line.interrupted:
-                raise KeyboardInterrupt from None
+            line.tell()
             if refused := _read_refusal(Path(refusals)):
                 raise refused from None
             raise
@@ -83,11 +83,12 @@ def in_processes(count: int, work: Callable[[Callable[..., None]], T], told: Cal
 class _Line:
     """A pipe that the processes hold, and that an interrupt cuts.
 
-    Python loses an exception that a signal raises in a finalizer or in a callback of its garbage collector; the processes end nevertheless.
+    Python loses an exception that a signal raises in a finalizer or in a callback of its garbage collector. The processes end nevertheless,
+    and the interrupt is told afterwards.
     """
 
     def __init__(self) -> None:
-        self.interrupted = False
+        self._interrupted = False
         self.held, self._end = get_context("spawn").Pipe(duplex=False)
 
     def __enter__(self) -> _Line:
@@ -99,9 +100,14 @@ class _Line:
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         """A signal handler that ends the processes and raises `KeyboardInterrupt`."""
-        self.interrupted = True
+        self._interrupted = True
         self._end.close()
         raise KeyboardInterrupt
+
+    def tell(self) -> None:
+        """Raises `KeyboardInterrupt` if there was an interrupt whose exception was lost."""
+        if self._interrupted:
+            raise KeyboardInterrupt from None
 
 
 @contextmanager

@@ -68,9 +68,9 @@ def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
 
 
 def arms_of(run: RunDirectory) -> list[ArmOutcomes]:
-    """The arms that a run has measured completely, first measured first."""
+    """The arms that a run has measured completely, the base first, then in the order in which they were measured."""
     config, found = run.config, []
-    for arm, path in run.arms().items():
+    for arm, path in sorted(run.arms().items(), key=lambda named: named[0] != BASE):
         if path.exists() or run.check(path).exists():
             outcomes = read_outcomes(path)
             run.check(path)

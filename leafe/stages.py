@@ -98,11 +98,15 @@ class Proof:
     arm: str = ""
 
 
+class PutOff(Exception):
+    """Ends the work of a stage that another run is doing at the moment: the stage's turn comes again after all others."""
+
+
 class Once(Protocol):
     """Does the work of a stage, or takes it over from where it was done before."""
 
     def __call__(self, run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
-        """The result of `work`."""
+        """The result of `work`. Raises `PutOff`, at most once for the same work."""
         ...
 
 
@@ -168,20 +172,35 @@ def _rank(stage: Stage) -> int:
 
 
 def carry_out(stages: Sequence[Stage], run: RunDirectory, chosen: Iterable[Stage]) -> None:
-    """Does the chosen stages that are not finished yet. Raises `UserError` where one that they need is not finished."""
-    by_name = {stage.name: stage for stage in stages}
+    """Does the chosen stages that are not finished yet, in their order; those that are put off, and what needs them, come last.
+
+    Raises `UserError` where a stage that they need is not finished.
+    """
+    by_name, last = {stage.name: stage for stage in stages}, dict[str, Stage]()
     for stage in chosen:
         if stage.name in run.stages:
+            continue
+        if last.keys() & set(stage.needs):
+            last[stage.name] = stage
             continue
         for need in stage.needs:
             if need not in run.stages:
                 raise UserError(
                     f"the stage {need!r} of {run.path} is not finished yet; type: {command_for(by_name[need], run.path)}"
                 )
-        made = stage.work() or Made()
-        if not isinstance(made, Made):
-            raise UserError(f"the stage {stage.name!r} wants to return leafe.stages.Made or nothing, and returned {made!r:.80}")
-        run.finish_stage(stage.name, dict(made.figures) or None, files=made.files, arm=made.arm, forest=made.forest)
+        try:
+            _do(stage, run)
+        except PutOff:
+            last[stage.name] = stage
+    if last:
+        carry_out(stages, run, last.values())
+
+
+def _do(stage: Stage, run: RunDirectory) -> None:
+    made = stage.work() or Made()
+    if not isinstance(made, Made):
+        raise UserError(f"the stage {stage.name!r} wants to return leafe.stages.Made or nothing, and returned {made!r:.80}")
+    run.finish_stage(stage.name, dict(made.figures) or None, files=made.files, arm=made.arm, forest=made.forest)
 
 
 def command_for(stage: Stage, run: Path) -> str:

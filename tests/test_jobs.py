@@ -15,9 +15,14 @@ import pytest
 from command import leafe
 from test_reproduce import RECIPE, TABLE, Shop, assert_one_sentence, shop, sums
 
+from leafe.config import parse
 from leafe.errors import UserError
+from leafe.progress import Silent
 from leafe.reproduce.jobs import GIB, Share, shares
+from leafe.reproduce.sharing import LOCK, MADE_OF, Shared
+from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.stages import Made, Proof, PutOff
 
 GPUS = ("0", "1", "2", "3")
 FILES = ("seed-*/*/eval/*.jsonl", "seed-*/*/round-1/forest.jsonl", "seed-*/*/round-1/examples.jsonl", "table.md")
@@ -138,6 +143,26 @@ def test_a_table_that_is_done_is_left_alone(both: tuple[Shop, Shop]) -> None:
     before = {path: path.stat().st_mtime_ns for path in together.out.glob("seed-1/*/stages.json")}
     assert together(*ROWS, "--jobs", "2").status == 0
     assert {path: path.stat().st_mtime_ns for path in together.out.glob("seed-1/*/stages.json")} == before
+
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX, 1, int(sys.argv[2])); print(); sys.stdin.read()"
+)
+
+
+def test_what_another_row_measures_now_comes_last(tmp_path: Path) -> None:
+    key, done = "5ca1ab1e" * 4, Made({"successes": 1})
+    command = [sys.executable, "-c", HOLD, str(tmp_path / LOCK), str(int(key[:14], 16))]
+    settings = parse("name: trial\nenvironment: {name: lookup}", "trial")
+    with RunDirectory.open(tmp_path / "row", settings) as run, Shared(tmp_path, Silent()) as shared:
+        proof = Proof(key, (run.evaluation("base"),), "base")
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdin and other.stdout and other.stdout.readline()
+            with pytest.raises(PutOff):
+                shared(run, lambda: proof, lambda: done)
+            other.stdin.close()
+        made = shared(run, lambda: proof, lambda: done)
+        assert (made.figures["successes"], made.figures[MADE_OF]) == (1, key)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from leafe.records import Ask, Tree
 from leafe.results import arms_of, as_json, comparison_of, exploration_of
 from leafe.run import HEADER, RunDirectory
 from leafe.shown import check_name
-from leafe.stages import VERBS, carry_out, check_stages, needed, of_verb
+from leafe.stages import VERBS, PutOff, carry_out, check_stages, needed, of_verb
 from leafe.viewer.report import write_report
 from leafe.worlds.fakes import Lookup
 
@@ -364,6 +365,33 @@ def test_stages_that_are_killed_again_and_again_are_each_finished_once_in_their_
                 left = next(lives)
         assert finished == named == list(run.stages)
         assert [run.stages[name]["number"] for name in named] == list(range(1, len(named) + 1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=6))
+def test_stages_that_are_put_off_come_last_and_so_does_what_needs_them(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, bool]]
+) -> None:
+    busy = {f"s{number}" for number, (_, put_off) in enumerate(drawn) if put_off}
+
+    def work(name: str) -> None:
+        if name in busy:
+            busy.remove(name)
+            raise PutOff
+
+    stages = [
+        Stage(f"s{number}", partial(work, f"s{number}"), (f"s{need}",) if need < number else ())
+        for number, (need, _) in enumerate(drawn)
+    ]
+    late: set[str] = set()
+    for stage in stages:
+        late |= {stage.name} if stage.name in busy or late & set(stage.needs) else set()
+    config = parse("name: trial\nenvironment: {name: lookup}", "trial")
+    with RunDirectory.open(tmp_path_factory.mktemp("run") / "run", config) as run:
+        carry_out(stages, run, stages)
+        done = list(run.stages)
+    names = [stage.name for stage in stages]
+    assert done[: len(names) - len(late)] == [name for name in names if name not in late] and set(done) == set(names)
+    assert all(done.index(need) < done.index(stage.name) for stage in stages for need in stage.needs)
 
 
 def test_a_need_that_is_not_finished_is_told_with_the_command_for_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Work that two rows share is done once: the second takes the files over, on proof that all their inputs are equal.
 
-Rows that are made at the same time wait for each other where they need the same. The lock is the system's and ends with its process.
+Rows that are made at the same time wait for each other where they need the same: what only measures is put off first, since the stages
+behind it can be done meanwhile. The lock is the system's and ends with its process.
 
 The digest of a stage's inputs is in its entry of `stages.json` as `made_of`; a stage that was taken over names its source run
 as `taken_from`. A file is taken over only if it is byte for byte what its run made. Weights become a hard link to the same
@@ -25,7 +26,7 @@ from leafe.errors import CorruptFile, UserError
 from leafe.jsonl import told_if_unwritable, write_bytes_atomically
 from leafe.progress import Progress
 from leafe.run import RunDirectory, whole_folder
-from leafe.stages import PROBE, Made, Proof
+from leafe.stages import PROBE, Made, Proof, PutOff
 
 MADE_OF, TAKEN_FROM = "made_of", "taken_from"
 LINKED = ".safetensors"
@@ -43,6 +44,7 @@ class Shared:
     def __init__(self, folder: Path, progress: Progress) -> None:
         self.folder, self.progress = folder, progress
         self._lock: IO[bytes] | None = None
+        self._put_off: set[str] = set()
 
     def __enter__(self) -> Shared:
         return self
@@ -71,13 +73,17 @@ class Shared:
         return True
 
     def __call__(self, run: RunDirectory, proof: Callable[[], Proof], work: Callable[[], Made]) -> Made:
-        """The result of `work`, done here or taken over from another run."""
+        """The result of `work`, done here or taken over from another run. Raises `PutOff` once where another process measures the same."""
         self._give_back()
         proved = proof()
         if proved.key is None or not proved.files:
             return work()
         waits = False
         while not (held := self._hold(proved.key)) and not (taken := self._taken(run, proved, proved.key)):
+            if proved.arm and proved.key not in self._put_off:
+                self._put_off.add(proved.key)
+                self.progress.say(f"{proved.files[0].name}: comes last, since another row makes the same now")
+                raise PutOff
             if not waits:
                 self.progress.say(f"{proved.files[0].name}: waits for another row, which makes the same")
             waits = True

@@ -80,7 +80,6 @@ forests = st.builds(forest, st.integers(0, 10_000), prompts=st.sampled_from([TER
 
 
 @given(forests)
-@settings(max_examples=150)
 def test_counterfactual_prompt_never_contains_the_experience(trees: list[Tree]) -> None:
     for example in distill(trees, FULL, EVERYTHING):
         assert SECRET not in "".join(message.content for message in example.messages) + example.target
@@ -114,7 +113,7 @@ def test_the_random_forests_hold_what_is_to_be_shown() -> None:
 
 
 @given(forests)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_targets_are_the_sampled_ids_and_lead_back_to_the_forest(trees: list[Tree]) -> None:
     examples = distill(trees, FULL, EVERYTHING)
     assert len({example.id for example in examples}) == len(examples)
@@ -126,7 +125,7 @@ def test_targets_are_the_sampled_ids_and_lead_back_to_the_forest(trees: list[Tre
 
 
 @given(st.integers(0, 10_000), st.sampled_from([TERSE, FULL]))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_a_prompt_is_what_the_engine_would_have_been_asked_without_advice(seed: int, prompts: Prompts) -> None:
     for tree in forest(seed, prompts=prompts):
         if any(attempt.stop in BROKEN for attempt in tree.attempts):
@@ -141,7 +140,7 @@ def test_a_prompt_is_what_the_engine_would_have_been_asked_without_advice(seed: 
 
 
 @given(forests)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_attempts_that_broke_give_nothing(trees: list[Tree]) -> None:
     examples = distill(trees, TERSE, EVERYTHING)
     for example in examples:
@@ -235,7 +234,7 @@ def test_an_action_that_is_all_of_the_advice_is_still_learned_from() -> None:
 
 
 @given(forests, st.integers(0, 3))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_no_task_gives_more_branches_than_asked_for(trees: list[Tree], most: int) -> None:
     every = list(counterfactual(trees, TERSE, EVERYTHING))
     drawn = list(counterfactual(trees, TERSE, replace(EVERYTHING, branches_per_task=most)))

@@ -78,7 +78,7 @@ async def together(served: TransformersEngine, plays: Sequence[Sequence[Ask]]) -
     return list(await asyncio.gather(*(play(served, episode) for episode in plays)))
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("kind", ["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_greedy_completions_equal_those_of_generate_token_for_token(kind: str) -> None:
     plays = asks(Sampling(0.0, 1.0, 9))
     found = run(lambda served: together(served, plays), engine(kind))
@@ -95,8 +95,14 @@ def test_greedy_completions_equal_those_of_generate_token_for_token(kind: str) -
             assert logprobs.tolist() == pytest.approx(completion.logprobs, abs=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        (torch.float32, "llama"),
+        (torch.bfloat16, "qwen2"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((torch.float32, "qwen2"), (torch.bfloat16, "llama"))),
+    ],
+)
 def test_a_completion_depends_on_neither_its_neighbours_nor_what_was_reused(kind: str, dtype: torch.dtype) -> None:
     plays = asks(Sampling(0.9, 0.95, 7))
     mixed = engine(kind, dtype=dtype, tokens_per_pass=100)

@@ -152,6 +152,7 @@ def test_a_budget_that_holds_no_step_is_refused_with_what_to_type(tmp_path: Path
     assert not (tmp_path / "run" / "eval").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_that_teaches_nothing_does_not_end_training(tmp_path: Path) -> None:
     run(tmp_path / "run", experiment("grpo.dynamic=false", "grpo.groups=1"))
     taken = steps(tmp_path / "run")
@@ -180,6 +181,7 @@ def test_a_world_that_breaks_in_the_middle_stops_training_which_goes_on_when_it_
     assert steps(tmp_path / "run") == steps(whole)
 
 
+@pytest.mark.slow
 def test_broken_attempts_are_counted_and_steps_are_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Task] = []
     reset = Sokoban.reset

@@ -109,7 +109,8 @@ rows:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(TABLE, marks=pytest.mark.slow, id="arms"), pytest.param(FORESTS, id="forests")]
+    scope="module",
+    params=[pytest.param(TABLE, marks=pytest.mark.slow, id="arms"), pytest.param(FORESTS, marks=pytest.mark.slow, id="forests")],
 )
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Shop]:
     """A table whose rows were made one after another, and the same with two at a time."""

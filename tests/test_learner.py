@@ -250,7 +250,14 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
     assert kills == 3 and same(wanted, trained(drawing, tmp_path / "killed", settings))
 
 
-@pytest.mark.parametrize("update", [{"dtype": "bfloat16"}, {"offload": True}, {"dtype": "bfloat16", "lora": LoraSettings(rank=2)}])
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"dtype": "bfloat16"},
+        {"offload": True},
+        pytest.param({"dtype": "bfloat16", "lora": LoraSettings(rank=2)}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_learner_in_bfloat16_loses_no_small_step(base: Path, tmp_path: Path, update: dict[str, Any]) -> None:
     """Steps of a millionth, of which a bfloat16 weight alone would keep none."""
     settings = PLAN.model_copy(update={"learning_rate": 1e-6, "lora": update.get("lora")})

@@ -78,7 +78,7 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_samples(kind: str, given
 
 
 @given(samples, st.sampled_from(["qwen2", "llama"]), st.integers(0, 5))
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_any_samples_pack_without_changing_loss_or_gradients(given: list[Sample], kind: str, seed: int) -> None:
     assert_same(model(kind, torch.float64, seed), given, [pack(given)], 1e-11)
     assert_same(model(kind, torch.float32, seed), given, [pack(given)], ROUNDING)
@@ -88,7 +88,7 @@ def test_any_samples_pack_without_changing_loss_or_gradients(given: list[Sample]
 @example(
     [[([1], [2], 1.0)], [([1, 2, 3, 4, 5, 5], [1, 2, 3, 4], 1.0), ([2], [5, 5, 5], 0.5)]], "qwen2"
 )  # a short row beside a long one
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_rows_of_a_batch_do_not_see_each_other(groups: list[list[Sample]], kind: str) -> None:
     every = [sample for group in groups for sample in group]
     assert_same(model(kind, torch.float64), every, [pack(group) for group in groups], 1e-11)
@@ -103,7 +103,7 @@ def ancestors(row: PackedRow, place: int) -> list[int]:
 
 
 @given(samples)
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_a_row_is_its_samples_and_nothing_else(given: list[Sample]) -> None:
     row = pack(given)
     wanted: dict[tuple[tuple[int, ...], int], float] = {}

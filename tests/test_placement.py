@@ -82,7 +82,11 @@ def runtime(make: Callable[[], Environment], placement: Placement, actions: Sequ
 @pytest.mark.parametrize("placement", ELSEWHERE)
 @pytest.mark.parametrize(
     ("name", "arguments", "actions"),
-    [("lookup", {"horizon": 4}, PLACES), ("sokoban", {"horizon": 8}, MOVES), ("players:Breaking", {"odds": 0.1}, PLACES)],
+    [
+        ("lookup", {"horizon": 4}, PLACES),
+        ("sokoban", {"horizon": 8}, MOVES),
+        pytest.param("players:Breaking", {"odds": 0.1}, PLACES, marks=pytest.mark.slow),
+    ],
 )
 def test_a_forest_holds_the_same_bytes_wherever_its_worlds_live(
     placement: Placement, name: str, arguments: dict[str, Any], actions: list[str], tmp_path: Path

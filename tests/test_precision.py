@@ -98,8 +98,7 @@ def learned(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("piece", [2**26, 64])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("piece", "decay"), [(2**26, 0.0), (64, 0.1)])
 def test_steps_of_a_millionth_are_those_of_float32_to_the_bit_and_plain_bfloat16_loses_them(
     piece: int, decay: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,7 @@ def test_an_interrupt_during_a_training_ends_it_in_order(number: signal.Signals,
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
+@pytest.mark.slow
 def test_an_interrupt_whose_exception_is_lost_ends_a_training_too(heard: None) -> None:
     def loses(number: int, frame: object) -> None:  # as a finalizer does
         with suppress(KeyboardInterrupt):

@@ -443,6 +443,7 @@ def test_every_shipped_table_is_whole(name: str) -> None:
     assert table.name == name and all(table.chain(row) for row in table.rows.values())
 
 
+@pytest.mark.slow
 def test_several_models_have_a_table_each_and_one_of_all(tmp_path: Path) -> None:
     made, copy = shop(tmp_path / "models"), tmp_path / "other"
     shutil.copytree(CHECKPOINTS["nano"], copy)

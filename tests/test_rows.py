@@ -46,7 +46,7 @@ def added(parts: list[PackedRow]) -> dict[Term, float]:
 
 
 @given(samples, st.integers(1, 20))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_rows_of_a_split_hold_every_sample_and_are_as_short_as_asked(given: list[Sample], limit: int) -> None:
     parts = list(split(given, limit))
     assert added(parts) == terms(pack(given))
@@ -55,7 +55,7 @@ def test_rows_of_a_split_hold_every_sample_and_are_as_short_as_asked(given: list
 
 
 @given(samples, st.integers(1, 20))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_no_other_cuts_compute_fewer_tokens(given: list[Sample], limit: int) -> None:
     def cost(cuts: tuple[int, ...]) -> int | None:
         sizes = []
@@ -71,7 +71,7 @@ def test_no_other_cuts_compute_fewer_tokens(given: list[Sample], limit: int) -> 
 
 
 @given(rows, st.integers(1, 4), st.integers(1, 30))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_processes_share_rows_evenly_and_passes_hold_no_more_than_asked(given: list[PackedRow], processes: int, limit: int) -> None:
     loads = shares(given, processes, limit)
     assert len(loads) == processes

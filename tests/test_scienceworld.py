@@ -471,7 +471,7 @@ def gone(pid: int, patience: float = 60) -> bool:
 
 @with_simulator
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked up in /proc")
-@pytest.mark.parametrize("end", ["kill", "exit"])
+@pytest.mark.parametrize("end", ["kill", pytest.param("exit", marks=pytest.mark.slow)])
 def test_the_java_process_ends_with_ours_however_it_ends_and_says_nothing(end: str) -> None:
     told = {"JAVA_TOOL_OPTIONS": "-XX:hashCode=0", "_JAVA_OPTIONS": "-Xmx2g -verbose:gc"}  # which Java would repeat on the terminal
     with in_a_process("print(POOL._seats[0].simulator.process.pid, flush=True)\nsys.stdin.read()", **told) as process:

@@ -410,7 +410,7 @@ class Failing:
         await self.engine.close()
 
 
-@pytest.mark.parametrize("name", ON_POLICY)
+@pytest.mark.parametrize("name", ["reset_groups", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grpo", "opd"))])
 def test_a_run_that_breaks_in_a_step_and_between_two_passes_ends_with_the_same_weights(
     name: str, whole: Callable[[str], Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,6 +434,7 @@ def test_a_run_that_breaks_in_a_step_and_between_two_passes_ends_with_the_same_w
     assert trained(tmp_path / "run", name) == trained(whole(name), name)
 
 
+@pytest.mark.slow
 def test_a_state_that_is_kept_less_often_costs_batches_and_changes_no_weight(
     whole: Callable[[str], Path], model: Path, tmp_path: Path
 ) -> None:

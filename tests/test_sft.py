@@ -133,7 +133,7 @@ def test_training_says_nothing(base: Path, tmp_path: Path, capfd: pytest.Capture
     assert steps == [(1, 2), (2, 2)]
 
 
-@pytest.mark.parametrize("batch_size", [64, 8])
+@pytest.mark.parametrize("batch_size", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_step_is_the_same_however_it_is_cut_into_passes(base: Path, tmp_path: Path, batch_size: int) -> None:
     results = []
     for micro_tokens in (8192, 64, 16):

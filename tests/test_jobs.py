@@ -18,7 +18,7 @@ from test_reproduce import RECIPE, TABLE, Shop, assert_one_sentence, shop, sums
 from leafe.config import parse
 from leafe.errors import UserError
 from leafe.progress import Silent
-from leafe.reproduce.jobs import GIB, Share, shares
+from leafe.reproduce.jobs import GIB, Share, shares, turns_on_a_gpu
 from leafe.reproduce.sharing import LOCK, MADE_OF, Shared
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
@@ -62,6 +62,15 @@ def test_a_gpu_with_several_jobs_shares_its_memory() -> None:
     found = shares(config(), 8, ("0", "1"), cores=16, free=80 * GIB)
     assert [share.gpus for share in found] == [("0",), ("1",)] * 4
     assert typed(found[0])["engine.cache_gib"] == "10.000"
+
+
+def test_jobs_on_one_gpu_are_told_of_the_service_that_lets_them_share_it_unless_it_runs(tmp_path: Path) -> None:
+    several, alone = (shares(config(), jobs, ("0", "1"), cores=16, free=80 * GIB) for jobs in (8, 2))
+    variables = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
+    advice = turns_on_a_gpu(several, variables)
+    assert "4 jobs" in advice and "nvidia-cuda-mps-control" in advice and turns_on_a_gpu(alone, variables) == ""
+    (tmp_path / "control").touch()
+    assert turns_on_a_gpu(several, variables) == ""
 
 
 def test_what_was_chosen_stays() -> None:

@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import NamedTuple
 
 from transformers.utils.logging import disable_progress_bar
@@ -83,6 +85,18 @@ def shares_here(config: RunConfig, jobs: int) -> list[Share]:
     return shares(config, jobs, gpus, cores=own_cores(), free=free)
 
 
+def turns_on_a_gpu(given: Sequence[Share], variables: Mapping[str, str] = os.environ) -> str:
+    """The advice for several jobs on one GPU; empty where each has its own, or where NVIDIA's multi-process service is running."""
+    counts = Counter(share.gpus for share in given if share.gpus)
+    pipe = Path(variables.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps")
+    if max(counts.values(), default=1) == 1 or (pipe / "control").exists():
+        return ""
+    return (
+        f"{max(counts.values())} jobs take turns on a GPU; NVIDIA's multi-process service lets them use it at the same time:"
+        " nvidia-cuda-mps-control -d starts it, before this command"
+    )
+
+
 def carry_out_side_by_side(
     plan: Plan,
     bench: OpenBench,
@@ -92,6 +106,8 @@ def carry_out_side_by_side(
     given: Sequence[Share],
 ) -> list[Failure]:
     """Does what `work.carry_out` does, as many rows at a time as there are shares. `bench` has to be picklable."""
+    if advice := turns_on_a_gpu(given):
+        progress.say(advice)
     shop = _Shop(plan, bench, progress, told, list(given))
     try:
         with progress.stage(plan.table.name, len(plan.rows) * len(plan.asked.seeds), "rows") as gauge:

@@ -87,6 +87,7 @@ def test_the_smoke_recipe_goes_through_every_stage_on_a_model_of_another_family(
     assert "Exploration at equal budget" in said.out and "independent" in said.out and "report.html" in said.out
 
 
+@pytest.mark.slow
 def test_matched_arms_and_an_average_go_through_the_command_line(model: Path, tmp_path: Path) -> None:
     run, arms = tmp_path / "run", ("rehearsal-matched", "independent-matched", "average")
     fewer = ("tasks.test=1", "evaluate.samples=1", "train.epochs=2", "distill.rehearse=tasks", "distill.success_share=1.0")
@@ -442,6 +443,7 @@ def test_environments_are_listed_each_with_a_line() -> None:
     assert {"lookup", "slippery-sokoban", "sokoban"} <= {line.partition("  ")[0] for line in said.out.splitlines()}
 
 
+@pytest.mark.slow
 def test_the_doctor_answers_in_json_and_whatever_is_missing_comes_with_what_mends_it() -> None:
     said = leafe("doctor", "--json")
     found = json.loads(said.out)

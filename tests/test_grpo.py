@@ -160,6 +160,7 @@ def test_a_batch_that_teaches_nothing_does_not_end_training(tmp_path: Path) -> N
     assert any(line["empty"] for line in learned) and (len(learned) == BUDGET // 16 or BUDGET - spent < 16)
 
 
+@pytest.mark.slow
 def test_a_world_that_breaks_in_the_middle_stops_training_which_goes_on_when_it_is_repaired(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ def played(environment: Gymnasium, actions: Sequence[str], number: int = 0) -> l
     return [environment.reset(task), *(environment.step(action) for action in actions)]
 
 
-def checked(arguments: dict[str, Any], rollbacks: int = 30) -> CheckReport:
+def checked(arguments: dict[str, Any], rollbacks: int = 15) -> CheckReport:
     return check_environment(
         lambda: make("gymnasium", arguments),
         name="gymnasium",

@@ -254,6 +254,10 @@ def test_an_unknown_split_and_a_task_without_a_house_are_refused() -> None:
     ):
         with pytest.raises(UserError, match="holds no house"):
             Household().reset(Task("t", "household", "Do.", 5, payload))
+
+
+@pytest.mark.slow
+def test_more_houses_than_there_are_are_refused() -> None:
     few = Household(rooms=1, places=len(PLACES), items=2, goals="two", skew=1.0)
     with pytest.raises(UserError, match=r"20000 .*'valid'.* \d+ "):
         few.tasks("valid", 20_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -152,28 +153,29 @@ def objection(module: str, imported: str) -> str | None:
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def imported(path: Path) -> tuple[str, ...]:
+    """Every module that a file of ours names in an import."""
+    return tuple(imports(ast.parse(path.read_text(encoding="utf-8")), module_name(path), path.name == "__init__.py"))
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_each_module_imports_from_lower_floors_only(path: Path) -> None:
     module = module_name(path)
-    named = imports(ast.parse(path.read_text(encoding="utf-8")), module, path.name == "__init__.py")
-    objections = [objection(module, imported) for imported in named if imported.split(".")[0] == "leafe"]
+    objections = [objection(module, named) for named in imported(path) if named.split(".")[0] == "leafe"]
     assert [reason for reason in objections if reason] == []
 
 
 def test_torch_is_imported_where_models_are_and_nowhere_else() -> None:
     for path in FILES:
         module = module_name(path)
-        named = {name.split(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")), module)}
+        named = {name.split(".")[0] for name in imported(path)}
         allowed = any(module == place or module.startswith(place + ".") for place in TORCH)
         assert allowed or "torch" not in named, f"{module} imports torch"
 
 
 def test_ray_is_imported_in_one_place() -> None:
-    importing = {
-        module_name(path)
-        for path in FILES
-        if "ray" in {name.split(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")), module_name(path))}
-    }
+    importing = {module_name(path) for path in FILES if "ray" in {name.split(".")[0] for name in imported(path)}}
     assert importing == {"leafe.scale.cluster"}
 
 

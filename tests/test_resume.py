@@ -78,10 +78,10 @@ def whole(world: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def cuts(content: bytes) -> Iterator[int]:
-    """After every third line and near the ends after each, in turns right there and somewhere inside of the next line."""
+    """After every fifth line and near the ends after each, in turns right there and somewhere inside of the next line."""
     draw, at, rows = random.Random(0), 0, content.splitlines(keepends=True)
     for number, line in enumerate(rows):
-        if number % 3 == 0 or not 6 <= number < len(rows) - 3:
+        if number % 5 == 0 or not 6 <= number < len(rows) - 3:
             yield at + (draw.randrange(1, len(line)) if number % 2 else 0)
         at += len(line)
     yield at

@@ -400,6 +400,7 @@ def test_more_episodes_than_simulators_play_as_if_each_had_its_own(world: Scienc
         environment.close()
 
 
+@pytest.mark.slow
 @with_simulator
 def test_a_simulator_that_dies_costs_one_episode_and_no_more(world: ScienceWorld) -> None:
     place, task = World(world), task_of("find-plant", 4)

@@ -211,9 +211,13 @@ def test_deadlock_feedback_is_off_by_default_and_stays_once_a_level_is_spoiled()
     assert [text.replace(" A box can no longer reach a target.", "") for text in texts[True]] == texts[False]
 
 
-def test_a_wish_that_no_level_can_meet_is_one_sentence() -> None:
+@pytest.mark.slow
+def test_more_levels_than_there_are_are_refused() -> None:
     with pytest.raises(UserError, match="wanted 5000 tasks of split 'test', found"):
         Sokoban(rows=4, columns=4, min_length=1).tasks("test", 5000)
+
+
+def test_a_wish_that_no_level_can_meet_is_one_sentence() -> None:
     with pytest.raises(UnknownName, match="did you mean 'test'"):
         Sokoban().tasks("tset", 1)
     with pytest.raises(UserError, match="at least one box"):

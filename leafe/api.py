@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from leafe.compose import bench_of, load_local_engine
-from leafe.config import configured, dump, parse
+from leafe.config import configured, dump, of_one_split, parse
 from leafe.differing import differing_fields
 from leafe.digest import seed_for
 from leafe.distillation.examples import Selection
@@ -196,7 +196,7 @@ def evaluate(
     `out` is a file for the graded attempts, with its settings beside it in `OUT.yaml`; those that it holds already are not repeated.
     """
     given = {"model": str(model), "seed": seed, "tasks.train": 1, "tasks.test": tasks, "tasks.test_split": split}
-    experiment = _bench(environment, {**given, "evaluate.samples": samples, **(settings or {})}, progress)
+    experiment = _bench(environment, {**given, "evaluate.samples": samples, **(settings or {})}, progress, part="test")
     experiment.check()
     chosen, rules = experiment.tasks("test"), experiment.rules(seed_for(experiment.config.seed, "evaluate"))
 
@@ -289,12 +289,14 @@ def load_engine(model: str | Path = "nano", **settings: Any) -> Engine:
     return load_local_engine(config.engine, locate(str(model), CHECKPOINTS))
 
 
-def _bench(environment: World, settings: SettingValues, progress: Progress | None) -> Experiment:
-    """The experiment of an environment under the settings of a recipe that trains nothing."""
+def _bench(
+    environment: World, settings: SettingValues, progress: Progress | None, *, part: Literal["train", "test"] = "train"
+) -> Experiment:
+    """The experiment of an environment under the settings of a recipe that trains nothing and reads the tasks of one part."""
     values: dict[str, Any] = {"name": "api", **_no_method([]), "environment": {"name": _name_of(environment)}}
     for name, value in settings.items():
         _put(values, name, value)
-    config = configured(values, "settings")
+    config = of_one_split(configured(values, "settings"), part)
     experiment = bench_of(config, progress or Silent())
     if isinstance(environment, str):
         return experiment

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
@@ -256,6 +256,14 @@ def of_model(model: str, environment: str, overrides: Sequence[str], **counts: i
                  for text in overrides]  # fmt: skip
     own = {"name": "trial", "model": model, "environment": {"name": environment}, section.section: {"arms": [], "controls": []}}
     return parse(yaml.dump(own, Dumper=Dumper), f"--env {environment}", [*given, *arguments])
+
+
+def of_one_split(config: RunConfig, part: Literal["train", "test"]) -> RunConfig:
+    """The settings of a command that reads the tasks of one part alone. Those of the other come from the same split, for where there are
+    tasks of no other, as in a file of held-out levels.
+    """
+    split = getattr(config.tasks, f"{part}_split")
+    return config.model_copy(update={"tasks": config.tasks.model_copy(update={"train_split": split, "test_split": split})})
 
 
 def configured(values: Mapping[str, Any], source: str) -> RunConfig:

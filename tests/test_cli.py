@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from leafe.distillation.store import FORMATS, HINTS, read_examples, write_exampl
 from leafe.records import Observation, Task
 from leafe.run import RunDirectory
 from leafe.worlds.fakes import Lookup
+from leafe.worlds.sokoban.boxoban import write_levels
+from leafe.worlds.sokoban.generator import Recipe, levels
 
 
 class Interrupted(Lookup):
@@ -277,6 +280,18 @@ def test_runs_in_other_environments_are_told_apart_and_give_no_difference(
 def test_a_model_is_diagnosed_without_a_recipe(model: Path) -> None:
     said = leafe("diagnose", model, "--env", "lookup", "places=3", "horizon=2", *QUICK, "--tasks", "3", "--turns", "4", "--json")
     assert said.status == 0 and json.loads(said.out)["tasks"] == 3
+
+
+def test_a_file_of_held_out_levels_alone_is_enough_to_measure_on_and_otherwise_its_split_is_named(
+    model: Path, tmp_path: Path
+) -> None:
+    held_out, file = [level for level, _ in islice(levels(Recipe(), "test", 1), 2)], tmp_path / "levels.txt"
+    file.write_text(write_levels(held_out))
+    given = (model, "--env", "sokoban", f"levels={file}", "environment.args.horizon=2", *QUICK, "--tasks", "2")
+    said = leafe("evaluate", *given, "--samples", "1", "--out", tmp_path / "run")
+    assert said.status == 0, said
+    refused = leafe("diagnose", *given)
+    assert refused.status == 2 and "2 of 'test' with tasks.train_split=test" in " ".join(refused.err.split())
 
 
 @pytest.mark.parametrize(

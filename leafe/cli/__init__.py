@@ -115,7 +115,7 @@ def evaluate(
         found = wanted.run_or_recipe(where, overrides or [], out)
     else:
         counts = {"tasks_test": tasks or 64, "evaluate_samples": samples or 16}
-        found = wanted.model(where, env, overrides or [], out, tasks_train=1, **counts)
+        found = wanted.model(where, env, overrides or [], out, part="test", tasks_train=1, **counts)
     from leafe.cli import stages
 
     stages.evaluate(found, out)
@@ -144,7 +144,7 @@ def diagnose(
             wanted.without_env({"--tasks": tasks})
             config = wanted.recipe(recipe, overrides or [])
         else:
-            config = wanted.model(recipe, env, overrides or [], tasks_train=tasks or 20, tasks_test=1)
+            config = wanted.model(recipe, env, overrides or [], part="train", tasks_train=tasks or 20, tasks_test=1)
     from leafe.cli import stages
 
     stages.diagnose(config, turns=turns, as_json=as_json)

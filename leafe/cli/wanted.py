@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from leafe.config import load_recipe, of_model, recipe_names
+from leafe.config import load_recipe, of_model, of_one_split, recipe_names
 from leafe.errors import UnknownName, UserError
 from leafe.refusals import refuse
 from leafe.reproduce.spec import load_table
@@ -23,9 +24,11 @@ def recipe(name: str, overrides: Sequence[str], out: Path | None = None) -> RunC
     return config
 
 
-def model(name: str, env: str, overrides: Sequence[str], out: Path | None = None, **counts: int) -> RunConfig:
-    """The settings to try a model in an environment; `counts` are as in `of_model`."""
-    config = of_model(name, env, overrides, **counts)
+def model(
+    name: str, env: str, overrides: Sequence[str], out: Path | None = None, *, part: Literal["train", "test"], **counts: int
+) -> RunConfig:
+    """The settings to try a model in an environment on the tasks of one part; `counts` are as in `of_model`."""
+    config = of_one_split(of_model(name, env, overrides, **counts), part)
     refuse(config, out)
     return config
 

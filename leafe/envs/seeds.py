@@ -44,3 +44,12 @@ def seeded_tasks(like: Task, seeds: Sequence[int], identity: Mapping[str, Any]) 
     return [
         Task(f"{like.env}-{digest(identity, seed)}", like.env, like.instruction, like.horizon, {"seed": seed}) for seed in seeds
     ]
+
+
+def for_too_few(split: str, held: Mapping[str, int]) -> str:
+    """What to type where `split` holds too few tasks; `held` counts the tasks of all splits."""
+    others = [other for other, count in held.items() if count and other != split]
+    if not others:
+        return "ask for fewer"
+    there = " and ".join(f"{held[other]} of {other!r}" for other in others)
+    return f"ask for fewer, or for some of {there} with tasks.train_split={others[0]} or tasks.test_split={others[0]}"

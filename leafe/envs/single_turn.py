@@ -14,6 +14,7 @@ import inspect
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from leafe.digest import canonical, digest, seed_for
 from leafe.envs.base import Environment, Fidelity, Placement
 from leafe.envs.rows import blank, read_row
-from leafe.envs.seeds import SPLITS, split_named
+from leafe.envs.seeds import SPLITS, for_too_few, split_named
 from leafe.errors import CorruptFile, UnknownName, UserError
 from leafe.imports import import_here
 from leafe.records import Observation, Task
@@ -75,7 +76,8 @@ class SingleTurn(Environment):
             strange = sorted({_split_of(row) for row in every} - set(SPLITS))
             others = f" and lines of other splits, {', '.join(strange)!s:.80}" if strange else ""
             raise UserError(
-                f"single-turn: wanted {count} tasks of split {split!r}, found {len(rows)}{others} in {self._data}; ask for fewer"
+                f"single-turn: wanted {count} tasks of split {split!r}, found {len(rows)}{others} in {self._data};"
+                f" {for_too_few(split, Counter(held for held in map(_split_of, every) if held in SPLITS))}"
             )
         drawn = random.Random(seed_for(self.name, split, seed)).sample(rows, count)
         return [Task(f"single-turn-{digest(row)}", self.name, self._question(row), self._horizon, row) for row in drawn]

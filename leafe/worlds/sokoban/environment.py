@@ -15,7 +15,7 @@ from typing import Any
 
 from leafe.digest import seed_for, text_digest
 from leafe.envs.base import FrozenStateEnvironment
-from leafe.envs.seeds import split_named
+from leafe.envs.seeds import for_too_few, split_named
 from leafe.errors import UnknownName, UserError
 from leafe.records import Observation, Task
 from leafe.worlds.commands import without_stop
@@ -91,8 +91,8 @@ class Sokoban(FrozenStateEnvironment[Snapshot]):
         while len(found) < count:
             level, length = next(drawn, (None, None))
             if level is None:
-                where = str(self._levels or "this recipe")
-                raise UserError(f"wanted {count} tasks of split {split!r}, found {len(found)} in {where}; ask for fewer")
+                where, mend = str(self._levels or "this recipe"), for_too_few(split, _held(self._levels))
+                raise UserError(f"wanted {count} tasks of split {split!r}, found {len(found)} in {where}; {mend}")
             board = level.render(level.start)
             name = f"sokoban-{text_digest(board)}"
             payload = {"board": board} if length is None else {"board": board, "length": length}
@@ -187,6 +187,11 @@ def _solvable(level: Level, state: State) -> bool:
         return solve(level, state, limit=50_000) is not None
     except SolverLimit:
         return True
+
+
+def _held(path: Path | None) -> dict[str, int]:
+    """How many unsolved levels of each split lie in files."""
+    return {split: sum(1 for _ in _from_files(path, split, 0)) for split in ("train", "valid", "test")} if path else {}
 
 
 def _from_files(path: Path, split: str, seed: int) -> Iterator[tuple[Level, int | None]]:

@@ -291,7 +291,7 @@ def test_a_file_of_held_out_levels_alone_is_enough_to_measure_on_and_otherwise_i
     said = leafe("evaluate", *given, "--samples", "1", "--out", tmp_path / "run")
     assert said.status == 0, said
     refused = leafe("diagnose", *given)
-    assert refused.status == 2 and "2 of 'test' with tasks.train_split=test" in " ".join(refused.err.split())
+    assert refused.status == 2 and "those of 'test', as with tasks.train_split=test" in " ".join(refused.err.split())
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,6 @@ def test_a_budget_that_holds_no_step_is_refused_with_what_to_type(tmp_path: Path
     assert not (tmp_path / "run" / "eval").exists()
 
 
-@pytest.mark.slow
 def test_a_batch_that_teaches_nothing_does_not_end_training(tmp_path: Path) -> None:
     run(tmp_path / "run", experiment("grpo.dynamic=false", "grpo.groups=1"))
     taken = steps(tmp_path / "run")

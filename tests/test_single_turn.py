@@ -239,3 +239,9 @@ def test_lines_of_unknown_splits_are_told(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "a", "split": "extra"}\n{"question": "b", "split": "test"}\n')
     with pytest.raises(UserError, match=r"2 .*'test'.* 1 .*extra"):
         SingleTurn(data=str(tmp_path / "rows.jsonl"), reward="test_single_turn:exact").tasks("test", 2)
+
+
+def test_a_split_with_too_few_lines_names_the_one_that_has_some(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "b", "split": "test"}\n')
+    with pytest.raises(UserError, match=r"'train', found 0 .*those of 'test', as with tasks\.train_split=test"):
+        SingleTurn(data=str(tmp_path / "rows.jsonl"), reward="test_single_turn:exact").tasks("train", 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from leafe.digest import digest, seed_for
@@ -46,10 +46,10 @@ def seeded_tasks(like: Task, seeds: Sequence[int], identity: Mapping[str, Any]) 
     ]
 
 
-def for_too_few(split: str, held: Mapping[str, int]) -> str:
-    """What to type where `split` holds too few tasks; `held` counts the tasks of all splits."""
-    others = [other for other, count in held.items() if count and other != split]
+def for_too_few(split: str, held: Iterable[str]) -> str:
+    """What to type where `split` holds too few tasks; `held` are the splits that hold any."""
+    others = [other for other in held if other != split]
     if not others:
         return "ask for fewer"
-    there = " and ".join(f"{held[other]} of {other!r}" for other in others)
-    return f"ask for fewer, or for some of {there} with tasks.train_split={others[0]} or tasks.test_split={others[0]}"
+    there = " or ".join(map(repr, others))
+    return f"ask for fewer, or for those of {there}, as with tasks.train_split={others[0]} or tasks.test_split={others[0]}"

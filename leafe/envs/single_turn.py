@@ -14,7 +14,6 @@ import inspect
 import json
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,11 +72,12 @@ class SingleTurn(Environment):
         every = list(self._rows())
         rows = list({digest(row): row for row in every if _split_of(row) == split}.values())
         if len(rows) < count:
-            strange = sorted({_split_of(row) for row in every} - set(SPLITS))
+            held = {_split_of(row) for row in every}
+            strange = sorted(held - set(SPLITS))
             others = f" and lines of other splits, {', '.join(strange)!s:.80}" if strange else ""
             raise UserError(
                 f"single-turn: wanted {count} tasks of split {split!r}, found {len(rows)}{others} in {self._data};"
-                f" {for_too_few(split, Counter(held for held in map(_split_of, every) if held in SPLITS))}"
+                f" {for_too_few(split, [other for other in SPLITS if other in held])}"
             )
         drawn = random.Random(seed_for(self.name, split, seed)).sample(rows, count)
         return [Task(f"single-turn-{digest(row)}", self.name, self._question(row), self._horizon, row) for row in drawn]

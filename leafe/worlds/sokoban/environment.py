@@ -189,9 +189,9 @@ def _solvable(level: Level, state: State) -> bool:
         return True
 
 
-def _held(path: Path | None) -> dict[str, int]:
-    """How many unsolved levels of each split lie in files."""
-    return {split: sum(1 for _ in _from_files(path, split, 0)) for split in ("train", "valid", "test")} if path else {}
+def _held(path: Path | None) -> list[str]:
+    """The splits of which files hold an unsolved level."""
+    return [split for split in ("train", "valid", "test") if next(_from_files(path, split, 0), None)] if path else []
 
 
 def _from_files(path: Path, split: str, seed: int) -> Iterator[tuple[Level, int | None]]:

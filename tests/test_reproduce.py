@@ -443,6 +443,13 @@ def test_every_shipped_table_is_whole(name: str) -> None:
     assert table.name == name and all(table.chain(row) for row in table.rows.values())
 
 
+def test_settings_are_chosen_by_tables_that_do_not_see_the_tasks_that_are_measured() -> None:
+    for path in (Path(__file__).parents[1] / "benchmarks/choices").glob("*.yaml"):
+        for environment in ("sokoban", "household"):
+            plan = Plan(load_table(str(path)), Asked(environment=environment))
+            assert {plan.config(row, 1).tasks.test_split for row in plan.rows} == {"valid"}
+
+
 @pytest.mark.slow
 def test_several_models_have_a_table_each_and_one_of_all(tmp_path: Path) -> None:
     made, copy = shop(tmp_path / "models"), tmp_path / "other"

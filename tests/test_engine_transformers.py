@@ -6,6 +6,7 @@ import asyncio
 import copy
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,6 +149,22 @@ def test_a_prefix_that_arrives_many_times_at_once_is_computed_once() -> None:
     run(lambda served: together(served, [[Ask(ask.messages, ask.sampling, seed)] for seed in range(8)]), served)
     prompt = served.stats.prompt_tokens // 8
     assert served.stats.prompt_tokens - served.stats.reused_tokens == prompt + 7  # each still computes the last token of its prompt
+
+
+@pytest.mark.parametrize(
+    "wanted", [Sampling(max_tokens=9), Sampling(max_tokens=9, temperature=0), Sampling(max_tokens=9, top_p=0.7)]
+)
+def test_replies_that_repeat_others_are_guessed_and_right_or_wrong_change_nothing(wanted: Sampling) -> None:
+    plays = asks(wanted, turns=3)
+    others = [[replace(ask, seed=ask.seed + 7) for ask in episode] for episode in plays]
+
+    async def again(served: TransformersEngine) -> list[list[list[Completion]]]:
+        return [await together(served, some) for some in (plays, plays, others, plays, plays)]
+
+    served = engine()
+    first, *repeats, last = run(again, served)
+    assert served.stats.guessed_tokens > 0.2 * served.stats.sampled_tokens
+    assert first == repeats[0] == repeats[2] == last and repeats[1] == run(lambda fresh: together(fresh, others), engine())
 
 
 def test_more_requests_than_slots_and_blocks_are_all_answered_alike() -> None:

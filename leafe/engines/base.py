@@ -17,12 +17,15 @@ from leafe.records import Ask, Completion, Message
 
 @dataclass
 class EngineStats:
-    """The work of an engine so far, in tokens and requests. `reused_tokens` are prompt tokens that were not computed again."""
+    """The work of an engine so far, in tokens and requests. `reused_tokens` are prompt tokens that were not computed again, and
+    `guessed_tokens` sampled ones that needed no pass of their own.
+    """
 
     requests: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
     sampled_tokens: int = 0
+    guessed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

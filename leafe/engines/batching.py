@@ -1,9 +1,9 @@
 """Continuous batching: which tokens of which requests the next forward pass computes, and what is drawn after it.
 
-Each pass computes one token for every request that is being sampled and as many prompt tokens of the others as it has room for. Prompt
-tokens that any request has computed before are not computed again, and of two requests that are about to compute the same tokens the
-second waits a pass and reuses the first's. The invariant is that of `slots.py` and `sampling.py`: the tokens that a request draws do not
-depend on the other requests in the batch.
+Each pass computes one token for every request that is being sampled, with guesses of the next ones (`drafts.py`), and as many prompt
+tokens of the others as it has room for. Prompt tokens that any request has computed before are not computed again, and of two requests
+that are about to compute the same tokens the second waits a pass and reuses the first's. The invariant is that of `slots.py` and
+`sampling.py`: the tokens that a request draws do not depend on the other requests in the batch, nor on what was guessed.
 
 It runs in one thread and knows nothing of event loops.
 """
@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any, Generic, TypeVar
 
 from leafe.engines.base import EngineStats
+from leafe.engines.drafts import Drafts
 from leafe.engines.prefixes import Lease, Match, PrefixTree
 from leafe.engines.repetition import repeats
 from leafe.engines.sampling import Score, draw, score, uniform
@@ -54,6 +55,7 @@ class Request:
     scores: list[Score] = field(default_factory=list)
     pending: int = 0
     session: int = 0
+    draft: list[int] = field(default_factory=list)
 
     @property
     def left(self) -> int:
@@ -104,6 +106,7 @@ class Batcher(Generic[AnyRequest]):
         self._model, self.stop_ids = model, frozenset(stop_ids)
         self._slots, self._tokens_per_pass = slots, tokens_per_pass
         self._unreserved = blocks - 1  # the first belongs to no request
+        self._drafts = Drafts()
         self._tree, self._cache = PrefixTree(blocks, BLOCK), BlockCache(blocks, BLOCK)
 
     @property
@@ -116,6 +119,7 @@ class Batcher(Generic[AnyRequest]):
         left = [*self.active, *self.waiting]
         self.active, self.waiting = [], deque()
         self._tree.clear()
+        self._drafts.clear()
         self._unreserved = self._tree.blocks - 1
         return left
 
@@ -147,18 +151,20 @@ class Batcher(Generic[AnyRequest]):
         """Logits (tokens kept of all pieces, vocabulary)."""
         logits = forward(self._model, plan([piece for _, piece in pieces], self._cache, self._model.device))
         for request, piece in pieces:
-            request.computed += len(piece.ids)
+            request.computed += len(piece.ids) - len(request.draft)
             if not request.sampling:
                 self._register(request)
         return logits
 
     def _ready(self, pieces: Sequence[tuple[AnyRequest, Piece]], logits: Any) -> tuple[list[AnyRequest], Any]:
-        """The requests that can draw, and the logits that they draw from."""
-        rows = accumulate(piece.kept for _, piece in pieces)
+        """The requests that can draw, and the logits that they draw from: one row each, and one for each guess."""
+        ends = accumulate(piece.kept for _, piece in pieces)
         ready = [
-            (request, row - 1) for (request, _), row in zip(pieces, rows, strict=True) if request.left == 0 and not request.scored
+            (request, range(end - 1 - len(request.draft), end))
+            for (request, _), end in zip(pieces, ends, strict=True)
+            if request.left == 0 and not request.scored
         ]
-        return [request for request, _ in ready], logits[[row for _, row in ready]]
+        return [request for request, _ in ready], logits[[row for _, rows in ready for row in rows]]
 
     def _score(self, pieces: Sequence[tuple[AnyRequest, Piece]], logits: Any) -> list[AnyRequest]:
         """Records the scores of the requests to be scored; returns those that are done."""
@@ -210,14 +216,23 @@ class Batcher(Generic[AnyRequest]):
         self.active.append(request)
 
     def _pieces(self, room: int) -> list[tuple[AnyRequest, Piece]]:
-        """The tokens to compute in this pass: one per request that samples, and up to `room` prompt tokens."""
+        """The tokens to compute in this pass: up to `room` prompt tokens, one per request that samples, and guesses while there is room."""
         pieces: list[tuple[AnyRequest, Piece]] = []
+        spare = room - sum(request.left for request in self.active if not request.sampling)
         for request in self.active:
-            count = request.left if request.sampling else min(request.left, room)
-            if count > 0 and request.lease is not None:
-                room -= 0 if request.sampling else count
+            if request.sampling:
+                pieces.append((request, self._next(request, spare)))
+                spare -= len(request.draft)
+            elif (count := min(request.left, room)) > 0:
+                room -= count
                 pieces.append((request, self._piece(request, count)))
         return pieces
+
+    def _next(self, request: AnyRequest, most: int) -> Piece:
+        """The last token of a request that samples, and at most so many guesses of the next ones."""
+        assert request.lease is not None
+        request.draft = self._drafts.after(request.ids, min(most, request.ask.sampling.max_tokens - request.drawn - 1))
+        return Piece([request.ids[-1], *request.draft], request.computed, request.lease.blocks, 1 + len(request.draft))
 
     def _piece(self, request: AnyRequest, count: int) -> Piece:
         """The next `count` tokens of a request, or fewer of one to be scored: the logits of a whole text would take too much memory."""
@@ -237,18 +252,28 @@ class Batcher(Generic[AnyRequest]):
     def _draw(self, requests: Sequence[AnyRequest], logits: Any) -> list[AnyRequest]:
         if not requests:
             return []
-        numbers = [uniform(request.ask.seed, len(request.logprobs)) for request in requests]
-        chosen, logprobs = draw(logits, [request.ask.sampling for request in requests], numbers)
-        self.stats.sampled_tokens += len(requests)
-        done: list[AnyRequest] = []
-        for request, token, logprob in zip(requests, chosen, logprobs, strict=True):
+        rows = [(request, request.drawn + ahead) for request in requests for ahead in range(len(request.draft) + 1)]
+        numbers = [uniform(request.ask.seed, index) for request, index in rows]
+        drawn = iter(zip(*draw(logits, [request.ask.sampling for request, _ in rows], numbers), strict=True))
+        return [request for request in requests if self._take(request, [next(drawn) for _ in range(len(request.draft) + 1)])]
+
+    def _take(self, request: AnyRequest, drawn: Sequence[tuple[int, float]]) -> bool:
+        """Records what was drawn up to the first token that was not guessed; whether the request ends with it."""
+        draft, request.draft = request.draft, []
+        for (token, logprob), guess in zip_longest(drawn, draft):
             request.ids.append(token)
             request.logprobs.append(logprob)
+            self._drafts.learn(request.ids)
+            self.stats.sampled_tokens += 1
+            self.stats.guessed_tokens += token == guess
+            request.computed += token == guess
             if request.ends(self.stop_ids):
-                done.append(request)
                 self._register(request)
                 self._leave(request)
-        return done
+                return True
+            if token != guess:
+                break
+        return False
 
     def _register(self, request: AnyRequest) -> None:
         assert request.lease is not None

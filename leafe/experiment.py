@@ -171,6 +171,11 @@ class Experiment:
         """Whether the environment declares that it can go back. If not, each experience goes into the prompt of a fresh attempt."""
         return self.declared.fidelity is not Fidelity.NONE
 
+    @property
+    def has_expert(self) -> bool:
+        """Whether the environment has an expert of its own."""
+        return type(self.declared).expert is not Environment.expert or "expert" in vars(self.declared)
+
     def runtime(self, engine: Engine, **more: Any) -> Runtime:
         """The runtime that carries out effects; `more` are further fields of `Runtime`."""
         said, wanted = self.declared, self.config.environment

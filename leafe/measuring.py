@@ -29,6 +29,7 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
         experiment.keep_server(run)
     run.check(policy.model)
     tasks, samples = experiment.tasks("test"), experiment.config.evaluate.samples
+    watches = player is once and experiment.can_roll_back and experiment.has_expert
     seed = seed_for(experiment.config.seed, "evaluate")
     rules = experiment.rules(seed, notes=policy.notes, prompts=policy.prompts, memory=policy.memory)
 
@@ -49,6 +50,7 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
                 mend=check_command(experiment.config),
                 told=told,
                 player=player,
+                watched=experiment.config.evaluate.watched if watches else 0,
             )
 
     outcomes = experiment.with_engine(policy.model, work, measures=True)

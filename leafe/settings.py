@@ -296,9 +296,12 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """How Pass@k is measured: `samples` attempts a task; intervals from `resamples` bootstrap draws over tasks."""
+    """How Pass@k is measured: `samples` attempts a task, of which the first `watched` are played again beside the environment's expert, if
+    it has one, to find setbacks; intervals from `resamples` bootstrap draws over tasks.
+    """
 
     samples: int = Field(64, ge=1)
+    watched: int = Field(4, ge=0)
     resamples: int = Field(2000, ge=1)
     confidence: float = Field(0.95, gt=0, lt=1)
 

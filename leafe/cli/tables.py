@@ -24,6 +24,7 @@ from leafe.evaluation.tables import (
     as_json,
     cost_rows,
     counted,
+    explained_rows,
     extra_rows,
     flag_lines,
     markdown,
@@ -157,6 +158,8 @@ def _show_together(plans: Sequence[Plan], tables: Sequence[TableResult], *, show
 
 def _show(plan: Plan, table: TableResult) -> None:
     console.print(_table(table.title(), result_rows(table)))
+    if len(behind := explained_rows(table)) > 1:
+        console.print(_table("What lies behind it", behind))
     console.print(_table(f"What it cost; the budget is {table.budget:,} turns", cost_rows(table)))
     for line in flag_lines(table):
         console.print(escape(line), highlight=False, soft_wrap=True)

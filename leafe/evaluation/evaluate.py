@@ -1,6 +1,7 @@
 """Measuring a model: n independent attempts a task, each a line that survives a kill.
 
-They are plain attempts, without reflection and rollback, unless the given player uses them; its turns count in the same way.
+They are plain attempts, without reflection and rollback, unless the given player uses them; its turns count in the same way. The first
+samples of each task may be watched: played again when they have ended, beside the environment's expert.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from leafe.digest import seed_for
 from leafe.errors import RunConflict
 from leafe.evaluation.outcomes import SCHEMA, Outcome, read_outcomes
+from leafe.evaluation.watch import first_setback
 from leafe.forest.builder import Rules, TreeBuilder
 from leafe.forest.driver import Rollout, Runtime, drive
 from leafe.forest.effects import Play
@@ -21,7 +23,9 @@ from leafe.forest.explore import Explorer
 from leafe.forest.first_wave import WAVE, FirstWave
 from leafe.forest.play import once
 from leafe.jsonl import Appender
-from leafe.records import Shortening, Task, Tree, encode
+from leafe.records import BROKEN, Shortening, Task, Tree, encode
+
+NATS_DIGITS = 3
 
 
 def attempt(task: Task, sample: int, rules: Rules, player: Explorer = once) -> Play[Tree]:
@@ -30,9 +34,17 @@ def attempt(task: Task, sample: int, rules: Rules, player: Explorer = once) -> P
     return player(TreeBuilder(task, own))
 
 
-def outcome_of(tree: Tree, sample: int) -> Outcome:
+def _graded(task: Task, sample: int, rules: Rules, player: Explorer, *, watches: bool) -> Play[tuple[Tree, int | None]]:
+    """An attempt, and its first setback if it is watched."""
+    tree = yield from attempt(task, sample, rules, player)
+    setback = (yield from first_setback(task, tree.turns)) if watches and tree.attempts[-1].stop not in BROKEN else None
+    return tree, setback
+
+
+def outcome_of(tree: Tree, sample: int, setback: int | None = None) -> Outcome:
     """The outcome of an attempt, or of its last branch if it was rolled back."""
     played = tree.attempts[-1]
+    logprobs = [turn.completion.logprobs for turn in tree.turns]
     return Outcome(
         task=tree.task.id,
         sample=sample,
@@ -50,6 +62,8 @@ def outcome_of(tree: Tree, sample: int) -> Outcome:
         rollbacks=tree.spend.rollbacks,
         replayed_steps=tree.spend.replayed_steps,
         reflection_tokens=tree.spend.reflection_tokens,
+        setback=setback,
+        nats=round(max(0.0, -sum(map(sum, logprobs))), NATS_DIGITS) if all(logprobs) else None,
     )
 
 
@@ -63,8 +77,11 @@ async def evaluate(
     mend: str = "leafe check-env NAME",
     told: Callable[[Outcome], None] = lambda outcome: None,
     player: Explorer = once,
+    watched: int = 0,
 ) -> list[Outcome]:
     """`samples` attempts a task by `player`, appended to `path` as they end; those already there are kept and not repeated.
+
+    The first `watched` samples of each task are watched for setbacks.
 
     Outcomes are returned in the order of tasks and samples; further samples in the file stay in it. Raises `RunConflict` for a
     file with attempts at other tasks, and `UserError` when all of the first attempts broke: `mend` is the command that it suggests.
@@ -74,17 +91,17 @@ async def evaluate(
     if foreign:
         raise RunConflict(f"{path} holds attempts at {min(foreign)!r}, which is not among the {len(tasks)} tasks; delete the file")
 
-    def missing() -> Iterator[Rollout[Tree]]:
+    def missing() -> Iterator[Rollout[tuple[Tree, int | None]]]:
         for sample in range(samples):
             for task in tasks:
                 if (task.id, sample) not in done:
-                    yield Rollout(f"{task.id}/{sample}", task, attempt(task, sample, rules, player))
+                    yield Rollout(f"{task.id}/{sample}", task, _graded(task, sample, rules, player, watches=sample < watched))
 
     wave: FirstWave[Outcome] = FirstWave(() if done else (rollout.key for rollout in islice(missing(), WAVE)), mend)
     with Appender(path, SCHEMA) as lines:
         async with aclosing(drive(missing(), runtime, concurrency=runtime.engine.concurrency)) as finished:
-            async for rollout, tree in finished:
-                ended = outcome_of(tree, int(rollout.key.rpartition("/")[2]))
+            async for rollout, (tree, setback) in finished:
+                ended = outcome_of(tree, int(rollout.key.rpartition("/")[2]), setback)
                 told(ended)
                 for outcome in wave.through(rollout.key, tree.attempts, ended):
                     lines.append(encode(outcome))

@@ -30,7 +30,8 @@ class Outcome:
 
     `no_action`, `cut`, `shortened` and `closed` count turns: replies without an action, cut ones, prompts that left out some of the
     history. They are None in files of a version that did not count them. `turns` and `reflection_tokens` include those of abandoned
-    branches.
+    branches. `setback` is the first turn that set a watched attempt back, 0 if none did, None if it is not known. `nats` is how
+    improbable its replies were, minus the sum of the log-probabilities of all sampled tokens; None without them.
     """
 
     task: str
@@ -49,14 +50,18 @@ class Outcome:
     rollbacks: int = field(default=0, metadata=OMITTED)
     replayed_steps: int = field(default=0, metadata=OMITTED)
     reflection_tokens: int = field(default=0, metadata=OMITTED)
+    setback: int | None = field(default=None, metadata=OMITTED)
+    nats: float | None = field(default=None, metadata=OMITTED)
 
     def __post_init__(self) -> None:
         for name in ("sample", "turns", *COSTS):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}")
-        for name in ("no_action", "cut", "shortened", "closed"):
+        for name in ("no_action", "cut", "shortened", "closed", "setback"):
             if not 0 <= (getattr(self, name) or 0) <= self.turns:
                 raise ValueError(f"{name} is {getattr(self, name)} of {self.turns} turns")
+        if self.nats is not None and not 0 <= self.nats < math.inf:
+            raise ValueError(f"nats is {self.nats}")
         if not math.isfinite(self.reward):
             raise ValueError(f"reward is {self.reward}")
         if self.success != (self.stop is StopReason.SUCCESS):

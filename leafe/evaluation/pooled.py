@@ -7,7 +7,7 @@ one seed it is over tasks alone. Three seeds show little of the spread between s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,23 +100,45 @@ def difference(row: Pooled, other: Pooled, column: str, how: Resampling = Resamp
     return _interval(row.tasks, mine - theirs, how)
 
 
-def _interval(tasks: tuple[str, ...], shares: Shares, how: Resampling) -> Interval:
+def quotient(tasks: tuple[str, ...], top: Shares, bottom: Shares, how: Resampling = Resampling()) -> Interval | None:
+    """The sum of `top` divided by that of `bottom`, both (seeds, tasks) and drawn alike; None where there is nothing to divide by."""
+    above, below = (
+        np.concatenate([drawn.mean(axis=1) for drawn in tasks_drawn(tasks, one, how.resamples)]) for one in (top, bottom)
+    )
+    return interval_of(float(over(top.sum(keepdims=True), bottom.sum(keepdims=True)).item()), over(above, below), how)
+
+
+def over(top: Shares, bottom: Shares) -> Shares:
+    """Quotients, not a number where there is nothing to divide by."""
+    found: Shares = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+    return found
+
+
+def interval_of(value: float, drawn: Shares, how: Resampling) -> Interval | None:
+    """A value with the bounds of its draws, of which those that are no number are left out; None for a value that is none."""
+    if np.isnan(value):
+        return None
     tail = (1 - how.confidence) / 2
-    low, high = np.quantile(_resampled(tasks, shares, how.resamples), [tail, 1 - tail])
-    return Interval(float(shares.mean()), float(low), float(high))
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
 
 
-def _resampled(tasks: tuple[str, ...], shares: Shares, resamples: int) -> Shares:
-    """Means over drawn seeds and drawn tasks; the draws are a function of the tasks and the number of seeds alone."""
+def _interval(tasks: tuple[str, ...], shares: Shares, how: Resampling) -> Interval:
+    drawn = np.concatenate([drawn.mean(axis=1) for drawn in tasks_drawn(tasks, shares, how.resamples)])
+    found = interval_of(float(shares.mean()), drawn, how)
+    assert found is not None
+    return found
+
+
+def tasks_drawn(tasks: tuple[str, ...], shares: Shares, resamples: int) -> Iterator[Shares]:
+    """Means over drawn seeds of drawn tasks, (resamples, tasks) in parts; the draws are a function of the tasks and the number of seeds."""
     seeds, count = shares.shape
     draw = np.random.default_rng(seed_for("bootstrap over seeds and tasks", seeds, *tasks))
-    means: list[Shares] = []
     block = max(1, BLOCK // count)
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
         by_task = shares[draw.integers(seeds, size=(size, seeds))].mean(axis=1) if seeds > 1 else np.repeat(shares, size, axis=0)
-        means.append(np.take_along_axis(by_task, draw.integers(count, size=(size, count)), axis=1).mean(axis=1))
-    return np.concatenate(means)
+        yield np.take_along_axis(by_task, draw.integers(count, size=(size, count)), axis=1)
 
 
 def as_json(intervals: Mapping[str, Interval | None]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ Values are fractions. The terminal, Markdown, JSON and the page are made from th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leafe.evaluation.compare import percent, points, with_bounds
+from leafe.evaluation.explain import FIGURES, TaskShare
 from leafe.evaluation.passk import Interval
 
 Cells = tuple[str, ...]
@@ -41,7 +42,11 @@ class PaperFigure:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """A row. `minus` holds the paired differences to other rows by their names, `share` is its turns in those of the table."""
+    """A row. `minus` holds the paired differences to other rows by their names, `share` is its turns in those of the table.
+
+    `explained` are the figures of `leafe.evaluation.explain`, `by_task` each task's successes beside those of the first row that it is
+    compared with.
+    """
 
     name: str
     about: str
@@ -55,6 +60,8 @@ class RowResult:
     flags: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
     extra: Mapping[str, Interval] | None = None
+    explained: Mapping[str, Interval] = field(default_factory=dict)
+    by_task: tuple[TaskShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +179,26 @@ def extra_rows(table: TableResult) -> list[Cells]:
     return lines
 
 
+def explained_rows(table: TableResult) -> list[Cells]:
+    """What lies behind Pass@k, the figures that some row has; only a heading if no row has any."""
+    names = [name for name in FIGURES if any(name in row.explained for row in table.rows)]
+    lines: list[Cells] = [("row", *(FIGURES[name][0] for name in names))]
+    for row in table.rows:
+        if row.explained:
+            lines.append((row.name, *(_figure(name, row.explained.get(name)) for name in names)))
+    return lines
+
+
+def _figure(name: str, figure: Interval | None) -> str:
+    if figure is None:
+        return UNKNOWN
+    digits = FIGURES[name][1]
+    if digits is None:
+        return with_bounds(figure)
+    value, low, high = (f"{one:,.{digits}f}" for one in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"
+
+
 def paper_rows(table: TableResult) -> list[Cells]:
     """The paper's figures beside ours, which are for other models of another size."""
     ours = {row.name: row for row in table.rows}
@@ -208,6 +235,8 @@ def markdown(table: TableResult) -> str:
     parts.append(_markdown_table(result_rows(table)))
     parts += ["\n".join(f"- {_plain(claim)}" for claim in table.claims)] if table.claims else []
     parts.append(_markdown_table(curve_rows(table)))
+    if len(behind := explained_rows(table)) > 1:
+        parts += ["## What lies behind it", _markdown_table(behind)]
     parts += [f"## What it cost\n\nThe budget is {table.budget:,} turns.", _markdown_table(cost_rows(table))]
     parts += ["\n".join(f"- {_plain(one)}" for one in flags)] if (flags := flag_lines(table)) else []
     if len(extra := extra_rows(table)) > 1:

@@ -33,8 +33,6 @@ from pydantic import Field, model_validator
 from leafe.comparing import lacking, makes_comparisons
 from leafe.distillation.early_experience import EXPERT, SELF_REFLECTION, WORLD_MODEL, early_experience
 from leafe.distillation.store import write_examples
-from leafe.envs.base import Environment
-from leafe.envs.settled import let_go
 from leafe.errors import UserError
 from leafe.forest.expert import Around, ExpertSource, forks
 from leafe.forest.store import read_forest
@@ -149,7 +147,7 @@ class _Here:
                 f"method early_experience takes other actions in the states of an expert, and {self.world} cannot be rolled back to them"
                 " (fidelity 'none'); type early_experience.arms=[imitation], or choose another method"
             )
-        if self.settings.expert == "environment" and not self._has_expert():
+        if self.settings.expert == "environment" and not self.lab.experiment.has_expert:
             raise UserError(
                 f"early_experience.expert=environment wants an environment with expert(), and {self.world} has none;"
                 " type early_experience.expert=successes"
@@ -159,11 +157,6 @@ class _Here:
                 f"early_experience.kind={self.settings.kind} wants the prompts {', '.join(f'{name}.txt' for name in missing)}, which"
                 f" prompts={self.lab.config.prompts} lacks; copy them from a profile that ships, or type early_experience.arms=[imitation]"
             )
-
-    def _has_expert(self) -> bool:
-        environment = self.lab.experiment.make_environment()
-        let_go(environment)
-        return type(environment).expert is not Environment.expert or "expert" in vars(environment)
 
     def explore(self) -> Stage:
         """Explores the expert's trajectory of each training task, and the alternatives to it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from leafe.errors import UnknownName
 from leafe.evaluation.diagnose import shares
+from leafe.evaluation.explain import Sums, explained, sums_of, task_shares
 from leafe.evaluation.passk import Interval, Resampling
 from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests, own_attempts
 from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
@@ -57,17 +58,21 @@ class _Summary:
                     yield seed, run
 
     @cached_property
-    def pooled(self) -> dict[str, Pooled]:
-        """The results of every shown row, where at least one seed is finished."""
-        return {row.name: self._pooled(row) for row in self.plan.shown if self.runs[row.name]}
+    def measured(self) -> dict[str, tuple[Pooled, Sums | None]]:
+        """The results of every shown row, where at least one seed is finished, and what was measured added up task by task."""
+        return {row.name: self._measured(row) for row in self.plan.shown if self.runs[row.name]}
 
-    def _pooled(self, row: Row) -> Pooled:
+    @cached_property
+    def pooled(self) -> dict[str, Pooled]:
+        """The results alone."""
+        return {name: pooled for name, (pooled, _) in self.measured.items()}
+
+    def _measured(self, row: Row) -> tuple[Pooled, Sums | None]:
         runs = self.runs[row.name]
         if row.said.forest:
-            return of_forests(row.name, {seed: _forest(run, row.said.forest) for seed, run in runs.items()})
-        return of_counts(
-            row.name, {seed: next(arm for arm in arms_of(run) if arm.name == row.arm).counts() for seed, run in runs.items()}
-        )
+            return of_forests(row.name, {seed: _forest(run, row.said.forest) for seed, run in runs.items()}), None
+        arms = {seed: next(arm for arm in arms_of(run) if arm.name == row.arm) for seed, run in runs.items()}
+        return of_counts(row.name, {seed: arm.counts() for seed, arm in arms.items()}), sums_of(arms)
 
     def table(self) -> TableResult:
         plan, base = self.plan, self.plan.base
@@ -98,6 +103,7 @@ class _Summary:
         against = self._against(row)
         against = against[: against.index(row.name)] if row.name in against else against  # the others are compared with it
         cost = self._cost(row)
+        own, base = (self.measured[name][1] if name in self.measured else None for name in (row.name, next(iter(against), "")))
         return RowResult(
             name=row.name,
             about=" ".join(filter(None, (row.said.method, f"from {row.said.start}" if row.said.start else ""))),
@@ -110,6 +116,8 @@ class _Summary:
             share=self.plan.share(row),
             flags=tuple(self._flags(row, cost)),
             runs=tuple(str(run.path.relative_to(self.plan.out)) for run in runs.values()),
+            explained=explained(own, base, self.how) if own else {},
+            by_task=task_shares(own, base) if own else (),
             extra=_explored([part for run in runs.values() for part in _reflected(run.path, _stamp(run.path))], self.how),
         )
 

@@ -12,6 +12,7 @@ from leafe.evaluation.tables import (
     TableResult,
     cost_rows,
     curve_rows,
+    explained_rows,
     extra_rows,
     flag_lines,
     paper_rows,
@@ -20,6 +21,15 @@ from leafe.evaluation.tables import (
 from leafe.viewer.charts import pass_at_k_chart
 from leafe.viewer.document import document
 from leafe.viewer.markup import Markup, tag
+from leafe.viewer.tasks import tasks_chart
+
+NOTE = (
+    "Lost are tasks that the base solves at least once and the row never; won are those that only the row solves. Attempts are set back"
+    " by a turn without an action, or by one after which the best solution is longer or there is none; these were looked for in the first"
+    " samples of each task, where the environment has an expert. Nats measure how improbable sampled replies were: the fewer, the more"
+    " the model repeats itself. Below, each task has a bar, above the line for the row and under it for its base, in the order of the"
+    " base's successes."
+)
 
 
 def render_table(table: TableResult) -> str:
@@ -53,6 +63,8 @@ def _sections(table: TableResult) -> Iterator[Markup]:
         _table(curve_rows(table), "All columns, %"),
         id="results",
     )
+    if len(behind := explained_rows(table)) > 1:
+        yield tag("section", tag("h2", "What lies behind it"), *_behind(table, behind), id="behind")
     budget = tag("p", f"The budget of a row is {table.budget:,} turns. Measuring is not in it.", class_="soft fine")
     flags = [tag("ul", *(tag("li", line) for line in flag_lines(table)), class_="said")]
     yield tag("section", tag("h2", "Cost"), _table(cost_rows(table), "Cost"), budget, *flags, id="cost")
@@ -62,6 +74,14 @@ def _sections(table: TableResult) -> Iterator[Markup]:
         about = tag("p", "Other models and another size than ours.", class_="soft fine")
         yield tag("section", tag("h2", "The paper's figures"), _table(paper_rows(table), "The paper's figures"), about, id="paper")
     yield tag("section", tag("h2", "Runs"), tag("ul", *(_links(row) for row in table.rows if row.runs)), id="runs")
+
+
+def _behind(table: TableResult, behind: Sequence[Cells]) -> Iterator[Markup]:
+    yield _table(behind, "What lies behind Pass@k")
+    yield tag("p", NOTE, class_="soft fine")
+    for row in table.rows:
+        if row.by_task and row.by_task[0].base is not None:
+            yield tasks_chart(row.name, next(iter(row.minus), "the base"), row.by_task)
 
 
 def _curve(row: RowResult) -> ArmResult:

@@ -129,7 +129,7 @@ def test_texts_for_a_class_are_found_by_its_name(tmp_path: Path) -> None:
     run = Experiment(config, tmp_path, lambda folder: ScriptedEngine([]), Breaking, Silent())
     assert run.prompts.turn == run.rules(0).prompts.turn == "Now turn {turn}:\n{observation}"
     (folder / Breaking.name / "ace_reflect.txt").write_text("Well?\n")
-    assert Questions.of(Lab(run), {"ace_reflect": set()}).text("ace_reflect") == "Well?"
+    assert Questions.of(Lab(run), {"ace_reflect": set()}).text("ace_reflect", {}) == "Well?"
 
 
 def test_a_folder_that_lacks_a_file_or_holds_another_form_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from command import leafe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from players import FULL, Hand, key_in, rules
+from players import FULL, Hand, key_in, rules, steady
 
 from leafe.chat import Notes, act_messages, question_messages
 from leafe.config import parse
@@ -22,12 +22,13 @@ from leafe.engines.scripted import ScriptedEngine
 from leafe.errors import CorruptFile, EngineError, RunConflict, UserError
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.experiment import Experiment
-from leafe.forest.builder import TreeBuilder
-from leafe.forest.play import once
+from leafe.forest.builder import Start, TreeBuilder
+from leafe.forest.play import once, play
 from leafe.forest.store import read_forest
 from leafe.lab import Lab, run_recipe, stages_of
+from leafe.memory.adaptation import Lesson
 from leafe.memory.questions import Asked, Questions
-from leafe.methods.ace import AceSettings, Playbook, read_deltas, read_reflection
+from leafe.methods.ace import AceSettings, Playbook, Reflected, read_deltas, read_reflection
 from leafe.methods.flex import Library, read_entries, read_update
 from leafe.methods.reasoning_bank import Bank, Item, read_items
 from leafe.preflight import Meter
@@ -75,7 +76,7 @@ def test_a_reply_in_blocks_is_read_where_it_says_one_thing(reply: str, expected:
         ("<lesson></lesson>", "a <lesson> was empty"),
         ("<lesson>...</lesson>", "a <lesson> was empty|only stands for"),
         ("<lesson>" + "long " * 200 + "</lesson>", "999 characters long, and at most 600"),
-        ("<lesson>Look into the drawers.</lesson>", "that of the example, word for word"),
+        ("<lesson>Look into the drawers.</lesson>", "taken from the question, word for word"),
         ("x" * 200_001, "200,001 characters"),
     ],
 )
@@ -126,13 +127,14 @@ QUESTIONS = {
     "bank_failure": (read_items, "title"),
     "flex_success": (read_entries, "fact"),
     "flex_failure": (read_entries, "fact"),
+    "flex_update": (read_update, "add"),
 }
 PLACES = {"turn", "outcome", "playbook", "lessons", "known", "new", "problem"}
-TEXTS = load_questions("full", "lookup", dict.fromkeys((*QUESTIONS, "flex_update", "memory_again"), PLACES))
+TEXTS = load_questions("full", "lookup", dict.fromkeys((*QUESTIONS, "ace_notes", "memory_again"), PLACES))
 
 
-@pytest.mark.parametrize("name", [name for name in QUESTIONS if name != "ace_curate"])
-def test_a_question_about_an_attempt_shows_no_answer_and_is_none_when_it_is_repeated(name: str) -> None:
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_of_a_memory_shows_no_answer_and_is_none_when_it_is_repeated(name: str) -> None:
     # Small models repeat a worked lesson word for word instead of looking back.
     read: Callable[..., Any] = QUESTIONS[name][0]
     assert not re.search(r"<(\w+)>(?!none<)[^<]+</\1>", TEXTS[name])
@@ -140,16 +142,45 @@ def test_a_question_about_an_attempt_shows_no_answer_and_is_none_when_it_is_repe
         read(TEXTS[name], True, TEXTS[name])
 
 
-def test_the_worked_changes_of_the_curator_can_be_read_and_are_none_when_they_are_repeated() -> None:
-    (example,) = re.findall(r"were:\n\n(.*?)\n\n[A-Z]", TEXTS["ace_curate"], re.DOTALL)
-    assert [one.name for one in read_deltas(example, True)] == ["add", "merge", "remove"]
-    with pytest.raises(ParseFailure, match="that of the example"):
-        read_deltas(example, True, TEXTS["ace_curate"])
+def test_a_sentence_of_the_question_is_no_lesson() -> None:
+    copied = "Draw them from what happened in these turns."
+    with pytest.raises(ParseFailure, match="taken from the question"):
+        read_reflection(f"<lesson>{copied}</lesson>", True, TEXTS["ace_reflect"])
 
 
-def test_the_worked_answers_of_the_updater_can_be_read() -> None:
-    examples = re.findall(r"^<(?:same|merge|add)>.*$", TEXTS["flex_update"], re.MULTILINE)
-    assert [read_update(one, True).name for one in examples] == ["same", "merge", "add"]
+def book_of(*bullets: str) -> Playbook:
+    book = playbook(10_000)
+    for text in bullets:
+        book.change([Block("add", text)])
+    return book
+
+
+@pytest.mark.parametrize(
+    ("bullets", "answer", "kept", "questions"),
+    [
+        ([], "", ["open the near place"], 0),  # there is nothing to curate yet
+        (["far ones last"], "<remove>b1</remove><add>near ones first</add>", ["near ones first"], 1),
+        (["far ones last"], "<add>none</add>", ["far ones last"], 1),
+        (["far ones last"], "I would rather not say.", ["far ones last", "open the near place"], 2),
+    ],
+)
+def test_lessons_are_curated_once_there_is_a_playbook_and_kept_where_the_curator_says_nothing(
+    bullets: list[str], answer: str, kept: list[str], questions: int
+) -> None:
+    book, hand, task = book_of(*bullets), Hand(Lookup(), lambda ask: answer), key_in(1)
+    builder = TreeBuilder(task, rules())
+    played = Hand(Lookup(), steady("open place2", "")).finish(play(builder, Start()))
+    hand.finish(book.take_in([Lesson(builder, played, Reflected(("open the near place",)))]))
+    assert [one.text for one in book.items()] == kept and len(hand.asks) == questions
+
+
+def test_the_reflector_is_asked_about_bullets_only_after_an_attempt_that_read_some() -> None:
+    for bullets, asked in (([], False), (["far ones last"], True)):
+        book, hand = book_of(*bullets), Hand(Lookup(), lambda ask: "<lesson>go on</lesson><helpful>b1</helpful>")
+        builder = TreeBuilder(key_in(1), rules())
+        played = Hand(Lookup(), steady("open place2", "")).finish(play(builder, Start()))
+        found = hand.finish(book.look_back(builder, played))
+        assert found == Reflected(("go on",), ("b1",)) and ("<helpful>" in hand.asks[-1].messages[-1].content) == asked
 
 
 # What a task is told

@@ -6,7 +6,7 @@ either, that is counted and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,19 +56,21 @@ class Questions:
     def __contains__(self, name: str) -> bool:
         return name in self.texts
 
-    def text(self, name: str, problem: str = "", **values: str | int) -> str:
-        """A question; in the retry with the problem of the first reply."""
+    def text(self, name: str, values: Mapping[str, str | int], *, problem: str = "", also: str = "") -> str:
+        """A question, with the text `also` behind it if the profile has it; in the retry with the problem of the first reply."""
         again = fill(self.texts["memory_again"], problem=problem) if problem and "memory_again" in self.texts else ""
-        return fill(self.texts[name], **values) + again
+        return fill(self.texts[name], **values) + self.texts.get(also, "") + again
 
-    def about(self, builder: TreeBuilder, played: Played, name: str, *, read: Reader[Answer]) -> Play[Answer | None]:
+    def about(
+        self, builder: TreeBuilder, played: Played, name: str, *, read: Reader[Answer], also: str = ""
+    ) -> Play[Answer | None]:
         """The answer to a question about a finished attempt, kept with its tree as a reflection; None if it cannot be read."""
         attempt, trajectory = played.attempt.index, played.trajectory
         shortening, replies = trajectory[-1].shortening, list[Completion]()
         found, error = None, ""
         outcome = "It reached its goal." if played.attempt.success else "It did not reach its goal."
         for _ in range(TRIES):
-            asked = self.text(name, error, turn=len(trajectory), outcome=outcome)
+            asked = self.text(name, {"turn": len(trajectory), "outcome": outcome}, problem=error, also=also)
 
             def question(short: Shortening, asked: str = asked) -> tuple[Message, ...]:
                 return question_messages(builder.scene, trajectory, asked, ended=True, notes=builder.notes, shortening=short)
@@ -91,7 +93,7 @@ class Questions:
         error = ""
         self.asked.questions += 1
         for number in range(TRIES):
-            message = Message("user", self.text(name, error, **values).strip())
+            message = Message("user", self.text(name, values, problem=error).strip())
             reply: Completion = yield Ask((message,), self.sampling, seed_for(self.seed, key, number), "reflect")
             self.asked.tokens += reply.drawn
             if reply.finish == "context":

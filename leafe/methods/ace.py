@@ -18,7 +18,9 @@ Where this differs from the paper:
 6. The curator may merge and remove as well as add; the published one adds only. If the playbook outgrows its limit of tokens, the
    bullet with the lowest count of helpful minus harmful is removed first, of equals the oldest.
 7. A profile without the reflector's question, such as `terse`, asks for an ordinary reflection after failures, whose experience is the
-   lesson; one without the curator's adds every lesson. A lesson that is already in the playbook adds one to its bullet's helpful count.
+   lesson. Every lesson is added where there is no curator's question, where the playbook is empty, and where the curator's answer
+   cannot be read. A lesson that is already in the playbook adds one to its bullet's helpful count.
+8. The reflector is asked which bullets helped and misled only after an attempt that read some.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from leafe.lab import Lab
 
 NAME = "ace"
-QUESTIONS = {"ace_reflect": {"turn", "outcome"}, "ace_curate": {"playbook", "lessons"}}
+QUESTIONS = {"ace_reflect": {"turn", "outcome"}, "ace_notes": set[str](), "ace_curate": {"playbook", "lessons"}}
 LESSONS = 3  # the most of one attempt
 SAME = 0.8  # the share of words from which two bullets are duplicates
 
@@ -174,31 +176,35 @@ class Playbook:
         """Asks the reflector."""
         if "ace_reflect" in self.questions:
             shown = self.questions.texts["ace_reflect"]
+            also = "ace_notes" if self.bullets else ""  # those of before the batch, which its attempts have read
             found: Reflected | None = yield from self.questions.about(
-                builder, played, "ace_reflect", read=lambda reply, whole: read_reflection(reply, whole, shown)
+                builder, played, "ace_reflect", read=lambda reply, whole: read_reflection(reply, whole, shown), also=also
             )
             return found
         experience = yield from experience_of(builder, played)
         return Reflected((experience,)) if experience else None
 
     def take_in(self, lessons: Sequence[Lesson]) -> Play[None]:
-        """Updates the counts, asks the curator and makes its changes; without its question every lesson is added."""
+        """Updates the counts, asks the curator and makes its changes; where none can be had every lesson is added."""
         self._count(lessons)
         told = [(lesson.tree.task.id, text) for lesson in lessons for text in lesson.told.lessons]
-        if not told:
+        deltas = (yield from self._curated(lessons[0].key, [text for _, text in told])) if told else ()
+        if deltas is not None:
+            self.change(deltas, source=told[0][0] if told else "")
             return
-        if "ace_curate" in self.questions:
-            listed = "\n".join(f"- {text}" for _, text in told)
-            rows = [f"[{one.id}] {one.text} ({one.helpful} helpful, {one.harmful} harmful)" for one in self.bullets]
-            book = "\n".join(rows) or "nothing so far"
-            key, shown = lessons[0].key, self.questions.texts["ace_curate"]
-            deltas = yield from self.questions.apart(
-                key, "ace_curate", read=lambda reply, whole: read_deltas(reply, whole, shown), playbook=book, lessons=listed
-            )
-            self.change(deltas or (), source=told[0][0])
-        else:
-            for task, text in told:
-                self.change([Block("add", text)], source=task)
+        for task, text in told:
+            self.change([Block("add", text)], source=task)
+
+    def _curated(self, key: str, lessons: Sequence[str]) -> Play[tuple[Block, ...] | None]:
+        """The curator's changes; None if it is not asked, or its answer cannot be read."""
+        if not self.bullets or "ace_curate" not in self.questions:
+            return None
+        rows = [f"[{one.id}] {one.text} ({one.helpful} helpful, {one.harmful} harmful)" for one in self.bullets]
+        shown, book, listed = self.questions.texts["ace_curate"], "\n".join(rows), "\n".join(f"- {text}" for text in lessons)
+        deltas: tuple[Block, ...] | None = yield from self.questions.apart(
+            key, "ace_curate", read=lambda reply, whole: read_deltas(reply, whole, shown), playbook=book, lessons=listed
+        )
+        return deltas
 
     def change(self, deltas: Sequence[Block], *, source: str = "") -> None:
         """Makes changes one by one, then cuts the playbook to its limit. Changes that name no bullet are skipped and counted."""

@@ -31,7 +31,7 @@ class Block:
 def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown: str = "") -> tuple[Block, ...]:
     """The blocks of a reply, in its order; empty if one of them is `none` or there is a tag of that name.
 
-    `shown` is the question: a text that it contains word for word is its example and no answer. `whole=False` means that the reply was
+    `shown` is the question: a text that it contains word for word is no answer. `whole=False` means that the reply was
     cut, so that a block that is not closed is left out. Raises `ParseFailure` if there is no block or an invalid one.
     """
     if len(reply) > LONGEST_REPLY:
@@ -97,5 +97,5 @@ def _check(block: Block, shown: str) -> None:
         raise ParseFailure(f"a <{block.name}> was {len(block.text)} characters long, and at most {LONGEST} are told on")
     if block.text and hollow(block.text):
         raise ParseFailure(f"{quoted(block.text)} only stands for a <{block.name}>")
-    if len(block.text) > 12 and f"{block.text}</" in shown:
-        raise ParseFailure(f"the <{block.name}> was that of the example, word for word")
+    if len(block.text) > 12 and block.text in one_line(shown):
+        raise ParseFailure(f"the <{block.name}> was taken from the question, word for word")

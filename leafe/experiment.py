@@ -24,6 +24,7 @@ from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn, let_go, settled
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
 from leafe.errors import RunConflict, UserError
+from leafe.evaluation.pooled import own_attempts
 from leafe.forest.builder import Rules
 from leafe.forest.driver import Runtime
 from leafe.forest.explore import EXPLORERS, Explorer
@@ -338,7 +339,7 @@ def explore_stage(experiment: Experiment, run: RunDirectory, stage: str, spec: F
         experiment.keep_server(run)
     run.check(spec.model)
     trees = explore_tasks(experiment, stage, spec)
-    solved = sum(any(attempt.success and attempt.by == "policy" for attempt in tree.attempts) for tree in trees)
+    solved = sum(any(attempt.success for attempt in own_attempts(tree)) for tree in trees)
     if spec.journal:
         spec.journal.unlink(missing_ok=True)
     figures = {"tasks": len(trees), "solved": solved, **sum((tree.spend for tree in trees), Usage()).figures}

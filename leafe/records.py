@@ -38,6 +38,7 @@ class StopReason(StrEnum):
 
 # Endings caused by our infrastructure and not by the policy. They are counted and never reflected or trained on.
 BROKEN = frozenset({StopReason.REPLAY_DIVERGED, StopReason.ENVIRONMENT_ERROR, StopReason.STEP_TIMEOUT, StopReason.CANCELLED})
+UNJUDGED = BROKEN | {StopReason.BUDGET}  # and those that the budget of their task cut: what they would have come to is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,7 @@ class Usage:
     """The cost of a task's exploration. `turns` is what the budget counts; the rest is counted apart.
 
     `expert_steps` were taken by an environment's expert. `discarded` replies were drawn where a new action was wanted, and held none.
+    `question_tokens` are those of the prompts that asked for reflections, `reflection_tokens` those of the replies.
     """
 
     turns: int = 0
@@ -229,6 +231,7 @@ class Usage:
     reflection_tokens: int = 0
     expert_steps: int = field(default=0, metadata=OMITTED)
     discarded: int = field(default=0, metadata=OMITTED)
+    question_tokens: int = field(default=0, metadata=OMITTED)
 
     def __add__(self, other: Usage) -> Usage:
         """The sum of both costs."""

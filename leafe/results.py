@@ -14,6 +14,7 @@ from typing import Any
 from leafe.evaluation.compare import Comparison, compare
 from leafe.evaluation.outcomes import ArmOutcomes, read_outcomes
 from leafe.evaluation.passk import Resampling
+from leafe.evaluation.pooled import own_attempts
 from leafe.forest.faults import Faults, alarms, faults_of
 from leafe.forest.store import read_forest
 from leafe.records import Tree, encode
@@ -45,9 +46,9 @@ class ExplorationRow:
 def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
     """Counts over one explorer's trees; tokens are all that were read or written, those of reflections included.
 
-    The actions of an environment's expert are no attempt of the policy's.
+    The actions of an environment's expert are no attempt of the policy's, nor are single steps aside from them.
     """
-    played = [[attempt for attempt in tree.attempts if attempt.by == "policy"] for tree in trees]
+    played = [own_attempts(tree) for tree in trees]
     attempts = [attempt for some in played for attempt in some]
     reflections = [reflection for tree in trees for reflection in tree.reflections]
     spends = [tree.spend for tree in trees]
@@ -58,7 +59,7 @@ def exploration_row(name: str, trees: Sequence[Tree]) -> ExplorationRow:
         attempts=len(attempts),
         successes=sum(attempt.success for attempt in attempts),
         turns=sum(spend.turns for spend in spends),
-        tokens=sum(spend.prompt_tokens + spend.sampled_tokens + spend.reflection_tokens for spend in spends),
+        tokens=sum(one.prompt_tokens + one.sampled_tokens + one.question_tokens + one.reflection_tokens for one in spends),
         replayed_steps=sum(spend.replayed_steps for spend in spends),
         reflections=len(reflections),
         unparsed=sum(reflection.unread for reflection in reflections),

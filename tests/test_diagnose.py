@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from players import FULL, Hand, breaks, grown, key_in, rules
+from players import FULL, Hand, breaks, grown, key_in, rules, scripted
 
 from leafe.config import parse
 from leafe.engines.base import Engine
@@ -17,9 +17,10 @@ from leafe.errors import ReplayDiverged
 from leafe.evaluation.diagnose import BranchPoint, act_unadvised, best_actions, branch_points, diagnosis, shares
 from leafe.experiment import Experiment
 from leafe.forest.explore import explore
+from leafe.forest.play import independent
 from leafe.methods.diagnose import diagnose
 from leafe.progress import Silent
-from leafe.records import Ask, Completion, Observation, Reflection, Sampling, Tree
+from leafe.records import Ask, Completion, Observation, Reflection, Sampling, StopReason, Tree
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
 
@@ -153,6 +154,14 @@ def test_a_reflection_without_room_is_no_reflection_that_cannot_be_read() -> Non
 def test_an_attempt_that_broke_counts_on_neither_side() -> None:
     broken = grown(explore, Hand(Lookup(), stubborn, breaks({1, 2})), key_in(2), max_attempts=1)
     assert diagnosis([broken], [broken], [], []).fresh_success is None
+
+
+def test_an_attempt_that_the_budget_cut_counts_on_neither_side() -> None:
+    late = scripted("open place1", "open place2", "open place1")  # found at the second turn, then no turn is left for that
+    tree = grown(independent, Hand(Lookup(), late), key_in(2), turns=3)
+    assert [one.stop for one in tree.attempts] == [StopReason.SUCCESS, StopReason.BUDGET]
+    found = diagnosis([tree], [tree], [], [])
+    assert found.fresh_success is not None and found.fresh_success.value == 1.0
 
 
 def test_best_actions_are_those_that_an_expert_could_take() -> None:

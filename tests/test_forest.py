@@ -20,6 +20,7 @@ from leafe.forest.effects import Effect, Play, Reset, Restored, Rollback, Step
 from leafe.forest.explore import EXPLORERS, explore, refine, retry
 from leafe.forest.play import independent, once
 from leafe.records import Ask, Completion, Experience, Observation, StopReason, Task, Tree, decode, encode
+from leafe.results import exploration_row
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
 
@@ -577,3 +578,14 @@ def test_where_every_text_is_an_action_the_world_is_given_what_a_reply_says(repl
     hand = Hand(Lookup(), scripted(reply, "<action>open place3</action>"))
     grown(independent, hand, key_in(3), max_attempts=1, prompts=replace(FULL, unread=""), free_text=True)
     assert hand.steps[0] == handed
+
+
+def test_all_tokens_of_questions_are_counted_those_of_their_prompts_too() -> None:
+    hand = Hand(Lookup(), steady("open place1", "turn 1: open place2"))
+    tree = grown(explore, hand, key_in(3), turns=12)
+    asked = [one for one in hand.asks if one.purpose == "reflect"]
+    assert asked and tree.spend.question_tokens == sum(len(message.content.encode()) for one in asked for message in one.messages)
+    every = sum(len(message.content.encode()) for one in hand.asks for message in one.messages) + sum(
+        len(hand.policy(one).encode()) for one in hand.asks
+    )
+    assert exploration_row("tree", [tree]).tokens == every

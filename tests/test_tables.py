@@ -18,7 +18,7 @@ import leafe.prompts
 from leafe.compose import bench_of
 from leafe.config import parse
 from leafe.errors import Unwritable, UserError
-from leafe.evaluation.tables import TableResult, markdown
+from leafe.evaluation.tables import RowResult, TableResult, markdown
 from leafe.experiment import Experiment, ForestSpec
 from leafe.forest.store import ForestWriter
 from leafe.progress import Silent
@@ -224,27 +224,51 @@ def test_a_row_that_starts_from_an_arm_without_a_training_is_refused() -> None:
     assert "whose arm 'base' is not trained" in refusal(table(f"a: {{method: leafe, arm: base, {EXPLORES}}}, b: {{start: a}}"))
 
 
-def grown(task: str, *successes: bool) -> Tree:
-    stops = [StopReason.SUCCESS if success else StopReason.FAILURE for success in successes]
+THOUGHT = (Reflection(0, 1, (Completion("left"),), Experience(1, "left")),)
+
+
+def grown(task: str, *successes: bool, thoughts: tuple[Reflection, ...] = THOUGHT, last: StopReason | None = None) -> Tree:
+    """A tree of fresh attempts; `last` is how one more of them ended."""
+    stops = [StopReason.SUCCESS if success else StopReason.FAILURE for success in successes] + ([last] if last else [])
     attempts = tuple(Attempt(n, 0, stop, stop is StopReason.SUCCESS, 0.0, None) for n, stop in enumerate(stops))
-    thought = Reflection(0, 1, (Completion("left"),), Experience(1, "left"))
-    return Tree(Task(task, "sokoban", "Push.", 4), "tree", Observation(""), (), attempts, (thought,), Usage(turns=4))
+    return Tree(Task(task, "sokoban", "Push.", 4), "tree", Observation(""), (), attempts, thoughts, Usage(turns=4))
+
+
+def reported(forest: str, *forests: dict[str, list[Tree]]) -> RowResult:
+    """The row that reports a forest of the runs whose forests are given, a seed each."""
+    of = table(f'tree: {{method: leafe, forest: "{forest}", settings: ["leafe.controls=[independent]", "leafe.arms=[]"]}}')
+    found = Plan(of, Asked(recipe="small.yaml", seeds=tuple(range(1, len(forests) + 1)), out=Path("out")))
+    for seed, trees in enumerate(forests, start=1):
+        with RunDirectory.open(found.path(of.row("tree"), seed), found.config(of.row("tree"), seed)) as run:
+            for stage, (name, some) in zip(("explore round 1", "explore independent"), trees.items(), strict=False):
+                path = run.forest(1 if stage == "explore round 1" else name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                writer = ForestWriter(path)
+                for one in some:
+                    writer.add(one)
+                writer.close()
+                run.finish_stage(stage, {"turns": 4}, files=[path], forest=name)
+            run.finish()
+    (row,) = summary(found, found.check(bench)).rows
+    return row
 
 
 def test_the_intervals_of_exploration_are_over_tasks_and_not_over_seeds() -> None:
-    of = table(f'tree: {{method: leafe, forest: "tree, round 1", {EXPLORES}}}')
-    found = Plan(of, Asked(recipe="small.yaml", seeds=(1, 2), out=Path("out")))
-    for seed, solved in ((1, True), (2, False)):
-        with RunDirectory.open(found.path(of.row("tree"), seed), found.config(of.row("tree"), seed)) as run:
-            writer = ForestWriter(run.forest(1))
-            writer.add(grown("a", solved))
-            writer.close()
-            run.finish_stage("explore round 1", {"turns": 4}, files=[run.forest(1)], forest="tree, round 1")
-            run.finish()
-    (row,) = summary(found, found.check(bench)).rows
+    row = reported("tree, round 1", {"tree, round 1": [grown("a", True)]}, {"tree, round 1": [grown("a", False)]})
     assert row.extra is not None and row.cost.turns == 4
     fresh = row.extra["fresh attempts solved"]
     assert (fresh.value, fresh.low, fresh.high) == (0.5, 0.5, 0.5)  # both seeds' attempts at the one task are drawn together
+
+
+def test_fresh_attempts_are_those_of_all_tasks_without_the_ones_that_the_budget_cut() -> None:
+    trees = [grown("a", True, True, True, thoughts=()), grown("b", False, last=StopReason.BUDGET)]
+    row = reported("tree, round 1", {"tree, round 1": trees})
+    assert row.extra is not None and row.extra["fresh attempts solved"].value == 0.75
+
+
+def test_the_figures_of_exploration_are_those_of_the_reported_forest_alone() -> None:
+    forests = {"tree, round 1": [grown("a", False)], "independent": [grown("a", True, thoughts=())]}
+    assert reported("independent", forests).extra is None
 
 
 def test_a_directory_that_cannot_be_made_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from leafe.forest.builder import Rules
 from leafe.forest.closing import closed_act
 from leafe.forest.faults import Faults, faults_of
 from leafe.forest.play import action_in
-from leafe.records import BROKEN, Ask, Attempt, Completion, Tree, Turn, taken
+from leafe.records import BROKEN, UNJUDGED, Ask, Attempt, Completion, Tree, Turn, taken
 from leafe.replies import ParseFailure
 
 RESAMPLES = 2000
@@ -187,10 +187,10 @@ def diagnosis(
     reflections = [[float(not one.unread) for one in tree.reflections if not one.no_room] for tree in trees]
     named = Counter(str(one.experience.turn) for tree in trees for one in tree.reflections if one.experience)
     branches = [
-        [float(one.success) for one in tree.attempts if one.experience is not None and one.stop not in BROKEN] for tree in trees
+        [float(one.success) for one in tree.attempts if one.experience is not None and one.stop not in UNJUDGED] for tree in trees
     ]
     fresh = [
-        [float(one.success) for one in tree.attempts if one.experience is None and one.stop not in BROKEN] for tree in independent
+        [float(one.success) for one in tree.attempts if one.experience is None and one.stop not in UNJUDGED] for tree in independent
     ]
     measured = list(zip(points, unadvised, strict=True))
     first = _Gap([pair for pair in measured if pair[0].attempt.depth == 1])

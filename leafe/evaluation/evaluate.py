@@ -62,6 +62,7 @@ def outcome_of(tree: Tree, sample: int, setback: int | None = None) -> Outcome:
         rollbacks=tree.spend.rollbacks,
         replayed_steps=tree.spend.replayed_steps,
         reflection_tokens=tree.spend.reflection_tokens,
+        question_tokens=tree.spend.question_tokens,
         setback=setback,
         nats=round(max(0.0, -sum(map(sum, logprobs))), NATS_DIGITS) if all(logprobs) else None,
     )

@@ -21,7 +21,7 @@ from leafe.jsonl import read_lines
 from leafe.records import BROKEN, StopReason, decode
 
 SCHEMA = "leafe.eval/1"
-COSTS = ("prompt_tokens", "sampled_tokens", "rollbacks", "replayed_steps", "reflection_tokens")
+COSTS = ("prompt_tokens", "sampled_tokens", "rollbacks", "replayed_steps", "reflection_tokens", "question_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,10 @@ class Outcome:
     """One attempt of an evaluation. `sample` counts a task's attempts from 0; `error` is `CLASS` or `CLASS: message`.
 
     `no_action`, `cut`, `shortened` and `closed` count turns: replies without an action, cut ones, prompts that left out some of the
-    history. They are None in files of a version that did not count them. `turns` and `reflection_tokens` include those of abandoned
-    branches. `setback` is the first turn that set a watched attempt back, 0 if none did, None if it is not known. `nats` is how
-    improbable its replies were, minus the sum of the log-probabilities of all sampled tokens; None without them.
+    history. They are None in files of a version that did not count them. `turns`, `reflection_tokens` and `question_tokens` (of the
+    prompts that ask for reflections) include those of abandoned branches. `setback` is the first turn that set a watched attempt back,
+    0 if none did, None if it is not known. `nats` is how improbable its replies were, minus the sum of the log-probabilities of all
+    sampled tokens; None without them.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Outcome:
     rollbacks: int = field(default=0, metadata=OMITTED)
     replayed_steps: int = field(default=0, metadata=OMITTED)
     reflection_tokens: int = field(default=0, metadata=OMITTED)
+    question_tokens: int = field(default=0, metadata=OMITTED)
     setback: int | None = field(default=None, metadata=OMITTED)
     nats: float | None = field(default=None, metadata=OMITTED)
 
@@ -141,7 +143,7 @@ class ArmOutcomes:
     @property
     def tokens(self) -> int:
         """Prompt and sampled tokens, those of reflections included, over all attempts."""
-        return sum(outcome.prompt_tokens + outcome.sampled_tokens + outcome.reflection_tokens for outcome in self.counted)
+        return sum(one.prompt_tokens + one.sampled_tokens + one.reflection_tokens + one.question_tokens for one in self.counted)
 
     @property
     def rollbacks(self) -> int:

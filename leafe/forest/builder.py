@@ -154,9 +154,14 @@ class TreeBuilder:
         self._pay(discarded=1)
 
     def add_reflection(self, reflection: Reflection) -> None:
-        """Keeps a reflection and counts the tokens of all its replies."""
+        """Keeps a reflection and counts the tokens of all its replies and of the prompts that were answered."""
         self.reflections.append(reflection)
-        self._pay(reflections=1, reflection_tokens=sum(reply.drawn for reply in reflection.replies))
+        replies = reflection.replies
+        self._pay(
+            reflections=1,
+            reflection_tokens=sum(reply.drawn for reply in replies),
+            question_tokens=sum(reply.prompt_tokens for reply in replies if reply.finish != "context"),
+        )
 
     def add_rollback(self) -> None:
         """Counts a requested rollback, whether it will succeed or not."""

@@ -240,6 +240,7 @@ class Adaptation:
             "attempts": len(attempts),
             **{name: sum(getattr(spend, name) for spend in spends) for name in ("turns", "prompt_tokens", "sampled_tokens")},
             "reflection_tokens": sum(spend.reflection_tokens for spend in spends) + asked.tokens,
+            "question_tokens": sum(spend.question_tokens for spend in spends) + asked.prompt_tokens,
             "questions": len(reflections) + asked.questions,
             "unread": sum(reflection.unread for reflection in reflections) + asked.unread,
             **self.memory.counts(),

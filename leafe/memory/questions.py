@@ -35,6 +35,7 @@ class Asked:
     questions: int = 0
     unread: int = 0
     tokens: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,10 @@ class Questions:
         for number in range(TRIES):
             message = Message("user", self.text(name, values, problem=error).strip())
             reply: Completion = yield Ask((message,), self.sampling, seed_for(self.seed, key, number), "reflect")
-            self.asked.tokens += reply.drawn
             if reply.finish == "context":
                 break
+            self.asked.tokens += reply.drawn
+            self.asked.prompt_tokens += reply.prompt_tokens
             try:
                 return read(reply.text, reply.finish != "length")
             except ParseFailure as failure:

@@ -45,7 +45,15 @@ IDLE = "no attempt at any task took a turn"
 FINISHED = {"length": "cut", "closed": "closed", "repetition": "repeated"}
 FAULTS = ("no_action", *FINISHED.values())
 TRACKED = ("attempts", "successes", "turns", "examples", "loss", "gradient_norm", "learning_rate")  # by `report_to`
-COUNTED = ("turns", "prompt_tokens", "sampled_tokens", "replayed_steps", "rollbacks", "reflection_tokens")  # of `Usage`
+COUNTED = (
+    "turns",
+    "prompt_tokens",
+    "sampled_tokens",
+    "replayed_steps",
+    "rollbacks",
+    "reflection_tokens",
+    "question_tokens",
+)  # of `Usage`
 
 
 def on_policy_stages(lab: Lab, run: RunDirectory, settings: OnPolicySettings, groups: Groups) -> Iterable[Stage]:

@@ -14,7 +14,7 @@ from leafe.evaluation.explain import Sums, explained, sums_of, task_shares
 from leafe.evaluation.passk import Interval, Resampling
 from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests, own_attempts
 from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
-from leafe.records import BROKEN, Tree
+from leafe.records import UNJUDGED, Tree
 from leafe.reproduce.paper import figures_of
 from leafe.reproduce.plan import Plan, shows
 from leafe.reproduce.spec import LARGEST, CheckSettings, Row
@@ -118,7 +118,9 @@ class _Summary:
             runs=tuple(str(run.path.relative_to(self.plan.out)) for run in runs.values()),
             explained=explained(own, base, self.how) if own else {},
             by_task=task_shares(own, base) if own else (),
-            extra=_explored([part for run in runs.values() for part in _reflected(run.path, _stamp(run.path))], self.how),
+            extra=_explored(
+                [part for run in runs.values() for part in _reflected(run.path, row.said.forest, _stamp(run.path))], self.how
+            ),
         )
 
     def _against(self, row: Row) -> Sequence[str]:
@@ -186,7 +188,7 @@ def _forest(run: RunDirectory, name: str) -> Sequence[Tree]:
 
 @dataclass(frozen=True, slots=True)
 class _Reflected:
-    """One task of a forest in which anything was reflected on: which reflections were read, which attempts of the policy succeeded."""
+    """One task of a forest with reflections: which of them were read, which attempts of the policy succeeded."""
 
     task: str
     read: tuple[float, ...]
@@ -199,14 +201,18 @@ def _stamp(path: Path) -> int:
 
 
 @lru_cache(maxsize=256)
-def _reflected(path: Path, stamp: int) -> tuple[_Reflected, ...]:
-    """Read once a run: forests are large, and a table is written after each of its rows."""
-    run = RunDirectory.existing(path, read_only=True)
-    return tuple(_told(tree) for _, trees in exploration_of(run) for tree in trees if tree.reflections)
+def _reflected(path: Path, forest: str, stamp: int) -> tuple[_Reflected, ...]:
+    """The trees of a run's forests with reflections, or of the one that is named.
+
+    Read once a run: forests are large, and a table is written after each of its rows.
+    """
+    found = exploration_of(RunDirectory.existing(path, read_only=True))
+    forests = [trees for name, trees in found if forest in ("", name) and any(tree.reflections for tree in trees)]
+    return tuple(_told(tree) for trees in forests for tree in trees)
 
 
 def _told(tree: Tree) -> _Reflected:
-    whole = [one for one in own_attempts(tree) if one.stop not in BROKEN]
+    whole = [one for one in own_attempts(tree) if one.stop not in UNJUDGED]
     return _Reflected(
         tree.task.id,
         tuple(float(not one.unread) for one in tree.reflections if not one.no_room),
@@ -243,8 +249,8 @@ def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _spent(run: RunDirectory, row: Row, stages: Sequence[Stage]) -> dict[str, float]:
     """The cost of a row's run up to its trained arm, as far as its stages record it."""
     said = [run.stages.get(stage.name) for stage in _behind(row, stages)]
-    names = [item.name for item in fields(Cost)]
-    return _added({name: one[name] for name in names if _is_count(one.get(name))} for one in said if isinstance(one, dict))
+    names = {item.name: item.name for item in fields(Cost)} | {"question_tokens": "prompt_tokens"}
+    return _added({names[name]: one[name]} for one in said if isinstance(one, dict) for name in names if _is_count(one.get(name)))
 
 
 def _is_count(value: Any) -> bool:

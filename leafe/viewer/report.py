@@ -24,7 +24,14 @@ from leafe.settings import RunConfig
 from leafe.viewer.page import PageContent, render_page
 
 SHOWN_TREES = 6
-COSTS = {"prompt_tokens", "sampled_tokens", "reflection_tokens", "replayed_steps", "rollbacks"}  # which the JSON has
+COSTS = {
+    "prompt_tokens",
+    "sampled_tokens",
+    "reflection_tokens",
+    "question_tokens",
+    "replayed_steps",
+    "rollbacks",
+}  # which the JSON has
 
 
 def write_report(run: RunDirectory) -> Path:

@@ -301,7 +301,7 @@ class EvaluateSettings(Settings):
     """
 
     samples: int = Field(64, ge=1)
-    watched: int = Field(4, ge=0)
+    watched: int = Field(2, ge=0)
     resamples: int = Field(2000, ge=1)
     confidence: float = Field(0.95, gt=0, lt=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -410,6 +411,22 @@ def test_a_run_that_breaks_on_the_way_ends_with_the_same_memory(
         assert (path / name).read_bytes() == (whole / name).read_bytes()
     assert set(read_outcomes(path / "eval" / f"{method}.jsonl")) == set(read_outcomes(whole / "eval" / f"{method}.jsonl"))
     assert not list(path.glob("controls/*.journal.jsonl"))
+
+
+@pytest.mark.parametrize("lost", ["memory/flex.jsonl", "memory/flex.figures.json", "controls/flex.jsonl"])
+def test_a_stage_is_repeated_once_a_file_and_the_entries_from_it_on_are_deleted(
+    lost: str, wholes: dict[str, Path], tmp_path: Path
+) -> None:
+    whole, path, names = wholes["flex"], tmp_path / "run", ("memory/flex.jsonl", "controls/flex.jsonl", "eval/flex.jsonl")
+    shutil.copytree(whole, path)
+    stages = json.loads((path / "stages.json").read_text())
+    kept = {name: stages[name] for name in list(stages)[: list(stages).index("explore flex")]}
+    (path / "stages.json").write_text(json.dumps(kept))
+    (path / lost).unlink()
+    heard: list[Ask] = []
+    run(path, experiment(Path(RunDirectory.existing(path, read_only=True).config.model), "flex", heard=heard))
+    assert any(ask.purpose == "reflect" for ask in heard)
+    assert [(path / name).read_bytes() for name in names] == [(whole / name).read_bytes() for name in names]
 
 
 def test_the_playbook_is_told_at_every_measured_turn_and_the_bank_by_task(wholes: dict[str, Path], tmp_path: Path) -> None:

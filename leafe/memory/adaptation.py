@@ -164,7 +164,8 @@ class Adaptation:
         self.run.check(model)
         journal, forest, memory = self.run.journal(self.name), self.run.forest(self.name), memory_path(self.run, self.name)
         told = memory.with_suffix(".figures.json")  # written last, so that nothing is played twice after a kill
-        if not told.exists():
+        if not all(file.exists() for file in (forest, memory, told)):
+            told.unlink(missing_ok=True)
             self.experiment.with_engine(model, lambda engine: self._go_over(engine, journal))
             trees = [builder.tree(self.name) for builder in self.builders.values()]
             forest.unlink(missing_ok=True)

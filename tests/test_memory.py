@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from leafe.preflight import Meter
 from leafe.progress import Silent
 from leafe.prompts import load_questions
 from leafe.recall import MemoryFile, Recall, Remembered, likeness, read_memory, terms, write_memory
-from leafe.records import Ask, Observation, Sampling, Task
+from leafe.records import Ask, Attempt, Observation, Sampling, Task
 from leafe.replies import ParseFailure
 from leafe.replies.blocks import Block, parse_blocks
 from leafe.run import RunDirectory
@@ -411,6 +411,48 @@ def test_a_run_that_breaks_on_the_way_ends_with_the_same_memory(
         assert (path / name).read_bytes() == (whole / name).read_bytes()
     assert set(read_outcomes(path / "eval" / f"{method}.jsonl")) == set(read_outcomes(whole / "eval" / f"{method}.jsonl"))
     assert not list(path.glob("controls/*.journal.jsonl"))
+
+
+class Breaks(Lookup):
+    """A `Lookup` that breaks at the first of its actions, one for each item of `left`; `seen` are the tasks that were played."""
+
+    def __init__(self, left: Iterator[int], seen: set[str]) -> None:
+        super().__init__(places=3, horizon=2)
+        self.left, self.seen = left, seen
+
+    def reset(self, task: Task) -> Observation:
+        """As `Lookup`."""
+        self.seen.add(task.id)
+        return super().reset(task)
+
+    def step(self, action: str) -> Observation:
+        """As `Lookup`, or a crash."""
+        if next(self.left, None) is not None:
+            raise OSError("the server went away")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 12])
+def test_a_world_stops_a_stage_only_where_it_breaks_at_all_of_the_first_eight_tasks(batch: int, tmp_path: Path) -> None:
+    made = experiment(tmp_path, "ace", f"ace.batch={batch}", "tasks.train=12")
+
+    def explored(breaks: int, name: str) -> tuple[set[str], list[Attempt]]:
+        seen, left = set[str](), iter(range(breaks))
+        here = replace(made, make_environment=lambda: Breaks(left, seen))
+        with RunDirectory.open(tmp_path / name, here.config) as directory:
+            (stage,) = [one for one in stages_of(here, directory) if one.verb == "explore"]
+            try:
+                stage.work()
+            except UserError as error:
+                assert re.match(r"every attempt so far \(\d+\) broke, .*check-env lookup", str(error))
+                return seen, []
+            return seen, [one for tree in read_forest(directory.forest("ace")) for one in tree.attempts]
+
+    for breaks in (1, 7):
+        assert sum(one.error is not None for one in explored(breaks, f"{breaks}")[1]) == breaks
+    seen, attempts = explored(99, "broken")
+    assert not attempts and len(seen) == max(8, batch)
+    assert not any(one.error for one in explored(0, "broken")[1])
 
 
 @pytest.mark.parametrize("lost", ["memory/flex.jsonl", "memory/flex.figures.json", "controls/flex.jsonl"])

@@ -138,6 +138,7 @@ def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_pat
         ("grpo.size=1", "size"),
         ("train.optimizer=adafactor", r"type train\.optimizer=auto"),
         ("explore.tokens=500", r"found explore\.tokens=500"),
+        ("explore.stop_when_solved=2", r"wanted 0, found 2; type explore\.stop_when_solved=0$"),
         ("grpo.normalise=seq", "^grpo.normalise: wanted"),
     ],
 )

@@ -513,6 +513,12 @@ def test_a_budget_that_holds_no_whole_attempt_is_refused_before_anything_is_done
         run_recipe(made, directory)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_memory_is_refused_where_solved_tasks_are_to_leave_their_turns_to_others(method: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"method {method} plays .* wanted 0, found 2; type explore\.stop_when_solved=0$"):
+        experiment(tmp_path, method, "explore.stop_when_solved=2")
+
+
 @pytest.mark.parametrize("method", [*METHODS, "ga_rollback"])
 def test_a_model_to_start_from_is_measured_without_the_memory_too_and_refused_where_there_is_none(
     method: str, tmp_path: Path

@@ -66,6 +66,16 @@ def check_start(config: RunConfig, method: str, start: str) -> None:
         )
 
 
+def check_memory(config: RunConfig, method: str, start: str) -> None:
+    """`check_start`, and raises `UserError` where tasks that are solved were to be left to others."""
+    check_start(config, method, start)
+    if found := config.explore.stop_when_solved:
+        raise UserError(
+            f"method {method} plays all tasks alike and leaves none once it is solved; explore.stop_when_solved: wanted 0, found {found};"
+            " type explore.stop_when_solved=0"
+        )
+
+
 def measured_start(lab: Lab, run: RunDirectory, model: Path) -> Iterator[Stage]:
     """The arms that the method's arm is compared with: `base`, and `start` if it plays with another model."""
     yield lab.measure(run, "base", Policy(lab.base))

@@ -116,6 +116,11 @@ def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *,
         raise UserError(
             f"method {name} has a budget of turns alone, found explore.tokens={config.explore.tokens}; type explore.tokens=0"
         )
+    if found := config.explore.stop_when_solved:
+        raise UserError(
+            f"method {name} draws tasks in turn and leaves none once it is solved; explore.stop_when_solved: wanted 0, found {found}; type"
+            " explore.stop_when_solved=0"
+        )
     check_learner(config.train)
     if config.engine.kind != "transformers":
         raise UserError(

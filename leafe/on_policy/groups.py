@@ -79,7 +79,7 @@ class Groups(Protocol):
 
     @property
     def rounds(self) -> int:
-        """The most passes over all tasks for one batch; if no group teaches anything in them, training ends."""
+        """The most passes over all tasks for one batch of which a group teaches; until one does, others are drawn to the budget's end."""
         ...
 
     def most_turns(self, horizon: int) -> int:

@@ -231,6 +231,12 @@ second: {{{LEAFE}, start: leafe}}
     assert costs["ga"].attempts == 4 and costs["second"].attempts == 4 and costs["second"].shared == ("evaluate base",)
 
 
+@pytest.mark.parametrize(("turns", "share", "expected"), [(100, 0.29, 29), (100, 0.57, 57), (99, 0.5, 49), (12, 1, 12)])
+def test_a_share_of_the_turns_loses_none_to_binary_fractions_and_is_never_more(turns: int, share: float, expected: int) -> None:
+    of = table(f"part: {{share: {share}, {LEAFE}}}")
+    assert plan(of, f"explore.turns={turns}").config(of.row("part"), 1).explore.turns == expected
+
+
 EXPLORES = 'settings: ["leafe.controls=[]", "leafe.arms=[]"]'
 
 

@@ -24,18 +24,19 @@ from leafe.errors import CorruptFile, EngineError, RunConflict, UserError
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.experiment import Experiment
 from leafe.forest.builder import TreeBuilder
-from leafe.forest.play import once
+from leafe.forest.play import Played, once
 from leafe.forest.store import read_forest
 from leafe.lab import Lab, run_recipe, stages_of
+from leafe.memory.adaptation import Lesson
 from leafe.memory.questions import Asked, Questions
-from leafe.methods.ace import AceSettings, Playbook, read_deltas, read_reflection
+from leafe.methods.ace import AceSettings, Playbook, Reflected, read_deltas, read_reflection
 from leafe.methods.flex import Library, read_entries, read_update
 from leafe.methods.reasoning_bank import Bank, Item, read_items
 from leafe.preflight import Meter
 from leafe.progress import Silent
 from leafe.prompts import load_questions
 from leafe.recall import MemoryFile, Recall, Remembered, likeness, read_memory, terms, write_memory
-from leafe.records import Ask, Attempt, Observation, Sampling, Task
+from leafe.records import Ask, Attempt, Observation, Sampling, StopReason, Task
 from leafe.replies import ParseFailure
 from leafe.replies.blocks import Block, parse_blocks
 from leafe.run import RunDirectory
@@ -236,6 +237,15 @@ def test_a_playbook_changes_as_worked_out_by_hand() -> None:
     }  # fmt: skip
     book.change([Block("add", "new")])
     assert [one.id for one in book.items()] == ["b1", "b4"]
+
+
+def test_what_a_curator_adds_names_all_tasks_whose_lessons_it_read() -> None:
+    book = playbook()
+    played = Played(Attempt(0, 0, StopReason.FAILURE, False, 0.0, None), ())
+    lessons = [Lesson(TreeBuilder(key_in(n), rules()), played, Reflected((f"lesson {n}",))) for n in (1, 2, 2)]
+    hand = Hand(Lookup(), lambda ask: "<add>look up</add><add>go left</add>")
+    hand.finish(book.take_in(lessons))
+    assert [one.source for one in book.items()] == ["lookup-1-0, lookup-2-0"] * 2
 
 
 def test_a_playbook_that_outgrows_its_limit_loses_what_helped_least_and_is_oldest() -> None:

@@ -195,7 +195,7 @@ class Playbook:
             deltas = yield from self.questions.apart(
                 key, "ace_curate", read=lambda reply, whole: read_deltas(reply, whole, shown), playbook=book, lessons=listed
             )
-            self.change(deltas or (), source=told[0][0])
+            self.change(deltas or (), source=", ".join(dict.fromkeys(task for task, _ in told)))
         else:
             for task, text in told:
                 self.change([Block("add", text)], source=task)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 SEED_BITS = 63
@@ -22,6 +23,14 @@ def canonical(value: Any) -> str:
 def digest(*values: Any, length: int = 16) -> str:
     """A hexadecimal digest of JSON-able values, `length` characters long (16 of them are 64 bits)."""
     return hashlib.sha256(canonical(values).encode()).hexdigest()[:length]
+
+
+def lines_digest(values: Iterable[Any]) -> str:
+    """The whole digest of JSON-able values, one a line, of which only one is held at a time."""
+    sha = hashlib.sha256()
+    for value in values:
+        sha.update(canonical(value).encode() + b"\n")
+    return sha.hexdigest()
 
 
 def text_digest(text: str, length: int = 16) -> str:

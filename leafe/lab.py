@@ -31,11 +31,12 @@ from leafe.measuring import measure_stage
 from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
+from leafe.proofs import explored
 from leafe.records import Example, Tree
 from leafe.run import RunDirectory, check_checkpoint, whole_folder
 from leafe.settings import RunConfig
 from leafe.shown import check_name
-from leafe.stages import Made, Policy, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb
+from leafe.stages import Made, Policy, Proof, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb
 from leafe.training import loss as loss_module
 from leafe.training.average import average_checkpoints
 from leafe.training.learner import Learner
@@ -105,14 +106,20 @@ class Lab:
             raise UnknownName("explorer", explorer, EXPLORERS)
         shown = f"{kind}, {_called(place)}" if isinstance(place, int) else place
 
+        def spec(chosen: Policy) -> ForestSpec:
+            seed = self.experiment.explore_seed(place if isinstance(place, int) else 1)
+            files = run.forest(place), run.journal(place)
+            return ForestSpec(explorer, seed, chosen.model, *files, chosen.notes, chosen.prompts, chosen.memory)
+
+        def proof() -> Proof:
+            return explored(self.experiment, run, stage, spec(_there(run, policy)))
+
         def work() -> Made:
             chosen = _there(run, policy)
-            seed = self.experiment.explore_seed(place if isinstance(place, int) else 1)
-            spec = ForestSpec(explorer, seed, chosen.model, run.forest(place), run.journal(place), chosen.notes, chosen.prompts)
-            made = explore_stage(self.experiment, run, stage, replace(spec, memory=chosen.memory))
+            made = explore_stage(self.experiment, run, stage, spec(chosen))
             return replace(made, figures={**made.figures, **chosen.told()}, forest=shown)
 
-        return Stage(stage, work, needs, "explore", forest=shown)
+        return Stage(stage, work, needs, "explore", forest=shown, proof=proof)
 
     def trees(self, run: RunDirectory, place: int | str) -> list[Tree]:
         """The trees at a place, in the order of their tasks' ids. Raises `UserError` where it was not explored to its end."""

@@ -8,7 +8,6 @@ neither leafe's nor an installed package's counts with the text of that module; 
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from leafe.digest import canonical, digest, seed_for
+from leafe.digest import digest, lines_digest, seed_for
 from leafe.forest.play import once
 from leafe.manifest import described, manifest_of
 from leafe.records import Example, encode
@@ -90,7 +89,7 @@ def trained(
     config = experiment.config
     read = config.train.model_dump(mode="json", exclude=MACHINE["train"])
     seed, sent = seed_for(config.seed, "train", arm), run.stages.get(PROBE)
-    key = _digest("train", read, seed, sent, more, model, _lines(map(encode, examples)))
+    key = _digest("train", read, seed, sent, more, model, lines_digest(map(encode, examples)))
     return Proof(key, (run.checkpoint(arm), *files))
 
 
@@ -108,14 +107,7 @@ def _folder_digest(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> st
 
 
 def _tasks(experiment: Experiment, part: str) -> str:
-    return _lines(map(encode, experiment.tasks(part)))
-
-
-def _lines(records: Iterable[Any]) -> str:
-    sha = hashlib.sha256()
-    for record in records:
-        sha.update(canonical(record).encode() + b"\n")
-    return sha.hexdigest()
+    return lines_digest(map(encode, experiment.tasks(part)))
 
 
 def _settings(experiment: Experiment, unread: Iterable[str]) -> dict[str, Any]:

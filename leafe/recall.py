@@ -28,7 +28,8 @@ _WORD = re.compile(r"[^\W_]+")
 class Remembered:
     """One remembered text: a note for a policy, and the `key` that a task is compared with. The best of each `group` are read.
 
-    `source` is the task that it was learned from. `helpful` and `harmful` count how often it was judged so.
+    `source` is the task that it was learned from, or all those whose lessons were read together. `helpful` and `harmful` count how often it
+    was judged so.
     """
 
     id: str

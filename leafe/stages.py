@@ -75,7 +75,8 @@ class Stage:
     `work` does it. After a kill it is called again and resumes from its own files; it is not called once the stage is finished.
     `needs` names earlier stages that must be finished before. `verb` is the command that does it apart from `leafe run`, one of `VERBS`;
     without one, only `leafe run` and stages that need it do. A stage that is `asked_only` is left out by `leafe run`. `forest` is the name
-    under which its forest will be shown, as far as that is known before.
+    under which its forest will be shown, as far as that is known before; `proof` says what decides its files, and raises `UserError` where
+    that is not there yet.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Stage:
     verb: str = ""
     asked_only: bool = False
     forest: str = ""
+    proof: Callable[[], Proof] | None = None
 
 
 @dataclass(frozen=True, slots=True)

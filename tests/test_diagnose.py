@@ -20,7 +20,7 @@ from leafe.forest.explore import explore
 from leafe.forest.play import independent
 from leafe.methods.diagnose import diagnose
 from leafe.progress import Silent
-from leafe.records import Ask, Completion, Observation, Reflection, Sampling, StopReason, Tree
+from leafe.records import Ask, Completion, Observation, Reflection, Sampling, StopReason, Task, Tree
 from leafe.worlds.fakes import Lookup
 from leafe.worlds.sokoban.environment import Sokoban
 
@@ -184,6 +184,51 @@ def test_best_actions_are_those_that_an_expert_could_take() -> None:
             assert set(best) == {action for action, length in lengths.items() if length == before - 1}
             checked += bool(best)
     assert checked > 2
+
+
+class Roundabout(Lookup):
+    """A `Lookup` whose key is reached in two good steps, while its expert knows a longer way from the start."""
+
+    def reset(self, task: Task) -> Observation:
+        """As `Lookup`."""
+        self.past: list[str] = []
+        return super().reset(task)
+
+    def step(self, action: str) -> Observation:
+        """Nothing but `near` and then `key` leads to the key, and `slow` half the way."""
+        self.past.append(action)
+        won = self.past[-2:] == ["near", "key"]
+        return Observation(f"You did {' '.join(self.past)}.", done=won, success=won, reward=float(won))
+
+    def expert(self) -> list[str]:
+        """From the start five steps, of which two are needed."""
+        if not self.past:
+            return ["slow", "slow", "slow", "near", "key"]
+        return ["key"] if self.past[-1] == "near" else ["near", "key"] if self.past == ["far"] else ["slow", "slow", "near", "key"]
+
+    def example_actions(self) -> list[str]:
+        """Two ways, neither of which is the expert's."""
+        return ["near", "far"]
+
+
+def test_best_actions_are_those_with_the_fewest_left_though_the_expert_goes_a_longer_way() -> None:
+    moves = iter(["slow", "slow", "turn 1: near", "near", "key"])
+    grew = grown(explore, Hand(Roundabout(), lambda ask: next(moves)), key_in(2, horizon=2), max_attempts=2)
+    (_, turn) = next(grew.branch_turns())
+    assert best_actions(Roundabout(), grew, turn) == ("near",)
+
+    class Narrow(Roundabout):
+        """Its examples lead nowhere."""
+
+        def expert(self) -> list[str]:
+            """None after `far`."""
+            return [] if self.past == ["far"] else super().expert()
+
+        def example_actions(self) -> list[str]:
+            """One."""
+            return ["far"]
+
+    assert best_actions(Narrow(), grew, turn) == ("slow",)
 
 
 class Sealed(Lookup):

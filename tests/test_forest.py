@@ -449,6 +449,32 @@ def test_refining_keeps_its_feedback_when_a_reflection_cannot_be_read() -> None:
     assert [attempt.experience for attempt in tree.attempts] == [None, "A", "A"]
 
 
+class Small(Hand):
+    """A hand whose model reads only so many experiences at once."""
+
+    room = 3
+
+    def _result(self, effect: Effect) -> Completion | Observation | Restored:
+        if isinstance(effect, Ask) and effect.messages[0].content.count("\n- ") > self.room:
+            return Completion("", finish="context", prompt_tokens=99)
+        return super()._result(effect)
+
+
+@pytest.mark.parametrize(("room", "told"), [(3, [0, 1, 2, 3, 2, 3, 2, 3]), (1, [0, *[1] * 7]), (0, [0] * 8)])
+@pytest.mark.parametrize("explorer", [refine, retry])
+def test_retries_whose_experiences_fill_the_context_drop_the_older_ones_and_use_all_turns(
+    explorer: Callable[[TreeBuilder], Play[Tree]], room: int, told: list[int]
+) -> None:
+    numbers = iter(range(100))
+    hand = Small(Lookup(), lambda ask: WRONG if ask.purpose == "act" else f"turn 1: advice {next(numbers)}")
+    hand.room = room
+    tree = grown(explorer, hand, key_in(5), turns=24, max_attempts=8, memory=99)
+    assert tree.spend.turns == 24 and {turn.attempt for turn in tree.turns} == set(range(8))
+    assert [one.experience.count("advice") if one.experience else 0 for one in tree.attempts] == told
+    latest = [one.experience.split()[-1] for one in tree.attempts if one.experience]
+    assert latest == sorted(latest) and [one.depth for one in tree.attempts] == told
+
+
 def test_a_verbal_retry_is_told_the_latest_experiences_only_and_begins_anew_after_a_success() -> None:
     fails = (WRONG, WRONG, WRONG)
     answers = (*fails, "turn 1: A", *fails, "turn 1: B", *fails, "turn 1: C", *fails, "turn 1: D", "open place3", WRONG)

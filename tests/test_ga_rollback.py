@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from players import PLACES, TERSE, Hand, breaks, erratic, key_in, rules
+from players import FULL, PLACES, TERSE, Hand, breaks, completion, erratic, key_in, rules, steady
 
 from leafe.chat import fill
 from leafe.config import parse
@@ -22,11 +22,11 @@ from leafe.evaluation.evaluate import outcome_of
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.experiment import Experiment
 from leafe.forest.builder import TreeBuilder
-from leafe.forest.effects import Rollback
+from leafe.forest.effects import Effect, Plan, Restored, Rollback
 from leafe.lab import run_recipe, stages_of
 from leafe.methods.ga_rollback import Assistant, GaRollbackSettings, with_assistant
 from leafe.progress import Silent
-from leafe.records import Ask, Completion, StopReason, Tree
+from leafe.records import Ask, Completion, Observation, StopReason, Tree
 from leafe.results import comparison_of
 from leafe.run import RunDirectory
 from leafe.viewer.report import write_report
@@ -87,6 +87,25 @@ def test_advice_that_the_model_is_not_sure_of_is_passed_over() -> None:
     assert not Assistant(builder, GaRollbackSettings(confidence=0.71))._sure(reply)
     with pytest.raises(UserError, match=r"type ga_rollback\.confidence=0"):
         Assistant(builder, GaRollbackSettings(confidence=0.5))._sure(replace(reply, logprobs=()))
+
+
+class Completed(Hand):
+    """The assistant thinks until it is cut, and completes its answer when it is asked for that alone."""
+
+    def _result(self, effect: Effect) -> Completion | Observation | Restored | Plan:
+        if not isinstance(effect, Ask):
+            return super()._result(effect)
+        text = "1</turn>\n<experience>Open place3.</experience>" if effect.begun else "<think>Hm, hm, hm "
+        said = completion("<action>open place1</action>" if effect.purpose == "act" else text, effect)
+        return said if effect.purpose == "act" or effect.begun else replace(said, finish="length")
+
+
+def test_advice_that_was_completed_counts_as_not_sure() -> None:
+    for confidence, attempts in ((0.5, 1), (0.0, 2)):
+        builder = TreeBuilder(key_in(3), rules(FULL, closing=64))
+        wanted = GaRollbackSettings(wait=1, rollbacks=1, confidence=confidence)
+        tree = Completed(Lookup(), steady("", "")).finish(with_assistant(builder, wanted))
+        assert len(tree.attempts) == attempts and tree.reflections[0].replies[-1].finish == "closed"
 
 
 def test_a_rollback_that_leads_elsewhere_ends_the_attempt_as_an_error() -> None:

@@ -133,11 +133,13 @@ def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_pat
         ("engine.kind=openai engine.base_url=http://localhost:1/v1", "engine.kind=openai does not take"),
         ("grpo.advantage=pkpo grpo.k=4", "k: wanted less than the 4 attempts"),
         ("grpo.kl=0.1 sampling.act.temperature=0.7", "grpo.kl wants sampling.act.temperature=1"),
+        ("grpo.kl=0.1 sampling.act.top_p=0.95", "found 0.95; type sampling.act.top_p=1, or grpo.kl=0$"),
         ("train.processes=2", "method grpo trains in one process"),
         ("train.sharding=fsdp", "set train.processes=1 train.sharding=none"),
         ("grpo.size=1", "size"),
         ("train.optimizer=adafactor", r"type train\.optimizer=auto"),
         ("explore.tokens=500", r"found explore\.tokens=500"),
+        ("explore.stop_when_solved=2", r"wanted 0, found 2; type explore\.stop_when_solved=0$"),
         ("grpo.normalise=seq", "^grpo.normalise: wanted"),
     ],
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from leafe.errors import CorruptFile, EngineError, RunConflict, UserError
 from leafe.evaluation.outcomes import read_outcomes
 from leafe.experiment import Experiment
 from leafe.forest.builder import Start, TreeBuilder
-from leafe.forest.play import once, play
+from leafe.forest.play import Played, once, play
 from leafe.forest.store import read_forest
 from leafe.lab import Lab, run_recipe, stages_of
 from leafe.memory.adaptation import Lesson
@@ -35,7 +36,7 @@ from leafe.preflight import Meter
 from leafe.progress import Silent
 from leafe.prompts import load_questions
 from leafe.recall import MemoryFile, Recall, Remembered, likeness, read_memory, terms, write_memory
-from leafe.records import Ask, Observation, Sampling, Task
+from leafe.records import Ask, Attempt, Observation, Sampling, StopReason, Task
 from leafe.replies import ParseFailure
 from leafe.replies.blocks import Block, parse_blocks
 from leafe.run import RunDirectory
@@ -268,6 +269,15 @@ def test_a_playbook_changes_as_worked_out_by_hand() -> None:
     assert [one.id for one in book.items()] == ["b1", "b4"]
 
 
+def test_what_a_curator_adds_names_all_tasks_whose_lessons_it_read() -> None:
+    book = book_of("look down")
+    played = Played(Attempt(0, 0, StopReason.FAILURE, False, 0.0, None), ())
+    lessons = [Lesson(TreeBuilder(key_in(n), rules()), played, Reflected((f"lesson {n}",))) for n in (1, 2, 2)]
+    hand = Hand(Lookup(), lambda ask: "<add>look up</add><add>go left</add>")
+    hand.finish(book.take_in(lessons))
+    assert [one.source for one in book.items()][1:] == ["lookup-1-0, lookup-2-0"] * 2
+
+
 def test_a_playbook_that_outgrows_its_limit_loses_what_helped_least_and_is_oldest() -> None:
     book = playbook(limit=3 * len("- [b1] rule x\n"))
     for number, name in enumerate("xyz"):
@@ -443,6 +453,64 @@ def test_a_run_that_breaks_on_the_way_ends_with_the_same_memory(
     assert not list(path.glob("controls/*.journal.jsonl"))
 
 
+class Breaks(Lookup):
+    """A `Lookup` that breaks at the first of its actions, one for each item of `left`; `seen` are the tasks that were played."""
+
+    def __init__(self, left: Iterator[int], seen: set[str]) -> None:
+        super().__init__(places=3, horizon=2)
+        self.left, self.seen = left, seen
+
+    def reset(self, task: Task) -> Observation:
+        """As `Lookup`."""
+        self.seen.add(task.id)
+        return super().reset(task)
+
+    def step(self, action: str) -> Observation:
+        """As `Lookup`, or a crash."""
+        if next(self.left, None) is not None:
+            raise OSError("the server went away")
+        return super().step(action)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 12])
+def test_a_world_stops_a_stage_only_where_it_breaks_at_all_of_the_first_eight_tasks(batch: int, tmp_path: Path) -> None:
+    made = experiment(tmp_path, "ace", f"ace.batch={batch}", "tasks.train=12")
+
+    def explored(breaks: int, name: str) -> tuple[set[str], list[Attempt]]:
+        seen, left = set[str](), iter(range(breaks))
+        here = replace(made, make_environment=lambda: Breaks(left, seen))
+        with RunDirectory.open(tmp_path / name, here.config) as directory:
+            (stage,) = [one for one in stages_of(here, directory) if one.verb == "explore"]
+            try:
+                stage.work()
+            except UserError as error:
+                assert re.match(r"every attempt so far \(\d+\) broke, .*check-env lookup", str(error))
+                return seen, []
+            return seen, [one for tree in read_forest(directory.forest("ace")) for one in tree.attempts]
+
+    for breaks in (1, 7):
+        assert sum(one.error is not None for one in explored(breaks, f"{breaks}")[1]) == breaks
+    seen, attempts = explored(99, "broken")
+    assert not attempts and len(seen) == max(8, batch)
+    assert not any(one.error for one in explored(0, "broken")[1])
+
+
+@pytest.mark.parametrize("lost", ["memory/flex.jsonl", "memory/flex.figures.json", "controls/flex.jsonl"])
+def test_a_stage_is_repeated_once_a_file_and_the_entries_from_it_on_are_deleted(
+    lost: str, wholes: dict[str, Path], tmp_path: Path
+) -> None:
+    whole, path, names = wholes["flex"], tmp_path / "run", ("memory/flex.jsonl", "controls/flex.jsonl", "eval/flex.jsonl")
+    shutil.copytree(whole, path)
+    stages = json.loads((path / "stages.json").read_text())
+    kept = {name: stages[name] for name in list(stages)[: list(stages).index("explore flex")]}
+    (path / "stages.json").write_text(json.dumps(kept))
+    (path / lost).unlink()
+    heard: list[Ask] = []
+    run(path, experiment(Path(RunDirectory.existing(path, read_only=True).config.model), "flex", heard=heard))
+    assert any(ask.purpose == "reflect" for ask in heard)
+    assert [(path / name).read_bytes() for name in names] == [(whole / name).read_bytes() for name in names]
+
+
 def test_the_playbook_is_told_at_every_measured_turn_and_the_bank_by_task(wholes: dict[str, Path], tmp_path: Path) -> None:
     for method in ("ace", "reasoning_bank"):
         base = Path(RunDirectory.existing(wholes[method], read_only=True).config.model)
@@ -483,6 +551,12 @@ def test_a_budget_that_holds_no_whole_attempt_is_refused_before_anything_is_done
     made = experiment(tmp_path, "ace", "explore.turns=1")
     with RunDirectory.open(tmp_path / "run", made.config) as directory, pytest.raises(UserError, match=r"type explore\.turns=2"):
         run_recipe(made, directory)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_memory_is_refused_where_solved_tasks_are_to_leave_their_turns_to_others(method: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"method {method} plays .* wanted 0, found 2; type explore\.stop_when_solved=0$"):
+        experiment(tmp_path, method, "explore.stop_when_solved=2")
 
 
 @pytest.mark.parametrize("method", [*METHODS, "ga_rollback"])

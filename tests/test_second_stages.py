@@ -481,6 +481,12 @@ class Unreturning(Lookup):
         ("reset_groups", "reset_groups.reward=reward", "reward: wanted 'success' for the advantage max_rl"),
         ("reset_groups", "reset_groups.normalise=0", "^reset_groups.normalise: wanted"),
         ("opd", "sampling.act.temperature=0.7 opd.kl=0", "method opd wants sampling.act.temperature=1"),
+        (
+            "opd",
+            "sampling.act.top_p=0.9 opd.kl=0",
+            "method opd wants sampling.act.top_p=1, .* found 0.9; type sampling.act.top_p=1$",
+        ),
+        ("opd", "prompts=full", "found 0.7 and 0.95; type sampling.act.temperature=1 sampling.act.top_p=1"),
         ("opd", "engine.kind=openai engine.base_url=http://localhost:1/v1", "method opd gives the engine new weights"),
         ("preference", "preference.start=x engine.kind=openai engine.base_url=http://localhost:1/v1", "preference.start wants"),
         ("soft_targets", "soft_targets.rest=lump", "^soft_targets.rest: wanted"),

@@ -20,6 +20,7 @@ from tiny import tiny_model
 
 from leafe.distillation.trial import choose_packing
 from leafe.errors import CorruptFile, RunConflict, UserError
+from leafe.records import Message, Target
 from leafe.settings import LoraSettings, TrainSettings
 from leafe.training.follow import Leader, follow, leader
 from leafe.training.launch import ProgressCallback, in_processes
@@ -180,6 +181,27 @@ def test_a_state_that_is_not_as_it_was_or_another_trainings_is_refused(base: Pat
     (tmp_path / "out.state" / "state.json").write_text("{}")
     with pytest.raises(CorruptFile, match=r"delete .* and the training begins anew"):
         trained(base, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"messages": (Message("user", "another question"),)},
+        {"group": "a group"},
+        {"targets": {"weight": -1.0}},
+        {"targets": {"logprob": -1.0}},
+        {"targets": {"reference": -1.0}},
+        {"targets": {"top": ((0, 1.0),)}},
+    ],
+    ids=str,
+)
+def test_a_state_belongs_to_all_that_its_examples_say(changed: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    trained(base, tmp_path / "out", dies_after=3)
+    first, *others = lessons()
+    if wanted := changed.get("targets"):
+        changed = {"targets": tuple(Target(one, **wanted) for one in first.target_ids)}
+    with pytest.raises(RunConflict, match="holds the state of another training"):
+        fine_tune(base, [replace(first, **changed), *others], tmp_path / "out", KEPT, seed=1, state=tmp_path / "out.state")
 
 
 @pytest.mark.parametrize(

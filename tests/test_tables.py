@@ -37,6 +37,7 @@ from leafe.records import (
     Tree,
     Usage,
 )
+from leafe.reproduce.cost import estimate
 from leafe.reproduce.paper import figures_of
 from leafe.reproduce.plan import Asked, Plan, shows
 from leafe.reproduce.spec import Table, load_table, parse_table
@@ -199,6 +200,41 @@ def test_a_limit_of_tokens_is_shared_out_as_turns_are() -> None:
     of = table(f"half: {{share: 0.5, {LEAFE}}}, whole: {{{LEAFE}}}")
     found = [plan(of, "explore.tokens=1001").config(of.row(name), 1).explore.tokens for name in ("half", "whole")]
     assert found == [500, 1001] and plan(of).config(of.row("half"), 1).explore.tokens == 0
+
+
+def test_a_cost_counts_what_a_row_plays_for_learning_and_shares_only_what_is_made_alike() -> None:
+    around, one = "method: early_experience, arm: early_experience", "settings: [early_experience.alternatives=1]"
+    of = table(
+        f"""
+base: {{}}
+ga: {{method: ga_rollback, arm: ga_rollback}}
+grpo: {{method: grpo, arm: grpo, in_process: true, settings: [grpo.groups=1, grpo.size=2]}}
+leafe: {{{LEAFE}}}
+preference: {{method: preference, arm: preference}}
+one: {{{around}, {one}}}
+imitation: {{method: early_experience, arm: imitation, settings: ["early_experience.arms=[imitation]"]}}
+two: {{{around}, settings: [early_experience.alternatives=2]}}
+again: {{{around}, {one}}}
+ace: {{method: ace, arm: ace}}
+other: {{method: ace, arm: ace, settings: [ace.batch=1]}}
+second: {{{LEAFE}, start: leafe}}
+""".replace("\n", ", ").strip(", ")
+    )
+    made = plan(of)
+    costs = {row.row: row for row in estimate(made, made.check(bench), 4).rows}
+    whole = 4 * 12
+    assert {name: cost.turns for name, cost in costs.items()} == {
+        "base": 0, "ga": 0, "grpo": whole, "leafe": whole, "preference": 0, "one": whole, "imitation": whole, "two": whole, "again": 0,
+        "ace": whole, "other": whole, "second": whole,
+    }  # fmt: skip
+    assert costs["preference"].shared == ("evaluate base", "explore round 1") and costs["two"].shared == ("evaluate base",)
+    assert costs["ga"].attempts == 4 and costs["second"].attempts == 4 and costs["second"].shared == ("evaluate base",)
+
+
+@pytest.mark.parametrize(("turns", "share", "expected"), [(100, 0.29, 29), (100, 0.57, 57), (99, 0.5, 49), (12, 1, 12)])
+def test_a_share_of_the_turns_loses_none_to_binary_fractions_and_is_never_more(turns: int, share: float, expected: int) -> None:
+    of = table(f"part: {{share: {share}, {LEAFE}}}")
+    assert plan(of, f"explore.turns={turns}").config(of.row("part"), 1).explore.turns == expected
 
 
 EXPLORES = 'settings: ["leafe.controls=[]", "leafe.arms=[]"]'

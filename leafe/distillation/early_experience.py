@@ -1,7 +1,7 @@
 """Early Experience's three kinds of examples, drawn from a forest around an expert's way (arXiv 2510.08558, section 4).
 
     expert           the history -> the expert's action
-    world_model      the history, an action and the question what it leads to -> the observation that followed
+    world_model      the history, an action and the question what it leads to -> the observation that followed (of states with alternatives)
     self_reflection  the history -> a comparison of the expert's action with the alternatives and their outcomes, then the action
 
 No prompt shows the outcome of an alternative: a policy will not have it when it acts.
@@ -47,7 +47,7 @@ def _of_expert(scene: Scene, fork: Fork, writer: Writer) -> list[Example]:
 
 
 def _of_outcomes(scene: Scene, fork: Fork, writer: Writer) -> Iterator[Example]:
-    """One for each action that was taken in the state, the expert's included."""
+    """One for each alternative that was taken in the state, and one for the expert's action beside them; none without alternatives."""
     for turn in (fork.expert, *fork.others) if fork.others else ():
         messages = predict_messages(scene, fork.before, turn, fork.shortening)
         yield from writer.example(WORLD_MODEL, scene.task.id, turn, messages=messages, target=turn.observation.text)

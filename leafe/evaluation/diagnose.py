@@ -89,23 +89,25 @@ def shares(values: Sequence[Sequence[float]], seed: int = 0, *, how: Resampling 
 def best_actions(environment: Environment, tree: Tree, turn: Turn) -> tuple[str, ...]:
     """The actions after which the expert needs the fewest further ones, in the state before `turn`; empty without an expert.
 
-    The state is reached by a verified replay, once for each candidate. Raises `EpisodeError` when it is not reached.
+    The world's example actions are compared, and the expert's own, which need not lead along a shortest way. The state is reached by a
+    verified replay, once for each of them. Raises `EpisodeError` when it is not reached.
     """
     world, trajectory = World(environment), taken(tree.trajectory(turn.parent))
     actions = [one.action for one in trajectory]
     digests = [observation_digest(tree.root), *(observation_digest(one.observation) for one in trajectory)]
 
-    def left_after(candidate: str | None) -> int | None:
-        observation = world.replay(actions, digests, task=tree.task)
-        if candidate is not None:
-            observation = world.step(candidate)
+    def left_after(candidate: str) -> int | None:
+        world.replay(actions, digests, task=tree.task)
+        observation = world.step(candidate)
         if observation.done:
             return 0 if observation.success else None
         return len(environment.expert()) or None
 
-    here = left_after(None)
-    candidates = list(environment.example_actions())
-    return tuple(action for action in candidates if left_after(action) == here - 1) if here else ()
+    over = world.replay(actions, digests, task=tree.task).done
+    own = () if over else environment.expert()[:1]
+    left = {action: left_after(action) for action in dict.fromkeys((*environment.example_actions(), *own)) if own}
+    fewest = min((number for number in left.values() if number is not None), default=None)
+    return tuple(action for action, number in left.items() if number is not None and number == fewest)
 
 
 def branch_points(trees: Sequence[Tree], make_environment: Callable[[], Environment], limit: int) -> list[BranchPoint]:

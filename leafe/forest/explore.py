@@ -69,7 +69,7 @@ class _LookingBack:
 
 
 def refine(builder: TreeBuilder) -> Play[Tree]:
-    """IR of the paper: each retry from the root with the feedback of all failed attempts before it in the prompt."""
+    """IR of the paper: each retry from the root with the feedback of all attempts that failed since the last success in the prompt."""
     yield from _from_the_root(builder)
     return builder.tree("refine")
 
@@ -84,13 +84,20 @@ def retry(builder: TreeBuilder) -> Play[Tree]:
 
 
 def _from_the_root(builder: TreeBuilder, latest: int | None = None) -> Play[None]:
-    """Retries from the root, each with the experiences of the failed ones since the last success, or the `latest` of them."""
+    """Retries from the root, each with the experiences of the failed ones since the last success, or the `latest` of them.
+
+    A retry whose experiences leave no room for its first turn begins again without the older half of them.
+    """
     feedback: tuple[str, ...] = ()
     failed = 0
     while builder.may_start():
         start = Start((), failed, len(builder.attempts) - 1 if feedback else None, feedback=feedback)
         played = yield from play(builder, start)
-        if played.attempt.stop is StopReason.SUCCESS:
+        if feedback and played.attempt.stop is StopReason.TOKEN_LIMIT and not played.trajectory:
+            builder.attempts.pop()  # no turn was taken, so it costs none of the attempts either
+            feedback = feedback[(len(feedback) + 1) // 2 :]
+            failed = min(failed, len(feedback))
+        elif played.attempt.stop is StopReason.SUCCESS:
             feedback, failed = (), 0
         elif played.attempt.stop not in UNREFLECTED and played.trajectory and builder.may_start():
             experience = yield from reflect(builder, played.attempt.index, played.trajectory, ended=True, feedback=feedback)

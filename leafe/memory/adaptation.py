@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +63,16 @@ def check_start(config: RunConfig, method: str, start: str) -> None:
         raise UserError(
             f"{method}.start wants engine.kind=transformers, since a server serves the run's own model only; found"
             f" engine.kind={config.engine.kind}: type model={start}"
+        )
+
+
+def check_memory(config: RunConfig, method: str, start: str) -> None:
+    """`check_start`, and raises `UserError` where tasks that are solved were to be left to others."""
+    check_start(config, method, start)
+    if found := config.explore.stop_when_solved:
+        raise UserError(
+            f"method {method} plays all tasks alike and leaves none once it is solved; explore.stop_when_solved: wanted 0, found {found};"
+            " type explore.stop_when_solved=0"
         )
 
 
@@ -164,7 +175,8 @@ class Adaptation:
         self.run.check(model)
         journal, forest, memory = self.run.journal(self.name), self.run.forest(self.name), memory_path(self.run, self.name)
         told = memory.with_suffix(".figures.json")  # written last, so that nothing is played twice after a kill
-        if not told.exists():
+        if not all(file.exists() for file in (forest, memory, told)):
+            told.unlink(missing_ok=True)
             self.experiment.with_engine(model, lambda engine: self._go_over(engine, journal))
             trees = [builder.tree(self.name) for builder in self.builders.values()]
             forest.unlink(missing_ok=True)
@@ -184,9 +196,10 @@ class Adaptation:
         return Made(figures, [forest, memory, told], forest=self.name)
 
     async def _go_over(self, engine: Engine, path: Path) -> None:
-        """Plays every epoch, batch by batch. Raises `UserError` when every attempt of the first batch broke; none of it is kept then."""
+        """Plays every epoch, batch by batch. Raises `UserError` when every attempt at the first tasks broke; none of these is kept then."""
         journal = Journal(path)
-        wave: FirstWave[Lesson] | None = None
+        first = [one.task.id for one in islice(chain.from_iterable(self._batches()), WAVE)]
+        wave: FirstWave[Lesson] = FirstWave(first, check_command(self.experiment.config))
         budget = len(self.tasks) * self.rules.turns
         try:
             with self.experiment.progress.stage(self.stage, budget, "turns") as gauge:
@@ -197,12 +210,10 @@ class Adaptation:
                 runtime = self.experiment.runtime(engine, journal=journal, noticed=noticed)
                 for number, chosen in enumerate(self._batches()):
                     rollouts = [Rollout(f"{number}/{one.task.id}", one.task, self._one(one)) for one in chosen]
-                    if wave is None:
-                        wave = FirstWave((one.key for one in rollouts[:WAVE]), check_command(self.experiment.config))
                     lessons = {}
                     async with aclosing(drive(rollouts, runtime, concurrency=engine.concurrency)) as finished:
                         async for rollout, lesson in finished:
-                            wave.through(rollout.key, lesson.tree.attempts, lesson)
+                            wave.through(rollout.task.id, lesson.tree.attempts, lesson)
                             lessons[rollout.key] = lesson
                     taught = [lesson for one in rollouts if (lesson := lessons[one.key]).told is not None]
                     keeping = Rollout(str(number), chosen[0].task, self.memory.take_in(taught))
@@ -210,7 +221,7 @@ class Adaptation:
                         pass
         finally:
             journal.close()
-            if wave is not None and wave.failed:
+            if wave.failed:
                 forget_failures(path)
 
     def _batches(self) -> Iterator[list[TreeBuilder]]:

@@ -39,7 +39,7 @@ from leafe.memory.adaptation import (
     Lesson,
     MemorySettings,
     adaptation_stage,
-    check_start,
+    check_memory,
     experience_of,
     measured_start,
     remembered,
@@ -94,8 +94,8 @@ class Ace(Method):
         return False
 
     def check(self, config: RunConfig, settings: AceSettings) -> None:
-        """Raises `UserError` for a `start` other than the model that a server plays."""
-        check_start(config, NAME, settings.start)
+        """Raises `UserError` for a `start` other than the model that a server plays, and for settings that have no effect here."""
+        check_memory(config, NAME, settings.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class Playbook:
         told = [(lesson.tree.task.id, text) for lesson in lessons for text in lesson.told.lessons]
         deltas = (yield from self._curated(lessons[0].key, [text for _, text in told])) if told else ()
         if deltas is not None:
-            self.change(deltas, source=told[0][0] if told else "")
+            self.change(deltas, source=", ".join(dict.fromkeys(task for task, _ in told)))
             return
         for task, text in told:
             self.change([Block("add", text)], source=task)

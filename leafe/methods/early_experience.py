@@ -11,8 +11,8 @@ training task times tasks, spent on alternatives and on attempts in search of a 
 
 Where this differs from the paper:
 1. The expert is the environment's, or the policy's shortest success; tasks without either give no examples.
-2. World modelling is a question below the history and the action, whose answer is the next observation; the expert's transition
-   is asked for like the alternatives'.
+2. World modelling is a question below the history and the action, whose answer is the next observation; in states with alternatives
+   the expert's transition is asked for like theirs.
 3. World modelling takes one epoch, but not more than `world_model_share` of all steps, so that imitation has some left.
 4. One comparison of a state names all its alternatives.
 5. A comparison is left out if it decides for another action, could be read as one, is cut, or repeats the question.

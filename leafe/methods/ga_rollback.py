@@ -49,8 +49,8 @@ class GaRollbackSettings(Settings):
     """`start` is the folder of a model, such as another run's checkpoint; empty for the run's model.
 
     The assistant looks first after `wait` turns and then every `every` turns; an attempt is rolled back at most `rollbacks` times.
-    `confidence` is the mean probability that the assistant's tokens need, 0 for none. `kept` is the most advice of abandoned branches in
-    the prompt.
+    `confidence` is the mean probability that the assistant's tokens need, 0 for none; a reply that was completed (`sampling.closing`) keeps
+    no probabilities and counts as not sure. `kept` is the most advice of abandoned branches in the prompt.
     """
 
     start: str = ""
@@ -137,6 +137,8 @@ class Assistant:
         """Whether the model was sure enough of its advice. Raises `UserError` if the engine returns no log-probabilities."""
         if not self.settings.confidence:
             return True
+        if reply.finish == "closed":
+            return False
         if not reply.logprobs:
             raise UserError(
                 f"{NAME}.confidence wants the log-probabilities of sampled tokens, and the engine gave none; type {NAME}.confidence=0"

@@ -61,8 +61,8 @@ class OnPolicyDistillation(Method):
         return on_policy_stages(lab, run, settings, Advised(lab.prompts, settings))
 
     def check(self, config: RunConfig, settings: OnPolicyDistillationSettings) -> None:
-        """Raises `UserError` if the engine gives no log-probabilities, takes no weights, or samples at another temperature than 1."""
-        check_on_policy(self.name, config, settings, scored="method opd")
+        """Raises `UserError` if the engine gives no log-probabilities, takes no weights, or samples otherwise than texts are scored."""
+        check_on_policy(self.name, config, settings, scored="method opd", whole=True)
 
 
 def advised_once(builder: TreeBuilder) -> Play[Tree]:

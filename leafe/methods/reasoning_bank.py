@@ -32,7 +32,7 @@ from leafe.memory.adaptation import (
     Lesson,
     MemorySettings,
     adaptation_stage,
-    check_start,
+    check_memory,
     experience_of,
     measured_start,
     memory_path,
@@ -86,8 +86,8 @@ class ReasoningBank(Method):
         return False
 
     def check(self, config: RunConfig, settings: BankSettings) -> None:
-        """Raises `UserError` for a `start` other than the model that a server plays."""
-        check_start(config, NAME, settings.start)
+        """Raises `UserError` for a `start` other than the model that a server plays, and for settings that have no effect here."""
+        check_memory(config, NAME, settings.start)
 
 
 @dataclass(frozen=True, slots=True)

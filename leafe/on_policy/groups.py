@@ -79,7 +79,7 @@ class Groups(Protocol):
 
     @property
     def rounds(self) -> int:
-        """The most passes over all tasks for one batch; if no group teaches anything in them, training ends."""
+        """The most passes over all tasks for one batch of which a group teaches; until one does, others are drawn to the budget's end."""
         ...
 
     def most_turns(self, horizon: int) -> int:
@@ -107,14 +107,20 @@ def check_one_process(method: str, config: RunConfig) -> None:
         )
 
 
-def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *, scored: str = "") -> None:
+def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *, scored: str = "", whole: bool = False) -> None:
     """Raises `UserError` if the engine gives no log-probabilities or takes no weights, or all attempts at a task would be the same.
 
-    `scored` names the part of the method that needs scores, which are computed at temperature 1. Refuses settings that have no effect here.
+    `scored` names the part of the method that needs scores, which are computed at temperature 1; with `whole` it needs draws from the
+    whole distribution as well. Refuses settings that have no effect here.
     """
     if config.explore.tokens:
         raise UserError(
             f"method {name} has a budget of turns alone, found explore.tokens={config.explore.tokens}; type explore.tokens=0"
+        )
+    if found := config.explore.stop_when_solved:
+        raise UserError(
+            f"method {name} draws tasks in turn and leaves none once it is solved; explore.stop_when_solved: wanted 0, found {found}; type"
+            " explore.stop_when_solved=0"
         )
     check_learner(config.train)
     if config.engine.kind != "transformers":
@@ -129,10 +135,21 @@ def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *,
             f"method {name} compares different attempts at a task, and at temperature 0 they are all the same; type"
             " sampling.act.temperature=1"
         )
-    if settings.kl and draw.temperature != 1:
-        raise UserError(f"{name}.kl wants sampling.act.temperature=1, at which the reference is scored; type that, or {name}.kl=0")
-    if scored and draw.temperature != 1:
-        raise UserError(f"{scored} wants sampling.act.temperature=1, at which texts are scored; type that")
+    if settings.kl:
+        _require_draws(config, f"{name}.kl", whole=True, otherwise=f", or {name}.kl=0")
+    if scored:
+        _require_draws(config, scored, whole=whole)
+
+
+def _require_draws(config: RunConfig, part: str, *, whole: bool, otherwise: str = "") -> None:
+    """Raises `UserError` where actions are drawn at another temperature than texts are scored at, or, for the `whole`, with a cut."""
+    draw = config.sampling.act
+    found = {"temperature": draw.temperature, **({"top_p": draw.top_p} if whole else {})}
+    if wrong := {f"sampling.act.{name}=1": value for name, value in found.items() if value != 1}:
+        raise UserError(
+            f"{part} wants {' and '.join(wrong)}, since its formula needs draws from the distribution that texts are scored with, found"
+            f" {' and '.join(f'{value:g}' for value in wrong.values())}; type {' '.join(wrong)}{otherwise}"
+        )
 
 
 def reward_of(tree: Tree, attempt: int, settings: OnPolicySettings) -> float:

@@ -7,11 +7,13 @@ tasks, never on held-out ones; learning itself is not in the estimate.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 
 from leafe.differing import differing_fields
+from leafe.errors import UserError
 from leafe.experiment import Experiment, ForestSpec, explore_tasks
 from leafe.progress import Gauge, Silent
 from leafe.reproduce.plan import Plan
@@ -90,46 +92,60 @@ def estimate(plan: Plan, stages: Mapping[str, Sequence[Stage]], longest: int, sa
 
 
 def _rows(plan: Plan, stages: Mapping[str, Sequence[Stage]]) -> Iterator[RowCost]:
-    done: list[tuple[str, str, str, RunConfig]] = []
-    seed = plan.asked.seeds[0]
+    forests: set[tuple[str, str]] = set()
+    measured: list[tuple[str, str, RunConfig]] = []
     for row in plan.rows:
-        config = plan.config(row, seed)
+        config = plan.config(row, plan.asked.seeds[0])
         mine = [stage for stage in all_of(stages[row.name]) if row.said.method or stage.name == "evaluate base"]
-        turns = attempts = 0
-        shared: list[str] = []
-        own_budget = bool(row.said.method)
-        for stage in mine:
-            what = (stage.verb, *_same(plan, row, stage))
-            again = stage.verb in ("explore", "evaluate") and any(what == one[:3] and _alike(one[3], config, stage) for one in done)
-            done.append((*what, config))
-            if stage.verb == "explore":
-                own_budget = False
-            if again:
-                shared.append(stage.name)
-            elif stage.verb == "explore":
-                turns += config.explore.turns * config.tasks.train
-            elif stage.verb == "evaluate":
-                attempts += config.tasks.test * config.evaluate.samples
-        turns += config.explore.turns * config.tasks.train if own_budget else 0  # a method that plays while it learns
+        shared = [
+            stage.name
+            for stage in mine
+            if (stage.verb == "explore" and _grown(forests, row, stage))
+            or (stage.verb == "evaluate" and _measured(measured, (*_same(plan, row, stage), config)))
+        ]
+        count = Counter(stage.verb for stage in mine if stage.name not in shared)
+        plays = {stage.verb for stage in mine} - {"evaluate"}  # without exploring first, a method plays while it learns
+        budgets = count["explore"] if "explore" in plays else bool(plays)
+        turns = budgets * config.explore.turns * config.tasks.train
+        attempts = count["evaluate"] * config.tasks.test * config.evaluate.samples
         yield RowCost(row.name, tuple(stage.name for stage in mine), turns, attempts, tuple(shared))
 
 
+def _grown(forests: set[tuple[str, str]], row: Row, stage: Stage) -> bool:
+    """Whether an earlier row grows the same forest, as far as that is known before; it is added to them.
+
+    A row's `start` counts by its name, since its checkpoint need not be there.
+    """
+    try:
+        key = stage.proof().key if stage.proof else None
+    except UserError:
+        key = None
+    if key is None:
+        return False
+    known = (row.said.start, key) in forests
+    forests.add((row.said.start, key))
+    return known
+
+
+def _measured(before: list[tuple[str, str, RunConfig]], now: tuple[str, str, RunConfig]) -> bool:
+    """Whether an earlier row measures the same, by its policy and its settings; it is added to them."""
+    known = any(now[:2] == one[:2] and _alike(one[2], now[2]) for one in before)
+    before.append(now)
+    return known
+
+
 def _same(plan: Plan, row: Row, stage: Stage) -> tuple[str, str]:
-    """The row and the arm that a stage plays with: the base of a row that starts from another is that one's arm."""
+    """The row and the arm that are measured: the base of a row that starts from another is that one's arm."""
     if stage.name == "evaluate base":
         source = row.said.start
         return ("", "base") if not source else (source, plan.table.row(source).arm)
-    arm = stage.name.partition(" ")[2]
-    return (row.said.start, arm) if stage.verb == "explore" else (row.name, arm)
+    return row.name, stage.name.partition(" ")[2]
 
 
-def _alike(before: RunConfig, now: RunConfig, stage: Stage) -> bool:
-    """Whether two rows have equal settings for a stage, except for the methods' own sections and settings that it does not read."""
-    unread = {"distill", "train", "evaluate"} if stage.verb == "explore" else {"distill", "train", "explore"}
-    names = {"name", "method", "model"} | unread
-    changed = differing_fields(before, now)
-    sections = {before.section, now.section}
-    return all(one.partition(":")[0].partition(".")[0] in names | sections for one in changed)
+def _alike(before: RunConfig, now: RunConfig) -> bool:
+    """Whether two rows have equal settings for measuring, the methods' own sections and settings that it does not read apart."""
+    unread = {"name", "method", "model", "distill", "train", "explore", before.section, now.section}
+    return all(one.partition(":")[0].partition(".")[0] in unread for one in differing_fields(before, now))
 
 
 def play_sample(experiment: Experiment) -> Sample:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -194,8 +195,10 @@ class Plan:
         own: list[str] = list(said.settings)
         if said.method:
             explore = self.base.explore
-            own += [f"method={said.method}", f"explore.turns={int(explore.turns * said.share)}"]
-            own += [f"explore.tokens={max(1, int(explore.tokens * said.share))}"] if explore.tokens else []  # 0 would be no limit
+            own += [f"method={said.method}", f"explore.turns={_share_of(explore.turns, said.share)}"]
+            own += (
+                [f"explore.tokens={max(1, _share_of(explore.tokens, said.share))}"] if explore.tokens else []
+            )  # 0 would be no limit
         else:
             own = [*MEASURES_ONLY, *own]
         if said.in_process and self.base.engine.kind != "transformers":
@@ -297,6 +300,11 @@ class Plan:
                 f" {'; '.join(map(repr, grown)) or 'none'}; write the row's forest: or settings:"
             )
         return stages
+
+
+def _share_of(amount: int, share: float) -> int:
+    """A share of an amount, rounded down; of the share as it was written, since 0.29 is a little less in binary."""
+    return int(amount * Decimal(str(share)))
 
 
 def shows(stage: Stage, forest: str) -> bool:

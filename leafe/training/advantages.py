@@ -11,7 +11,10 @@ With `n` attempts, reward `r_i`, mean `m`, and `c` successes where rewards are 0
 | `pkpo` | success `k/n`, failure `k/n (1 - C(n-1-c, k-1) / C(n-1, k-1))` (arXiv 2505.15201), minus a baseline | `Pass@k` |
 
 The last two are about success and failure: they take rewards of 0 and 1 only. The gradient is that of the mean over the
-group of advantage times log-probability, for `pkpo` of the sum. Groups that are all right or all wrong teach nothing, whatever the kind.
+group of advantage times the whole attempt's log-probability, for `pkpo` of the sum. The loss is that, up to a constant factor, at the first
+pass on a batch if `normalise` is a number: with `sequence` the tokens of long attempts count for less, and with `targets` the divisor is
+drawn with the attempts. Dr. GRPO is `dr_grpo` with a number, the longest attempt in tokens. Groups that are all right or all wrong teach
+nothing, whatever the kind.
 """
 
 from __future__ import annotations

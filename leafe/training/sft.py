@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from leafe.digest import lines_digest
 from leafe.distillation.passes import parts_for
 from leafe.distillation.rows import Bundle, bundles_a_step, pack_examples
 from leafe.distillation.trial import Packing, choose_packing
@@ -34,7 +35,7 @@ from leafe.errors import UserError
 from leafe.group import by_hand, launched, processes_here
 from leafe.jsonl import told_if_unwritable
 from leafe.model_folder import fingerprint
-from leafe.records import Example, Message
+from leafe.records import Example, Message, encode
 from leafe.settings import MACHINE, TrainSettings
 from leafe.training.follow import leader
 from leafe.training.launch import ProgressCallback, in_processes
@@ -244,14 +245,13 @@ def _state(rollout: _Job, arguments: TrainingArguments) -> State | None:
     """The state from which this training resumes, if it is to be kept."""
     if not rollout.state or not rollout.settings.save_every:
         return None
-    said = [[one.id, one.kind, one.weight, one.target_ids, one.target] for one in rollout.examples]
     chosen = rollout.settings.model_dump(mode="json", exclude=MACHINE["train"])
     job = {
         "model": fingerprint(rollout.checkpoint),
         "seed": rollout.seed,
         "settings": chosen,
         "loss": repr(rollout.loss),
-        "examples": said,
+        "examples": lines_digest(map(encode, rollout.examples)),
     }
     return State(rollout.state, job, arguments.process_index, lambda value: list(gather_object([value])))
 

@@ -518,6 +518,8 @@ def test_a_claim_is_yes_or_no_only_where_the_interval_leaves_out_zero() -> None:
         verdict("A", Interval(*bounds)).partition(" (")[0] for bounds in ((0.1, 0.05, 0.2), (-0.1, -0.2, -0.01), (0.1, -0.1, 0.2))
     }
     assert said == {"A: yes", "A: no", "A: not decided"} and verdict("A", None) == "A: not measured"
+    few = verdict("A", Interval(1.0, 1.0, 1.0), tasks=1)
+    assert few == "A: not decided (+100.0 [+100.0, +100.0]; wanted at least 10 tasks, found 1)"
 
 
 def test_names_of_others_are_shown_and_never_read_as_markup(whole: tuple[Shop, Said]) -> None:

@@ -15,6 +15,7 @@ from leafe.evaluation.passk import Interval
 
 Cells = tuple[str, ...]
 UNKNOWN = "-"
+FEWEST_TASKS = 10  # from which on an interval over tasks decides a claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +221,13 @@ def counted(value: float | None) -> str:
     return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value:,.0f}"
 
 
-def verdict(claim: str, difference: Interval | None, beside: str = "") -> str:
-    """A claim with its verdict: yes, no or not decided, and the difference in points."""
+def verdict(claim: str, difference: Interval | None, beside: str = "", *, tasks: int = FEWEST_TASKS) -> str:
+    """A claim with its verdict: yes, no or not decided, and the difference in points. Too few `tasks` decide nothing."""
     if difference is None:
         return f"{claim}: not measured"
     told = f"{points(difference.value)} [{points(difference.low)}, {points(difference.high)}]"
+    if tasks < FEWEST_TASKS:  # which may all agree by chance, so that the interval has no width
+        return f"{claim}: not decided ({told}{beside}; wanted at least {FEWEST_TASKS} tasks, found {tasks})"
     word = "yes" if difference.low > 0 else "no" if difference.high < 0 else "not decided"
     return f"{claim}: {word} ({told}{beside})"
 

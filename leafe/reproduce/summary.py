@@ -162,14 +162,15 @@ class _Summary:
             return verdict(claim, None)
         if check.above:
             other = shown.get(check.above)
-            return verdict(claim, difference(row, other, column, self.how) if other else None)
+            return verdict(claim, difference(row, other, column, self.how) if other else None, tasks=len(row.tasks))
         rivals = {
             name: mean(one, column, self.how).value for name, one in shown.items() if name != check.row and column in one.shares
         }
         if not rivals:
             return verdict(claim, None)
         best = max(rivals, key=lambda name: rivals[name])
-        return verdict(claim, difference(row, shown[best], column, self.how), f" against {best}, the highest of the others")
+        beside = f" against {best}, the highest of the others"
+        return verdict(claim, difference(row, shown[best], column, self.how), beside, tasks=len(row.tasks))
 
     def _missing(self) -> Iterator[str]:
         told = {(one.row, one.seed): one.why for one in self.failures}

@@ -200,7 +200,7 @@ class DistillSettings(Settings):
 
     qualify: Literal["success", "improved", "any"] = "improved"
     branches_per_task: int = Field(3, ge=0)
-    success_share: Share = 0.2
+    success_share: Share = 1.0
     beta: float = Field(1.0, ge=0)
     rehearse: Literal["successes", "tasks"] = "successes"
     logprobs: bool = False

@@ -39,7 +39,7 @@ class Selection:
 
     qualify: Literal["success", "improved", "any"] = "improved"
     branches_per_task: int = 3
-    success_share: float = 0.2
+    success_share: float = 1.0
     beta: float = 1.0
     seed: int = 0
     logprobs: bool = False

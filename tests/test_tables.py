@@ -307,6 +307,15 @@ def test_the_figures_of_exploration_are_those_of_the_reported_forest_alone() -> 
     assert reported("independent", forests).extra is None
 
 
+def test_a_row_that_ended_and_whose_record_was_lost_is_named_as_missing() -> None:
+    of = table(f"a: {{{LEAFE}}}")
+    found = plan(of, out=Path("out"))
+    with RunDirectory.open(found.path(of.row("a"), 1), found.config(of.row("a"), 1)) as run:
+        run.finish()
+    told = summary(found, found.check(bench))
+    assert told.missing == ("a, seed 1: not finished yet",) and not told.rows[0].values
+
+
 def test_a_directory_that_cannot_be_made_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("")
     for out in ("file", "file/below/it"):

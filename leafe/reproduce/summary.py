@@ -54,7 +54,8 @@ class _Summary:
             path = self.plan.path(row, seed)
             if (path / "DONE").is_file() and (path / "config.yaml").is_file():
                 run = RunDirectory.existing(path, read_only=True)
-                if not self.plan.changes(row, seed, run):
+                reports = row.said.forest or row.arm in run.arms()  # its record may have been lost since it was done
+                if reports and not self.plan.changes(row, seed, run):
                     yield seed, run
 
     @cached_property

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table as Shown
 from transformers.utils.logging import disable_progress_bar
 
@@ -152,21 +153,21 @@ def _show_together(plans: Sequence[Plan], tables: Sequence[TableResult], *, show
         together({Path(os.path.relpath(plan.out, out)).as_posix(): one for plan, one in zip(plans, tables, strict=True)}), out
     )
     if shown:
-        console.print(_table(table.title(), result_rows(table)))
+        _print(_table(table.title(), result_rows(table)))
         console.print(escape(f"The page of all models: {out / PAGE}"), soft_wrap=True, highlight=False)
 
 
 def _show(plan: Plan, table: TableResult) -> None:
-    console.print(_table(table.title(), result_rows(table)))
+    _print(_table(table.title(), result_rows(table)))
     if len(behind := explained_rows(table)) > 1:
-        console.print(_table("What lies behind it", behind))
-    console.print(_table(f"What it cost; the budget is {table.budget:,} turns", cost_rows(table)))
+        _print(_table("What lies behind it", behind))
+    _print(_table(f"What it cost; the budget is {table.budget:,} turns", cost_rows(table)))
     for line in flag_lines(table):
         console.print(escape(line), highlight=False, soft_wrap=True)
     if len(extra := extra_rows(table)) > 1:
-        console.print(_table("Exploration, %", extra))
+        _print(_table("Exploration, %", extra))
     if table.paper:
-        console.print(_table("The paper's figures (other models, another size), %", paper_rows(table)))
+        _print(_table("The paper's figures (other models, another size), %", paper_rows(table)))
     for claim in table.claims:
         console.print(escape(claim), highlight=False, soft_wrap=True)
     for sentence in table.missing:
@@ -187,6 +188,15 @@ def _table(title: str, rows: Sequence[Cells]) -> Shown:
     return shown
 
 
+def _print(shown: Shown) -> None:
+    """Prints a table, as wide as its longest words want it: in a narrower terminal its lines go on below, but no digit is left out."""
+    endless = console.options.update(max_width=1 << 16)
+    least = Measurement.get(console, endless, shown).minimum
+    least += len(shown.columns)  # what is between them
+    shown.width = least if least > console.width else None
+    console.print(shown, crop=False)
+
+
 def _estimate(plan: Plan, stages: Stages) -> Estimate:
     """The cost of a plan, with a played sample where the model is at hand in this process."""
     experiment = _quiet(plan.base)
@@ -203,7 +213,7 @@ def _show_estimate(plan: Plan, found: Estimate) -> None:
     rows = [("row", "turns to learn from", "attempts measured", "shared with another row")]
     rows += [(row.row, f"{row.turns:,}", f"{row.attempts:,}", ", ".join(row.shared)) for row in found.rows]
     title = f"{plan.table.name}: {plan.recipe}, {plan.base.model}, a seed; the budget of a row is {plan.budget:,} turns"
-    console.print(_table(title, rows))
+    _print(_table(title, rows))
     measured = f"{found.turns_of_attempts:,.0f} turns of measuring{'' if found.sample else ' at most'}"
     total = f"All {found.seeds} seeds: {found.turns:,} turns to learn from, {found.attempts:,} attempts, {measured}"
     console.print(total, highlight=False, soft_wrap=True)

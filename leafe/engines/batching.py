@@ -28,6 +28,7 @@ BLOCK = 64
 # Requests that share this many next tokens are computed one after the other.
 SHARED = 16
 SCORED = 256  # tokens of one request that are scored in one pass
+GUESSED = 1 << 24  # probabilities for guesses in a pass: a row of them for each, in float64
 
 
 def blocks_for(tokens: int) -> int:
@@ -106,7 +107,7 @@ class Batcher(Generic[AnyRequest]):
         self._model, self.stop_ids = model, frozenset(stop_ids)
         self._slots, self._tokens_per_pass = slots, tokens_per_pass
         self._unreserved = blocks - 1  # the first belongs to no request
-        self._drafts = Drafts()
+        self._drafts, self._vocabulary = Drafts(), 1
         self._tree, self._cache = PrefixTree(blocks, BLOCK), BlockCache(blocks, BLOCK)
 
     @property
@@ -150,6 +151,7 @@ class Batcher(Generic[AnyRequest]):
     def _compute(self, pieces: Sequence[tuple[AnyRequest, Piece]]) -> Any:
         """Logits (tokens kept of all pieces, vocabulary)."""
         logits = forward(self._model, plan([piece for _, piece in pieces], self._cache, self._model.device))
+        self._vocabulary = logits.shape[-1]
         for request, piece in pieces:
             request.computed += len(piece.ids) - len(request.draft)
             if not request.sampling:
@@ -218,7 +220,7 @@ class Batcher(Generic[AnyRequest]):
     def _pieces(self, room: int) -> list[tuple[AnyRequest, Piece]]:
         """The tokens to compute in this pass: up to `room` prompt tokens, one per request that samples, and guesses while there is room."""
         pieces: list[tuple[AnyRequest, Piece]] = []
-        spare = room - sum(request.left for request in self.active if not request.sampling)
+        spare = min(room - sum(request.left for request in self.active if not request.sampling), GUESSED // self._vocabulary)
         for request in self.active:
             if request.sampling:
                 pieces.append((request, self._next(request, spare)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from leafe.digest import seed_for
 from leafe.engines.base import Engine
-from leafe.evaluation.evaluate import evaluate
+from leafe.evaluation.evaluate import Watch, evaluate
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome, costs_of
 from leafe.experiment import Experiment
 from leafe.forest.explore import Explorer
@@ -14,22 +15,38 @@ from leafe.forest.faults import check_command
 from leafe.forest.play import once
 from leafe.proofs import done_once, measured
 from leafe.run import RunDirectory
+from leafe.shown import WATCHED
 from leafe.stages import Made, Policy
 from leafe.tracked import measuring
 
 ROLLS_BACK = "it rolls back at test time, which plain attempts do not; turns that were taken back count"
+MODEL = "model"  # where a measurement names the model
+
+
+def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, *, player: Explorer = once) -> Made:
+    """Measures a policy on the held-out tasks as an arm; `player` takes each attempt.
+
+    The result names the policy's model, as a folder of the run or another, unless it is the model that the run starts from.
+    """
+    made = _measured(experiment, run, arm, policy, player=player)
+    figures = {name: value for name, value in made.figures.items() if name != MODEL}  # of a run that it was taken over from
+    if policy.model != experiment.base:
+        own = policy.model.is_relative_to(run.path)
+        figures[MODEL] = (policy.model.relative_to(run.path) if own else policy.model.resolve()).as_posix()
+    return replace(made, figures=figures)
 
 
 @done_once(measured)
-def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, *, player: Explorer = once) -> Made:
-    """Measures a policy on the held-out tasks as an arm; `player` takes each attempt."""
+def _measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, *, player: Explorer) -> Made:
     stage = f"evaluate {arm}"
     experiment.keep_logs_of(run)
     if policy.model == experiment.base and not (experiment.trains and experiment.load_measured):
         experiment.keep_server(run)
     run.check(policy.model)
     tasks, samples = experiment.tasks("test"), experiment.config.evaluate.samples
-    watches = player is once and experiment.can_roll_back and experiment.has_expert
+    watched = experiment.config.evaluate.watched if player is once else 0
+    transcripts = run.evaluation(arm, WATCHED) if watched else None
+    watch = Watch(watched, experiment.can_roll_back and experiment.has_expert, transcripts)
     seed = seed_for(experiment.config.seed, "evaluate")
     rules = experiment.rules(seed, notes=policy.notes, prompts=policy.prompts, memory=policy.memory)
 
@@ -50,7 +67,7 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
                 mend=check_command(experiment.config),
                 told=told,
                 player=player,
-                watched=experiment.config.evaluate.watched if watches else 0,
+                watch=watch,
             )
 
     outcomes = experiment.with_engine(policy.model, work, measures=True)
@@ -58,4 +75,5 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
     figures = {"successes": sum(outcome.success for outcome in outcomes), "attempts": len(outcomes)}
     costs: dict[str, Any] = {} if player is once else costs_of(outcomes)
     note = {"note": ROLLS_BACK} if costs.get("rollbacks") else {}
-    return Made({**figures, **costs, **note, **policy.told()}, [run.evaluation(arm)], arm=arm)
+    files = [run.evaluation(arm), *([transcripts] if transcripts else [])]
+    return Made({**figures, **costs, **note, **policy.told()}, files, arm=arm)

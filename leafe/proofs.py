@@ -23,6 +23,7 @@ from leafe.manifest import described, manifest_of
 from leafe.records import Example, encode
 from leafe.run import RunDirectory
 from leafe.settings import MACHINE
+from leafe.shown import WATCHED
 from leafe.stages import PROBE, Made, Policy, Proof
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy
     key = _digest(
         "evaluate", replace(policy, prompts=""), own, how, through, _settings(experiment, unread), _tasks(experiment, "test")
     )
-    return Proof(key, (run.evaluation(arm),), arm)
+    return Proof(key, (run.evaluation(arm), run.evaluation(arm, WATCHED)), arm)
 
 
 def trained(

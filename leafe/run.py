@@ -184,9 +184,9 @@ class RunDirectory:
         """The state of an arm's training that is under way."""
         return self.path / "checkpoints" / f".{check_name('arm', arm)}.state"
 
-    def evaluation(self, arm: str) -> Path:
-        """An arm's graded attempts."""
-        return self._in("eval", f"{check_name('arm', arm)}.jsonl")
+    def evaluation(self, arm: str, beside: str = "") -> Path:
+        """An arm's graded attempts, or the file beside them that `shown.WATCHED` or `shown.SCORES` names."""
+        return self._in("eval", f"{check_name('arm', arm)}{beside}.jsonl")
 
     def arms(self) -> dict[str, Path]:
         """The arms that are measured to their end, with their graded attempts, first measured first."""

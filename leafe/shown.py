@@ -21,6 +21,7 @@ LONGEST = 40  # characters of a name, which is shown in tables
 _ROUND = re.compile(r"round-(\d+)/forest\.jsonl")
 _NAMED = re.compile(r"controls/(.+)\.jsonl")
 _BESIDE = (".journal", ".examples")  # the files beside a forest, before `.jsonl`
+WATCHED, SCORES = ".watched", ".scores"  # those beside an arm's graded attempts: its transcripts, and their scores
 _MEASURED = "evaluate "
 
 
@@ -34,7 +35,7 @@ def check_name(kind: str, name: object) -> str:
         and not set(name) & set("/\\:")
         and name[0] not in ".- "
         and name[-1] not in ". "
-        and not name.endswith(_BESIDE)
+        and not name.endswith((*_BESIDE, WATCHED, SCORES))
     )
     if not safe:
         wanted = f"a name of at most {LONGEST} characters without '/', '\\' and ':', a letter or digit first"

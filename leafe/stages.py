@@ -92,7 +92,7 @@ class Stage:
 class Proof:
     """The inputs that decide a stage's files: `key` is equal for two only if they make the same, None where that is unknown.
 
-    The first of `files` is what is made; further ones exist before. `arm` is the name that it is shown under.
+    The first of `files` is what is made; further ones exist before, or may be made beside it. `arm` is the name that it is shown under.
     """
 
     key: str | None

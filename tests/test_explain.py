@@ -16,7 +16,7 @@ from players import Hand, grown, rules, scripted, steady
 from leafe.engines.scripted import ScriptedEngine
 from leafe.envs.base import Environment
 from leafe.errors import EnvironmentFailure
-from leafe.evaluation.evaluate import evaluate, outcome_of
+from leafe.evaluation.evaluate import Watch, evaluate, outcome_of
 from leafe.evaluation.explain import Sums, TaskShare, best_tenth, explained, sums_of, task_shares
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome, read_outcomes
 from leafe.evaluation.passk import Resampling
@@ -74,7 +74,7 @@ def test_only_the_first_samples_are_watched_and_watching_changes_nothing_else(tm
 
     def measured(name: str, watched: int) -> list[Outcome]:
         engine = ScriptedEngine(lambda ask: ("right", "up", "down")[ask.seed % 3], concurrency=4)
-        ended = evaluate(tasks, rules(), Runtime(engine, Sokoban), tmp_path / name, samples=4, watched=watched)
+        ended = evaluate(tasks, rules(), Runtime(engine, Sokoban), tmp_path / name, samples=4, watch=Watch(watched))
         return asyncio.run(ended)
 
     plain, watched = measured("plain", 0), measured("watched", 2)

@@ -1,20 +1,21 @@
 """Measuring a model: n independent attempts a task, each a line that survives a kill.
 
 They are plain attempts, without reflection and rollback, unless the given player uses them; its turns count in the same way. The first
-samples of each task may be watched: played again when they have ended, beside the environment's expert.
+samples of each task may be watched: played again when they have ended, beside the environment's expert, and their transcripts are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from contextlib import aclosing, nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from leafe.digest import seed_for
 from leafe.errors import RunConflict
 from leafe.evaluation.outcomes import SCHEMA, Outcome, read_outcomes
+from leafe.evaluation.transcripts import Transcript, TranscriptWriter
 from leafe.evaluation.watch import first_setback
 from leafe.forest.builder import Rules, TreeBuilder
 from leafe.forest.driver import Rollout, Runtime, drive
@@ -28,17 +29,40 @@ from leafe.records import BROKEN, Shortening, Task, Tree, encode
 NATS_DIGITS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What becomes of the first `samples` of each task: `setbacks` are looked for, and `transcripts` is the file in which they are kept."""
+
+    samples: int = 0
+    setbacks: bool = True
+    transcripts: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """An attempt that has ended, with its transcript if that is kept."""
+
+    tree: Tree
+    outcome: Outcome
+    transcript: Transcript | None
+
+
 def attempt(task: Task, sample: int, rules: Rules, player: Explorer = once) -> Play[Tree]:
     """One attempt at a task, with the seed of its sample."""
-    own = replace(rules, seed=seed_for(rules.seed, "evaluate", sample))
-    return player(TreeBuilder(task, own))
+    return player(_builder(task, sample, rules))
 
 
-def _graded(task: Task, sample: int, rules: Rules, player: Explorer, *, watches: bool) -> Play[tuple[Tree, int | None]]:
-    """An attempt, and its first setback if it is watched."""
-    tree = yield from attempt(task, sample, rules, player)
-    setback = (yield from first_setback(task, tree.turns)) if watches and tree.attempts[-1].stop not in BROKEN else None
-    return tree, setback
+def _builder(task: Task, sample: int, rules: Rules) -> TreeBuilder:
+    return TreeBuilder(task, replace(rules, seed=seed_for(rules.seed, "evaluate", sample)))
+
+
+def _graded(task: Task, sample: int, builder: TreeBuilder, player: Explorer, *, watch: Watch) -> Play[_Ended]:
+    """An attempt with its outcome, and what its being watched gives."""
+    tree = yield from player(builder)
+    watched = sample < watch.samples and tree.attempts[-1].stop not in BROKEN
+    setback = (yield from first_setback(task, tree.turns)) if watched and watch.setbacks else None
+    kept = Transcript(sample, tree, builder.notes) if watched and watch.transcripts and tree.turns else None
+    return _Ended(tree, outcome_of(tree, sample, setback), kept)
 
 
 def outcome_of(tree: Tree, sample: int, setback: int | None = None) -> Outcome:
@@ -78,11 +102,12 @@ async def evaluate(
     mend: str = "leafe check-env NAME",
     told: Callable[[Outcome], None] = lambda outcome: None,
     player: Explorer = once,
-    watched: int = 0,
+    watch: Watch = Watch(),
 ) -> list[Outcome]:
     """`samples` attempts a task by `player`, appended to `path` as they end; those already there are kept and not repeated.
 
-    The first `watched` samples of each task are watched for setbacks.
+    The first samples of each task are watched as `watch` says. A transcript is written before its attempt's outcome, so that the same
+    attempts have one after a kill.
 
     Outcomes are returned in the order of tasks and samples; further samples in the file stay in it. Raises `RunConflict` for a
     file with attempts at other tasks, and `UserError` when all of the first attempts broke: `mend` is the command that it suggests.
@@ -92,19 +117,22 @@ async def evaluate(
     if foreign:
         raise RunConflict(f"{path} holds attempts at {min(foreign)!r}, which is not among the {len(tasks)} tasks; delete the file")
 
-    def missing() -> Iterator[Rollout[tuple[Tree, int | None]]]:
+    def missing() -> Iterator[Rollout[_Ended]]:
         for sample in range(samples):
             for task in tasks:
                 if (task.id, sample) not in done:
-                    yield Rollout(f"{task.id}/{sample}", task, _graded(task, sample, rules, player, watches=sample < watched))
+                    play = _graded(task, sample, _builder(task, sample, rules), player, watch=watch)
+                    yield Rollout(f"{task.id}/{sample}", task, play)
 
-    wave: FirstWave[Outcome] = FirstWave(() if done else (rollout.key for rollout in islice(missing(), WAVE)), mend)
-    with Appender(path, SCHEMA) as lines:
+    wave: FirstWave[_Ended] = FirstWave(() if done else (rollout.key for rollout in islice(missing(), WAVE)), mend)
+    kept = TranscriptWriter(watch.transcripts, done) if watch.transcripts else None
+    with kept or nullcontext(), Appender(path, SCHEMA) as lines:
         async with aclosing(drive(missing(), runtime, concurrency=runtime.engine.concurrency)) as finished:
-            async for rollout, (tree, setback) in finished:
-                ended = outcome_of(tree, int(rollout.key.rpartition("/")[2]), setback)
-                told(ended)
-                for outcome in wave.through(rollout.key, tree.attempts, ended):
-                    lines.append(encode(outcome))
-                    done[outcome.task, outcome.sample] = outcome
+            async for rollout, ended in finished:
+                told(ended.outcome)
+                for one in wave.through(rollout.key, ended.tree.attempts, ended):
+                    if kept and one.transcript:
+                        kept.add(one.transcript)
+                    lines.append(encode(one.outcome))
+                    done[one.outcome.task, one.outcome.sample] = one.outcome
     return [done[task.id, sample] for task in tasks for sample in range(samples)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from leafe.evaluation.drift import Drift
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.evaluation.passk import Interval, Resampling
 from leafe.evaluation.pooled import Shares, interval_of, over, quotient, tasks_drawn
@@ -26,6 +27,7 @@ FIGURES: Mapping[str, tuple[str, int | None]] = {
     "best_tenth": ("in the best tenth, %", None),
     "turns_per_success": ("turns a success", 1),
     "nats_per_turn": ("nats a turn", 2),
+    "nats_from_base": ("nats from the base a turn", 2),
     "set_back": ("set back, %", None),
     "recovered": ("of these recovered, %", None),
 }
@@ -47,7 +49,10 @@ class TaskShare:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the attempts at each task, `(seeds, tasks)` each; `spoken` are the turns for which nats are known."""
+    """Sums over the attempts at each task, `(seeds, tasks)` each.
+
+    `spoken` are the turns for which nats are known, `compared` those that the table's model has scored too, and `moved` are nats from it.
+    """
 
     seeds: tuple[int, ...]
     tasks: tuple[str, ...]
@@ -59,6 +64,8 @@ class Sums:
     watched: Shares
     set_back: Shares
     recovered: Shares
+    moved: Shares
+    compared: Shares
 
     @property
     def covered(self) -> Shares:
@@ -68,7 +75,7 @@ class Sums:
     def of(self, seeds: Sequence[int]) -> Sums:
         """The same of some seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
-        return Sums(tuple(seeds), self.tasks, *(getattr(self, name)[rows] for name in ADDED))
+        return Sums(tuple(seeds), self.tasks, *(getattr(self, name)[rows] for name in (*ADDED, *SCORED)))
 
 
 # One summand each for an attempt, in the order of `Sums`.
@@ -82,22 +89,23 @@ ADDED: Mapping[str, Callable[[Outcome], float]] = {
     "set_back": lambda one: bool(one.setback),
     "recovered": lambda one: bool(one.setback) and one.success,
 }
+# And for an attempt that was scored under the table's model as well.
+SCORED: Mapping[str, Callable[[Drift], float]] = {"moved": lambda one: one.moved, "compared": lambda one: one.turns}
 
 
-def sums_of(arms: Mapping[int, ArmOutcomes]) -> Sums:
-    """The sums of one row's arms, one a seed, which were measured on the same tasks."""
+def sums_of(arms: Mapping[int, ArmOutcomes], scored: Mapping[int, Sequence[Drift]] | None = None) -> Sums:
+    """The sums of one row's arms, one a seed, which were measured on the same tasks; `scored` are the attempts that were, by seed."""
     tasks = next(iter(arms.values())).counts().tasks
-    found = {name: np.zeros((len(arms), len(tasks))) for name in ADDED}
+    found = {name: np.zeros((len(arms), len(tasks))) for name in (*ADDED, *SCORED)}
     places = {task: number for number, task in enumerate(tasks)}
-    for seed, arm in enumerate(arms.values()):
+    for number, (seed, arm) in enumerate(arms.items()):
         for one in arm.counted:
-            _add(found, seed, places[one.task], one)
+            for name, summand in ADDED.items():
+                found[name][number, places[one.task]] += summand(one)
+        for drift in (scored or {}).get(seed, ()):
+            for name, part in SCORED.items():
+                found[name][number, places[drift.task]] += part(drift)
     return Sums(tuple(arms), tasks, *found.values())
-
-
-def _add(found: Mapping[str, Shares], seed: int, task: int, one: Outcome) -> None:
-    for name, summand in ADDED.items():
-        found[name][seed, task] += summand(one)
 
 
 def explained(own: Sums, base: Sums | None, how: Resampling = Resampling()) -> dict[str, Interval]:
@@ -117,6 +125,7 @@ def _figures(own: Sums, base: Sums | None, how: Resampling) -> Iterator[tuple[st
     yield "best_tenth", best_tenth(own.tasks, own.successes, how)
     yield "turns_per_success", share(own.turns, own.successes)
     yield "nats_per_turn", share(own.nats, own.spoken)
+    yield "nats_from_base", share(own.moved, own.compared)
     yield "set_back", share(own.set_back, own.watched)
     yield "recovered", share(own.recovered, own.set_back)
 

@@ -196,7 +196,7 @@ def _figure(name: str, figure: Interval | None) -> str:
     digits = FIGURES[name][1]
     if digits is None:
         return with_bounds(figure)
-    value, low, high = (f"{one:,.{digits}f}" for one in (figure.value, figure.low, figure.high))
+    value, low, high = (f"{one:z,.{digits}f}" for one in (figure.value, figure.low, figure.high))
     return f"{value} [{low}, {high}]"
 
 

@@ -15,7 +15,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +100,7 @@ class Shared:
         target = proved.files[0]
         for donor, stage in self._donors(run, key):
             with suppress(CorruptFile):  # a run that was changed gives nothing
-                _take(donor, stage, target)
+                _take(donor, stage, proved.files)
                 if PROBE in donor.stages and PROBE not in run.stages:
                     run.finish_stage(PROBE, donor.stages[PROBE])
                 self.progress.say(f"{target.name}: taken over from {stage!r} of {donor.path.name}, which is the same")
@@ -120,12 +120,16 @@ def _made_of(said: Any) -> Any:
     return said.get(MADE_OF) if isinstance(said, dict) else None
 
 
-def _take(donor: RunDirectory, stage: str, target: Path) -> None:
-    """Brings a stage's first file, or the folder that it made, to `target`. Raises `CorruptFile` where it is not as it was made."""
-    made = donor.made_by(stage)
+def _take(donor: RunDirectory, stage: str, targets: Sequence[Path]) -> None:
+    """Brings a stage's files, or the folder that it made, to `targets`. Raises `CorruptFile` where one is not as it was made.
+
+    Of a measurement the transcripts come too, where an older version did not leave them out.
+    """
+    made, target = donor.made_by(stage), targets[0]
     if target.suffix == ".jsonl":
-        donor.check(made[0])
-        write_bytes_atomically(target, made[0].read_bytes())
+        for file, place in reversed([*zip(made, targets, strict=False)]):  # the first file last: with it the work counts as done
+            donor.check(file)
+            write_bytes_atomically(place, file.read_bytes())
         return
     source = next(file.parent for file in made if file.name == "config.json")
     donor.check(source)

@@ -17,6 +17,7 @@ from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
 from leafe.records import UNJUDGED, Tree
 from leafe.reproduce.paper import figures_of
 from leafe.reproduce.plan import Plan, shows
+from leafe.reproduce.scoring import scored
 from leafe.reproduce.spec import LARGEST, CheckSettings, Row
 from leafe.reproduce.work import Failure
 from leafe.results import arms_of, exploration_of
@@ -73,7 +74,9 @@ class _Summary:
         if row.said.forest:
             return of_forests(row.name, {seed: _forest(run, row.said.forest) for seed, run in runs.items()}), None
         arms = {seed: next(arm for arm in arms_of(run) if arm.name == row.arm) for seed, run in runs.items()}
-        return of_counts(row.name, {seed: arm.counts() for seed, arm in arms.items()}), sums_of(arms)
+        return of_counts(row.name, {seed: arm.counts() for seed, arm in arms.items()}), sums_of(
+            arms, {seed: scored(run, row.arm) for seed, run in runs.items()}
+        )
 
     def table(self) -> TableResult:
         plan, base = self.plan, self.plan.base

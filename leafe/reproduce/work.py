@@ -15,6 +15,7 @@ from leafe.lab import measure_base, run_recipe
 from leafe.progress import Progress
 from leafe.proofs import folder_digest
 from leafe.reproduce.plan import STARTED, Bench, Plan
+from leafe.reproduce.scoring import score_row
 from leafe.reproduce.sharing import Shared
 from leafe.reproduce.spec import Row
 from leafe.run import RunDirectory
@@ -94,6 +95,7 @@ class _Row:
                         run_recipe(experiment, run)
                     else:
                         measure_base(experiment, run)
+                score_row(self.plan, self.row, experiment, run)
             finally:
                 experiment.free()
             write_report(run)

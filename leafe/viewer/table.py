@@ -27,8 +27,9 @@ NOTE = (
     "Lost are tasks that the base solves at least once and the row never; won are those that only the row solves. Attempts are set back"
     " by a turn without an action, or by one after which the best solution is longer or there is none; these were looked for in the first"
     " samples of each task, where the environment has an expert. Nats measure how improbable sampled replies were: the fewer, the more"
-    " the model repeats itself. Below, each task has a bar, above the line for the row and under it for its base, in the order of the"
-    " base's successes."
+    " the model repeats itself. Nats from the base are those by which a turn is more probable under the row's policy than under the"
+    " table's model, an estimate of how far it has moved. Below, each task has a bar, above the line for the row and under it for its"
+    " base, in the order of the base's successes."
 )
 
 

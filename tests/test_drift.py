@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from players import FULL, PLACES, Breaking, Hand, erratic, rules, steady
@@ -31,6 +33,7 @@ from leafe.forest.driver import Runtime
 from leafe.forest.play import once
 from leafe.history import History
 from leafe.lab import measure_base
+from leafe.manifest import files_of, given, sealed
 from leafe.progress import Silent
 from leafe.recall import Recall, Remembered
 from leafe.records import Ask, Message, StopReason, Tree
@@ -400,26 +403,28 @@ def test_what_was_taken_over_brings_its_transcripts_and_an_older_one_brings_none
         )
     older = plan_of(tmp_path, base, "leafe", "again")
     assert carry_out(replace(older, asked=replace(older.asked, rows=("leafe",))), Models().bench, Silent()) == []
-    forget(older.path(older.table.row("leafe"), 1), "evaluate leafe")
+    forget(older.path(older.table.row("leafe"), 1))
     assert carry_out(older, Models().bench, Silent()) == []
     assert run_of(older, "again").stages["evaluate base"]["taken_from"] == "leafe"
     assert figures(older, Models()) == {"leafe": None, "again": None}
 
 
-def forget(path: Path, stage: str) -> None:
+def forget(path: Path) -> None:
     """Makes a finished run one of a version that kept no transcripts."""
-    with RunDirectory.existing(path) as run:
-        said = {name: value for name, value in run.stages[stage].items() if name != "model"}
-        arm = stage.removeprefix("evaluate ")
-        stages = {name: value for name, value in run._stages.items() if not name.startswith("score")}
-        run._write_stages(stages)
-        run.finish_stage(stage, said, files=[run.evaluation(arm)], arm=arm)
-        for beside in (WATCHED, SCORES):
-            run.evaluation(arm, beside).unlink()
+    before, stages = json.loads((path / "stages.json").read_text()), dict[str, Any]()
+    for name, entry in before.items():
+        if not name.startswith("score "):
+            said = {key: value for key, value in (given(entry) or {}).items() if key != "model"}
+            files = {file: about for file, about in files_of(entry).items() if not file.endswith(f"{WATCHED}.jsonl")}
+            stages[name] = sealed(name, said, files, list(stages), shown=entry.get("shown"))
+    (path / "stages.json").write_text(json.dumps(stages))
+    for file in [*path.glob(f"eval/*{WATCHED}.jsonl"), *path.glob(f"eval/*{SCORES}.jsonl")]:
+        file.unlink()
 
 
-@pytest.mark.parametrize("error", [UserError("no log-probabilities of prompts"), EngineError("the server is gone")])
-@pytest.mark.parametrize("model", ["leafe", "model"])
+@pytest.mark.parametrize(
+    ("error", "model"), [(UserError("no log-probabilities of prompts"), "leafe"), (EngineError("the server is gone"), "model")]
+)
 def test_a_row_whose_engine_cannot_score_has_a_dash_and_a_sentence_and_does_not_fail(
     base: Path, tmp_path: Path, error: Exception, model: str
 ) -> None:

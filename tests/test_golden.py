@@ -230,6 +230,8 @@ def test_a_run_whose_engine_keeps_dying_ends_with_the_same_forests_and_outcomes(
             "controls/refine.jsonl",
             "eval/base.jsonl",
             "eval/leafe.jsonl",
+            "eval/base.watched.jsonl",
+            "eval/leafe.watched.jsonl",
         ):
             mended, alone = ((one.path / name).read_bytes().splitlines() for one in (run, golden.run))
             assert sorted(mended) == sorted(alone)

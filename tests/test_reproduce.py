@@ -123,6 +123,8 @@ def test_every_row_is_an_ordinary_run_and_the_table_has_its_figures(whole: tuple
     assert costs["leafe"]["steps"] == 1 and costs["leafe"]["examples"] > 0
     assert [claim.partition(":")[0] for claim in found["claims"][:2]] == ["LEAFE raises Pass@2", "LEAFE has the highest Pass@1"]
     assert found["claims"][2] == "LEAFE raises Pass@64: not measured"  # there are 2 samples
+    moved = {row["name"]: row["explained"].get("nats_from_base", {}).get("value") for row in found["rows"]}
+    assert moved["base"] is None and moved["leafe"] == moved["twin"] == moved["again"] != 0
 
 
 def test_work_that_rows_share_is_done_once_and_is_byte_for_byte_the_same(whole: tuple[Shop, Said]) -> None:
@@ -295,6 +297,7 @@ def test_turns_are_added_up_and_rows_that_are_not_at_equal_turns_are_marked(
     )
     assert config.explore.turns == 6 and config.model.endswith("/seed-1/hidden/checkpoints/toy")
     assert [one.partition(":")[0] for one in found["missing"]] == ["broken, seed 1", "lost, seed 1"]
+    assert {rows[name]["explained"]["nats_from_base"]["value"] for name in ("first", "half", "more")} == {0}  # they are copies
     assert rows["half"]["minus"]["first"]["1"]["value"] == 0 and rows["lost"]["values"] == {}
 
 

@@ -296,8 +296,8 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """How Pass@k is measured: `samples` attempts a task, of which the first `watched` are played again beside the environment's expert, if
-    it has one, to find setbacks; intervals from `resamples` bootstrap draws over tasks.
+    """How Pass@k is measured: `samples` attempts a task, of which the first `watched` are kept as transcripts and played again beside the
+    environment's expert, if it has one, to find setbacks; intervals from `resamples` bootstrap draws over tasks.
     """
 
     samples: int = Field(64, ge=1)

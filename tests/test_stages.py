@@ -82,7 +82,7 @@ def test_a_later_round_without_examples_keeps_what_the_rounds_before_it_learned(
         assert run.stages["train leafe-round-1"]["examples"] > 0
         assert run.stages["train leafe"] == {"examples": 0, "steps": 0, "note": UNTRAINED}
         assert weights(run.checkpoint("leafe")) == weights(run.checkpoint("leafe-round-1")) != weights(base)
-        assert run.stages["evaluate leafe"] == {"successes": 0, "attempts": 4}
+        assert run.stages["evaluate leafe"] == {"successes": 0, "attempts": 4, "model": "checkpoints/leafe"}
 
 
 def test_a_control_without_a_success_stays_the_base_and_says_so(base: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ A server is asked a few questions when it is first needed in a process, or by `E
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -120,6 +121,14 @@ def bench_of(config: RunConfig, progress: Progress) -> Experiment:
         check_workers=check_of(config.scale),
         tracker=Trackers(config.report_to),
     )
+
+
+def bench_without_server(config: RunConfig, progress: Progress) -> Experiment:
+    """The same to check before anything is begun: a server that the run would start is not started."""
+    experiment = bench_of(config, progress)
+    if config.engine.kind not in PROGRAMS:
+        return experiment
+    return replace(experiment, probe=None, load_meter=partial(_meter, config.engine, experiment.base, None))
 
 
 def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> Experiment:

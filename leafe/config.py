@@ -42,12 +42,14 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _all_keys(group, f"{prefix}{key}.")
 
 
-def _refuse_unknown(root: type[BaseModel], values: Mapping[str, Any]) -> None:
+def _refuse_unknown(root: type[BaseModel], values: Mapping[str, Any], owner: str = "") -> None:
     def trajectory(model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> None:
         for key, value in values.items():
             if key not in model.model_fields:
                 elsewhere = [path for path in _all_keys(root) if path.rpartition(".")[2] == key]
-                raise UnknownName("setting", f"{prefix}{key}", [*(prefix + known for known in model.model_fields), *elsewhere])
+                raise UnknownName(
+                    f"setting{owner}", f"{prefix}{key}", [*(prefix + known for known in model.model_fields), *elsewhere]
+                )
             group = _group(model.model_fields[key].annotation)
             if group and isinstance(value, Mapping):
                 trajectory(group, value, f"{prefix}{key}.")
@@ -64,6 +66,7 @@ WANTED = {
     "bool_type": "true or false",
     "string_type": "text",
     "string_too_short": "text that is not empty",
+    "string_too_long": "at most {max_length} characters",
     "string_pattern_mismatch": "letters, digits, '.', '_' and '-', a letter or digit first",
     "literal_error": "{expected}",
     "greater_than": "more than {gt}",
@@ -88,9 +91,10 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}: wanted {wanted}, found {found}"
 
 
-def _refuse_what_is_no_group(values: Any, source: str) -> None:
+def _refuse_what_is_no_group(values: Any, source: str, like: str = "name: trial") -> None:
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{source} should be a group of settings, as `name: trial`, and is {values!r:.80}")
+        found = "empty" if values is None else f"{values!r:.80}"
+        raise UserError(f"{source} should be a group of settings, as `{like}`, and is {found}")
 
 
 def _validate(values: Mapping[str, Any], method: KnownMethod) -> RunConfig:
@@ -273,11 +277,11 @@ def configured(values: Mapping[str, Any], source: str) -> RunConfig:
     return _validate(_on_profile(_settled(values, source, config_class(type(method)))), method)
 
 
-def checked(model: type[Group], values: Any, source: str) -> Group:
-    """A group of settings that is no recipe; `source` names it in messages. Raises `UserError` like `parse`."""
-    _refuse_what_is_no_group(values, source)
+def checked(model: type[Group], values: Any, source: str, *, like: str = "name: trial") -> Group:
+    """A group of settings that is no recipe; messages name it `source` and show one `like` it. Raises `UserError` like `parse`."""
+    _refuse_what_is_no_group(values, source, like)
     try:
-        _refuse_unknown(model, values)
+        _refuse_unknown(model, values, f" of {source}")
         return model.model_validate(dict(values))
     except ValidationError as error:
         raise UserError(f"{source}: {_sentence(error)}") from None

@@ -5,6 +5,7 @@
     │   ├── UnknownName (LookupError)    an unknown name; carries the closest match
     │   ├── MissingDependency (ImportError)
     │   ├── CorruptFile                  a file that exists and cannot be read in its format
+    │   │   └── DamagedRun               a file of a run that is not as the run left it
     │   ├── Unwritable (OSError)         a file that cannot be written, as on a full disk; nothing half-written is left of it
     │   └── RunConflict                  a run directory that belongs to another configuration or another process
     ├── EpisodeError (RuntimeError)      one episode is lost: recorded, counted by class, its siblings go on
@@ -23,6 +24,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -67,6 +69,17 @@ class MissingDependency(UserError, ImportError):
 
 class CorruptFile(UserError):
     """A file that exists and cannot be read in its format."""
+
+
+class DamagedRun(CorruptFile):
+    """A file of the run in the directory `run` that is not as the run left it. `fault` says so without what mends it."""
+
+    def __init__(self, run: Path, fault: str, mend: str) -> None:
+        super().__init__(f"{fault}; {mend}")
+        self.run, self.fault, self.mend = run, fault, mend
+
+    def __reduce__(self) -> tuple[type[DamagedRun], tuple[Path, str, str]]:
+        return type(self), (self.run, self.fault, self.mend)
 
 
 class Unwritable(UserError, OSError):

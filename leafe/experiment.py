@@ -40,7 +40,7 @@ from leafe.prompts import load_prompts
 from leafe.proofs import done_once, explored, trained
 from leafe.recall import MemoryFile
 from leafe.records import Ask, Completion, Example, Task, Tree, Usage
-from leafe.run import RunDirectory, whole_folder
+from leafe.run import LOGS, RunDirectory, whole_folder
 from leafe.sent import as_sent
 from leafe.settings import RunConfig
 from leafe.stages import PROBE, Made, Once, done_here
@@ -54,7 +54,6 @@ ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): the lesson of a fai
 MEASURED_HERE = (
     "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
 )
-LOGS = "server"  # a folder of a run, for the output of a server that it starts
 UNTRAINED = "there was no example to train on, or no step for them; this arm is the model that it starts from"
 
 

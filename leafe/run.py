@@ -28,13 +28,16 @@ from typing import IO, Any
 from leafe.config import dump, parse
 from leafe.differing import differing_fields
 from leafe.digest import text_digest
-from leafe.errors import CorruptFile, RunConflict, UserError
+from leafe.errors import DamagedRun, RunConflict, UserError
 from leafe.jsonl import write_text_atomically
 from leafe.manifest import change, files_of, given, is_whole, manifest_of, sealed
 from leafe.settings import RunConfig
 from leafe.shown import ARM, FOREST, arms, check_name, forests
 
 HEADER = "# A leafe run; the digest of the lines below is "
+LOGS = "server"  # the folder for the output of a server that a run starts
+ANEW = "restore it, or start anew with its recipe in another directory"
+IDLE = {"lock", "config.yaml", "stages.json", LOGS}  # what a run holds before anything is done in it
 
 
 def next_free(parent: Path, name: str) -> Path:
@@ -112,7 +115,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def check_checkpoint(folder: Path) -> Path:
-    """`folder`, a model's. Raises `CorruptFile` where a run trained it and it is not as that run left it."""
+    """`folder`, a model's. Raises `DamagedRun` where a run trained it and it is not as that run left it."""
     place = folder.resolve()
     root = place.parent.parent
     if (root / "stages.json").is_file():
@@ -134,16 +137,18 @@ class RunDirectory:
     def open(cls, path: Path, config: RunConfig, *, moved: bool = False) -> RunDirectory:
         """Starts a run in a new or empty directory, or resumes the one that is there. With `moved` its model may have another name since.
 
-        Raises `RunConflict` when another process holds it or its configuration differs in more than the machine's settings,
-        `CorruptFile` when its configuration cannot be read, `UserError` when the directory holds something else.
+        A run in which nothing was done yet takes other settings. Raises `RunConflict` when another process holds it or its configuration
+        differs in more than the machine's settings,
+        `DamagedRun` when its configuration cannot be read, `UserError` when the directory holds something else.
         """
         _make_folder(path)
         if not (path / "config.yaml").exists() and any(entry.name not in {"lock", "config.yaml.tmp"} for entry in path.iterdir()):
-            raise UserError(f"{path} holds files that are no run; give another directory: --out {path}-run")
+            raise UserError(f"{path} holds files that are no run; give another directory, as --out {path / 'run'}")
         lock = _acquire(path)
         try:
-            _settle_config(path, config, moved)
-            return cls(path, config, lock)
+            run = cls(path, config, lock)
+            run._settle_config(moved)
+            return run
         except BaseException:
             lock.close()
             raise
@@ -152,6 +157,10 @@ class RunDirectory:
     def existing(cls, path: Path, *, read_only: bool = False) -> RunDirectory:
         """The run in a directory, with the configuration that it was started with. A reader may open it while another process works."""
         if not (path / "config.yaml").is_file():
+            if runs := sorted(path.glob("seed-*/*/config.yaml")):
+                raise UserError(
+                    f"{path} is the directory of a table, and no run; its runs are {runs[0].parent} and those beside it"
+                )
             raise UserError(f"{path} is no run directory: it has no config.yaml; start a run there: leafe run RECIPE --out {path}")
         lock = None if read_only else _acquire(path)
         try:
@@ -226,13 +235,19 @@ class RunDirectory:
         return tuple(self.path / name for name in files_of(self._stages.get(stage)))
 
     def check(self, path: Path) -> Path:
-        """`path`, which is a file or a folder of files that a finished stage made. Raises `CorruptFile` where one is not as it was left.
+        """`path`, which is a file or a folder of files that a finished stage made. Raises `DamagedRun` where one is not as it was left.
 
         Every byte of them is read. Files that no stage names are not checked, such as those of older runs.
         """
         if path.is_relative_to(self.path):
             _check(self.path, self._stages, path.relative_to(self.path).as_posix())
         return path
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything was done here: a stage that made a file, or a file of a stage that is under way."""
+        others = [entry for entry in self.path.iterdir() if entry.name not in IDLE and entry.suffix != ".tmp"]
+        return any(map(files_of, self._stages.values())) or any(not entry.is_dir() or any(entry.iterdir()) for entry in others)
 
     @property
     def done(self) -> bool:
@@ -272,6 +287,24 @@ class RunDirectory:
         if not self._lock or self._lock.closed:
             raise RuntimeError(f"{self.path} was opened for reading or is closed")
 
+    def _settle_config(self, moved: bool) -> None:
+        target, config = self.path / "config.yaml", self.config
+        if target.exists():
+            before = _read_config(target)
+            differing = differing_fields(before.model_copy(update={"model": config.model}) if moved else before, config)
+            if differing and self.has_work:
+                again = f"leafe run {target} --out {self.path}"
+                raise RunConflict(
+                    f"{self.path} was started with other settings ({'; '.join(differing)}); to go on with its own type {again},"
+                    " else give another --out"
+                )
+            if differing and self._stages:
+                self._write_stages({})  # of a server or a checkpoint that was looked at
+        body = dump(config)
+        text = HEADER + text_digest(body) + "\n" + body
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
+            write_text_atomically(target, text)
+
     def _write_stages(self, stages: dict[str, Any]) -> None:
         self._require_lock()
         write_text_atomically(self.path / "stages.json", json.dumps(stages, indent=1, ensure_ascii=False) + "\n")
@@ -284,10 +317,8 @@ def _check(root: Path, stages: Mapping[str, Any], name: str) -> None:
         for file, before in files_of(entry).items():
             reason = change(root / file, before) if file == name or file.startswith(f"{name}/") else ""
             if reason:
-                anew = f"leafe run {root / 'config.yaml'} --out ANOTHER"
-                raise CorruptFile(
-                    f"{root / file} is not as the stage {stage!r} left it: {reason}; restore it, or start anew: {anew}"
-                )
+                fault = f"{root / file} is not as the stage {stage!r} left it: {reason}"
+                raise DamagedRun(root, fault, f"restore it, or start anew: leafe run {root / 'config.yaml'} --out ANOTHER")
 
 
 def _make_folder(path: Path, *, exist_ok: bool = True) -> None:
@@ -343,29 +374,15 @@ def _read_config(path: Path) -> RunConfig:
     try:
         header, _, body = path.read_text(encoding="utf-8").partition("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"cannot read {path}: {error}; restore it, or start anew in another directory") from None
+        raise DamagedRun(path.parent, f"cannot read {path}: {error}", ANEW) from None
     if header != HEADER + text_digest(body):
-        raise CorruptFile(f"{path} is not as leafe wrote it; restore it, or start anew: leafe run {path} --out ANOTHER")
+        raise DamagedRun(path.parent, f"{path} is not as leafe wrote it", ANEW)
     try:
         return parse(body, str(path), whole=True)
     except UserError as error:
-        raise CorruptFile(
-            f"{path} was written by another version of leafe, or with a method whose package is not here: {error}"
+        raise DamagedRun(
+            path.parent, f"{path} is of another version of leafe, or of a method whose package is not here: {error}", ANEW
         ) from None
-
-
-def _settle_config(path: Path, config: RunConfig, moved: bool) -> None:
-    target = path / "config.yaml"
-    if target.exists():
-        before = _read_config(target)
-        differing = differing_fields(before.model_copy(update={"model": config.model}) if moved else before, config)
-        if differing:
-            changes = "; ".join(differing)
-            raise RunConflict(f"{path} was started with other settings ({changes}); resume it with its own, or give another --out")
-    body = dump(config)
-    text = HEADER + text_digest(body) + "\n" + body
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
-        write_text_atomically(target, text)
 
 
 def _read_stages(path: Path) -> dict[str, Any]:
@@ -374,12 +391,10 @@ def _read_stages(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         stages = None
     if not isinstance(stages, dict):
-        raise CorruptFile(f"{path} is not a JSON object; delete it, and finished stages are redone from their files")
+        raise DamagedRun(path.parent, f"{path} is not a JSON object", "delete it, and finished stages are redone from their files")
     names = list(stages)
     for number, (stage, entry) in enumerate(stages.items()):
         if not is_whole(stage, entry, names[:number]):
-            raise CorruptFile(
-                f"{path} is not as leafe wrote it from {stage!r} on; restore it, or take out {stage!r} and all below it, which are then "
-                "redone from their files"
-            )
+            mend = f"restore it, or take out {stage!r} and all below it, which are then redone from their files"
+            raise DamagedRun(path.parent, f"{path} is not as leafe wrote it from {stage!r} on", mend)
     return stages

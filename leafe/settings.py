@@ -16,7 +16,7 @@ from leafe.address import server_address
 from leafe.digest import canonical, digest
 from leafe.records import Sampling
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 API_KEY_ENV = "OPENAI_API_KEY"
@@ -57,8 +57,8 @@ class EnvironmentSettings(Settings):
 class TaskSettings(Settings):
     """How many tasks of which split. `seed` draws the tasks and is apart from the run's seed: runs may share their tasks."""
 
-    train: int = Field(64, ge=1)
-    test: int = Field(64, ge=1)
+    train: int = Field(64, ge=1, le=1_000_000)
+    test: int = Field(64, ge=1, le=1_000_000)
     train_split: Text = "train"
     test_split: Text = "test"
     seed: int = Field(0, ge=0)

@@ -475,6 +475,17 @@ def test_retries_whose_experiences_fill_the_context_drop_the_older_ones_and_use_
     assert latest == sorted(latest) and [one.depth for one in tree.attempts] == told
 
 
+@pytest.mark.parametrize(("room", "most"), [(2, 2), (1, 1), (0, 0)])
+def test_a_tree_without_rollback_drops_the_older_feedback_that_fills_the_context_and_uses_all_turns(room: int, most: int) -> None:
+    numbers = iter(range(100))
+    hand = Small(Lookup(), lambda ask: WRONG if ask.purpose == "act" else f"turn 1: advice {next(numbers)}")
+    hand.room = room
+    tree = grown(explore, hand, key_in(5), turns=24, max_attempts=8, max_depth=9, can_roll_back=False)
+    assert tree.spend.turns == 24 and {turn.attempt for turn in tree.turns} == set(range(8))
+    assert max(one.experience.count("advice") if one.experience else 0 for one in tree.attempts) == most
+    assert StopReason.TOKEN_LIMIT not in stops(tree)
+
+
 def test_a_verbal_retry_is_told_the_latest_experiences_only_and_begins_anew_after_a_success() -> None:
     fails = (WRONG, WRONG, WRONG)
     answers = (*fails, "turn 1: A", *fails, "turn 1: B", *fails, "turn 1: C", *fails, "turn 1: D", "open place3", WRONG)

@@ -408,7 +408,7 @@ def test_what_cannot_be_told_by_its_content_is_never_taken_for_another() -> None
         ("about: x\nagainst: []\nrows: {a: {method: leafe, start: b}, b: {method: leafe, start: a}}", "starts from itself"),
         ("about: x\nagainst: []\nrows: {a: {start: b}, b: {}}", "starts from b, which trains nothing"),
         ("about: x\nagainst: []\nrows: {a: {start: c}, b: {}}", "unknown row of the table mine 'c'"),
-        ("about: x\nrows: {a: {}}", "unknown row of the table mine 'base'"),
+        ("about: x\nagainst: [base]\nrows: {a: {}}", "unknown row of the table mine 'base'"),
         ("about: x\nagainst: []\nrows: {a: {}}\nchecks: [{claim: y, row: a, k: some}]", "k: wanted a whole number"),
         ("about: x\nagainst: []\nrows: {a: {shown: false}}", "no row that is shown"),
         ("- a", "should be a group of settings"),
@@ -426,7 +426,9 @@ def test_what_cannot_be_made_is_refused_before_anything_is_begun(tmp_path: Path)
     made = shop(tmp_path, table)
     assert_one_sentence(made(), "row a", "unknown method 'later'", "without such rows: --rows b")
     assert_one_sentence(made("--rows", "d"), "unknown row of the table mine 'd'")
-    assert_one_sentence(made("--rows", "b", "--seeds", "1,x"), "--seeds: wanted whole numbers, as 1,2,3, found '1,x'")
+    assert_one_sentence(
+        made("--rows", "b", "--seeds", "1,x"), "--seeds: wanted whole numbers of at most nine digits, as 1,2,3, found '1,x'"
+    )
     assert_one_sentence(made("--rows", "b", "--seeds", "1,1"), "each seed once")
     assert_one_sentence(made("--rows", "b", "explore.trns=3"), "did you mean 'explore.turns'")
     assert_one_sentence(leafe("reproduce", "tabel1"), "did you mean 'table1'")

@@ -62,20 +62,43 @@ def test_a_reader_may_look_at_a_run_in_progress_and_change_nothing(path: Path) -
                 reader.finish_stage("train")
 
 
+def begun(path: Path) -> None:
+    """A run in which something was done."""
+    with RunDirectory.open(path, config()) as run:
+        run.forest().write_text("")
+
+
 def test_a_refused_start_does_not_keep_the_directory(path: Path) -> None:
-    RunDirectory.open(path, config()).close()
+    begun(path)
     with pytest.raises(RunConflict):
         RunDirectory.open(path, config("seed=2"))
     RunDirectory.open(path, config()).close()
 
 
-def test_resuming_under_another_configuration_is_refused_naming_the_fields(path: Path) -> None:
-    RunDirectory.open(path, config()).close()
+def test_resuming_under_another_configuration_is_refused_naming_the_fields_and_what_to_type(path: Path) -> None:
+    begun(path)
     with pytest.raises(RunConflict) as caught:
         RunDirectory.open(path, config("seed=2", "train.epochs=3"))
     assert "(seed: 1 -> 2; train.epochs: 6.0 -> 3.0)" in str(caught.value)
+    assert f"type leafe run {path}/config.yaml --out {path}" in str(caught.value)
     with RunDirectory.existing(path) as run:
         assert run.config == config()
+
+
+def test_a_run_in_which_nothing_was_done_takes_other_settings(path: Path) -> None:
+    with RunDirectory.open(path, config()) as run:
+        run.finish_stage("probe", {"model": "another"})  # a server that was looked at
+        run.journal(), run.checkpoint("leafe")  # folders, and nothing in them
+    with RunDirectory.open(path, config("seed=2")) as run:
+        assert run.config.seed == 2 and run.stages == {}
+    with RunDirectory.existing(path) as run:
+        assert run.config.seed == 2 and run.stages == {} and not run.has_work
+
+
+def test_the_directory_of_a_table_is_told_from_a_run(path: Path) -> None:
+    RunDirectory.open(path / "seed-1" / "base", config()).close()
+    with pytest.raises(UserError, match=r"is the directory of a table, and no run; its runs are .*seed-1/base and those beside it"):
+        RunDirectory.existing(path)
 
 
 def test_resuming_on_another_machine_is_accepted_and_kept(path: Path) -> None:

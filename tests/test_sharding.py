@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,12 @@ from leafe.records import Message, Target
 from leafe.settings import LoraSettings, TrainSettings
 from leafe.training.follow import Leader, follow, leader
 from leafe.training.launch import ProgressCallback, in_processes
+from leafe.training.loss import CrossEntropy
 from leafe.training.machine import check_machine
 from leafe.training.resume import Trained
 from leafe.training.sft import TrainReport, fine_tune, try_training
 from leafe.training.sharding import held
+from leafe.training.terms import Terms
 
 PLAN = TrainSettings(epochs=2, learning_rate=1e-3, batch_size=8, micro_tokens=64)
 SHORT = PLAN.model_copy(update={"epochs": 1})
@@ -110,6 +113,30 @@ def test_a_training_goes_on_where_its_model_and_its_state_were_moved_to(
     )
     assert trained(base, tmp_path / "whole") is not None
     assert steps[0] > 1 and moved(weights(tmp_path / "whole"), weights(tmp_path / "resumed")) == 0
+
+
+class Plain:
+    """A loss of one's own, without a text of its own."""
+
+    merges = True
+
+    def __call__(self, logits: torch.Tensor, terms: Terms) -> torch.Tensor:
+        return CrossEntropy()(logits, terms)
+
+
+def test_a_training_by_a_loss_of_ones_own_goes_on(base: Path, tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def told(done: int, total: int) -> None:
+        steps.append(done)
+        if steps == [1, 2, 3]:
+            raise Killed
+
+    for times in range(2):
+        with pytest.raises(Killed) if not times else nullcontext():
+            fine_tune(base, lessons(), tmp_path / "own", KEPT, seed=1, told=told, loss=Plain(), state=tmp_path / "own.state")
+    assert steps[3] == 3 and trained(base, tmp_path / "whole") is not None
+    assert moved(weights(tmp_path / "whole"), weights(tmp_path / "own")) == 0
 
 
 MANY: dict[str, dict[str, Any]] = {

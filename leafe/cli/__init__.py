@@ -31,6 +31,13 @@ app.add_typer(nano_app, name="nano")
 USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]  # typer gives the class of all such errors no public name
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
+
+def _directory(text: str) -> Path:
+    if not text.strip():
+        raise typer.BadParameter("wanted a directory, found nothing")
+    return Path(text)
+
+
 RunPath = Annotated[Path, typer.Argument(help="a run directory", show_default=False)]
 RunOrRecipe = Annotated[str, typer.Argument(help="a run directory; or a recipe's name or YAML file", show_default=False)]
 Recipe = Annotated[str, typer.Argument(help="a shipped recipe's name or a YAML file", show_default=False)]
@@ -40,7 +47,7 @@ RunRecipeOrModel = Annotated[
 RecipeOrModel = Annotated[str, typer.Argument(help="a recipe's name or YAML file; with --env a model", show_default=False)]
 Env = Annotated[str | None, typer.Option("--env", help="an environment's name or module:Class, whose arguments are name=value")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as a.b=value", show_default=False)]
-Out = Annotated[Path | None, typer.Option(help="the run directory; by default a free one below runs/")]
+Out = Annotated[Path | None, typer.Option(help="the run directory; by default a free one below runs/", parser=_directory)]
 Spec = Annotated[str, typer.Argument(help="a name or module:Class", show_default=False)]
 Arguments = Annotated[list[str] | None, typer.Argument(help="the environment's arguments as name=value", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -180,11 +187,15 @@ def reproduce(
     overrides: Overrides = None,
     *,
     model: Annotated[str, typer.Option(help="nano, a folder or a Hub name; several as A,B")] = "nano",
-    env: Annotated[str, typer.Option("--env", help="an environment with a recipe for that model; by default sokoban")] = "",
-    recipe: Annotated[str, typer.Option(help="a recipe's name or YAML file, in place of the model's and the environment's")] = "",
+    env: Annotated[
+        str | None, typer.Option("--env", help="an environment with a recipe for that model; by default the table's, or sokoban")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="a recipe's name or YAML file, in place of the model's and the environment's")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="as 1,2,3")] = "1,2,3",
-    rows: Annotated[str, typer.Option(help="only these rows and those that they start from, as base,leafe")] = "",
-    out: Annotated[Path | None, typer.Option(help="the table's directory; by default one below runs/")] = None,
+    rows: Annotated[str | None, typer.Option(help="only these rows and those that they start from, as base,leafe")] = None,
+    out: Annotated[Path | None, typer.Option(help="the table's directory; by default one below runs/", parser=_directory)] = None,
     jobs: Annotated[int, typer.Option(min=1, help="rows at a time, each with its share of the GPUs, cores and memory")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="prints what it would take and runs nothing")] = False,
     as_json: AsJson = False,

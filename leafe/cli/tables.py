@@ -17,7 +17,7 @@ from rich.table import Table as Shown
 from transformers.utils.logging import disable_progress_bar
 
 from leafe.cli.console import console, emit, only_json
-from leafe.compose import bench_of
+from leafe.compose import bench_of, bench_without_server
 from leafe.errors import UserError
 from leafe.evaluation.tables import (
     Cells,
@@ -38,38 +38,44 @@ from leafe.jsonl import told_if_unwritable, write_text_atomically
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.reproduce.cost import Estimate, estimate, longest_of, play_sample
+from leafe.reproduce.gathered import JSON, require_same_table, with_all_there
 from leafe.reproduce.jobs import Share, carry_out_side_by_side, shares_here
 from leafe.reproduce.plan import Asked, Plan, names_of, seeds_of
 from leafe.reproduce.spec import load_table
 from leafe.reproduce.summary import Stages, summary
-from leafe.reproduce.work import Failure, carry_out
+from leafe.reproduce.work import Failure, carry_out, check_setup
 from leafe.settings import RunConfig
+from leafe.stages import Stage
 from leafe.terminal import Bars, alarm
 from leafe.viewer.table import render_table
 
 disable_progress_bar()  # only our own bars are shown
-MARKDOWN, JSON, PAGE = "table.md", "table.json", "table.html"
+MARKDOWN, PAGE = "table.md", "table.html"
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """The options as they were typed."""
+    """The options as they were typed, None where they were not."""
 
     model: str
-    env: str
-    recipe: str
+    env: str | None
+    recipe: str | None
     seeds: str
-    rows: str
+    rows: str | None
 
 
 def asked_of(typed: Typed, out: Path | None, overrides: Sequence[str]) -> list[Asked]:
     """The requests that the options mean, one a model. Raises `UserError`."""
-    models = names_of([typed.model])
-    if not models:
-        raise UserError("--model: wanted a model or several, as nano or A,B, found nothing")
-    if typed.rows and not names_of([typed.rows]):
-        raise UserError(f"--rows: wanted names, as base,leafe, found {typed.rows!r:.80}")
-    one = Asked("", typed.env, typed.recipe, seeds_of(typed.seeds), names_of([typed.rows]), out, tuple(overrides))
+    models, rows = names_of(typed.model), names_of(typed.rows or "")
+    for option, text, found, wanted in (
+        ("model", typed.model, models, "a model or several, as nano or A,B"),
+        ("rows", typed.rows, rows, "names, as base,leafe"),
+        ("env", typed.env, typed.env, "an environment's name, as household"),
+        ("recipe", typed.recipe, typed.recipe, "a recipe's name or YAML file"),
+    ):
+        if text is not None and not found:
+            raise UserError(f"--{option}: wanted {wanted}, found {repr(text) if text else 'nothing'}")
+    one = Asked("", typed.env or "", typed.recipe or "", seeds_of(typed.seeds), rows, out, tuple(overrides))
     if len(models) == 1:
         return [replace(one, model="" if typed.recipe and typed.model == "nano" else models[0])]
     folders = [Path(model).name for model in models]
@@ -85,14 +91,20 @@ def reproduce(name: str, asked: Sequence[Asked], *, jobs: int, dry: bool, json_o
     plans = [Plan(load_table(name), one) for one in asked]
     progress: Progress = Silent() if json_only else Bars(console)
     with only_json(json_only):
+        _require_same_tables(plans)
         stages = [plan.check(_quiet) for plan in plans]
         given = [shares_here(plan.base, jobs) if jobs > 1 else [] for plan in plans]
-    failures: list[Failure] = []
+        for plan in () if dry else plans:
+            check_setup(plan, lambda config: bench_without_server(config, Silent()))
+    failures: list[str] = []
     figures: list[dict[str, Any]] = []
     made: list[TableResult] = []
     for plan, known, share in zip(plans, stages, given, strict=True):
+        failed: list[Failure] = []
         with only_json(json_only):
-            done = _estimate(plan, known) if dry else _carried_out(plan, known, progress, failures, shares=share)
+            done = _estimate(plan, known) if dry else _carried_out(plan, dict(known), progress, failed, shares=share)
+        whose = f"{plan.base.model}: " if len(plans) > 1 else ""
+        failures += [f"{whose}{one.row}, seed {one.seed}: {one.why}" for one in failed]
         figures.append(done.as_json() if isinstance(done, Estimate) else as_json(done))
         if isinstance(done, TableResult):
             made.append(done)
@@ -107,15 +119,24 @@ def reproduce(name: str, asked: Sequence[Asked], *, jobs: int, dry: bool, json_o
     if json_only:
         emit(figures[0] if len(figures) == 1 else figures)
     if failures:
-        raise UserError(f"{failures[0].row}, seed {failures[0].seed}: {failures[0].why}")
+        raise UserError(failures[0])
 
 
 def _quiet(config: RunConfig) -> Experiment:
     return bench_of(config, Silent())
 
 
+def _require_same_tables(plans: Sequence[Plan]) -> None:
+    """Refuses directories with another table, or with that of more models. Raises `RunConflict`."""
+    name, environment = plans[0].table.name, plans[0].base.environment.name
+    for plan in plans:
+        require_same_table(plan.out, name, environment, [plan.base.model])
+    if len(plans) > 1:
+        require_same_table(_of_all(plans), name, environment, [Path(plan.base.model).name for plan in plans])
+
+
 def _carried_out(
-    plan: Plan, stages: Stages, progress: Progress, failures: list[Failure], *, shares: Sequence[Share]
+    plan: Plan, stages: dict[str, Sequence[Stage]], progress: Progress, failures: list[Failure], *, shares: Sequence[Share]
 ) -> TableResult:
     """The table once everything possible is done, with `shares` several rows at a time; adds each failure to `failures`."""
     told = partial(_write, plan, stages)
@@ -127,9 +148,10 @@ def _carried_out(
     return _write(plan, stages, found)
 
 
-def _write(plan: Plan, stages: Stages, failures: Sequence[Failure]) -> TableResult:
-    """The table as it is now, in its three files."""
-    return _kept(summary(plan, stages, failures), plan.out)
+def _write(plan: Plan, stages: dict[str, Sequence[Stage]], failures: Sequence[Failure]) -> TableResult:
+    """The table as it is now, with the rows and seeds of earlier commands, in its three files."""
+    whole = with_all_there(plan, stages, _quiet)
+    return _kept(summary(whole, stages, failures, asked=plan), plan.out)
 
 
 def _kept(table: TableResult, out: Path) -> TableResult:
@@ -143,18 +165,20 @@ def _kept(table: TableResult, out: Path) -> TableResult:
 
 def _show_together(plans: Sequence[Plan], tables: Sequence[TableResult], *, shown: bool) -> None:
     """All models in one table, in the folder above theirs, or beside theirs under the table's and the environment's name."""
-    first = plans[0]
-    out = (
-        first.out.parent
-        if first.asked.out
-        else first.out.with_name(f"{first.table.name}-{tables[0].environment.rpartition(':')[2]}")
-    )
+    out = _of_all(plans)
     table = _kept(
         together({Path(os.path.relpath(plan.out, out)).as_posix(): one for plan, one in zip(plans, tables, strict=True)}), out
     )
     if shown:
         _print(_table(table.title(), result_rows(table)))
         console.print(escape(f"The page of all models: {out / PAGE}"), soft_wrap=True, highlight=False)
+
+
+def _of_all(plans: Sequence[Plan]) -> Path:
+    """The directory of the table of several models."""
+    first = plans[0]
+    environment = first.base.environment.name.rpartition(":")[2]
+    return first.out.parent if first.asked.out else first.out.with_name(f"{first.table.name}-{environment}")
 
 
 def _show(plan: Plan, table: TableResult) -> None:
@@ -202,23 +226,29 @@ def _estimate(plan: Plan, stages: Stages) -> Estimate:
     experiment = _quiet(plan.base)
     longest = longest_of(experiment)
     at_hand = plan.base.model in CHECKPOINTS or Path(plan.base.model).is_dir()
-    played = at_hand and plan.base.engine.kind == "transformers"
+    counted_only = estimate(plan, stages, longest)
+    played = at_hand and plan.base.engine.kind == "transformers" and counted_only.attempts + counted_only.turns
     try:
-        return estimate(plan, stages, longest, play_sample(experiment) if played else None)
+        return replace(counted_only, sample=play_sample(experiment)) if played else counted_only
     finally:
         experiment.free()
 
 
 def _show_estimate(plan: Plan, found: Estimate) -> None:
-    rows = [("row", "turns to learn from", "attempts measured", "shared with another row")]
-    rows += [(row.row, f"{row.turns:,}", f"{row.attempts:,}", ", ".join(row.shared)) for row in found.rows]
+    rows = [("row", "seeds left", "turns to learn from", "attempts measured", "shared with another row")]
+    rows += [(row.row, str(row.seeds), f"{row.turns:,}", f"{row.attempts:,}", ", ".join(row.shared)) for row in found.rows]
     title = f"{plan.table.name}: {plan.recipe}, {plan.base.model}, a seed; the budget of a row is {plan.budget:,} turns"
     _print(_table(title, rows))
     measured = f"{found.turns_of_attempts:,.0f} turns of measuring{'' if found.sample else ' at most'}"
-    total = f"All {found.seeds} seeds: {found.turns:,} turns to learn from, {found.attempts:,} attempts, {measured}"
+    whole = all(row.seeds == found.seeds for row in found.rows)
+    which = f"All {found.seeds} seeds" if whole else "What is left"
+    total = f"{which}: {found.turns:,} turns to learn from, {found.attempts:,} attempts, {measured}"
     console.print(total, highlight=False, soft_wrap=True)
+    if not any(row.seeds for row in found.rows):
+        console.print(escape(f"Nothing is left to do in {plan.out}."), highlight=False, soft_wrap=True)
+        return
     if found.sample and found.seconds is not None:
-        hours = f"{_time(found.seconds)} of playing ({_time(found.seconds / found.seeds)} a seed)"
+        hours = f"{_time(found.seconds)} of playing{f' ({_time(found.seconds / found.seeds)} a seed)' if whole else ''}"
         rate = f"{found.sample.turns / found.sample.seconds:,.0f} turns/s"
         told = f"About {hours} and {counted(found.tokens)} tokens, by {found.sample.attempts} attempts played now at {rate}"
         console.print(f"{told}; training comes on top.", highlight=False, soft_wrap=True)

@@ -53,7 +53,7 @@ def run_or_recipe(where: str, overrides: Sequence[str], out: Path | None) -> Pat
     return run(Path(where))
 
 
-def table(name: str, recipe: str) -> None:
+def table(name: str, recipe: str | None) -> None:
     """Refuses a table or a recipe that is not there. Raises `UserError`."""
     load_table(name)
     if recipe:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from leafe.evaluation.compare import percent, points, with_bounds
@@ -106,7 +107,7 @@ class TableResult:
 
 def together(tables: Mapping[str, TableResult]) -> TableResult:
     """One table of several models, each row named after its model and subtracted from that model's own; the keys lead to their folders."""
-    first, names = next(iter(tables.values())), [table.model.rpartition("/")[2] for table in tables.values()]
+    first, names = next(iter(tables.values())), [Path(table.model).name for table in tables.values()]
     rows = [
         replace(row, name=f"{row.name} ({name})", runs=tuple(f"{folder}/{run}" for run in row.runs))
         for name, (folder, table) in zip(names, tables.items(), strict=True)

@@ -3,14 +3,14 @@
 Requests wait in one first-in-first-out queue, so the tree grows breadth first. The policy reflects on a failed attempt, and on every K-th
 turn of a running one; the experience becomes a request to continue from the turn it names. If there is nothing to reflect on, or no
 request is left, an attempt starts from the root, until the budget is used up. In an environment that cannot be rolled back the experience
-is feedback to a fresh attempt instead.
+is feedback to a fresh attempt instead; where all of it leaves no room for a turn, the older half is left out.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leafe.forest.builder import Start, TreeBuilder
 from leafe.forest.effects import Play
@@ -28,8 +28,24 @@ def explore(builder: TreeBuilder) -> Play[Tree]:
     while builder.may_start():
         looking_back = _LookingBack(builder, queue, queue.popleft() if queue else Start())
         played = yield from play(builder, looking_back.start, looking_back.on_the_way)
+        if _left_no_room(builder, looking_back.start, played):
+            if fewer := _newer_half(looking_back.start.feedback):
+                queue.appendleft(replace(looking_back.start, feedback=fewer))
+            continue
         yield from looking_back.at_the_end(played)
     return builder.tree("tree")
+
+
+def _left_no_room(builder: TreeBuilder, start: Start, played: Played) -> bool:
+    """Whether an attempt's feedback left no room for its first turn. It is taken out then, so that it costs none of the attempts."""
+    lost = bool(start.feedback) and played.attempt.stop is StopReason.TOKEN_LIMIT and not played.trajectory
+    if lost:
+        builder.attempts.pop()
+    return lost
+
+
+def _newer_half(feedback: tuple[str, ...]) -> tuple[str, ...]:
+    return feedback[(len(feedback) + 1) // 2 :]
 
 
 @dataclass(frozen=True)
@@ -93,9 +109,8 @@ def _from_the_root(builder: TreeBuilder, latest: int | None = None) -> Play[None
     while builder.may_start():
         start = Start((), failed, len(builder.attempts) - 1 if feedback else None, feedback=feedback)
         played = yield from play(builder, start)
-        if feedback and played.attempt.stop is StopReason.TOKEN_LIMIT and not played.trajectory:
-            builder.attempts.pop()  # no turn was taken, so it costs none of the attempts either
-            feedback = feedback[(len(feedback) + 1) // 2 :]
+        if _left_no_room(builder, start, played):
+            feedback = _newer_half(feedback)
             failed = min(failed, len(feedback))
         elif played.attempt.stop is StopReason.SUCCESS:
             feedback, failed = (), 0

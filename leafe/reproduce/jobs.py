@@ -193,7 +193,7 @@ class _Shop:
         self.free.append(job.share)
         match job.result:
             case ("refused", text):
-                self._fail(job.row, job.seed, text)
+                self._fail(job.row, job.seed, job.row.advice(text))
             case ("done", text):
                 self.ended.add((job.row.name, job.seed))
                 if text:

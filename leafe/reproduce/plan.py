@@ -6,8 +6,9 @@ Each row at each seed is an ordinary run in `OUT/seed-N/ROW`. Everything that ca
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from leafe.config import load_recipe, read_override, recipe_names
 from leafe.differing import differing_fields
-from leafe.errors import RunConflict, UserError
+from leafe.errors import CorruptFile, DamagedRun, RunConflict, UserError
 from leafe.experiment import Experiment
 from leafe.known_methods import find, method_names
 from leafe.lab import stages_of
@@ -34,6 +35,8 @@ MODELS = "recipes/paper/models.yaml"
 MEASURES_ONLY = (f"method={DEFAULT_METHOD}", f"{DEFAULT_METHOD}.arms=[]", f"{DEFAULT_METHOD}.controls=[]")
 EXPLORES = "explore "
 STARTED = "table start"  # the stage in which a run records the checkpoint that it starts from
+# Settings whose value a row, its share or what it starts from decides, whatever is typed.
+UNTYPED = ("name", "method", "seed", "model", "start", "explore.turns", "explore.tokens")
 Bench = Callable[[RunConfig], Experiment]
 
 
@@ -71,11 +74,13 @@ def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
         return NANO[environment], named  # `nano` is the bundled model of that environment
     recipe = f"{PAPER}{environment}"
     if bundled or recipe not in recipe_names():
-        known = (
-            ", ".join(NANO) if bundled else ", ".join(name.removeprefix(PAPER) for name in recipe_names() if name.startswith(PAPER))
+        of_papers = [name.removeprefix(PAPER) for name in recipe_names() if name.startswith(PAPER)]
+        known = ", ".join(NANO if bundled else of_papers)
+        other = (
+            f"take another model, as --model {next(iter(paper_models()))}, or " if bundled and environment in of_papers else "else "
         )
         raise UserError(
-            f"no recipe ships for {asked.model or 'nano'} in {environment!r:.60}; it ships for {known}; else name one: --recipe FILE"
+            f"no recipe ships for {asked.model or 'nano'} in {environment!r:.60}; it ships for {known}; {other}name one: --recipe FILE"
         )
     return recipe, (*paper_models().get(asked.model, ()), f"model={asked.model}")
 
@@ -101,7 +106,10 @@ class Plan:
 
     @cached_property
     def _recipe(self) -> tuple[str, tuple[str, ...]]:
-        return recipe_of(self.asked)
+        asked = self.asked
+        if not asked.recipe and not asked.environment:
+            asked = replace(asked, environment=self.table.said.environment)
+        return recipe_of(asked)
 
     @property
     def recipe(self) -> str:
@@ -117,11 +125,8 @@ class Plan:
     @cached_property
     def _sections(self) -> set[str]:
         """The names of all methods, those of the table's own classes included."""
-        found = set(method_names())
-        for spec in {row.said.method for row in self.table.rows.values() if ":" in row.said.method}:
-            with suppress(UserError):  # which is told with the row
-                found.add(find(spec).name)
-        return found
+        own = {row.said.method for row in self.table.rows.values() if ":" in row.said.method}
+        return {*method_names(), *map(_section, own)}
 
     def _of_other_method(self, override: str, method: str) -> bool:
         """Whether a setting that all rows receive belongs to another method than this row's."""
@@ -167,6 +172,11 @@ class Plan:
     def path(self, row: Row, seed: int) -> Path:
         """The run directory of a row at a seed."""
         return self.out / f"seed-{seed}" / row.name
+
+    def existing(self, row: Row, seed: int) -> RunDirectory:
+        """The run of a row at a seed, to read. Raises `CorruptFile` where it is damaged."""
+        with told_for_tables(self.out):
+            return RunDirectory.existing(self.path(row, seed), read_only=True)
 
     def share(self, row: Row) -> float:
         """How much of the table's turns a row has played with, those of what it starts from included; 0 where nothing is trained."""
@@ -238,22 +248,46 @@ class Plan:
             refuse_for_all(".".join(path), value, repr(text)[:80])
         _require_place(self.out)
         self._refuse_what_is_not_there()
-        configs = {(row.name, seed): self.config(row, seed) for row in self.rows for seed in self.asked.seeds}
-        for name, seed in configs:
-            self._require_same_run(self.table.row(name), seed)
-        found = {row.name: self._stages(row, bench, configs[row.name, self.asked.seeds[0]]) for row in self.rows}
+        self._refuse_idle()
+        for row in self.rows:
+            for seed in self.asked.seeds:
+                self._require_same_run(row, seed)
+        found = {row.name: self.stages(row, bench) for row in self.rows}
         self._refuse_untrained_starts(found)
         return found
 
     def _require_same_run(self, row: Row, seed: int) -> None:
-        """Raises `RunConflict` where a run exists that was made with other settings."""
+        """Raises `RunConflict` where a run exists that was made with other settings, unless nothing is done in it yet."""
         path = self.path(row, seed)
         if not (path / "config.yaml").is_file():
             return
-        if changes := self.changes(row, seed, RunDirectory.existing(path, read_only=True)):
+        run = self.existing(row, seed)
+        if run.has_work and (changes := self.changes(row, seed, run)):
             raise RunConflict(
-                f"{path} was started with other settings ({'; '.join(changes)}); go on with its own, or give another --out"
+                f"{path} was started with other settings ({'; '.join(changes)});{self._typed_again(row, changes)} give another --out"
             )
+
+    def _typed_again(self, row: Row, changes: Sequence[str]) -> str:
+        """How to go on with the settings that a run has, where typing them reaches the row."""
+        old = dict(change.rpartition(" -> ")[0].split(": ", 1) for change in changes)
+        of_row = {override.partition("=")[0].strip() for override in row.said.settings}
+        if any(key in of_row or key in UNTYPED or value == "none" for key, value in old.items()):
+            return ""
+        return f" to go on with them type {' '.join(shlex.quote(f'{key}={value}') for key, value in old.items())}, else"
+
+    def _refuse_idle(self) -> None:
+        """Raises `UserError` for a setting, typed or the table's, of a method that no row has."""
+        said = self.table.said
+        laid = (*said.settings, *(one for many in said.sizes.values() for one in many))
+        for text, rows in (
+            *((text, tuple(self.table.rows.values())) for text in laid),
+            *((text, self.rows) for text in self.asked.overrides),
+        ):
+            methods = {_section(row.said.method) for row in rows if row.said.method}
+            section = text.partition("=")[0].partition(".")[0].strip()
+            if section in self._sections - methods and section not in RunConfig.model_fields:
+                names = ", ".join(row.name for row in rows)
+                raise UserError(f"{text!r:.80} is for the method {section}, which none of the rows {names} has; leave it out")
 
     def _refuse_untrained_starts(self, stages: Mapping[str, Sequence[Stage]]) -> None:
         """Raises `UserError` for a row that starts from one that trains no checkpoint of its arm."""
@@ -279,14 +313,19 @@ class Plan:
             rest = f"; without such rows: --rows {','.join(left)}" if left else ""
             raise UserError(f"{next(iter(faults.values()))}{rest}")
 
-    def _stages(self, row: Row, bench: Bench, config: RunConfig) -> tuple[Stage, ...]:
+    def stages(self, row: Row, bench: Bench) -> tuple[Stage, ...]:
+        """The stages of a row's run. Raises `UserError` where its method cannot name them, or none has what it reports."""
         seed = self.asked.seeds[0]
+        config = self.config(row, seed)
         there = self.start(row, seed)
         known = (
             config if there is None or (there / "config.json").is_file() else config.model_copy(update={"model": self.base.model})
         )
         experiment = replace(bench(known), config=config)
-        stages = stages_of(experiment, RunDirectory(self.path(row, seed), config, None))
+        try:
+            stages = stages_of(experiment, RunDirectory(self.path(row, seed), config, None))
+        except UserError as error:
+            raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {row.advice(str(error))}") from None
         arms = [stage.name.removeprefix("evaluate ") for stage in stages if stage.name.startswith("evaluate ")]
         if not row.said.forest and row.arm not in arms:
             raise UserError(
@@ -300,6 +339,24 @@ class Plan:
                 f" {'; '.join(map(repr, grown)) or 'none'}; write the row's forest: or settings:"
             )
         return stages
+
+
+@contextmanager
+def told_for_tables(out: Path) -> Iterator[None]:
+    """Says of a damaged run of a table in `out` that the table's command makes it anew."""
+    try:
+        yield
+    except DamagedRun as error:
+        if not error.run.resolve().is_relative_to(out.resolve()):
+            raise
+        raise CorruptFile(f"{error.fault}; restore it, or delete {error.run}, and the same command makes that row anew") from None
+
+
+def _section(method: str) -> str:
+    """The name of a method's section in a recipe; that of a class that cannot be had, which is told with its row, is its own name."""
+    with suppress(UserError):
+        return find(method).name
+    return method
 
 
 def _share_of(amount: int, share: float) -> int:
@@ -328,10 +385,10 @@ def seeds_of(text: str) -> tuple[int, ...]:
     """Seeds as they are typed, `1,2,3`. Raises `UserError`."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
-        raise UserError(f"--seeds: wanted whole numbers, as 1,2,3, found {text!r:.80}")
+        raise UserError(f"--seeds: wanted whole numbers of at most nine digits, as 1,2,3, found {text!r:.80}")
     return tuple(int(part) for part in parts)
 
 
-def names_of(text: Sequence[str]) -> tuple[str, ...]:
+def names_of(text: str) -> tuple[str, ...]:
     """Names as they are typed, `a,b`."""
-    return tuple(dict.fromkeys(part.strip() for one in text for part in one.split(",") if part.strip()))
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -16,9 +16,12 @@ A row without a method measures what it starts from and trains nothing. Nothing 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from importlib.resources import files
+from math import ceil
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +35,8 @@ from leafe.yaml_text import read_yaml
 
 FOLDER = "recipes/tables"
 LARGEST = "largest"
+BASE = "base"  # the row that the others are compared with where a table does not say
+ADVISED = re.compile(r"(\bexplore\.turns=)(\d{1,12})\b")
 START = "start"  # what methods call the setting that names another model to start from
 Texts = tuple[str, ...]
 # The settings that a table fixes for all rows, so that they can be compared.
@@ -96,12 +101,16 @@ class CheckSettings(Settings):
 
 
 class TableSettings(Settings):
-    """A table. `settings` are laid over the recipe, `sizes` more of them over single recipes; rows are minus each row of `against`."""
+    """A table. `settings` are laid over the recipe, `sizes` more of them over single recipes; rows are minus each row of `against`.
+
+    `environment` is the one that it is about, where none is asked for.
+    """
 
     about: str = Field(min_length=1)
+    environment: str = ""
     settings: Texts = Field((), strict=False)
     sizes: dict[str, list[str]] = Field(default_factory=dict)
-    against: Texts = Field(("base",), strict=False)
+    against: Texts = Field((BASE,), strict=False)
     paper: str = ""
     rows: dict[str, Any]
     checks: list[Any] = Field(default_factory=list)
@@ -121,7 +130,11 @@ class Row:
     @property
     def arm(self) -> str:
         """The arm that is reported."""
-        return self.said.arm or self.said.method.rpartition(":")[2].lower() or "base"
+        return self.said.arm or self.said.method.rpartition(":")[2].lower() or BASE
+
+    def advice(self, text: str) -> str:
+        """A message of the row's method, in which the turns to type are the table's, of which the row has its share."""
+        return ADVISED.sub(lambda found: f"{found[1]}{ceil(int(found[2]) / Decimal(str(self.said.share)))}", text)
 
 
 @dataclass(frozen=True)
@@ -170,11 +183,16 @@ def parse_table(text: str, name: str) -> Table:
     """A table from YAML text. Raises `UserError` like `load_table`."""
     source = f"the table {name}"
     checked(_Named, {"name": name}, source)
-    said = checked(TableSettings, read_yaml(text, source), source)
+    said = checked(TableSettings, read_yaml(text, source), source, like="about: What it shows")
+    if "against" not in said.model_fields_set and BASE not in said.rows:
+        said = said.model_copy(update={"against": ()})
     for key, value in _overrides(said, source):
         refuse_for_all(key, value, source)
     rows = {key: _row(key, value, source) for key, value in said.rows.items()}
-    checks = tuple(checked(CheckSettings, one, f"check {number} of {source}") for number, one in enumerate(said.checks, start=1))
+    checks = tuple(
+        checked(CheckSettings, one, f"check {number} of {source}", like="claim: A raises Pass@1, row: a, above: base, k: 1")
+        for number, one in enumerate(said.checks, start=1)
+    )
     table = Table(name, said, rows, checks)
     _check(table, source)
     return table
@@ -195,7 +213,7 @@ def _refuse_start(key: str, value: Any, source: str) -> None:
 
 def _row(name: str, value: Any, source: str) -> Row:
     checked(_Named, {"name": name}, f"a row of {source}")
-    row = Row(name, checked(RowSettings, {} if value is None else value, f"the row {name} of {source}"))
+    row = Row(name, checked(RowSettings, {} if value is None else value, f"the row {name} of {source}", like="method: leafe"))
     for key, value in _overrides(row.said, f"the row {name} of {source}"):
         settled = [one for one in SETTLED if f"{key}.".startswith(f"{one}.")]
         if key in ("explore", "environment") or settled:
@@ -230,6 +248,8 @@ def _check(table: Table, source: str) -> None:
     """Refuses rows that start from a missing row or from themselves, and claims about missing rows."""
     if not any(row.said.shown for row in table.rows.values()):
         raise UserError(f"{source} has no row that is shown, and wants one at least")
+    if (env := table.said.environment) and ":" not in env and env not in registry.names():
+        raise UnknownName(f"environment of {source}", env, registry.names())
     for row in table.rows.values():
         if unknown := [one for one in row.said.envs if ":" not in one and one not in registry.names()]:
             raise UnknownName(f"environment in the envs of the row {row.name}", unknown[0], registry.names())
@@ -246,5 +266,9 @@ def _check(table: Table, source: str) -> None:
             table.row(other)
     for name in (*table.said.against, *(name for one in table.checks for name in (one.row, one.above) if name)):
         table.row(name)
+    if itself := [one for one in table.checks if one.above == one.row]:
+        raise UserError(
+            f"{source} claims that {itself[0].row} is above {itself[0].above}, which is itself; name another row in above:"
+        )
     if len({bool(row.said.forest) for row in table.rows.values() if row.said.shown}) > 1:
         raise UserError(f"{source} shows arms and forests; a table shows one or the other")

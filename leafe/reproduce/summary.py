@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from math import floor
 from pathlib import Path
 from typing import Any
 
-from leafe.errors import UnknownName
+from leafe.errors import UnknownName, UserError
 from leafe.evaluation.diagnose import shares
 from leafe.evaluation.explain import Sums, explained, sums_of, task_shares
-from leafe.evaluation.passk import Interval, Resampling
+from leafe.evaluation.passk import Interval, Resampling, powers_of_two_up_to
 from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests, own_attempts
 from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
 from leafe.records import UNJUDGED, Tree
@@ -29,9 +30,12 @@ EQUAL = 1e-9
 MOST = 0.9  # a row that took a smaller share of its turns is marked: it may not have learned from as much as the others
 
 
-def summary(plan: Plan, stages: Stages, failures: Sequence[Failure] = ()) -> TableResult:
-    """The finished part of a table. Rows and seeds that are not finished are named in `missing`."""
-    return _Summary(plan, stages, tuple(failures)).table()
+def summary(plan: Plan, stages: Stages, failures: Sequence[Failure] = (), *, asked: Plan | None = None) -> TableResult:
+    """The finished part of a table. Rows and seeds that are not finished are named in `missing`.
+
+    `asked` is the part of the plan that is asked for, by default all of it.
+    """
+    return _Summary(plan, stages, tuple(failures), asked or plan).table()
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class _Summary:
     plan: Plan
     stages: Stages
     failures: tuple[Failure, ...]
+    asked: Plan
 
     @cached_property
     def how(self) -> Resampling:
@@ -46,18 +51,32 @@ class _Summary:
         return Resampling(settings.resamples, settings.confidence)
 
     @cached_property
-    def runs(self) -> dict[str, dict[int, RunDirectory]]:
-        """The finished runs of every row, those that others start from included."""
-        return {row.name: dict(self._finished(row)) for row in self.plan.rows}
+    def found(self) -> dict[tuple[str, int], RunDirectory | str]:
+        """The finished run of every row at every seed, those that others start from included, or why there is none."""
+        return {(row.name, seed): self._found(row, seed) for row in self.plan.rows for seed in self.plan.asked.seeds}
 
-    def _finished(self, row: Row) -> Iterator[tuple[int, RunDirectory]]:
-        for seed in self.plan.asked.seeds:
-            path = self.plan.path(row, seed)
-            if (path / "DONE").is_file() and (path / "config.yaml").is_file():
-                run = RunDirectory.existing(path, read_only=True)
-                reports = row.said.forest or row.arm in run.arms()  # its record may have been lost since it was done
-                if reports and not self.plan.changes(row, seed, run):
-                    yield seed, run
+    def _found(self, row: Row, seed: int) -> RunDirectory | str:
+        path = self.plan.path(row, seed)
+        asked = seed in self.asked.asked.seeds and row in self.asked.rows
+        if not (path / "DONE").is_file() or not (path / "config.yaml").is_file():
+            return "not finished yet" if asked or path.is_dir() else "not asked for"
+        try:
+            run = self.plan.existing(row, seed)
+        except UserError as error:
+            return str(error)
+        if changes := self.plan.changes(row, seed, run):
+            return f"made with other settings ({'; '.join(changes)})"
+        # Its record may have been lost since it was done.
+        return run if row.said.forest or row.arm in run.arms() else "not finished yet"
+
+    @cached_property
+    def runs(self) -> dict[str, dict[int, RunDirectory]]:
+        """The finished runs of every row."""
+        seeds = self.plan.asked.seeds
+        return {
+            row.name: {seed: run for seed in seeds if isinstance(run := self.found[row.name, seed], RunDirectory)}
+            for row in self.plan.rows
+        }
 
     @cached_property
     def measured(self) -> dict[str, tuple[Pooled, Sums | None]]:
@@ -153,15 +172,18 @@ class _Summary:
         if cost.turns is not None and cost.turns > share * self.plan.budget + EQUAL:
             yield f"over its budget of {share * self.plan.budget:,.0f} turns"
         if cost.turns is not None and cost.turns < MOST * share * self.plan.budget:
-            yield f"took {100 * cost.turns / (share * self.plan.budget):.0f} % of the turns that it may"
+            yield f"took {floor(100 * cost.turns / (share * self.plan.budget))} % of the turns that it may"
 
     def _claim(self, check: CheckSettings) -> str:
         row = self.pooled.get(check.row)
         shown = {name: one for name, one in self.pooled.items() if row and one.tasks == row.tasks}
-        if row is None or not shown:
-            return verdict(check.claim, None)
-        column = row.columns[-1] if check.k == LARGEST else str(check.k)
+        # Before it is measured, a row has the columns of another, or those that its samples will give.
+        known = row or next(iter(self.pooled.values()), None)
+        columns = known.columns if known else powers_of_two_up_to(self.plan.base.evaluate.samples)
+        column = str(columns[-1] if check.k == LARGEST else check.k)
         claim = check.claim.replace("{k}", column)
+        if row is None or not shown:
+            return verdict(claim, None)
         if column not in row.shares:  # beyond the samples
             return verdict(claim, None)
         if check.above:
@@ -178,10 +200,9 @@ class _Summary:
 
     def _missing(self) -> Iterator[str]:
         told = {(one.row, one.seed): one.why for one in self.failures}
-        for row in self.plan.rows:
-            for seed in self.plan.asked.seeds:
-                if seed not in self.runs[row.name]:
-                    yield f"{row.name}, seed {seed}: {told.get((row.name, seed), 'not finished yet')}"
+        for (row, seed), found in self.found.items():
+            if isinstance(found, str):
+                yield f"{row}, seed {seed}: {told.get((row, seed), found)}"
 
 
 def _forest(run: RunDirectory, name: str) -> Sequence[Tree]:

@@ -14,7 +14,7 @@ from leafe.experiment import Experiment
 from leafe.lab import measure_base, run_recipe
 from leafe.progress import Progress
 from leafe.proofs import folder_digest
-from leafe.reproduce.plan import STARTED, Bench, Plan
+from leafe.reproduce.plan import STARTED, Bench, Plan, told_for_tables
 from leafe.reproduce.scoring import score_row
 from leafe.reproduce.sharing import Shared
 from leafe.reproduce.spec import Row
@@ -35,6 +35,26 @@ class Failure:
     why: str
 
 
+def check_setup(plan: Plan, bench: Bench) -> None:
+    """The checks of every run, once for all rows that play in the same way, so that a fault of all is not told row by row.
+
+    Raises `UserError`. Makes nothing.
+    """
+    seen: set[str] = set()
+    for row in plan.rows:
+        config = plan.config(row, plan.asked.seeds[0])
+        plays = f"{config.engine.kind} {config.environment.model_dump_json()}"
+        finished = all((plan.path(row, seed) / "DONE").is_file() for seed in plan.asked.seeds)
+        if row.said.start or finished or plays in seen:
+            continue
+        seen.add(plays)
+        experiment = bench(config)
+        try:
+            experiment.check()
+        finally:
+            experiment.free()
+
+
 def carry_out(
     plan: Plan, bench: Bench, progress: Progress, told: Callable[[list[Failure]], object] = lambda failures: None
 ) -> list[Failure]:
@@ -52,9 +72,9 @@ def carry_out(
             except ENDS_THE_TABLE:
                 raise
             except UserError as error:
-                lost[row.name] = str(error)
-                failures.append(Failure(row.name, seed, str(error)))
-                progress.say(f"{row.name}, seed {seed}: {error}")
+                lost[row.name] = row.advice(str(error))
+                failures.append(Failure(row.name, seed, lost[row.name]))
+                progress.say(f"{row.name}, seed {seed}: {lost[row.name]}")
             told(failures)
     return failures
 
@@ -79,28 +99,41 @@ class _Row:
     def carry_out(self, bench: Bench, progress: Progress) -> bool:
         """Does what is left of the row; returns whether there was anything."""
         path, config = self.plan.path(self.row, self.seed), self.plan.config(self.row, self.seed)
-        with RunDirectory.open(path, config, moved=bool(self.row.said.start)) as run:
-            self._check_start(run)
-            if run.done:
-                if not run.report.is_file():  # a run that was killed before its page was written last
-                    write_report(run)
+        with told_for_tables(self.plan.out):
+            if (path / "DONE").is_file():
+                with self._opened() as run:
+                    if not run.report.is_file():  # a run that was killed before its page was written last
+                        write_report(run)
                 return False
             progress.say(f"{self.row.name}, seed {self.seed}: {path}")
             shared = Shared(path.parent, progress)
             experiment = replace(bench(config), once=shared)
             try:
-                self._check(experiment, run, config)
-                with shared, opened(experiment.tracker, path):
-                    if self.row.said.method:
-                        run_recipe(experiment, run)
-                    else:
-                        measure_base(experiment, run)
-                score_row(self.plan, self.row, experiment, run)
+                self._check(experiment, RunDirectory(path, config, None), config)  # before its directory is made
+                with self._opened() as run:
+                    with shared, opened(experiment.tracker, path):
+                        if self.row.said.method:
+                            run_recipe(experiment, run)
+                        else:
+                            measure_base(experiment, run)
+                    score_row(self.plan, self.row, experiment, run)
+                    experiment.free()
+                    write_report(run)
+                    run.finish()  # last, since a finished run is left alone
             finally:
                 experiment.free()
-            write_report(run)
-            run.finish()  # last, since a finished run is left alone
             return True
+
+    def _opened(self) -> RunDirectory:
+        """The run, held for this process, after what it starts from was checked."""
+        path, config = self.plan.path(self.row, self.seed), self.plan.config(self.row, self.seed)
+        run = RunDirectory.open(path, config, moved=bool(self.row.said.start))
+        try:
+            self._check_start(run)
+        except BaseException:
+            run.close()
+            raise
+        return run
 
     def _check(self, experiment: Experiment, run: RunDirectory, config: RunConfig) -> None:
         """The checks of every run before it is begun; training is tried once for the same model and settings."""

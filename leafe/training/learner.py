@@ -40,7 +40,7 @@ from leafe.records import Example
 from leafe.run import whole_folder
 from leafe.settings import MACHINE, TrainSettings
 from leafe.training.learner_settings import check_learner
-from leafe.training.loss import CrossEntropy, Loss, check_examples, packing_of, pass_loss
+from leafe.training.loss import CrossEntropy, Loss, check_examples, described, packing_of, pass_loss
 from leafe.training.machine import FEWEST, attending, check_machine, no_room, pass_tokens, placed, room_for
 from leafe.training.memory import give_back
 from leafe.training.precision import Joined, in_float32, join_model
@@ -269,7 +269,7 @@ class Learner:
             "steps": self.steps,
             "seed": self.seed,
             "threads": self.threads,
-            "loss": _described(self.loss),
+            "loss": described(self.loss),
         }
 
     @classmethod
@@ -311,8 +311,8 @@ class Learner:
 
     @classmethod
     def _resumed(cls, folder: Path, told: Mapping[str, Any], settings: TrainSettings, loss: Loss) -> Self:
-        if told["loss"] != _described(loss):
-            raise RunConflict(f"{folder} was kept with the loss {told['loss']}, found {_described(loss)}; resume it with that one")
+        if told["loss"] != described(loss):
+            raise RunConflict(f"{folder} was kept with the loss {told['loss']}, found {described(loss)}; resume it with that one")
         checkpoint = Path(told["checkpoint"])
         if told["model"] != fingerprint(checkpoint):
             raise RunConflict(f"{folder} was kept with another model than is in {checkpoint}; put that one back, or start anew")
@@ -341,9 +341,3 @@ def _by_decay(weights: Mapping[str, Tensor], decay: float) -> list[dict[str, Any
     vectors = [weight for weight in weights.values() if weight.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-def _described(loss: Loss) -> str:
-    """A loss by its kind, and by its settings if it shows them."""
-    kind, shown = type(loss), repr(loss)
-    return f"{kind.__module__}.{kind.__qualname__}" if " at 0x" in shown else shown

@@ -283,6 +283,12 @@ def check_picklable(loss: Loss) -> None:
         )
 
 
+def described(loss: Loss) -> str:
+    """A loss by its kind, and by its settings if it shows them."""
+    kind, shown = type(loss), repr(loss)
+    return f"{kind.__module__}.{kind.__qualname__}" if " at 0x" in shown else shown
+
+
 def packing_of(loss: Loss) -> dict[str, bool]:
     """The arguments of `pack_examples` that depend on a loss."""
     return {"merges": loss.merges, "whole_groups": bool(getattr(loss, "whole_groups", False))}

@@ -39,7 +39,7 @@ from leafe.records import Example, Message, encode
 from leafe.settings import MACHINE, TrainSettings
 from leafe.training.follow import leader
 from leafe.training.launch import ProgressCallback, in_processes
-from leafe.training.loss import CrossEntropy, Loss, check_examples, check_picklable, packing_of
+from leafe.training.loss import CrossEntropy, Loss, check_examples, check_picklable, described, packing_of
 from leafe.training.machine import Plan, attending, check_machine, pass_tokens, placed, room_for, tried_on
 from leafe.training.memory import give_back
 from leafe.training.precision import join_model
@@ -250,7 +250,7 @@ def _state(rollout: _Job, arguments: TrainingArguments) -> State | None:
         "model": fingerprint(rollout.checkpoint),
         "seed": rollout.seed,
         "settings": chosen,
-        "loss": repr(rollout.loss),
+        "loss": described(rollout.loss),
         "examples": lines_digest(map(encode, rollout.examples)),
     }
     return State(rollout.state, job, arguments.process_index, lambda value: list(gather_object([value])))

@@ -194,7 +194,7 @@ class RunDirectory:
         return self.path / "checkpoints" / f".{check_name('arm', arm)}.state"
 
     def evaluation(self, arm: str, beside: str = "") -> Path:
-        """An arm's graded attempts, or the file beside them that `shown.WATCHED` or `shown.SCORES` names."""
+        """An arm's graded attempts, or a file beside them, as `shown.WATCHED` names one."""
         return self._in("eval", f"{check_name('arm', arm)}{beside}.jsonl")
 
     def arms(self) -> dict[str, Path]:

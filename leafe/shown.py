@@ -21,7 +21,8 @@ LONGEST = 40  # characters of a name, which is shown in tables
 _ROUND = re.compile(r"round-(\d+)/forest\.jsonl")
 _NAMED = re.compile(r"controls/(.+)\.jsonl")
 _BESIDE = (".journal", ".examples")  # the files beside a forest, before `.jsonl`
-WATCHED, SCORES = ".watched", ".scores"  # those beside an arm's graded attempts: its transcripts, and their scores
+# The files beside an arm's graded attempts: its transcripts, their scores, and the turns at which its reflection gap was measured.
+WATCHED, SCORES, GAPS = ".watched", ".scores", ".gap"
 _MEASURED = "evaluate "
 
 
@@ -35,7 +36,7 @@ def check_name(kind: str, name: object) -> str:
         and not set(name) & set("/\\:")
         and name[0] not in ".- "
         and name[-1] not in ". "
-        and not name.endswith((*_BESIDE, WATCHED, SCORES))
+        and not name.endswith((*_BESIDE, WATCHED, SCORES, GAPS))
     )
     if not safe:
         wanted = f"a name of at most {LONGEST} characters without '/', '\\' and ':', a letter or digit first"

@@ -189,7 +189,7 @@ def _show(plan: Plan, table: TableResult) -> None:
     for line in flag_lines(table):
         console.print(escape(line), highlight=False, soft_wrap=True)
     if len(extra := extra_rows(table)) > 1:
-        _print(_table("Exploration, %", extra))
+        _print(_table("Exploration and what was learned of it, %", extra))
     if table.paper:
         _print(_table("The paper's figures (other models, another size), %", paper_rows(table)))
     for claim in table.claims:

@@ -31,6 +31,7 @@ from leafe.records import BROKEN, UNJUDGED, Ask, Attempt, Completion, Tree, Turn
 from leafe.replies import ParseFailure
 
 RESAMPLES = 2000
+DRAWS = 4  # unadvised actions a branching turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,7 +244,7 @@ def markdown(table: TableResult) -> str:
     parts += [f"## What it cost\n\nThe budget is {table.budget:,} turns.", _markdown_table(cost_rows(table))]
     parts += ["\n".join(f"- {_plain(one)}" for one in flags)] if (flags := flag_lines(table)) else []
     if len(extra := extra_rows(table)) > 1:
-        parts += ["## Exploration", _markdown_table(extra)]
+        parts += ["## Exploration and what was learned of it", _markdown_table(extra)]
     if table.paper:
         parts += ["## The paper's figures (other models, another size)", _markdown_table(paper_rows(table))]
     parts += ["\n".join(f"- {_plain(one)}" for one in table.missing)] if table.missing else []

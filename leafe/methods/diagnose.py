@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from leafe.engines.base import Engine
-from leafe.evaluation.diagnose import Diagnosis, act_unadvised, branch_points, diagnosis
+from leafe.evaluation.diagnose import DRAWS, Diagnosis, act_unadvised, branch_points, diagnosis
 from leafe.experiment import Experiment, ForestSpec, explore_tasks
-
-DRAWS = 4  # unadvised actions a branching turn
 
 
 def diagnose(experiment: Experiment, *, points: int) -> Diagnosis:

@@ -321,7 +321,8 @@ class Plan:
         known = (
             config if there is None or (there / "config.json").is_file() else config.model_copy(update={"model": self.base.model})
         )
-        experiment = replace(bench(known), config=config)
+        with told_for_tables(self.out):
+            experiment = replace(bench(known), config=config)
         try:
             stages = stages_of(experiment, RunDirectory(self.path(row, seed), config, None))
         except UserError as error:

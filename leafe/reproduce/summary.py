@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from math import floor
@@ -12,10 +12,12 @@ from typing import Any
 from leafe.errors import UnknownName, UserError
 from leafe.evaluation.diagnose import shares
 from leafe.evaluation.explain import Sums, explained, sums_of, task_shares
+from leafe.evaluation.gap import Gap
 from leafe.evaluation.passk import Interval, Resampling, powers_of_two_up_to
 from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests, own_attempts
 from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
 from leafe.records import UNJUDGED, Tree
+from leafe.reproduce.gap import gaps
 from leafe.reproduce.paper import figures_of
 from leafe.reproduce.plan import Plan, shows
 from leafe.reproduce.scoring import scored
@@ -142,7 +144,9 @@ class _Summary:
             explained=explained(own, base, self.how) if own else {},
             by_task=task_shares(own, base) if own else (),
             extra=_explored(
-                [part for run in runs.values() for part in _reflected(run.path, row.said.forest, _stamp(run.path))], self.how
+                [part for run in runs.values() for part in _reflected(run.path, row.said.forest, _stamp(run.path))],
+                [one for run in runs.values() for one in gaps(run, row.arm)] if not row.said.forest else [],
+                self.how,
             ),
         )
 
@@ -247,19 +251,22 @@ def _told(tree: Tree) -> _Reflected:
     )
 
 
-def _explored(parts: Sequence[_Reflected], how: Resampling) -> dict[str, Interval] | None:
+def _explored(parts: Sequence[_Reflected], measured: Sequence[Gap], how: Resampling) -> dict[str, Interval] | None:
     """The effect of reflection in a row's forests, with intervals over tasks; a task's forests of all seeds are drawn together."""
 
-    def share(values: Callable[[_Reflected], Sequence[float]]) -> Interval | None:
+    def share(values: Iterable[tuple[str, Sequence[float]]]) -> Interval | None:
         by_task: dict[str, list[float]] = {}
-        for one in parts:
-            by_task.setdefault(one.task, []).extend(values(one))
+        for task, some in values:
+            by_task.setdefault(task, []).extend(some)
         return shares([by_task[task] for task in sorted(by_task)], how=how)  # in a forest trees come in the order of their ends
 
     found = {
-        "reflections read": share(lambda one: one.read),
-        "advised attempts solved": share(lambda one: one.advised),
-        "fresh attempts solved": share(lambda one: one.fresh),
+        "reflections read": share((one.task, one.read) for one in parts),
+        "advised attempts solved": share((one.task, one.advised) for one in parts),
+        "fresh attempts solved": share((one.task, one.fresh) for one in parts),
+        "best with advice": share((one.task, [one.advised]) for one in measured),
+        "best without": share((one.task, [one.before]) for one in measured),
+        "best after training": share((one.task, [one.after]) for one in measured),
     }
     return {name: one for name, one in found.items() if one is not None} or None
 

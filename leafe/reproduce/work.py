@@ -14,6 +14,7 @@ from leafe.experiment import Experiment
 from leafe.lab import measure_base, run_recipe
 from leafe.progress import Progress
 from leafe.proofs import folder_digest
+from leafe.reproduce.gap import measure_gap
 from leafe.reproduce.plan import STARTED, Bench, Plan, told_for_tables
 from leafe.reproduce.scoring import score_row
 from leafe.reproduce.sharing import Shared
@@ -117,6 +118,7 @@ class _Row:
                         else:
                             measure_base(experiment, run)
                     score_row(self.plan, self.row, experiment, run)
+                    measure_gap(self.plan, self.row, experiment, run)
                     experiment.free()
                     write_report(run)
                     run.finish()  # last, since a finished run is left alone

@@ -70,7 +70,7 @@ def _sections(table: TableResult) -> Iterator[Markup]:
     flags = [tag("ul", *(tag("li", line) for line in flag_lines(table)), class_="said")]
     yield tag("section", tag("h2", "Cost"), _table(cost_rows(table), "Cost"), budget, *flags, id="cost")
     if len(extra := extra_rows(table)) > 1:
-        yield tag("section", tag("h2", "Exploration"), _table(extra, "Exploration"), id="exploration")
+        yield tag("section", tag("h2", "Exploration and what was learned of it"), _table(extra, "Exploration"), id="exploration")
     if table.paper:
         about = tag("p", "Other models and another size than ours.", class_="soft fine")
         yield tag("section", tag("h2", "The paper's figures"), _table(paper_rows(table), "The paper's figures"), about, id="paper")

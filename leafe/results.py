@@ -15,11 +15,13 @@ from leafe.evaluation.compare import Comparison, compare
 from leafe.evaluation.outcomes import ArmOutcomes, read_outcomes
 from leafe.evaluation.passk import Resampling
 from leafe.evaluation.pooled import own_attempts
+from leafe.evaluation.transcripts import Transcript, read_transcripts
 from leafe.forest.faults import Faults, alarms, faults_of
 from leafe.forest.store import read_forest
 from leafe.records import Tree, encode
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
+from leafe.shown import WATCHED
 from leafe.stages import PROBE
 
 BASE = "base"  # the arm that training starts from
@@ -77,6 +79,14 @@ def arms_of(run: RunDirectory) -> list[ArmOutcomes]:
             run.check(path)
             found.append(ArmOutcomes(arm, outcomes, str(run.path), tasks=config.tasks.test, samples=config.evaluate.samples))
     return found
+
+
+def transcripts_of(run: RunDirectory, arm: str) -> dict[tuple[str, int], Transcript]:
+    """The transcripts of an arm's watched attempts, by task and sample. Raises `CorruptFile` where they are not as they were left."""
+    path = run.evaluation(arm, WATCHED)
+    if path not in run.made_by(f"evaluate {arm}"):
+        return {}
+    return {one.key: one for one in read_transcripts(run.check(path))}
 
 
 def comparison_of(run: RunDirectory) -> Comparison:

@@ -13,15 +13,16 @@ from leafe.chat import Prompts
 from leafe.engines.base import Engine
 from leafe.errors import EngineError, Unwritable, UserError
 from leafe.evaluation.drift import ByTurn, Drift, drifts, nats_by_turn, read_drifts, write_drifts
-from leafe.evaluation.transcripts import Transcript, read_transcripts
+from leafe.evaluation.transcripts import Transcript
 from leafe.experiment import Experiment
 from leafe.measuring import MODEL
 from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.reproduce.plan import Plan
 from leafe.reproduce.spec import Row
+from leafe.results import transcripts_of
 from leafe.run import RunDirectory
-from leafe.shown import SCORES, WATCHED
+from leafe.shown import SCORES
 
 NOTES = ("notes", "prompts", "memory")  # in the result of a measurement, of a policy that reads more than the task
 
@@ -31,7 +32,7 @@ def score_row(plan: Plan, row: Row, experiment: Experiment, run: RunDirectory) -
     stage, path = _stage(row.arm), run.evaluation(row.arm, SCORES)
     if row.said.forest or row not in plan.shown or stage in run.stages:
         return
-    transcripts, said = _transcripts(run, row.arm), run.stages.get(f"evaluate {row.arm}") or {}
+    transcripts, said = tuple(transcripts_of(run, row.arm).values()), run.stages.get(f"evaluate {row.arm}") or {}
     base = locate(plan.base.model, CHECKPOINTS) if row.said.start else experiment.base
     model = run.path / said[MODEL] if MODEL in said else experiment.base
     if not transcripts or (model.resolve() == base.resolve() and not any(name in said for name in NOTES)):
@@ -63,13 +64,6 @@ def scored(run: RunDirectory, arm: str) -> tuple[Drift, ...]:
 
 def _stage(arm: str) -> str:
     return f"score {arm}"
-
-
-def _transcripts(run: RunDirectory, arm: str) -> tuple[Transcript, ...]:
-    path = run.evaluation(arm, WATCHED)
-    if path not in run.made_by(f"evaluate {arm}"):
-        return ()
-    return read_transcripts(run.check(path))
 
 
 def _scored(

@@ -6,7 +6,7 @@ only where it is too long for any page, and the page then notes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -20,17 +20,21 @@ BOARD_LINES, BOARD_COLUMNS = 16, 24
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A tree on the page: `prefix` starts the ids of its elements, `strip` is whether its observations are small boards."""
+    """A tree on the page: `prefix` starts the ids of its elements, `strip` is whether its observations are small boards.
+
+    `marks` are notes on single turns, by the turn's id.
+    """
 
     tree: Tree
     prefix: str
     strip: bool
-    judged: dict[str, Attempt]
+    marks: Mapping[str, str]
 
 
 def task_section(tree: Tree, prefix: str) -> Markup:
     """Everything about one task."""
-    shown = _Shown(tree, prefix, _are_boards(tree), blamed(tree))
+    marks = {turn: f"↺ attempt {judge.index} goes on from here" for turn, judge in blamed(tree).items()}
+    shown = _Shown(tree, prefix, _are_boards(tree), marks)
     won = sum(attempt.success for attempt in tree.attempts)
     facts = (
         f"{plural(len(tree.attempts), 'attempt')}, {won} solved · {plural(tree.spend.turns, 'turn')} taken, "
@@ -46,6 +50,16 @@ def task_section(tree: Tree, prefix: str) -> Markup:
         *(_attempt(shown, attempt, attempt is first) for attempt in tree.attempts),
         class_="task",
     )
+
+
+def attempt_alone(tree: Tree, name: str, marks: Mapping[int, str], *, opened: bool) -> Markup:
+    """A tree's last attempt by itself, from the first turn on, under a name. `marks` are notes on its turns, by their numbers."""
+    attempt, trajectory = tree.attempts[-1], tree.trajectory(tree.attempts[-1].leaf)
+    shown = _Shown(tree, "", _are_boards(tree), {turn.id: marks[turn.index] for turn in trajectory if turn.index in marks})
+    summary = tag("summary", tag("b", name), " ", ending(attempt), class_="head")
+    turns = tag("ol", *(_turn(shown, turn) for turn in trajectory), class_="strip" if shown.strip else "list")
+    body = tag("div", _start(shown), tag("div", turns, class_="turns"), class_="body")
+    return tag("details", summary, body, open=opened, class_="attempt won" if attempt.success else "attempt")
 
 
 def _start(shown: _Shown) -> Markup:
@@ -133,10 +147,9 @@ def _turns(shown: _Shown, own: list[Turn], attempt: Attempt) -> Markup:
 
 
 def _turn(shown: _Shown, turn: Turn) -> Markup:
-    judge = shown.judged.get(turn.id)
     notes = [
         *(tag("span", words, class_="note") for words in _reply_notes(turn)),
-        tag("span", f"↺ attempt {judge.index} goes on from here", class_="note") if judge else "",
+        tag("span", shown.marks[turn.id], class_="note") if turn.id in shown.marks else "",
         tag("span", "✓ solved", class_="note won") if turn.observation.success else "",
     ]
     reply = turn.completion.text.strip()

@@ -18,6 +18,7 @@ from leafe.viewer.attempts import task_section
 from leafe.viewer.charts import pass_at_k_chart
 from leafe.viewer.document import document
 from leafe.viewer.markup import Markup, join, plural, tag
+from leafe.viewer.recoveries import Recovery, recoveries_section
 
 NOT_MEASURED = Comparison(())
 
@@ -39,6 +40,7 @@ class PageContent:
     notes: tuple[tuple[str, str], ...] = ()
     notice: str = ""
     alarms: tuple[str, ...] = ()
+    recoveries: tuple[Recovery, ...] = ()
 
 
 def broken_text(errors: Mapping[str, int]) -> str:
@@ -50,7 +52,8 @@ def render_page(content: PageContent) -> str:
     """The whole file."""
     lede = (*_lede(content.comparison), *_alarms(content.alarms))
     header = tag("header", tag("p", "leafe run", class_="kicker"), tag("h1", content.run), *lede, *_config(content))
-    sections = (*_measured(content.comparison), *_explored(content.exploration, content.notice), *_trees(content), *_notes(content))
+    measured = (*_measured(content.comparison), *recoveries_section(content.recoveries))
+    sections = (*measured, *_explored(content.exploration, content.notice), *_trees(content), *_notes(content))
     return document(content.run, header, *sections)
 
 

@@ -9,6 +9,7 @@ from leafe.evaluation.compare import Comparison
 from leafe.jsonl import write_text_atomically
 from leafe.records import Tree
 from leafe.results import (
+    BASE,
     alarms_of,
     arms_of,
     comparison_of,
@@ -18,10 +19,12 @@ from leafe.results import (
     flags_of,
     notice_of,
     rows_of,
+    transcripts_of,
 )
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.viewer.page import PageContent, render_page
+from leafe.viewer.recoveries import recoveries
 
 SHOWN_TREES = 6
 COSTS = {
@@ -46,6 +49,7 @@ def write_report(run: RunDirectory) -> Path:
         trees=tuple(telling(trees)),
         tree_count=len(trees),
         notice=notice_of(run),
+        recoveries=recoveries(arms, {arm.name: transcripts_of(run, arm.name) for arm in arms}, BASE),
         alarms=(*flags_of(run), *alarms_of(faults_named(rows, arms), run.config), *ends_of(run)),
         notes=tuple((stage, _told(result)) for stage, result in run.stages.items() if result is not None),
     )

@@ -136,7 +136,7 @@ def test_the_results_are_those_of_one_row_after_another(both: tuple[Shop, Shop])
     alone, together = both
     found = sums(together.out, *FILES)
     trained = [path.parent.parent for path in together.out.glob("seed-1/*/round-1/examples.jsonl")]
-    assert found == sums(alone.out, *FILES) and len(found) == 1 + 2 * (4 if trained else 2)
+    assert found == sums(alone.out, *FILES) and len(found) == 1 + 2 * (7 if trained else 3)
 
 
 def test_shared_work_is_done_once(both: tuple[Shop, Shop]) -> None:

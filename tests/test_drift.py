@@ -422,18 +422,24 @@ def forget(path: Path) -> None:
         file.unlink()
 
 
-@pytest.mark.parametrize(
-    ("error", "model"), [(UserError("no log-probabilities of prompts"), "leafe"), (EngineError("the server is gone"), "model")]
-)
+@pytest.mark.parametrize("model", ["leafe", "model"])
 def test_a_row_whose_engine_cannot_score_has_a_dash_and_a_sentence_and_does_not_fail(
-    base: Path, tmp_path: Path, error: Exception, model: str
+    base: Path, tmp_path: Path, model: str
 ) -> None:
+    error = UserError("no log-probabilities of prompts")
     models = Models(refuses=lambda folder: error if folder.name == model else None)
     plan = plan_of(tmp_path, base, "base", "leafe")
     assert carry_out(plan, models.bench, Silent()) == []
     assert figures(plan, models) == {"base": None, "leafe": None}
     assert [text for text in models.said if text.startswith("score leafe: ") and str(error) in text]
     assert run_of(plan, "leafe").done and run_of(plan, "leafe").stages["score leafe"] == {"note": str(error)}
+
+
+def test_a_server_that_is_gone_ends_the_table_which_goes_on_with_the_scores(base: Path, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, base, "base", "leafe")
+    with pytest.raises(EngineError):
+        carry_out(plan, Models(refuses=lambda folder: EngineError("the server is gone")).bench, Silent())
+    assert carry_out(plan, Models().bench, Silent()) == [] and figures(plan, Models())["leafe"]
 
 
 @pytest.mark.parametrize("patience", [0, 5, 30])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -51,15 +51,11 @@ class Models:
     """The base opens place 1 unless it is told otherwise, and always advises place 2; what was trained of it opens place 2."""
 
     world: Callable[[], Environment] = lambda: Lookup(places=3, horizon=2)
-    breaks: Callable[[Path, Ask], bool] = lambda folder, ask: False
-    said: list[str] = field(default_factory=list)
-    asked: int = 0
+    dies: Callable[[Path, Ask], None] = lambda folder, ask: None
 
     def load(self, folder: Path) -> Engine:
         def answer(ask: Ask) -> str:
-            if self.breaks(folder, ask):
-                raise EngineError("the machine was taken away")
-            self.asked += 1
+            self.dies(folder, ask)
             if ask.purpose == "reflect":
                 return "turn 1: open place2"
             told = "Advice: open place2" in ask.messages[-1].content
@@ -68,9 +64,7 @@ class Models:
         return ScriptedEngine(answer)
 
     def bench(self, config: RunConfig) -> Experiment:
-        progress = Silent()
-        progress.say = self.said.append  # type: ignore[method-assign]
-        return Experiment(config, Path(config.model), self.load, self.world, progress)
+        return Experiment(config, Path(config.model), self.load, self.world, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -145,28 +139,21 @@ def test_there_is_none_without_an_expert_without_rollback_and_where_nothing_is_w
         assert "gap leafe" not in run_of(plan).stages and "best without" not in (rows_of(plan, models)["leafe"].extra or {})
 
 
-def test_a_row_whose_engine_fails_here_has_a_sentence_and_no_figure(base: Path, tmp_path: Path) -> None:
-    def breaks(folder: Path, ask: Ask) -> bool:
-        return folder.name == "leafe" and (tmp_path / "out/seed-1/leafe/eval/leafe.scores.jsonl").exists()
-
-    plan, models = plan_of(tmp_path, base), Models(breaks=breaks)
-    assert carry_out(plan, models.bench, Silent()) == []
-    assert run_of(plan).done and run_of(plan).stages["gap leafe"] == {"note": "the machine was taken away"}
-    assert "gap leafe: the row has no figure of the reflection gap, since the machine was taken away" in models.said
+class Killed(Exception):
+    """In the middle of it."""
 
 
-def test_a_table_that_was_killed_here_ends_with_the_same_file(whole: tuple[Plan, Models], base: Path, tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
-
-    def dies(folder: Path, ask: Ask) -> bool:
+@pytest.mark.parametrize("error", [EngineError("the machine was taken away"), Killed()])
+def test_a_table_that_ended_here_goes_on_and_ends_with_the_same_file(
+    whole: tuple[Plan, Models], base: Path, tmp_path: Path, error: Exception
+) -> None:
+    def dies(folder: Path, ask: Ask) -> None:
         if folder.name == "leafe" and (tmp_path / "out/seed-1/leafe/eval/leafe.scores.jsonl").exists():
-            raise Killed
-        return False
+            raise error
 
     plan = plan_of(tmp_path, base)
-    with pytest.raises(Killed):
-        carry_out(plan, Models(breaks=dies).bench, Silent())
+    with pytest.raises(type(error)):
+        carry_out(plan, Models(dies=dies).bench, Silent())
     assert "score leafe" in run_of(plan).stages and "gap leafe" not in run_of(plan).stages
     assert carry_out(plan, Models().bench, Silent()) == []
     first, again = (run_of(one).evaluation("leafe", GAPS).read_bytes() for one in (whole[0], plan))

@@ -1,6 +1,6 @@
 """The reflection gap of a row before and after its training, in the stage `gap ARM`.
 
-There is none without a forest with reflections, without an expert or rollback, and where nothing was trained. A row never fails by it.
+There is none without a forest with reflections, without an expert or rollback, and where nothing was trained.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leafe.engines.base import Engine
-from leafe.errors import EngineError, Unwritable, UserError
 from leafe.evaluation.diagnose import DRAWS, BranchPoint, act_unadvised, branch_points, is_best
 from leafe.evaluation.gap import Gap, read_gaps, write_gaps
 from leafe.experiment import Experiment
@@ -33,17 +32,10 @@ def measure_gap(plan: Plan, row: Row, experiment: Experiment, run: RunDirectory)
         return
     experiment.keep_logs_of(run)
     trained = run.check(run.path / model)
-    try:
-        points = _points(experiment, run)
-        if not points:
-            return
-        before, after = _unadvised(experiment, stage, (experiment.base, trained), points)
-    except Unwritable:
-        raise
-    except (UserError, EngineError) as error:
-        experiment.progress.say(f"{stage}: the row has no figure of the reflection gap, since {error}")
-        run.finish_stage(stage, {"note": str(error)})
+    points = _points(experiment, run)
+    if not points:
         return
+    before, after = _unadvised(experiment, stage, (experiment.base, trained), points)
     found = [
         Gap(one.tree.task.id, one.turn.id, is_best(one, one.turn.action), *shares)
         for one, *shares in zip(points, before, after, strict=True)

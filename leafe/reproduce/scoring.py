@@ -1,7 +1,7 @@
 """The watched attempts of a row under its own policy and under the table's model: the stage `score ARM`, by which its distance is told.
 
 There is nothing to compare where the arm is the table's model without notes, where it is not shown or has no transcripts, as those of
-older versions, or where the engine cannot score. A row never fails by it.
+older versions, or where the engine cannot score. A row never fails by that; an engine that fails ends the table, which goes on here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from leafe.chat import Prompts
 from leafe.engines.base import Engine
-from leafe.errors import EngineError, Unwritable, UserError
+from leafe.errors import Unwritable, UserError
 from leafe.evaluation.drift import ByTurn, Drift, drifts, nats_by_turn, read_drifts, write_drifts
 from leafe.evaluation.transcripts import Transcript
 from leafe.experiment import Experiment
@@ -44,7 +44,7 @@ def score_row(plan: Plan, row: Row, experiment: Experiment, run: RunDirectory) -
         found = _scored(experiment, stage, transcripts, {"own": (model, read), "base": (base, experiment.prompts)})
     except Unwritable:
         raise
-    except (UserError, EngineError) as error:
+    except UserError as error:
         experiment.progress.say(f"{stage}: the row has no figure of its distance from the base, since {error}")
         run.finish_stage(stage, {"note": str(error)})
         return

@@ -30,7 +30,7 @@ from leafe.lab import Lab, run_recipe, stages_of
 from leafe.memory.adaptation import Lesson
 from leafe.memory.questions import Asked, Questions
 from leafe.methods.ace import AceSettings, Playbook, Reflected, read_deltas, read_reflection
-from leafe.methods.flex import Library, read_entries, read_update
+from leafe.methods.flex import Entry, Library, read_entries, read_update
 from leafe.methods.reasoning_bank import Bank, Item, read_items
 from leafe.preflight import Meter
 from leafe.progress import Silent
@@ -138,9 +138,16 @@ TEXTS = load_questions("full", "lookup", dict.fromkeys((*QUESTIONS, "ace_notes",
 def test_a_question_of_a_memory_shows_no_answer_and_is_none_when_it_is_repeated(name: str) -> None:
     # Small models repeat a worked lesson word for word instead of looking back.
     read: Callable[..., Any] = QUESTIONS[name][0]
-    assert not re.search(r"<(\w+)>(?!none<)[^<]+</\1>", TEXTS[name])
+    assert not re.search(r"<(\w+)>(?!none<|\.\.\.<)[^<]+</\1>", TEXTS[name])
     with pytest.raises(ParseFailure):
         read(TEXTS[name], True, TEXTS[name])
+
+
+def test_a_form_may_be_left_open_in_part_and_is_no_answer_as_a_whole() -> None:
+    form = "<principle>{}</principle>\n<method>{}</method>\n<fact>{}</fact>"
+    assert read_entries(form.format("Look first.", "...", "…"), True, TEXTS["flex_success"]) == (Entry("principle", "Look first."),)
+    with pytest.raises(ParseFailure, match=r"'\.\.\.' only stands for a <principle>"):
+        read_entries(form.format("...", "...", "..."), True, TEXTS["flex_success"])
 
 
 def test_a_sentence_of_the_question_is_no_lesson() -> None:

@@ -15,6 +15,7 @@ from leafe.replies.reading import ParseFailure, hollow, quoted, thoughts_apart, 
 
 LONGEST = 600  # characters of one text, which has to be short since it is part of every later prompt
 LONGEST_REPLY = 200_000
+OPEN = {"...", "…"}
 NONE = {"none", "nothing", "n/a", "null", "-"}
 _IDS = re.compile(r"(?<![^\W_])([a-z][0-9]{1,6})(?![^\W_])", re.IGNORECASE)
 
@@ -44,9 +45,11 @@ def parse_blocks(reply: str, names: Sequence[str], *, whole: bool = True, shown:
         listed = " or ".join(f"<{name}>...</{name}>" for name in names)
         raise ParseFailure(f"the reply was cut before a block ended; wanted {listed}" if not whole else f"there was no {listed}")
     blocks = [_read(name, beside, text) for name, beside, text in found if name != "none" and not _says_none(beside, text)]
-    for block in blocks:
+    # A form that was given with dots may be left open in part.
+    filled = [block for block in blocks if block.text not in OPEN] or blocks
+    for block in filled:
         _check(block, shown)
-    return tuple(blocks)
+    return tuple(filled)
 
 
 def one_line(text: str) -> str:

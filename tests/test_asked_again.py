@@ -10,6 +10,7 @@ import pytest
 from command import Said, leafe
 from test_reproduce import LEAFE, RECIPE, Shop, assert_one_sentence, shop
 
+from leafe.cli.console import console
 from leafe.compose import bench_of
 from leafe.errors import UserError
 from leafe.progress import Silent
@@ -119,6 +120,16 @@ def test_what_is_finished_is_not_in_the_cost(tmp_path: Path) -> None:
     assert found["attempts"] == (1 + 2 + 2) * 2 * 2
     said = done(made("--rows", "base", "--seeds", "1", "--dry-run"))
     assert f"Nothing is left to do in {made.out}." in said.out.replace("\n", "")
+
+
+@pytest.mark.parametrize("width", [20, 40])
+def test_a_narrow_terminal_leaves_no_figure_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    made = shop(tmp_path, MEASURED)
+    wide = done(made("--rows", "base,short", "--seeds", "1"))
+    monkeypatch.setattr(console, "width", width)
+    narrow = done(made("--rows", "base,short", "--seeds", "1"))
+    figures = [sorted(re.findall(r"\d[\d,]*\.\d+", said.out)) for said in (wide, narrow)]
+    assert figures[0] == figures[1] and len(figures[0]) > 20
 
 
 # What is refused before anything is begun

@@ -16,6 +16,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPTJConfig, GPTJForCausalLM
 
+from leafe.engines import batching
 from leafe.engines.memory import free_bytes
 from leafe.engines.transformers import TransformersEngine
 from leafe.errors import CorruptFile, EngineError, UserError
@@ -165,6 +166,20 @@ def test_replies_that_repeat_others_are_guessed_and_right_or_wrong_change_nothin
     first, *repeats, last = run(again, served)
     assert served.stats.guessed_tokens > 0.2 * served.stats.sampled_tokens
     assert first == repeats[0] == repeats[2] == last and repeats[1] == run(lambda fresh: together(fresh, others), engine())
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_guesses_of_a_pass_are_bounded_whatever_the_vocabulary(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    plays, wide = asks(Sampling(max_tokens=9), turns=3), engine()
+
+    async def again(served: TransformersEngine) -> list[list[list[Completion]]]:
+        return [await together(served, plays) for _ in range(5)]
+
+    wanted = run(again, wide)
+    monkeypatch.setattr(batching, "GUESSED", rows * tiny_model("qwen2").config.vocab_size)
+    narrow = engine()
+    assert run(again, narrow) == wanted
+    assert bool(narrow.stats.guessed_tokens) == bool(rows) and narrow.stats.guessed_tokens < wide.stats.guessed_tokens
 
 
 def test_more_requests_than_slots_and_blocks_are_all_answered_alike() -> None:

@@ -39,6 +39,7 @@ from leafe.evaluation.evaluate import evaluate as measure
 from leafe.evaluation.outcomes import ArmOutcomes, Outcome
 from leafe.evaluation.passk import Resampling
 from leafe.experiment import Experiment, ForestSpec, aexplore_tasks
+from leafe.folders import whole_folder
 from leafe.forest import store
 from leafe.forest.explore import EXPLORERS
 from leafe.jsonl import write_text_atomically
@@ -48,7 +49,7 @@ from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
 from leafe.records import Example, Tree
-from leafe.run import RunDirectory, whole_folder
+from leafe.run import RunDirectory
 from leafe.settings import DEFAULT_METHOD, EngineSettings, RunConfig, TrainSettings
 from leafe.training.launch import ProgressCallback
 from leafe.training.loss import CrossEntropy, Loss, check_examples

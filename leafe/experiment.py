@@ -25,6 +25,7 @@ from leafe.envs.settled import drawn, let_go, settled
 from leafe.envs.worker_pool import Terms, WorkerPool, worker_pool
 from leafe.errors import RunConflict, UserError
 from leafe.evaluation.pooled import own_attempts
+from leafe.folders import whole_folder
 from leafe.forest.builder import Rules
 from leafe.forest.driver import Runtime
 from leafe.forest.explore import EXPLORERS, Explorer
@@ -40,7 +41,7 @@ from leafe.prompts import load_prompts
 from leafe.proofs import done_once, explored, trained
 from leafe.recall import MemoryFile
 from leafe.records import Ask, Completion, Example, Task, Tree, Usage
-from leafe.run import LOGS, RunDirectory, whole_folder
+from leafe.run import LOGS, RunDirectory
 from leafe.sent import as_sent
 from leafe.settings import RunConfig
 from leafe.stages import PROBE, Made, Once, done_here

@@ -23,6 +23,7 @@ from leafe.engines.loading import context_of, load_config, load_tokenizer
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import UnknownName, UserError
 from leafe.experiment import Experiment, ForestSpec, explore_stage, train_stage
+from leafe.folders import whole_folder
 from leafe.forest.explore import EXPLORERS, Explorer
 from leafe.forest.play import once
 from leafe.forest.store import read_forest
@@ -33,7 +34,7 @@ from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress
 from leafe.proofs import explored
 from leafe.records import Example, Tree
-from leafe.run import RunDirectory, check_checkpoint, whole_folder
+from leafe.run import RunDirectory, check_checkpoint
 from leafe.settings import RunConfig
 from leafe.shown import check_name
 from leafe.stages import Made, Policy, Proof, Stage, all_of, carry_out, check_stages, finished, made, needed, of_verb

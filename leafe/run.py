@@ -17,10 +17,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -29,6 +27,7 @@ from leafe.config import dump, parse
 from leafe.differing import differing_fields
 from leafe.digest import text_digest
 from leafe.errors import DamagedRun, RunConflict, UserError
+from leafe.folders import make_folder, settle_folder
 from leafe.jsonl import write_text_atomically
 from leafe.manifest import change, files_of, given, is_whole, manifest_of, sealed
 from leafe.settings import RunConfig
@@ -38,80 +37,6 @@ HEADER = "# A leafe run; the digest of the lines below is "
 LOGS = "server"  # the folder for the output of a server that a run starts
 ANEW = "restore it, or start anew with its recipe in another directory"
 IDLE = {"lock", "config.yaml", "stages.json", LOGS}  # what a run holds before anything is done in it
-
-
-def next_free(parent: Path, name: str) -> Path:
-    """Makes and returns `parent/name-001`, or the number after the highest existing one; two processes never get the same one."""
-    while True:
-        taken = [path.name.removeprefix(f"{name}-") for path in parent.glob(f"{name}-*")]
-        number = max((int(suffix) for suffix in taken if suffix.isdecimal()), default=0) + 1
-        path = parent / f"{name}-{number:03d}"
-        with suppress(FileExistsError):
-            _make_folder(parent)
-            _make_folder(path, exist_ok=False)
-            return path
-
-
-def settle_folder(path: Path) -> None:
-    """Restores what `whole_folder` was about to put at `path` when it was killed, and removes its remains."""
-    partial, old = _beside(path)
-    if os.path.lexists(path):
-        _remove(old)
-    elif old.exists():
-        (partial if partial.exists() else old).rename(path)  # the old one made way only when the new one was whole
-        _remove(old)
-
-
-def _beside(path: Path) -> tuple[Path, Path]:
-    """Where `whole_folder` writes, and where the old folder waits until the new one is in its place."""
-    return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder with all that is in it, or a link but not its target."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _force_to_disk(folder: Path, *, deep: bool = True) -> None:
-    """Forces a folder to the disk, so that a rename does not get there before its contents."""
-    for place in (*(folder.rglob("*") if deep else ()), folder):
-        if not place.is_symlink() and (place.is_file() or place.is_dir()):
-            descriptor = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `path` to write into; it takes the place of `path` when the block ends without an error.
-
-    At every moment the old folder or the new one is whole on the disk. A kill between the two renames leaves both beside `path`;
-    `settle_folder` then puts the new one there.
-    """
-    partial, old = _beside(path)
-    settle_folder(path)
-    _remove(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _force_to_disk(partial)
-    except BaseException:
-        _remove(partial)
-        raise
-    if os.path.lexists(path):
-        path.rename(old)
-    try:
-        partial.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
-    _force_to_disk(path.parent, deep=False)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_checkpoint(folder: Path) -> Path:
@@ -141,7 +66,7 @@ class RunDirectory:
         differs in more than the machine's settings,
         `DamagedRun` when its configuration cannot be read, `UserError` when the directory holds something else.
         """
-        _make_folder(path)
+        make_folder(path)
         if not (path / "config.yaml").exists() and any(entry.name not in {"lock", "config.yaml.tmp"} for entry in path.iterdir()):
             raise UserError(f"{path} holds files that are no run; give another directory, as --out {path / 'run'}")
         lock = _acquire(path)
@@ -246,8 +171,8 @@ class RunDirectory:
     @property
     def has_work(self) -> bool:
         """Whether anything was done here: a stage that made a file, or a file of a stage that is under way."""
-        others = [entry for entry in self.path.iterdir() if entry.name not in IDLE and entry.suffix != ".tmp"]
-        return any(map(files_of, self._stages.values())) or any(not entry.is_dir() or any(entry.iterdir()) for entry in others)
+        others = (entry for entry in self.path.iterdir() if entry.name not in IDLE)
+        return any(map(files_of, self._stages.values())) or any(map(_has_work, others))
 
     @property
     def done(self) -> bool:
@@ -276,7 +201,7 @@ class RunDirectory:
 
     def _in(self, folder: str, name: str) -> Path:
         if self._lock:
-            _make_folder(self.path / folder)
+            make_folder(self.path / folder)
             if (self.path / folder / name).is_symlink() and not (self.path / folder / name).is_dir():
                 raise UserError(
                     f"{self.path / folder / name} is a symbolic link, and what it leads to could be overwritten; remove it"
@@ -321,13 +246,14 @@ def _check(root: Path, stages: Mapping[str, Any], name: str) -> None:
                 raise DamagedRun(root, fault, f"restore it, or start anew: leafe run {root / 'config.yaml'} --out ANOTHER")
 
 
-def _make_folder(path: Path, *, exist_ok: bool = True) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
-    except OSError as error:
-        if isinstance(error, FileExistsError) and not exist_ok:
-            raise
-        raise UserError(f"cannot make the directory {path}: {error.strerror}; give another with --out") from None
+def _has_work(path: Path) -> bool:
+    """Whether a file or a folder holds more than the first line of JSON lines, which names their schema."""
+    if path.is_dir():
+        return any(map(_has_work, path.iterdir()))
+    if path.suffix != ".jsonl":
+        return path.suffix != ".tmp"
+    with path.open("rb") as lines:
+        return bool(lines.readline() and lines.readline())
 
 
 def _acquire(path: Path) -> IO[str]:

@@ -31,6 +31,7 @@ FLOORS = {
     "model_folder": 0,
     "group": 0,
     "shown": 0,
+    "folders": 0,
     "config": 1,
     "settings": 1,
     "differing": 1,

@@ -208,7 +208,7 @@ import shutil
 from pathlib import Path
 from leafe.errors import UserError
 from leafe.methods.base import Made, Method, Policy, Settings, Stage
-from leafe.run import whole_folder
+from leafe.folders import whole_folder
 
 
 class ToySettings(Settings):

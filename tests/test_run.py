@@ -18,8 +18,9 @@ import pytest
 
 from leafe.config import load_recipe, parse
 from leafe.errors import CorruptFile, RunConflict, UserError
+from leafe.folders import next_free, settle_folder, whole_folder
 from leafe.jsonl import Appender
-from leafe.run import RunDirectory, next_free, settle_folder, whole_folder
+from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 
 
@@ -65,7 +66,7 @@ def test_a_reader_may_look_at_a_run_in_progress_and_change_nothing(path: Path) -
 def begun(path: Path) -> None:
     """A run in which something was done."""
     with RunDirectory.open(path, config()) as run:
-        run.forest().write_text("")
+        run.forest().write_text('{"schema":"leafe.forest/1"}\n{')
 
 
 def test_a_refused_start_does_not_keep_the_directory(path: Path) -> None:
@@ -88,7 +89,8 @@ def test_resuming_under_another_configuration_is_refused_naming_the_fields_and_w
 def test_a_run_in_which_nothing_was_done_takes_other_settings(path: Path) -> None:
     with RunDirectory.open(path, config()) as run:
         run.finish_stage("probe", {"model": "another"})  # a server that was looked at
-        run.journal(), run.checkpoint("leafe")  # folders, and nothing in them
+        run.checkpoint("leafe")  # a folder, and nothing in it
+        run.journal().write_text('{"schema":"leafe.journal/1"}\n')
     with RunDirectory.open(path, config("seed=2")) as run:
         assert run.config.seed == 2 and run.stages == {}
     with RunDirectory.existing(path) as run:
@@ -225,7 +227,8 @@ WORKER = """
 import resource, signal, sys
 from pathlib import Path
 from leafe.config import parse
-from leafe.run import RunDirectory, whole_folder
+from leafe.folders import whole_folder
+from leafe.run import RunDirectory
 
 run = RunDirectory.open(Path(sys.argv[1]), parse("name: trial\\nenvironment: {name: sokoban}", "trial"))
 run.finish_stage("explore", 3)

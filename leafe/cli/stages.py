@@ -14,12 +14,13 @@ from leafe.cli.results import show, show_faults
 from leafe.compose import bench_of
 from leafe.errors import UserError
 from leafe.experiment import Experiment
+from leafe.folders import next_free
 from leafe.lab import check_method, measure_base, run_recipe, run_verb
 from leafe.methods.diagnose import diagnose as diagnose_model
 from leafe.progress import Progress, Silent
 from leafe.records import encode
 from leafe.results import alarms_of
-from leafe.run import RunDirectory, next_free
+from leafe.run import RunDirectory
 from leafe.settings import RunConfig
 from leafe.terminal import Bars, diagnosis_table
 from leafe.trackers import opened

@@ -262,7 +262,7 @@ class Plan:
         if not (path / "config.yaml").is_file():
             return
         run = self.existing(row, seed)
-        if run.has_work and (changes := self.changes(row, seed, run)):
+        if (changes := self.changes(row, seed, run)) and run.has_work:
             raise RunConflict(
                 f"{path} was started with other settings ({'; '.join(changes)});{self._typed_again(row, changes)} give another --out"
             )

@@ -23,9 +23,10 @@ from types import TracebackType
 from typing import IO, Any
 
 from leafe.errors import CorruptFile, UserError
+from leafe.folders import whole_folder
 from leafe.jsonl import told_if_unwritable, write_bytes_atomically
 from leafe.progress import Progress
-from leafe.run import RunDirectory, whole_folder
+from leafe.run import RunDirectory
 from leafe.stages import PROBE, Made, Proof, PutOff
 
 MADE_OF, TAKEN_FROM = "made_of", "taken_from"

@@ -33,11 +33,11 @@ from leafe.distillation.trial import choose_packing
 from leafe.engines.loading import load_checkpoint
 from leafe.engines.tokens import ChatTokenizer
 from leafe.errors import RunConflict, UserError
+from leafe.folders import whole_folder
 from leafe.group import launched
 from leafe.jsonl import told_if_unwritable
 from leafe.model_folder import fingerprint
 from leafe.records import Example
-from leafe.run import whole_folder
 from leafe.settings import MACHINE, TrainSettings
 from leafe.training.learner_settings import check_learner
 from leafe.training.loss import CrossEntropy, Loss, check_examples, described, packing_of, pass_loss

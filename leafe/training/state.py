@@ -18,9 +18,9 @@ from torch import Tensor
 
 from leafe.digest import canonical, digest
 from leafe.errors import CorruptFile, RunConflict, UserError
+from leafe.folders import settle_folder, whole_folder
 from leafe.jsonl import told_if_unwritable, write_text_atomically
 from leafe.manifest import change, manifest_of
-from leafe.run import settle_folder, whole_folder
 from leafe.training.precision import SplitOptimizer, join, split
 from leafe.training.resume import Trained
 

@@ -14,7 +14,8 @@ from leafe.cli.console import console
 from leafe.compose import bench_of
 from leafe.errors import UserError
 from leafe.progress import Silent
-from leafe.reproduce.plan import Asked, Plan
+from leafe.reproduce.asked import Asked
+from leafe.reproduce.plan import Plan
 from leafe.reproduce.spec import Table, load_table, parse_table
 from leafe.reproduce.summary import summary
 from leafe.run import RunDirectory
@@ -69,20 +70,56 @@ def test_rows_and_seeds_of_earlier_commands_stay_in_the_table(tmp_path: Path) ->
 
 def test_a_row_of_other_settings_is_named_and_not_mixed_with_the_others(tmp_path: Path) -> None:
     made = shop(tmp_path, MEASURED)
-    done(made("--rows", "short", "--seeds", "1"))
-    done(made("--rows", "base", "--seeds", "1", "evaluate.samples=3"))
+    done(made("--rows", "base,short", "--seeds", "1"))
+    changed = shop(tmp_path, MEASURED.replace("max_length=2", "max_length=3").replace("  short: {", "  short: {against: [], "))
+    done(changed("--rows", "base", "--seeds", "1"))
     assert rows_of(made) == {"base": [1], "short": []}
-    assert table_of(made)["missing"] == ["short, seed 1: made with other settings (evaluate.samples: 2 -> 3)"]
+    assert table_of(made)["missing"] == ["short, seed 1: made with other settings (environment.args.max_length: 2 -> 3)"]
+
+
+def test_a_directory_in_which_every_row_has_other_settings_is_refused_whatever_is_asked_for(tmp_path: Path) -> None:
+    made = shop(tmp_path, MEASURED)
+    done(made("--rows", "short", "--seeds", "1"))
+    before = (made.out / "table.json").read_bytes()
+    for more in (("--rows", "base", "--seeds", "1"), ("--seeds", "2")):
+        assert_one_sentence(
+            made(*more, "evaluate.samples=3"),
+            "holds a table of other settings (evaluate.samples: 2 -> 3); to go on with them type evaluate.samples=2, else give another",
+        )
+    assert (made.out / "table.json").read_bytes() == before and not (made.out / "seed-2").exists()
+
+
+def test_seeds_at_which_nothing_fits_are_not_in_the_title_and_fewer_seeds_are_marked(tmp_path: Path) -> None:
+    made = shop(tmp_path, MEASURED)
+    done(made("--rows", "base,short", "--seeds", "1"))
+    done(made("--rows", "short", "--seeds", "2"))
+    flags = {row["name"]: row["flags"] for row in table_of(made)["rows"]}  # type: ignore[attr-defined]
+    assert flags == {"base": ["of seed 1 alone"], "short": []} and table_of(made)["seeds"] == [1, 2]
+    changed = shop(tmp_path, MEASURED.replace("max_length=2", "max_length=3"))
+    done(changed("--rows", "base", "--seeds", "1"))
+    assert table_of(made)["seeds"] == [1]
 
 
 def test_a_row_whose_run_is_damaged_is_named_and_the_same_command_makes_it_anew(tmp_path: Path) -> None:
     made = shop(tmp_path, MEASURED)
     done(made("--rows", "base,short", "--seeds", "1"))
     path = made.out / "seed-1" / "short"
+    done(made("--rows", "short", "--seeds", "2"))
+    for name, words in (
+        ("stages.json", "is not a JSON object"),
+        ("eval/base.jsonl", "is not as the stage 'evaluate base' left it"),
+        ("config.yaml", "is not as leafe wrote it"),
+    ):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(whole[: len(whole) // 2])
+        done(made("--rows", "base", "--seeds", "1"))
+        told = [line for line in table_of(made)["missing"] if line.startswith("short")]  # type: ignore[attr-defined]
+        assert len(told) == 1 and told[0].startswith(f"short, seed 1: {path / name} ") and words in told[0]
+        assert f"restore it, or delete {path}, and the same command makes that row anew" in told[0]
+        assert rows_of(made) == {"base": [1], "short": [2]}
+        assert_one_sentence(made("--rows", "short", "--seeds", "1"), f"delete {path}, and the same command makes that row anew")
+        (path / name).write_bytes(whole)
     (path / "config.yaml").write_text("cut")
-    done(made("--rows", "base", "--seeds", "1"))
-    (told,) = table_of(made)["missing"]  # type: ignore[misc]
-    assert told.startswith(f"short, seed 1: {path / 'config.yaml'} is not as leafe wrote it; restore it, or delete {path}, and")
     said = made("--rows", "short", "--seeds", "1")
     assert_one_sentence(said, f"delete {path}, and the same command makes that row anew")
     assert "--out" not in said.err and "leafe run" not in said.err
@@ -221,6 +258,17 @@ def test_a_setting_of_a_method_that_no_row_has_is_refused() -> None:
     sizes = "sizes: {quickstart: [grpo.size=4]}"
     assert "'grpo.size=4' is for the method grpo" in refused(plan_of(parsed("base: {}", sizes)))
     plan_of(parsed("base: {}, grpo: {method: grpo}", sizes), rows=("base",)).check(bench)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_setting_that_every_row_for_it_has_of_its_own_is_refused() -> None:
+    rows = f"base: {{}}, leafe: {{{LEAFE}}}, one: {{method: grpo, arm: grpo, settings: [grpo.size=2, distill.beta=0.5]}}"
+    told = refused(plan_of(parsed(rows), "grpo . size=4", rows=("base", "one")))
+    assert told == "'grpo . size=4' has no effect, since one set grpo.size in the table; leave it out"
+    assert "since one set distill.beta" in refused(plan_of(parsed(rows), "distill.beta=1", rows=("base", "one")))
+    found = plan_of(parsed(rows), "distill.beta=1", "explore.turns=500")
+    found.check(bench)  # type: ignore[arg-type]
+    assert [found.config(found.table.row(name), 1).distill.beta for name in ("leafe", "one")] == [1, 0.5]
 
 
 @pytest.mark.usefixtures("elsewhere")

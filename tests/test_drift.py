@@ -37,7 +37,8 @@ from leafe.manifest import files_of, given, sealed
 from leafe.progress import Silent
 from leafe.recall import Recall, Remembered
 from leafe.records import Ask, Message, StopReason, Tree
-from leafe.reproduce.plan import Asked, Plan
+from leafe.reproduce.asked import Asked
+from leafe.reproduce.plan import Plan
 from leafe.reproduce.spec import load_table
 from leafe.reproduce.summary import summary
 from leafe.reproduce.work import Failure, carry_out

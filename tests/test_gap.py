@@ -18,8 +18,9 @@ from leafe.evaluation.tables import RowResult, extra_rows, markdown
 from leafe.experiment import Experiment
 from leafe.progress import Silent
 from leafe.records import Ask
+from leafe.reproduce.asked import Asked
 from leafe.reproduce.gap import gaps
-from leafe.reproduce.plan import Asked, Plan
+from leafe.reproduce.plan import Plan
 from leafe.reproduce.spec import parse_table
 from leafe.reproduce.summary import summary
 from leafe.reproduce.work import carry_out

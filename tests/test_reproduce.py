@@ -25,8 +25,9 @@ from leafe.nano import CHECKPOINTS
 from leafe.progress import Silent
 from leafe.proofs import explored, measured, trained
 from leafe.records import Ask, Completion, Example, Message
+from leafe.reproduce.asked import Asked, paper_models, recipe_of
 from leafe.reproduce.paper import figures_of
-from leafe.reproduce.plan import Asked, Plan, paper_models, recipe_of
+from leafe.reproduce.plan import Plan
 from leafe.reproduce.spec import load_table, parse_table, table_names
 from leafe.reproduce.work import carry_out
 from leafe.run import RunDirectory

@@ -37,9 +37,10 @@ from leafe.records import (
     Tree,
     Usage,
 )
+from leafe.reproduce.asked import Asked
 from leafe.reproduce.cost import estimate
 from leafe.reproduce.paper import figures_of
-from leafe.reproduce.plan import Asked, Plan, shows
+from leafe.reproduce.plan import Plan, shows
 from leafe.reproduce.spec import Table, load_table, parse_table
 from leafe.reproduce.summary import summary
 from leafe.reproduce.work import carry_out

@@ -37,10 +37,11 @@ from leafe.experiment import Experiment
 from leafe.jsonl import told_if_unwritable, write_text_atomically
 from leafe.nano import CHECKPOINTS
 from leafe.progress import Progress, Silent
+from leafe.reproduce.asked import Asked, names_of, seeds_of
 from leafe.reproduce.cost import Estimate, estimate, longest_of, play_sample
-from leafe.reproduce.gathered import JSON, require_same_table, with_all_there
+from leafe.reproduce.gathered import JSON, require_same_settings, require_same_table, with_all_there
 from leafe.reproduce.jobs import Share, carry_out_side_by_side, shares_here
-from leafe.reproduce.plan import Asked, Plan, names_of, seeds_of
+from leafe.reproduce.plan import Plan
 from leafe.reproduce.spec import load_table
 from leafe.reproduce.summary import Stages, summary
 from leafe.reproduce.work import Failure, carry_out, check_setup
@@ -93,6 +94,8 @@ def reproduce(name: str, asked: Sequence[Asked], *, jobs: int, dry: bool, json_o
     with only_json(json_only):
         _require_same_tables(plans)
         stages = [plan.check(_quiet) for plan in plans]
+        for plan in plans:
+            require_same_settings(plan)
         given = [shares_here(plan.base, jobs) if jobs > 1 else [] for plan in plans]
         for plan in () if dry else plans:
             check_setup(plan, lambda config: bench_without_server(config, Silent()))
@@ -241,7 +244,7 @@ def _show_estimate(plan: Plan, found: Estimate) -> None:
     _print(_table(title, rows))
     measured = f"{found.turns_of_attempts:,.0f} turns of measuring{'' if found.sample else ' at most'}"
     whole = all(row.seeds == found.seeds for row in found.rows)
-    which = f"All {found.seeds} seeds" if whole else "What is left"
+    which = ("One seed" if found.seeds == 1 else f"All {found.seeds} seeds") if whole else "What is left"
     total = f"{which}: {found.turns:,} turns to learn from, {found.attempts:,} attempts, {measured}"
     console.print(total, highlight=False, soft_wrap=True)
     if not any(row.seeds for row in found.rows):

@@ -99,7 +99,7 @@ def sums_of(arms: Mapping[int, ArmOutcomes], scored: Mapping[int, Sequence[Drift
     found = {name: np.zeros((len(arms), len(tasks))) for name in (*ADDED, *SCORED)}
     places = {task: number for number, task in enumerate(tasks)}
     for number, (seed, arm) in enumerate(arms.items()):
-        for one in arm.counted:
+        for one in sorted(arm.counted, key=lambda one: (one.task, one.sample)):  # they come in the order of their ends
             for name, summand in ADDED.items():
                 found[name][number, places[one.task]] += summand(one)
         for drift in (scored or {}).get(seed, ()):

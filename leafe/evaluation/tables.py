@@ -169,9 +169,19 @@ def flag_lines(table: TableResult) -> Cells:
     return tuple(f"{', '.join(names)}: {flag}" for flag, names in owners.items())
 
 
+EXPLORED = (
+    "reflections read",
+    "advised attempts solved",
+    "fresh attempts solved",
+    "best with advice",
+    "best without",
+    "best after training",
+)
+
+
 def extra_rows(table: TableResult) -> list[Cells]:
     """Further figures of a row's exploration; only a heading if no row has any."""
-    names = tuple(dict.fromkeys(name for row in table.rows for name in row.extra or {}))
+    names = tuple(name for name in EXPLORED if any(name in (row.extra or {}) for row in table.rows))
     lines: list[Cells] = [("row", *names)]
     lines += [
         (row.name, *(with_bounds(row.extra[name]) if name in row.extra else UNKNOWN for name in names))

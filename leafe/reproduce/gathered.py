@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from leafe.errors import RunConflict, UserError
 from leafe.reproduce.plan import Bench, Plan
+from leafe.reproduce.spec import Row
 from leafe.stages import Stage
 
 JSON = "table.json"
@@ -29,16 +30,37 @@ def require_same_table(out: Path, name: str, environment: str, models: Sequence[
         )
 
 
+def require_same_settings(plan: Plan) -> None:
+    """Raises `RunConflict` where rows are finished in a table's directory, and all of them were made with other settings."""
+    found: list[str] = []
+    for row, seed in _finished(plan):
+        try:
+            changes = plan.changes(row, seed, plan.existing(row, seed))
+        except UserError:
+            continue
+        if not changes:
+            return
+        found = found or [f"({'; '.join(changes)});{plan.typed_again(row, changes)}"]
+    if found:
+        raise RunConflict(f"{plan.out} holds a table of other settings {found[0]} give another --out")
+
+
+def _finished(plan: Plan) -> Iterator[tuple[Row, int]]:
+    for path in sorted(plan.out.glob("seed-*/*/DONE")):
+        seed = path.parent.parent.name.removeprefix("seed-")
+        if path.parent.name in plan.table.rows and seed.isdecimal() and len(seed) < 10:
+            yield plan.table.row(path.parent.name), int(seed)
+
+
 def with_all_there(plan: Plan, stages: dict[str, Sequence[Stage]], bench: Bench) -> Plan:
     """The plan, and every row and seed that is finished in its directory. `stages` receives those of the rows that are new."""
-    finished = [path.parent for path in plan.out.glob("seed-*/*/DONE")]
-    seeds = {
-        int(number) for path in finished if (number := path.parent.name.removeprefix("seed-")).isdecimal() and len(number) < 10
-    }
-    names = [name for name in plan.table.rows if any(path.name == name for path in finished)]
-    more = [name for name in names if plan.asked.rows and name not in plan.asked.rows and _fits(plan, name, stages, bench)]
-    rows = tuple(name for name in plan.table.rows if name in (*plan.asked.rows, *more))
-    return Plan(plan.table, replace(plan.asked, seeds=tuple(sorted({*plan.asked.seeds, *seeds})), rows=rows))
+    finished = list(_finished(plan))
+    there = {row.name for row, _ in finished}
+    more = {name for name in there if plan.asked.rows and name not in plan.asked.rows and _fits(plan, name, stages, bench)}
+    rows = tuple(name for name in plan.table.rows if name in {*plan.asked.rows, *more})
+    return Plan(
+        plan.table, replace(plan.asked, seeds=tuple(sorted({*plan.asked.seeds, *(seed for _, seed in finished)})), rows=rows)
+    )
 
 
 def _fits(plan: Plan, name: str, stages: dict[str, Sequence[Stage]], bench: Bench) -> bool:
@@ -47,7 +69,8 @@ def _fits(plan: Plan, name: str, stages: dict[str, Sequence[Stage]], bench: Benc
     if not row.said.shown:
         return False
     try:
-        alone = Plan(plan.table, replace(plan.asked, rows=(name,)))
+        # Elsewhere, where nothing that is damaged can be in the way of the stages' names.
+        alone = Plan(plan.table, replace(plan.asked, rows=(name,), out=plan.out / "none"))
         found: Mapping[str, Sequence[Stage]] = {one.name: alone.stages(one, bench) for one in alone.rows if one.name not in stages}
     except UserError:
         return False

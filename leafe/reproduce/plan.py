@@ -12,83 +12,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 
-from leafe.config import load_recipe, read_override, recipe_names
+from leafe.config import load_recipe, read_override
 from leafe.differing import differing_fields
 from leafe.errors import CorruptFile, DamagedRun, RunConflict, UserError
 from leafe.experiment import Experiment
 from leafe.known_methods import find, method_names
 from leafe.lab import stages_of
-from leafe.nano import CHECKPOINTS
+from leafe.reproduce.asked import Asked, recipe_of
 from leafe.reproduce.spec import Row, Table, refuse_for_all
 from leafe.run import RunDirectory
 from leafe.settings import DEFAULT_METHOD, RunConfig
 from leafe.stages import Stage, all_of
-from leafe.yaml_text import read_yaml
 
-# The recipes of the bundled models, whose settings were chosen on the split `valid`.
-NANO = {"sokoban": "quickstart", "household": "household-nano"}
-PAPER = "paper-"
-MODELS = "recipes/paper/models.yaml"
 MEASURES_ONLY = (f"method={DEFAULT_METHOD}", f"{DEFAULT_METHOD}.arms=[]", f"{DEFAULT_METHOD}.controls=[]")
 EXPLORES = "explore "
 STARTED = "table start"  # the stage in which a run records the checkpoint that it starts from
 # Settings whose value a row, its share or what it starts from decides, whatever is typed.
 UNTYPED = ("name", "method", "seed", "model", "start", "explore.turns", "explore.tokens")
 Bench = Callable[[RunConfig], Experiment]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The request as typed: `model` and `environment` choose a recipe, which may be named as well; `overrides` are for every row."""
-
-    model: str = ""
-    environment: str = ""
-    recipe: str = ""
-    seeds: tuple[int, ...] = (1, 2, 3)
-    rows: tuple[str, ...] = ()
-    out: Path | None = None
-    overrides: tuple[str, ...] = ()
-
-
-def paper_models() -> dict[str, list[str]]:
-    """The paper's models by their names on the Hub, each with the settings that its size needs."""
-    found: dict[str, list[str]] = read_yaml((files("leafe") / MODELS).read_text(encoding="utf-8"), MODELS)
-    return found
-
-
-def recipe_of(asked: Asked) -> tuple[str, tuple[str, ...]]:
-    """The recipe of a model in an environment, and the overrides on it. Raises `UserError` where none ships."""
-    bundled = asked.model in ("", *CHECKPOINTS)
-    if asked.recipe:
-        if asked.environment and asked.environment != (own := load_recipe(asked.recipe).environment.name):
-            raise UserError(
-                f"--env {asked.environment:.60} and --recipe {asked.recipe}, whose environment is {own}: leave one of them out"
-            )
-        return asked.recipe, () if not asked.model else (f"model={_in_world_of(asked.recipe, asked.model)}",)
-    environment = asked.environment or "sokoban"
-    if bundled and environment in NANO:
-        named = () if asked.model in ("", "nano") else (f"model={asked.model}",)
-        return NANO[environment], named  # `nano` is the bundled model of that environment
-    recipe = f"{PAPER}{environment}"
-    if bundled or recipe not in recipe_names():
-        of_papers = [name.removeprefix(PAPER) for name in recipe_names() if name.startswith(PAPER)]
-        known = ", ".join(NANO if bundled else of_papers)
-        other = (
-            f"take another model, as --model {next(iter(paper_models()))}, or " if bundled and environment in of_papers else "else "
-        )
-        raise UserError(
-            f"no recipe ships for {asked.model or 'nano'} in {environment!r:.60}; it ships for {known}; {other}name one: --recipe FILE"
-        )
-    return recipe, (*paper_models().get(asked.model, ()), f"model={asked.model}")
-
-
-def _in_world_of(recipe: str, model: str) -> str:
-    """A model as typed; `nano` is the bundled model of a recipe's environment, where one ships."""
-    environment = load_recipe(recipe).environment.name if model == "nano" else ""
-    return load_recipe(NANO[environment]).model if environment in NANO else model
 
 
 @dataclass(frozen=True)
@@ -264,13 +207,13 @@ class Plan:
         run = self.existing(row, seed)
         if (changes := self.changes(row, seed, run)) and run.has_work:
             raise RunConflict(
-                f"{path} was started with other settings ({'; '.join(changes)});{self._typed_again(row, changes)} give another --out"
+                f"{path} was started with other settings ({'; '.join(changes)});{self.typed_again(row, changes)} give another --out"
             )
 
-    def _typed_again(self, row: Row, changes: Sequence[str]) -> str:
+    def typed_again(self, row: Row, changes: Sequence[str]) -> str:
         """How to go on with the settings that a run has, where typing them reaches the row."""
         old = dict(change.rpartition(" -> ")[0].split(": ", 1) for change in changes)
-        of_row = {override.partition("=")[0].strip() for override in row.said.settings}
+        of_row = set(map(_key, row.said.settings))
         if any(key in of_row or key in UNTYPED or value == "none" for key, value in old.items()):
             return ""
         return f" to go on with them type {' '.join(shlex.quote(f'{key}={value}') for key, value in old.items())}, else"
@@ -283,11 +226,16 @@ class Plan:
             *((text, tuple(self.table.rows.values())) for text in laid),
             *((text, self.rows) for text in self.asked.overrides),
         ):
-            methods = {_section(row.said.method) for row in rows if row.said.method}
-            section = text.partition("=")[0].partition(".")[0].strip()
-            if section in self._sections - methods and section not in RunConfig.model_fields:
-                names = ", ".join(row.name for row in rows)
+            key = _key(text)
+            section, names = key.partition(".")[0], ", ".join(row.name for row in rows)
+            if section not in self._sections or section in RunConfig.model_fields:
+                mine = [row for row in rows if row.said.method]
+            elif not (mine := [row for row in rows if row.said.method and _section(row.said.method) == section]):
                 raise UserError(f"{text!r:.80} is for the method {section}, which none of the rows {names} has; leave it out")
+            if mine and all(key in map(_key, row.said.settings) for row in mine) and text in self.asked.overrides:
+                raise UserError(
+                    f"{text!r:.80} has no effect, since {', '.join(row.name for row in mine)} set {key} in the table; leave it out"
+                )
 
     def _refuse_untrained_starts(self, stages: Mapping[str, Sequence[Stage]]) -> None:
         """Raises `UserError` for a row that starts from one that trains no checkpoint of its arm."""
@@ -353,6 +301,11 @@ def told_for_tables(out: Path) -> Iterator[None]:
         raise CorruptFile(f"{error.fault}; restore it, or delete {error.run}, and the same command makes that row anew") from None
 
 
+def _key(override: str) -> str:
+    """The setting that an override is for."""
+    return ".".join(read_override(override)[0])
+
+
 def _section(method: str) -> str:
     """The name of a method's section in a recipe; that of a class that cannot be had, which is told with its row, is its own name."""
     with suppress(UserError):
@@ -380,16 +333,3 @@ def _require_place(path: Path) -> None:
         raise UserError(f"cannot make the directory {path}: {there} is no directory; give another with --out")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"cannot write in {there}; give another directory with --out")
-
-
-def seeds_of(text: str) -> tuple[int, ...]:
-    """Seeds as they are typed, `1,2,3`. Raises `UserError`."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
-        raise UserError(f"--seeds: wanted whole numbers of at most nine digits, as 1,2,3, found {text!r:.80}")
-    return tuple(int(part) for part in parts)
-
-
-def names_of(text: str) -> tuple[str, ...]:
-    """Names as they are typed, `a,b`."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -9,17 +9,19 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-from leafe.errors import UnknownName, UserError
+from leafe.errors import CorruptFile, UnknownName
 from leafe.evaluation.diagnose import shares
+from leafe.evaluation.drift import Drift
 from leafe.evaluation.explain import Sums, explained, sums_of, task_shares
 from leafe.evaluation.gap import Gap
+from leafe.evaluation.outcomes import ArmOutcomes
 from leafe.evaluation.passk import Interval, Resampling, powers_of_two_up_to
 from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests, own_attempts
 from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
 from leafe.records import UNJUDGED, Tree
 from leafe.reproduce.gap import gaps
 from leafe.reproduce.paper import figures_of
-from leafe.reproduce.plan import Plan, shows
+from leafe.reproduce.plan import Plan, shows, told_for_tables
 from leafe.reproduce.scoring import scored
 from leafe.reproduce.spec import LARGEST, CheckSettings, Row
 from leafe.reproduce.work import Failure
@@ -41,6 +43,18 @@ def summary(plan: Plan, stages: Stages, failures: Sequence[Failure] = (), *, ask
 
 
 @dataclass(frozen=True)
+class _Run:
+    """What a finished run of a row reports: the `trees` of a forest, or an arm with what was found out about it."""
+
+    run: RunDirectory
+    reflected: tuple[_Reflected, ...]
+    arm: ArmOutcomes | None = None
+    trees: Sequence[Tree] = ()
+    drifts: tuple[Drift, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Summary:
     plan: Plan
     stages: Stages
@@ -53,32 +67,49 @@ class _Summary:
         return Resampling(settings.resamples, settings.confidence)
 
     @cached_property
-    def found(self) -> dict[tuple[str, int], RunDirectory | str]:
+    def found(self) -> dict[tuple[str, int], _Run | str]:
         """The finished run of every row at every seed, those that others start from included, or why there is none."""
         return {(row.name, seed): self._found(row, seed) for row in self.plan.rows for seed in self.plan.asked.seeds}
 
-    def _found(self, row: Row, seed: int) -> RunDirectory | str:
+    def _found(self, row: Row, seed: int) -> _Run | str:
+        """Raises `CorruptFile` for a damaged run that is asked for; that of another is a reason like others."""
         path = self.plan.path(row, seed)
         asked = seed in self.asked.asked.seeds and row in self.asked.rows
         if not (path / "DONE").is_file() or not (path / "config.yaml").is_file():
             return "not finished yet" if asked or path.is_dir() else "not asked for"
         try:
-            run = self.plan.existing(row, seed)
-        except UserError as error:
+            with told_for_tables(self.plan.out):
+                return self._read(row, seed)
+        except CorruptFile as error:
+            if asked:
+                raise
             return str(error)
+
+    def _read(self, row: Row, seed: int) -> _Run | str:
+        run = RunDirectory.existing(self.plan.path(row, seed), read_only=True)
         if changes := self.plan.changes(row, seed, run):
             return f"made with other settings ({'; '.join(changes)})"
-        # Its record may have been lost since it was done.
-        return run if row.said.forest or row.arm in run.arms() else "not finished yet"
+        reflected = _reflected(run.path, row.said.forest, _stamp(run.path))
+        if row.said.forest:
+            return _Run(run, reflected, trees=_forest(run, row.said.forest))
+        arm = next((arm for arm in arms_of(run) if arm.name == row.arm), None)
+        if arm is None:  # its record was lost since it was done
+            return "not finished yet"
+        return _Run(run, reflected, arm=arm, drifts=scored(run, row.arm), gaps=gaps(run, row.arm))
 
     @cached_property
-    def runs(self) -> dict[str, dict[int, RunDirectory]]:
+    def runs(self) -> dict[str, dict[int, _Run]]:
         """The finished runs of every row."""
         seeds = self.plan.asked.seeds
         return {
-            row.name: {seed: run for seed in seeds if isinstance(run := self.found[row.name, seed], RunDirectory)}
-            for row in self.plan.rows
+            row.name: {seed: run for seed in seeds if isinstance(run := self.found[row.name, seed], _Run)} for row in self.plan.rows
         }
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that are asked for, and those at which a row is finished."""
+        there = {seed for runs in self.runs.values() for seed in runs}
+        return tuple(seed for seed in self.plan.asked.seeds if seed in there or seed in self.asked.asked.seeds)
 
     @cached_property
     def measured(self) -> dict[str, tuple[Pooled, Sums | None]]:
@@ -92,12 +123,11 @@ class _Summary:
 
     def _measured(self, row: Row) -> tuple[Pooled, Sums | None]:
         runs = self.runs[row.name]
-        if row.said.forest:
-            return of_forests(row.name, {seed: _forest(run, row.said.forest) for seed, run in runs.items()}), None
-        arms = {seed: next(arm for arm in arms_of(run) if arm.name == row.arm) for seed, run in runs.items()}
-        return of_counts(row.name, {seed: arm.counts() for seed, arm in arms.items()}), sums_of(
-            arms, {seed: scored(run, row.arm) for seed, run in runs.items()}
-        )
+        arms = {seed: run.arm for seed, run in runs.items() if run.arm}
+        if not arms:
+            return of_forests(row.name, {seed: run.trees for seed, run in runs.items()}), None
+        counts = {seed: arm.counts() for seed, arm in arms.items()}
+        return of_counts(row.name, counts), sums_of(arms, {seed: run.drifts for seed, run in runs.items()})
 
     def table(self) -> TableResult:
         plan, base = self.plan, self.plan.base
@@ -112,7 +142,7 @@ class _Summary:
             environment=base.environment.name,
             recipe=plan.recipe,
             split=base.tasks.train_split if forests else base.tasks.test_split,
-            seeds=plan.asked.seeds,
+            seeds=self.seeds,
             budget=plan.budget,
             measure="solved by first " if forests else "Pass@",
             confidence=base.evaluate.confidence,
@@ -140,12 +170,12 @@ class _Summary:
             cost=cost,
             share=self.plan.share(row),
             flags=tuple(self._flags(row, cost)),
-            runs=tuple(str(run.path.relative_to(self.plan.out)) for run in runs.values()),
+            runs=tuple(str(one.run.path.relative_to(self.plan.out)) for one in runs.values()),
             explained=explained(own, base, self.how) if own else {},
             by_task=task_shares(own, base) if own else (),
             extra=_explored(
-                [part for run in runs.values() for part in _reflected(run.path, row.said.forest, _stamp(run.path))],
-                [one for run in runs.values() for one in gaps(run, row.arm)] if not row.said.forest else [],
+                [part for one in runs.values() for part in one.reflected],
+                [gap for one in runs.values() for gap in one.gaps],
                 self.how,
             ),
         )
@@ -163,14 +193,16 @@ class _Summary:
         chain = self.plan.table.chain(row)
         seeds = [seed for seed in self.plan.asked.seeds if all(seed in self.runs[one.name] for one in chain)]
         spent = [
-            _added(_spent(self.runs[one.name][seed], one, self.stages[one.name]) for one in chain if one.said.method)
+            _added(_spent(self.runs[one.name][seed].run, one, self.stages[one.name]) for one in chain if one.said.method)
             for seed in seeds
         ]
         known = {item.name: [one[item.name] for one in spent if item.name in one] for item in fields(Cost)}
         return Cost(**{name: sum(values) / len(values) for name, values in known.items() if values})
 
     def _flags(self, row: Row, cost: Cost) -> Iterator[str]:
-        share = self.plan.share(row)
+        share, seeds = self.plan.share(row), tuple(self.runs[row.name])
+        if seeds and seeds != self.seeds:
+            yield f"of seed {', '.join(map(str, seeds))} alone"
         if share and abs(share - 1) > EQUAL:
             yield f"not at equal turns: may take {share:g} of the budget"
         if cost.turns is not None and cost.turns > share * self.plan.budget + EQUAL:

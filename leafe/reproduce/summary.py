@@ -9,7 +9,7 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-from leafe.errors import CorruptFile, UnknownName
+from leafe.errors import CorruptFile
 from leafe.evaluation.diagnose import shares
 from leafe.evaluation.drift import Drift
 from leafe.evaluation.explain import Sums, explained, sums_of, task_shares
@@ -89,13 +89,18 @@ class _Summary:
         run = RunDirectory.existing(self.plan.path(row, seed), read_only=True)
         if changes := self.plan.changes(row, seed, run):
             return f"made with other settings ({'; '.join(changes)})"
-        reflected = _reflected(run.path, row.said.forest, _stamp(run.path))
-        if row.said.forest:
-            return _Run(run, reflected, trees=_forest(run, row.said.forest))
-        arm = next((arm for arm in arms_of(run) if arm.name == row.arm), None)
-        if arm is None:  # its record was lost since it was done
+        forest = row.said.forest
+        if (forest or row.arm) not in (run.forests() if forest else run.arms()):  # its record was lost since it was done
             return "not finished yet"
-        return _Run(run, reflected, arm=arm, drifts=scored(run, row.arm), gaps=gaps(run, row.arm))
+        reflected = _reflected(run.path, forest, _stamp(run.path))
+        if forest:
+            return _Run(run, reflected, trees=dict(exploration_of(run))[forest])
+        arm = next((arm for arm in arms_of(run) if arm.name == row.arm), None)
+        return (
+            "not finished yet"
+            if arm is None
+            else _Run(run, reflected, arm=arm, drifts=scored(run, row.arm), gaps=gaps(run, row.arm))
+        )
 
     @cached_property
     def runs(self) -> dict[str, dict[int, _Run]]:
@@ -239,13 +244,6 @@ class _Summary:
         for (row, seed), found in self.found.items():
             if isinstance(found, str):
                 yield f"{row}, seed {seed}: {told.get((row, seed), found)}"
-
-
-def _forest(run: RunDirectory, name: str) -> Sequence[Tree]:
-    found = dict(exploration_of(run))
-    if name not in found:
-        raise UnknownName(f"forest of {run.path}", name, found)
-    return found[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,6 +254,7 @@ class _Here:
             made = stage.work() or Made()
             if made.figures.get("steps") or not self.examples(WORLD_MODEL):
                 return made
+            self.lab.progress.say(f"train {WORLD_MODEL}: {ONE_STEP}")
             return replace(made, figures={**made.figures, "note": ONE_STEP})
 
         return replace(stage, work=work)

@@ -176,14 +176,19 @@ def test_a_narrow_terminal_leaves_no_figure_out(tmp_path: Path, monkeypatch: pyt
     ("override", "words"),
     [
         ("tasks.test_split=vaild", "'vaild'"),
+        ("tasks.train_split=vaild", "'vaild'"),
         ("sampling.act.max_tokens=1", "type sampling.act.max_tokens="),
         ("engine.kind=vllm", "vllm"),
         ("explore.new_luck=true", "set explore.new_luck=false"),
     ],
 )
 def test_a_fault_of_all_rows_is_one_sentence_and_leaves_nothing(tmp_path: Path, override: str, words: str) -> None:
-    made = shop(tmp_path, f"{MEASURED}  leafe: {{{LEAFE}}}\n")
+    made = shop(
+        tmp_path,
+        f"{MEASURED}  leafe: {{{LEAFE}}}\n  grpo: {{method: grpo, in_process: true, settings: [grpo.size=2, grpo.groups=1]}}\n",
+    )
     assert_one_sentence(made("--seeds", "1,2", override), words)
+    assert "the row" not in made("--seeds", "1,2", override).err
     assert not made.out.exists()
     assert_one_sentence(made("--seeds", "1,2", "--jobs", "2", override), words)
     assert not made.out.exists()

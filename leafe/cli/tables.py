@@ -93,12 +93,13 @@ def reproduce(name: str, asked: Sequence[Asked], *, jobs: int, dry: bool, json_o
     progress: Progress = Silent() if json_only else Bars(console)
     with only_json(json_only):
         _require_same_tables(plans)
-        stages = [plan.check(_quiet) for plan in plans]
         for plan in plans:
+            plan.check_request()
             require_same_settings(plan)
+            if not dry:
+                check_setup(plan, lambda config: bench_without_server(config, Silent()))
+        stages = [plan.check(_quiet) for plan in plans]
         given = [shares_here(plan.base, jobs) if jobs > 1 else [] for plan in plans]
-        for plan in () if dry else plans:
-            check_setup(plan, lambda config: bench_without_server(config, Silent()))
     failures: list[str] = []
     figures: list[dict[str, Any]] = []
     made: list[TableResult] = []

@@ -184,6 +184,13 @@ class Plan:
 
     def check(self, bench: Bench) -> dict[str, tuple[Stage, ...]]:
         """The stages of each row. Raises `UserError` for any fault that can be seen before anything is begun."""
+        self.check_request()
+        found = {row.name: self.stages(row, bench) for row in self.rows}
+        self._refuse_untrained_starts(found)
+        return found
+
+    def check_request(self) -> None:
+        """Raises `UserError` for a fault of what is asked for, or of the directory, that no environment is needed to see."""
         if len(set(self.asked.seeds)) < len(self.asked.seeds) or not self.asked.seeds:
             raise UserError(f"--seeds: wanted each seed once, as 1,2,3, found {','.join(map(str, self.asked.seeds)) or 'nothing'}")
         for text in self.asked.overrides:
@@ -195,9 +202,6 @@ class Plan:
         for row in self.rows:
             for seed in self.asked.seeds:
                 self._require_same_run(row, seed)
-        found = {row.name: self.stages(row, bench) for row in self.rows}
-        self._refuse_untrained_starts(found)
-        return found
 
     def _require_same_run(self, row: Row, seed: int) -> None:
         """Raises `RunConflict` where a run exists that was made with other settings, unless nothing is done in it yet."""

@@ -15,10 +15,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from leafe.digest import canonical
+from leafe.encoding import decode
 from leafe.errors import CorruptFile, Unwritable, is_full, unwritable
+
+Record = TypeVar("Record")
 
 
 @contextmanager
@@ -148,3 +151,14 @@ class Appender:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def read_records(path: Path, schema: str, kind: type[Record], *, what: str, mend: str) -> list[Record]:
+    """The records of a file, one a line. Raises `CorruptFile`, which says how to `mend` it, with the number of a line that is no `what`."""
+    found: list[Record] = []
+    for number, line in enumerate(read_lines(path, schema), start=2):
+        try:
+            found.append(decode(kind, line))
+        except ValueError as error:
+            raise CorruptFile(f"{path} line {number} is no {what} ({error}); {mend}") from None
+    return found

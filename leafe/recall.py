@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leafe.digest import canonical
-from leafe.encoding import OMITTED, decode, encode
-from leafe.errors import CorruptFile
-from leafe.jsonl import read_lines, write_text_atomically
+from leafe.encoding import OMITTED, encode
+from leafe.jsonl import read_records, write_text_atomically
 from leafe.records import Observation, Task
 
 SCHEMA = "leafe.memory/1"
@@ -49,13 +48,7 @@ def write_memory(path: Path, items: Sequence[Remembered]) -> None:
 
 def read_memory(path: Path) -> tuple[Remembered, ...]:
     """The texts of a file. Raises `CorruptFile` with the line's number for an unreadable line."""
-    found = []
-    for number, line in enumerate(read_lines(path, SCHEMA), start=2):
-        try:
-            found.append(decode(Remembered, line))
-        except ValueError as error:
-            raise CorruptFile(f"{path} line {number} is no remembered text ({error}); remove that line") from None
-    return tuple(found)
+    return tuple(read_records(path, SCHEMA, Remembered, what="remembered text", mend="remove that line"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import Said, leafe
@@ -13,6 +14,7 @@ from test_reproduce import LEAFE, RECIPE, Shop, assert_one_sentence, shop
 from leafe.cli.console import console
 from leafe.compose import bench_of
 from leafe.errors import UserError
+from leafe.experiment import Experiment
 from leafe.progress import Silent
 from leafe.reproduce.asked import Asked
 from leafe.reproduce.plan import Plan
@@ -31,16 +33,16 @@ rows:
 """
 
 
-def table_of(made: Shop) -> dict[str, object]:
-    found: dict[str, object] = json.loads((made.out / "table.json").read_text())
+def table_of(made: Shop) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((made.out / "table.json").read_text())
     return found
 
 
 def rows_of(made: Shop) -> dict[str, list[int]]:
-    return {row["name"]: row["seeds"] for row in table_of(made)["rows"]}  # type: ignore[attr-defined]
+    return {row["name"]: row["seeds"] for row in table_of(made)["rows"]}
 
 
-def bench(config: RunConfig) -> object:
+def bench(config: RunConfig) -> Experiment:
     return bench_of(config, Silent())
 
 
@@ -93,7 +95,7 @@ def test_seeds_at_which_nothing_fits_are_not_in_the_title_and_fewer_seeds_are_ma
     made = shop(tmp_path, MEASURED)
     done(made("--rows", "base,short", "--seeds", "1"))
     done(made("--rows", "short", "--seeds", "2"))
-    flags = {row["name"]: row["flags"] for row in table_of(made)["rows"]}  # type: ignore[attr-defined]
+    flags = {row["name"]: row["flags"] for row in table_of(made)["rows"]}
     assert flags == {"base": ["of seed 1 alone"], "short": []} and table_of(made)["seeds"] == [1, 2]
     changed = shop(tmp_path, MEASURED.replace("max_length=2", "max_length=3"))
     done(changed("--rows", "base", "--seeds", "1"))
@@ -113,7 +115,7 @@ def test_a_row_whose_run_is_damaged_is_named_and_the_same_command_makes_it_anew(
         whole = (path / name).read_bytes()
         (path / name).write_bytes(whole[: len(whole) // 2])
         done(made("--rows", "base", "--seeds", "1"))
-        told = [line for line in table_of(made)["missing"] if line.startswith("short")]  # type: ignore[attr-defined]
+        told = [line for line in table_of(made)["missing"] if line.startswith("short")]
         assert len(told) == 1 and told[0].startswith(f"short, seed 1: {path / name} ") and words in told[0]
         assert f"restore it, or delete {path}, and the same command makes that row anew" in told[0]
         assert rows_of(made) == {"base": [1], "short": [2]}
@@ -247,7 +249,7 @@ def plan_of(table: Table, *overrides: str, rows: tuple[str, ...] = ()) -> Plan:
 
 def refused(plan: Plan) -> str:
     with pytest.raises(UserError) as told:
-        plan.check(bench)  # type: ignore[arg-type]
+        plan.check(bench)
     return str(told.value)
 
 
@@ -258,11 +260,11 @@ def test_a_setting_of_a_method_that_no_row_has_is_refused() -> None:
         plan_of(both, "grpo.size=4")
     )
     assert "which none of the rows base, leafe has" in refused(plan_of(both, "ace.batch=2", rows=("base", "leafe")))
-    plan_of(both, "ace.batch=2", rows=("base", "ace")).check(bench)  # type: ignore[arg-type]
+    plan_of(both, "ace.batch=2", rows=("base", "ace")).check(bench)
     assert "'grpo.size=4' is for the method grpo" in refused(plan_of(parsed("base: {}", "settings: [grpo.size=4]")))
     sizes = "sizes: {quickstart: [grpo.size=4]}"
     assert "'grpo.size=4' is for the method grpo" in refused(plan_of(parsed("base: {}", sizes)))
-    plan_of(parsed("base: {}, grpo: {method: grpo}", sizes), rows=("base",)).check(bench)  # type: ignore[arg-type]
+    plan_of(parsed("base: {}, grpo: {method: grpo}", sizes), rows=("base",)).check(bench)
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -272,7 +274,7 @@ def test_a_setting_that_every_row_for_it_has_of_its_own_is_refused() -> None:
     assert told == "'grpo . size=4' has no effect, since one set grpo.size in the table; leave it out"
     assert "since one set distill.beta" in refused(plan_of(parsed(rows), "distill.beta=1", rows=("base", "one")))
     found = plan_of(parsed(rows), "distill.beta=1", "explore.turns=500")
-    found.check(bench)  # type: ignore[arg-type]
+    found.check(bench)
     assert [found.config(found.table.row(name), 1).distill.beta for name in ("leafe", "one")] == [1, 0.5]
 
 
@@ -283,7 +285,7 @@ def test_turns_that_are_advised_are_those_of_the_table_and_its_row_is_named() ->
     assert told.startswith("the row half of the table mine cannot be made: ")
     advised = re.search(r"type (explore\.turns=(\d+))", told)
     assert advised
-    plan_of(half, advised[1]).check(bench)  # type: ignore[arg-type]
+    plan_of(half, advised[1]).check(bench)
     fewer = int(advised[2]) - 4
     assert "half" in refused(plan_of(half, f"explore.turns={fewer}"))
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from leafe.chat import Notes, Prompts, Scene, act_messages
 from leafe.engines.base import Engine
 from leafe.engines.scoring import Question, most_probable, score_fitting
-from leafe.errors import CorruptFile
 from leafe.evaluation.transcripts import Transcript
-from leafe.jsonl import read_lines, write_lines
-from leafe.records import decode, encode
+from leafe.jsonl import read_records, write_lines
+from leafe.records import encode
 
 SCHEMA = "leafe.scores/1"
 DIGITS = 5
@@ -108,10 +107,4 @@ def write_drifts(path: Path, found: Sequence[Drift]) -> None:
 
 def read_drifts(path: Path) -> tuple[Drift, ...]:
     """The attempts of a file. Raises `CorruptFile` with the line's number for a line that is none."""
-    found = []
-    for number, line in enumerate(read_lines(path, SCHEMA), start=2):
-        try:
-            found.append(decode(Drift, line))
-        except ValueError as error:
-            raise CorruptFile(f"{path} line {number} is no scored attempt ({error}); restore the file") from None
-    return tuple(found)
+    return tuple(read_records(path, SCHEMA, Drift, what="scored attempt", mend="restore the file"))

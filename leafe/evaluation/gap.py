@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leafe.errors import CorruptFile
-from leafe.jsonl import read_lines, write_lines
-from leafe.records import decode, encode
+from leafe.jsonl import read_records, write_lines
+from leafe.records import encode
 
 SCHEMA = "leafe.gap/1"
 
@@ -40,10 +39,4 @@ def write_gaps(path: Path, found: Sequence[Gap]) -> None:
 
 def read_gaps(path: Path) -> tuple[Gap, ...]:
     """The turns of a file. Raises `CorruptFile` with the line's number for a line that is none."""
-    found = []
-    for number, line in enumerate(read_lines(path, SCHEMA), start=2):
-        try:
-            found.append(decode(Gap, line))
-        except ValueError as error:
-            raise CorruptFile(f"{path} line {number} is no turn with its best actions ({error}); restore the file") from None
-    return tuple(found)
+    return tuple(read_records(path, SCHEMA, Gap, what="turn with its best actions", mend="restore the file"))

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leafe.encoding import OMITTED
-from leafe.errors import CorruptFile
-from leafe.jsonl import Appender, read_lines, write_lines
-from leafe.records import Tree, decode, encode
+from leafe.jsonl import Appender, read_records, write_lines
+from leafe.records import Tree, encode
 
 SCHEMA = "leafe.watched/1"
 
@@ -49,10 +48,6 @@ class TranscriptWriter(Appender):
 
 def read_transcripts(path: Path) -> tuple[Transcript, ...]:
     """The transcripts of a file, by task and sample. Raises `CorruptFile` with the line's number for a line that is none."""
-    found: list[Transcript] = []
-    for number, line in enumerate(read_lines(path, SCHEMA), start=2):
-        try:
-            found.append(decode(Transcript, line))
-        except ValueError as error:
-            raise CorruptFile(f"{path} line {number} is no transcript ({error}); remove that line") from None
-    return tuple(sorted(found, key=lambda one: one.key))
+    return tuple(
+        sorted(read_records(path, SCHEMA, Transcript, what="transcript", mend="remove that line"), key=lambda one: one.key)
+    )

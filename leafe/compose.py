@@ -20,7 +20,6 @@ from leafe.engines.transformers import TransformersEngine
 from leafe.envs import registry
 from leafe.experiment import Experiment
 from leafe.hardware import own_cores
-from leafe.known_methods import trains
 from leafe.launching import Launched
 from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
@@ -111,7 +110,7 @@ def bench_of(config: RunConfig, progress: Progress) -> Experiment:
         config=config,
         base=base,
         load_engine=explores,
-        load_measured=load if trains(config.method, config.own) else explores,
+        load_here=load if probed else None,
         probe=probed,
         make_environment=partial(registry.make, config.environment.name, config.environment.args),
         progress=progress,

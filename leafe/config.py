@@ -7,6 +7,7 @@ that names the setting, what was wanted and what was found.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -57,6 +58,7 @@ def _refuse_unknown(root: type[BaseModel], values: Mapping[str, Any], owner: str
     trajectory(root, values, "")
 
 
+OWN_KEY = re.compile(r"\w+: wanted ")  # how a group of settings names one of its own
 # The value that each of pydantic's complaints wanted; braces are filled from the complaint's context.
 WANTED = {
     "missing": "a value",
@@ -74,6 +76,7 @@ WANTED = {
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
     "tuple_type": "a list, as [a, b]",
+    "list_type": "a list, as [a, b]",
     "dict_type": "a group of settings",
     "model_type": "a group of settings",
 }
@@ -83,7 +86,8 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
     if first["type"] == "value_error":
-        return str(context["error"])
+        said, group = str(context["error"]), ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+        return f"{group}.{said}" if group and OWN_KEY.match(said) else said
     # For a setting that may have several types pydantic names the type as well.
     key = ".".join(str(part) for part in first["loc"] if part not in ("[key]", "int", "float", "str") and "[" not in str(part))
     wanted = WANTED[first["type"]].format(**context) if first["type"] in WANTED else first["msg"]

@@ -125,4 +125,8 @@ class ReplayDiverged(EpisodeError):
 
 
 class EngineError(LeafeError, RuntimeError):
-    """No completion can be had. The stage stops; what was journaled is kept and a later run resumes."""
+    """No completion can be had, and `why`. The stage stops; what was journaled is kept and a later run resumes, as `mend` may say."""
+
+    def __init__(self, why: str, mend: str = "") -> None:
+        super().__init__("; ".join(filter(None, (why, mend))))
+        self.why = why

@@ -18,7 +18,7 @@ from leafe.digest import seed_for
 from leafe.distillation.examples import Selection
 from leafe.engines.base import Engine
 from leafe.engines.loading import load_tokenizer
-from leafe.engines.openai_findings import Findings, differing, refuse_lacking
+from leafe.engines.openai_findings import COMPARED_HERE, MEASURED_HERE, Findings, differing, refuse_lacking
 from leafe.engines.scoring import most_probable
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn, let_go, settled
@@ -51,10 +51,8 @@ from leafe.training.memory import give_back
 from leafe.training.sft import fine_tune, try_training
 
 Result = TypeVar("Result")
+Work = Callable[[Engine], Coroutine[Any, Any, Result]]
 ROLLBACK_FREE = "it cannot be rolled back (fidelity 'none'): the lesson of a failed attempt goes into the prompt of a fresh one"
-MEASURED_HERE = (
-    "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
-)
 UNTRAINED = "there was no example to train on, or no step for them; this arm is the model that it starts from"
 
 
@@ -69,7 +67,8 @@ class Experiment:
     progress: Progress
     threads: int = 1
     load_meter: Callable[[], Meter | None] = lambda: None
-    load_measured: Callable[[Path], Engine] | None = None  # set where measuring uses another engine than exploring
+    load_here: Callable[[Path], Engine] | None = None  # set where a server serves the base alone: any model, in this process
+    compared: bool = False  # whether its figures stand beside those of models that are trained, though its method trains none
     probe: Callable[[], Findings] | None = None  # set where a server is explored with
     require: Callable[[], None] = lambda: None  # raises where the program that serves the model is missing
     free: Callable[[], None] = lambda: None  # ends a server of the run's own, before something else needs the memory
@@ -95,6 +94,11 @@ class Experiment:
         """Whether the recipe's method trains anything."""
         return trains(self.config.method, self.config.own)
 
+    @property
+    def measures_here(self) -> bool:
+        """Whether arms are measured in this process though a server is explored with, since it cannot serve all that are compared."""
+        return self.load_here is not None and (self.trains or self.compared)
+
     def check(self, *, trains: bool = False, tries: bool = False, scored: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts, cluster or server that is missing or unusable, before anything is begun.
 
@@ -109,14 +113,12 @@ class Experiment:
 
     def _check(self, trains: bool, tries: bool, scored: bool) -> None:
         self.require()
-        starts_server = self.probe is not None and self.load_measured is None
+        starts_server = self.probe is not None and self.load_here is None
         self.rules(0)
         self.check_workers()
         if self.config.explore.new_luck and type(self.declared).reseed is Environment.reseed:
-            wanted = "an environment with reseed(seed)"
-            raise UserError(
-                f"explore.new_luck wants {wanted}, and {self.config.environment.name} has none; set explore.new_luck=false"
-            )
+            why = f"an environment with reseed(seed), and {self.config.environment.name} has none"
+            raise UserError(f"explore.new_luck wants {why}; set explore.new_luck=false")
         if self.config.explore.stop_when_solved and not self.can_roll_back:
             raise UserError(
                 "explore.stop_when_solved wants an environment that can be rolled back, since trees go on where their turns ended, and"
@@ -131,8 +133,8 @@ class Experiment:
             refuse_lacking(self.probe(), trains=trains)
             if scored:
                 self._try_scoring()
-            if trains and self.load_measured:
-                self.progress.say(MEASURED_HERE)
+            if self.load_here and (trains or self.compared):
+                self.progress.say(MEASURED_HERE if trains else COMPARED_HERE)
         if meter := self.load_meter():
             self._check_lengths(meter)
         if tries and not starts_server:
@@ -147,8 +149,8 @@ class Experiment:
         """Has one short text scored if the method needs scores, so that a server that cannot is refused before it is explored with."""
         if wanted := scores(self.config.method, self.config.own):
             ids = load_tokenizer(self.base)("a", add_special_tokens=False)["input_ids"][:1]
-            name, top = self.config.section, wanted.top
-            refuse_unscored(name, wanted, lambda: self.with_engine(self.base, partial(most_probable, ids=ids, top=top)))
+            score = partial(most_probable, ids=ids, top=wanted.top)
+            refuse_unscored(self.config.section, wanted, lambda: self.with_engine(self.base, score))
 
     def _check_lengths(self, meter: Meter) -> None:
         environment, wanted = settled(self.make_environment()), self.config.tasks
@@ -263,11 +265,9 @@ class Experiment:
                 f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
             )
 
-    async def awith_engine(
-        self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False
-    ) -> Result:
+    async def awith_engine(self, model: Path, work: Work[Result], *, measures: bool = False) -> Result:
         """Does work with an engine on a model, which is closed whatever happens."""
-        engine = ((self.load_measured if measures else None) or self.load_engine)(model)
+        engine = ((self.load_here if measures and self.measures_here else None) or self.load_engine)(model)
         try:
             return await work(engine)
         finally:
@@ -277,7 +277,7 @@ class Experiment:
                 del engine  # and with it the model whose memory is given back
                 give_back()
 
-    def with_engine(self, model: Path, work: Callable[[Engine], Coroutine[Any, Any, Result]], *, measures: bool = False) -> Result:
+    def with_engine(self, model: Path, work: Work[Result], *, measures: bool = False) -> Result:
         """Runs `awith_engine` to its end."""
         return wait_for(self.awith_engine(model, work, measures=measures))
 
@@ -366,7 +366,7 @@ def train_stage(
     """
     stage = f"train {arm}"
     run.check(model)
-    served = model == experiment.base or experiment.load_measured is None
+    served = model == experiment.base or experiment.load_here is None
     examples = as_sent(run, model, examples) if served else examples
     files = [run.checkpoint(arm), *files]
     if not examples:

@@ -20,7 +20,7 @@ from leafe.stages import Made, Policy
 from leafe.tracked import measuring
 
 ROLLS_BACK = "it rolls back at test time, which plain attempts do not; turns that were taken back count"
-MODEL = "model"  # where a measurement names the model
+MODEL, ENGINE = "model", "engine"  # where a measurement names the model, and the kind of engine that sampled it
 
 
 def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, *, player: Explorer = once) -> Made:
@@ -40,7 +40,7 @@ def measure_stage(experiment: Experiment, run: RunDirectory, arm: str, policy: P
 def _measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy, *, player: Explorer) -> Made:
     stage = f"evaluate {arm}"
     experiment.keep_logs_of(run)
-    if policy.model == experiment.base and not (experiment.trains and experiment.load_measured):
+    if policy.model == experiment.base and not experiment.measures_here:
         experiment.keep_server(run)
     run.check(policy.model)
     tasks, samples = experiment.tasks("test"), experiment.config.evaluate.samples
@@ -76,4 +76,5 @@ def _measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Polic
     costs: dict[str, Any] = {} if player is once else costs_of(outcomes)
     note = {"note": ROLLS_BACK} if costs.get("rollbacks") else {}
     files = [run.evaluation(arm), *([transcripts] if transcripts else [])]
-    return Made({**figures, **costs, **note, **policy.told()}, files, arm=arm)
+    engine = "transformers" if experiment.measures_here else experiment.config.engine.kind
+    return Made({**figures, ENGINE: engine, **costs, **note, **policy.told()}, files, arm=arm)

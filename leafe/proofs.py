@@ -67,7 +67,7 @@ def measured(experiment: Experiment, run: RunDirectory, arm: str, policy: Policy
     """The inputs that decide an arm's graded attempts; `more` is how they are played, where that is not plainly."""
     plain = more.get("player", once) is once
     unread = (*UNREAD_MEASURING, *(UNREAD_BY_PLAIN_ATTEMPTS if plain else ()))
-    through = experiment.trains if experiment.probe else None  # a server measures the base only where nothing is trained
+    through = experiment.measures_here if experiment.probe else None
     how = {name: value for name, value in more.items() if value is not once}
     own = experiment.prompts_of(policy.prompts) if policy.prompts else ""
     key = _digest(

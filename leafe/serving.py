@@ -16,7 +16,7 @@ from leafe.engines.openai_findings import CONTROLS, Findings
 from leafe.engines.openai_http import Client, Waiting
 from leafe.engines.openai_probe import Question, probe
 from leafe.engines.tokens import ChatTokenizer
-from leafe.errors import UserError
+from leafe.errors import EngineError, UserError
 from leafe.loops import wait_for
 from leafe.model_folder import locate
 from leafe.nano import CHECKPOINTS
@@ -63,6 +63,8 @@ async def probe_door(config: RunConfig, base: Path, progress: Progress, door: Do
     client = Client(door.base_url, door.api_key, _waiting(settings), transport=door.transport, told=progress.say, lost=door.lost)
     try:
         return replace(await probe(client, question), cap=settings.max_context)
+    except EngineError as error:  # before anything is begun, so that nothing was kept
+        raise EngineError(error.why) from None
     finally:
         await client.close()
 

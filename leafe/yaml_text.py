@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise _refusal(f"the key {key.value!r:.80} appears twice", node)
+                    raise _refusal(f"the key {key.value!r:.80} appears twice", key)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -72,12 +72,12 @@ def read_yaml(text: str, source: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{source}{where} is not YAML: {_line(getattr(error, 'problem', None) or error)}") from None
+        where = f", line {mark.line + 1}," if mark else ""
+        raise UserError(f"{source}{where} is not valid YAML: {_line(getattr(error, 'problem', None) or error)}") from None
     except RecursionError:
-        raise UserError(f"{source} is not YAML: {TOO_DEEP}") from None
+        raise UserError(f"{source} is not valid YAML: {TOO_DEEP}") from None
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # a tag that does not fit its value
-        raise UserError(f"{source} is not YAML: {_line(error)}") from None
+        raise UserError(f"{source} is not valid YAML: {_line(error)}") from None
     finally:
         if loader is not None:
             loader.dispose()

@@ -189,15 +189,15 @@ def test_an_arm_wants_the_control_whose_successes_it_learns_from() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: [", "mine line 1 is not YAML"),
+        ("name: [", "mine, line 1, is not valid YAML"),
         ("just words", "mine should be a group of settings"),
         ("", "mine should be a group of settings"),
         ("- a", "mine should be a group of settings"),
         ("environment: {name: sokoban}", "name: wanted a value, found nothing"),
         ("name: trial", "environment: wanted a value, found nothing"),
-        ("name: a\nname: b", "mine line 1 is not YAML: the key 'name' appears twice"),
+        ("name: a\nname: b", "mine, line 2, is not valid YAML: the key 'name' appears twice"),
         ("1: 2", "mine should be a group of settings"),
-        ("name: !!python/object:os.system {}", "is not YAML"),
+        ("name: !!python/object:os.system {}", "is not valid YAML"),
     ],
 )
 def test_text_that_is_no_configuration_is_refused_by_name(text: str, message: str) -> None:

@@ -436,11 +436,19 @@ def test_a_row_whose_engine_cannot_score_has_a_dash_and_a_sentence_and_does_not_
     assert run_of(plan, "leafe").done and run_of(plan, "leafe").stages["score leafe"] == {"note": str(error)}
 
 
-def test_a_server_that_is_gone_ends_the_table_which_goes_on_with_the_scores(base: Path, tmp_path: Path) -> None:
+def test_a_server_that_fails_while_it_scores_costs_that_figure_alone_which_can_be_had_later(base: Path, tmp_path: Path) -> None:
     plan = plan_of(tmp_path, base, "base", "leafe")
-    with pytest.raises(EngineError):
-        carry_out(plan, Models(refuses=lambda folder: EngineError("the server is gone")).bench, Silent())
-    assert carry_out(plan, Models().bench, Silent()) == [] and figures(plan, Models())["leafe"]
+    models = Models(refuses=lambda folder: EngineError("the server answered 500, 6 times", "what was done is kept"))
+    assert carry_out(plan, models.bench, Silent()) == [] and figures(plan, models) == {"base": None, "leafe": None}
+    done = run_of(plan, "leafe").path / "DONE"
+    assert models.said[-1] == (
+        "score leafe: the row has no figure of its distance from the base: the server answered 500, 6 times;"
+        f" delete {done}, and the same command tries once more"
+    )
+    done.unlink()
+    again = Models()
+    assert carry_out(plan, again.bench, Silent()) == [] and figures(plan, again)["leafe"]
+    assert not any(engine.asks for _, engine in again.loaded)
 
 
 @pytest.mark.parametrize("patience", [0, 5, 30])

@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_when_training_was_over_does_not_train_again(whole
         assert folder.name == "grpo"  # nothing is sampled from the base any more
         return made.load_engine(folder)
 
-    again = run(path, replace(made, load_engine=loaded, load_measured=loaded))
+    again = run(path, replace(made, load_engine=loaded))
     with RunDirectory.existing(whole, read_only=True) as before:
         assert again.stages["train grpo"] == before.stages["train grpo"]
     assert not (path / "grpo.over").exists()
@@ -131,7 +131,7 @@ def test_where_no_group_teaches_anything_the_arm_is_the_base_and_says_so(tmp_pat
     [
         ("sampling.act.temperature=0", "at temperature 0 they are all the same"),
         ("engine.kind=openai engine.base_url=http://localhost:1/v1", "engine.kind=openai does not take"),
-        ("grpo.advantage=pkpo grpo.k=4", "k: wanted less than the 4 attempts"),
+        ("grpo.advantage=pkpo grpo.k=4", "grpo.k: wanted less than the 4 attempts"),
         ("grpo.kl=0.1 sampling.act.temperature=0.7", "grpo.kl wants sampling.act.temperature=1"),
         ("grpo.kl=0.1 sampling.act.top_p=0.95", "found 0.95; type sampling.act.top_p=1, or grpo.kl=0$"),
         ("train.processes=2", "method grpo trains in one process"),

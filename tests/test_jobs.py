@@ -226,7 +226,7 @@ def test_a_row_that_does_not_end_is_told_and_the_others_go_on(tmp_path: Path) ->
 about: One that finds nothing to learn from, and what would start from it.
 against: []
 rows:
-  none: {method: leafe, settings: ["leafe.controls=[]", "leafe.arms=[leafe]", distill.success_share=0.0, distill.branches_per_task=0]}
+  none: {method: leafe, settings: ["leafe.controls=[]", "leafe.arms=[leafe]", distill.success_share=0.0, explore.max_attempts=1]}
   after: {start: none}
   base: {}
 """,

@@ -256,7 +256,7 @@ def test_a_table_that_stopped_in_the_middle_ends_with_the_same_files(whole: tupl
 
     def breaking(config: RunConfig) -> Experiment:
         real = bench_of(config, Silent())
-        return replace(real, load_engine=lambda folder: Failing(real.load_engine(folder), patience), load_measured=None)
+        return replace(real, load_engine=lambda folder: Failing(real.load_engine(folder), patience))
 
     with pytest.raises(EngineError):
         carry_out(made.plan(1), breaking, Silent())
@@ -399,6 +399,15 @@ def test_what_cannot_be_told_by_its_content_is_never_taken_for_another() -> None
     ("table", "words"),
     [
         ("about: x", "rows: wanted a value"),
+        ("rows: {a: {}}\nchecks: x", "checks: wanted a list, as [a, b], found 'x'"),
+        (
+            "rows: {a: {}}\nchecks: [{claim: '{K} is best', row: a}]",
+            "claim: wanted {k} alone in braces, for the k of a column, found '{K}'",
+        ),
+        ("rows: {a: {}}\nchecks: [{claim: 'x{', row: a}]", "found '{'"),
+        ("paper: table99\nrows: {a: {}}", "unknown table of the paper, in the table mine, 'table99'"),
+        ("rows: {base: {}, BASE: {}}", "has the rows base and BASE, which would be one folder on some disks"),
+        ("rows: {base: {}, a: {against: [base, a]}}", "the row a of the table mine has itself in against:"),
         ("about: x\nrows: {a: {metod: leafe}}", "did you mean 'method'"),
         ("about: x\nrows: {a: {method: leafe, share: 0}}", "share: wanted more than 0"),
         ("about: x\nrows: {a: {share: 0.5}}", "method: wanted one"),
@@ -428,7 +437,7 @@ def test_what_cannot_be_made_is_refused_before_anything_is_begun(tmp_path: Path)
     assert_one_sentence(made(), "row a", "unknown method 'later'", "without such rows: --rows b")
     assert_one_sentence(made("--rows", "d"), "unknown row of the table mine 'd'")
     assert_one_sentence(
-        made("--rows", "b", "--seeds", "1,x"), "--seeds: wanted whole numbers of at most nine digits, as 1,2,3, found '1,x'"
+        made("--rows", "b", "--seeds", "1,x"), "--seeds: wanted whole numbers from 0 to 999,999,999, as 1,2,3, found '1,x'"
     )
     assert_one_sentence(made("--rows", "b", "--seeds", "1,1"), "each seed once")
     assert_one_sentence(made("--rows", "b", "explore.trns=3"), "did you mean 'explore.turns'")

@@ -477,7 +477,7 @@ class Unreturning(Lookup):
     [
         ("reset_groups", "reset_groups.turn=drawn", "turn: wanted 'named' where revision is above 0"),
         ("reset_groups", "sampling.act.temperature=0.7", "reset_groups.revision wants sampling.act.temperature=1"),
-        ("reset_groups", "reset_groups.advantage=pkpo reset_groups.k=3", "k: wanted less than the 3 attempts"),
+        ("reset_groups", "reset_groups.advantage=pkpo reset_groups.k=3", "reset_groups.k: wanted less than the 3 attempts"),
         ("reset_groups", "reset_groups.reward=reward", "reward: wanted 'success' for the advantage max_rl"),
         ("reset_groups", "reset_groups.normalise=0", "^reset_groups.normalise: wanted"),
         ("opd", "sampling.act.temperature=0.7 opd.kl=0", "method opd wants sampling.act.temperature=1"),

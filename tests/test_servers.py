@@ -99,6 +99,45 @@ def test_trained_arms_and_their_base_are_both_measured_in_this_process(recipe: P
     assert len(server.asked) < played * 2 + 12  # nothing of what was measured
 
 
+TABLE = """
+rows:
+  base: {}
+  ga: {method: ga_rollback}
+  leafe: {method: leafe, settings: ["leafe.arms=[leafe]"]}
+"""
+
+
+def table(recipe: Path, model: Path, address: str, *more: str) -> Said:
+    (recipe.parent / "rows.yaml").write_text(TABLE)
+    laid = (f"model={model}", f"engine.base_url={address}", "distill.qualify=any")
+    return leafe(
+        "reproduce", recipe.parent / "rows.yaml", "--recipe", recipe, "--out", recipe.parent / "table", "--seeds", "1", *laid, *more
+    )
+
+
+def test_a_table_with_a_trained_row_measures_all_its_rows_in_this_process(recipe: Path, model: Path) -> None:
+    recipe.write_text(RECIPE.replace("arms: []", ""))
+    with FakeServer("vllm", play=searching).listening() as address:
+        said = table(recipe, model, address)
+    assert said.status == 0, said.err
+    assert "measured in this process, like the trained rows of the table" in words(said) and "sampled by" not in words(said)
+    runs = recipe.parent / "table" / "seed-1"
+    assert (runs / "base" / "eval" / "base.jsonl").read_bytes() == (runs / "leafe" / "eval" / "base.jsonl").read_bytes()
+    for row, arm in (("base", "base"), ("ga", "ga_rollback"), ("leafe", "leafe")):
+        with RunDirectory.existing(runs / row, read_only=True) as run:
+            assert run.stages[f"evaluate {arm}"]["engine"] == "transformers"
+
+
+def test_rows_that_a_server_measured_are_marked_beside_those_of_this_process(recipe: Path, model: Path) -> None:
+    recipe.write_text(RECIPE.replace("arms: []", ""))
+    with FakeServer("vllm", play=searching).listening() as address:
+        before = table(recipe, model, address, "--rows", "base,ga")
+        said = table(recipe, model, address)
+    assert before.status == said.status == 0, said.err
+    assert "in this process" not in words(before) and "sampled by" not in words(before)
+    assert "leafe: sampled by transformers, base by openai" in words(said)
+
+
 def test_ids_made_by_a_local_tokenizer_are_flagged_at_the_terminal_and_on_the_page(recipe: Path, model: Path) -> None:
     server = FakeServer("openai", play=searching)
     with server.listening() as address:

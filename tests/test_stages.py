@@ -82,16 +82,54 @@ def test_a_later_round_without_examples_keeps_what_the_rounds_before_it_learned(
         assert run.stages["train leafe-round-1"]["examples"] > 0
         assert run.stages["train leafe"] == {"examples": 0, "steps": 0, "note": UNTRAINED}
         assert weights(run.checkpoint("leafe")) == weights(run.checkpoint("leafe-round-1")) != weights(base)
-        assert run.stages["evaluate leafe"] == {"successes": 0, "attempts": 4, "model": "checkpoints/leafe"}
+        assert run.stages["evaluate leafe"] == {
+            "successes": 0,
+            "attempts": 4,
+            "engine": "transformers",
+            "model": "checkpoints/leafe",
+        }
 
 
 def test_a_control_without_a_success_stays_the_base_and_says_so(base: Path, tmp_path: Path) -> None:
     everything = {"base": stubborn, "leafe": hopeless, "rehearsal": hopeless, "independent": hopeless}
-    here = experiment(base, everything, "controls=[independent]", "arms=[leafe, independent]", "distill.success_share=0.0")
+    here = experiment(base, everything, "controls=[independent]", "arms=[leafe, independent]")
     with RunDirectory.open(tmp_path / "run", here.config) as run:
         run_recipe(here, run)
         assert run.stages["train independent"]["note"] == UNTRAINED
         assert weights(run.checkpoint("independent")) == weights(base) != weights(run.checkpoint("leafe"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ("method=leafe", "distill.branches_per_task=0", "distill.success_share=0.0"),
+            "branches_per_task=0 and distill.success_share=0",
+        ),
+        (
+            ("method=leafe", "distill.branches_per_task=0", "distill.beta=0.0"),
+            "branches_per_task=0 and distill.beta=0 leave nothing",
+        ),
+        (("method=leafe", "leafe.arms=[leafe, rehearsal]", "distill.beta=0.0"), "distill.beta=0 leaves the arm rehearsal"),
+        (("method=soft_targets", "distill.branches_per_task=0", "distill.beta=0.0"), "leave nothing to learn from: raise one"),
+    ],
+)
+def test_settings_that_leave_nothing_to_learn_from_are_refused_before_anything_is_played(
+    base: Path, tmp_path: Path, overrides: tuple[str, ...], words: str
+) -> None:
+    here = experiment(base, {}, *overrides)
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        with pytest.raises(UserError, match=words):
+            run_recipe(here, run)
+        assert not run.stages
+
+
+@pytest.mark.parametrize("overrides", [("leafe.arms=[]",), ("distill.success_share=0.0",), ("distill.beta=0.0",)])
+def test_settings_that_leave_one_side_to_learn_from_are_not_refused(base: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    here = experiment(base, {"base": stubborn, "leafe": hopeless}, "distill.branches_per_task=3", *overrides)
+    with RunDirectory.open(tmp_path / "run", here.config) as run:
+        run_recipe(here, run)
+        assert run.stages["explore round 1"]
 
 
 def test_a_first_round_without_examples_is_one_sentence_and_loses_no_measurement(base: Path, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def reproduce(
     """
     from leafe.cli import wanted
 
-    wanted.table(table, recipe)
+    wanted.table(table, recipe, overrides or [])
     from leafe.cli import tables
 
     typed = tables.Typed(model, env, recipe, seeds, rows)
@@ -348,7 +348,9 @@ def main() -> None:
 def _typed_wrongly(error: Any) -> None:
     """Reports a wrong option or argument and exits; an error without a message has shown the help already."""
     command = getattr(error.ctx, "command_path", "leafe")
-    words = " ".join(error.format_message().split()).rstrip(".")
+    words = (
+        " ".join(error.format_message().split()).rstrip(".").replace("Input should be greater than or equal to", "wanted at least")
+    )
     if words:
         print(f"leafe: {words[:1].lower()}{words[1:]}{'' if words.endswith('?') else ';'} type: {command} --help", file=sys.stderr)
     raise SystemExit(2) from None

@@ -12,6 +12,7 @@ from typing import Literal
 from leafe.config import load_recipe, of_model, of_one_split, recipe_names
 from leafe.errors import UnknownName, UserError
 from leafe.refusals import refuse
+from leafe.reproduce.asked import typed_recipe
 from leafe.reproduce.spec import load_table
 from leafe.run import RunDirectory
 from leafe.settings import RunConfig
@@ -53,11 +54,11 @@ def run_or_recipe(where: str, overrides: Sequence[str], out: Path | None) -> Pat
     return run(Path(where))
 
 
-def table(name: str, recipe: str | None) -> None:
+def table(name: str, recipe: str | None, overrides: Sequence[str]) -> None:
     """Refuses a table or a recipe that is not there. Raises `UserError`."""
     load_table(name)
     if recipe:
-        load_recipe(recipe)
+        typed_recipe(recipe, overrides)
 
 
 def without_env(given: Mapping[str, object]) -> None:

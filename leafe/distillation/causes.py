@@ -9,11 +9,30 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
+from leafe.errors import UserError
 from leafe.forest.faults import Faults, alarms, check_command, faults_of, on_reflections
 from leafe.records import BROKEN, Tree
 from leafe.settings import RunConfig
 
 NOTHING = "there is no example to train on"
+
+
+def refuse_weightless(config: RunConfig, *, on_successes: str = "") -> None:
+    """Raises `UserError` for settings under which no example can have a weight, whatever is explored.
+
+    `on_successes` is an arm that is trained on successes alone, if there is one.
+    """
+    wanted = config.distill
+    idle = "distill.success_share" if not wanted.success_share else "distill.beta"
+    if wanted.success_share and wanted.beta:
+        return
+    if on_successes:
+        raise UserError(
+            f"{idle}=0 leaves the arm {on_successes}, which is trained on successes alone, nothing to learn from: raise it, or leave the"
+            " arm out"
+        )
+    if not wanted.branches_per_task:
+        raise UserError(f"distill.branches_per_task=0 and {idle}=0 leave nothing to learn from: raise one of them")
 
 
 def why_no_example(trees: Sequence[Tree], config: RunConfig) -> str:

@@ -30,6 +30,11 @@ CONTROLS = {
     "unknown": "how it reads control tokens that a text spells out is not known, so a space is put into them (engine.control_tokens)",
 }
 
+MEASURED_HERE = (
+    "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
+)
+COMPARED_HERE = "measured in this process, like the trained rows of the table, since the server serves the base only"
+
 IDS = {
     "sampled": "with the ids of sampled tokens",
     "encoded": "without ids (the local tokenizer makes them)",

@@ -184,13 +184,13 @@ class Client:
             trouble.failures += 1
             if trouble.failures > self.waiting.retries:
                 times = f"{trouble.failures} times (engine.retries={self.waiting.retries})"
-                raise EngineError(f"{reason}, {times}; {BROUGHT_BACK}")
+                raise EngineError(f"{reason}, {times}", BROUGHT_BACK)
             return
         now = monotonic()
         trouble.away_since = now if trouble.away_since is None else trouble.away_since
         waited = f"{self.waiting.patience:g} seconds (engine.patience)"
         if now - trouble.away_since >= self.waiting.patience:
-            raise EngineError(f"{reason}, for {waited}. Is the server running? Start it: {BROUGHT_BACK}")
+            raise EngineError(f"{reason}, for {waited}; is the server running?", f"start it: {BROUGHT_BACK}")
         if not self._is_away:
             self._is_away = True
             self.told(f"{reason}; waiting for it, at most {waited}")

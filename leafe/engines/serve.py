@@ -122,7 +122,7 @@ class OwnServer:
                 self._begun.popleft()
             if len(self._begun) >= self._restarts:
                 times = f"{len(self._begun) + 1} times within {WITHIN / 60:g} minutes (engine.restarts={self._restarts})"
-                raise EngineError(f"the server of this run died {times}, at last with {died}; {BROUGHT_BACK}")
+                raise EngineError(f"the server of this run died {times}, at last with {died}", BROUGHT_BACK)
             self._begun.append(now)
             self._told(f"the server died ({died}); starting it again, {len(self._begun)} of at most {self._restarts} times")
             try:

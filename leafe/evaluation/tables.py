@@ -245,7 +245,7 @@ def verdict(claim: str, difference: Interval | None, beside: str = "", *, tasks:
 
 def markdown(table: TableResult) -> str:
     """The whole table as Markdown."""
-    parts = [f"# {_plain(table.title())}", _plain(table.about)]
+    parts = [f"# {_plain(table.title())}", *([_plain(table.about)] if table.about else [])]
     parts.append(_markdown_table(result_rows(table)))
     parts += ["\n".join(f"- {_plain(claim)}" for claim in table.claims)] if table.claims else []
     parts.append(_markdown_table(curve_rows(table)))

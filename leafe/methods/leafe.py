@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from leafe.distillation.causes import NOTHING, why_no_example
+from leafe.distillation.causes import NOTHING, refuse_weightless, why_no_example
 from leafe.distillation.examples import distill, matched, rehearsal
 from leafe.distillation.store import write_examples
 from leafe.errors import UserError
@@ -79,7 +79,13 @@ class Leafe(Method):
     Settings = LeafeSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: LeafeSettings) -> Iterator[Stage]:
-        """As in the drawing above. Without arms nothing is distilled or trained unless a command asks for it."""
+        """As in the drawing above. Without arms nothing is distilled or trained unless a command asks for it.
+
+        Raises `UserError` for a run that is not begun and would have nothing to learn from.
+        """
+        if settings.arms and not run.stages:
+            on_successes = (arm for arm in settings.arms if arm not in ("leafe", "average"))
+            refuse_weightless(lab.config, on_successes=next(on_successes, ""))
         here = _Here(lab, run, settings)
         yield lab.measure(run, "base", Policy(lab.base))
         yield lab.explore(run, 1, Policy(lab.base))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from leafe.chat import Notes, Prompts, Scene, act_messages
+from leafe.distillation.causes import refuse_weightless
 from leafe.distillation.examples import distill
 from leafe.engines.scoring import score_all
 from leafe.methods.base import Method, Policy, Scored, Settings, Stage
@@ -48,7 +49,9 @@ class SoftTargets(Method):
     Settings = SoftTargetsSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: SoftTargetsSettings) -> Iterable[Stage]:
-        """As in the drawing above."""
+        """As in the drawing above. Raises `UserError` for a run that is not begun and would have nothing to learn from."""
+        if not run.stages:
+            refuse_weightless(lab.config)
 
         def examples() -> Sequence[Example]:
             trees = lab.trees(run, 1)

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from importlib.resources import files
-from typing import Any
 
 from leafe.evaluation.tables import PaperFigure
 from leafe.reproduce.plan import Plan
-from leafe.yaml_text import read_yaml
+from leafe.reproduce.spec import paper_tables
 
-FIGURES = "recipes/paper/figures.yaml"
 NEAREST = {"household": "alfworld"}  # the paper's environment where ours has another name
-
-
-@cache
-def paper_tables() -> dict[str, dict[str, dict[str, dict[str, list[float | None]]]]]:
-    """Table, environment, model and row to Pass@1 and Pass@128."""
-    found: dict[str, Any] = read_yaml((files("leafe") / FIGURES).read_text(encoding="utf-8"), FIGURES)
-    return found
 
 
 def figures_of(plan: Plan) -> tuple[PaperFigure, ...]:

@@ -18,7 +18,7 @@ from leafe.config import load_recipe, read_override
 from leafe.differing import differing_fields
 from leafe.errors import CorruptFile, DamagedRun, RunConflict, UserError
 from leafe.experiment import Experiment
-from leafe.known_methods import find, method_names
+from leafe.known_methods import find, method_names, trains
 from leafe.lab import stages_of
 from leafe.reproduce.asked import Asked, recipe_of
 from leafe.reproduce.spec import Row, Table, refuse_for_all
@@ -106,6 +106,12 @@ class Plan:
         """The rows that are reported, in the table's order."""
         named = {row.name for row in self.rows if row.said.shown or row.name in self.asked.rows}
         return tuple(row for row in self.table.rows.values() if row.name in named)
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether any row trains, so that the others are measured where its models can be."""
+        configs = [self.config(row, self.asked.seeds[0]) for row in self.rows if row.said.method]
+        return any(trains(config.method, config.own) for config in configs)
 
     @property
     def budget(self) -> int:

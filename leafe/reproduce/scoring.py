@@ -1,7 +1,8 @@
 """The watched attempts of a row under its own policy and under the table's model: the stage `score ARM`, by which its distance is told.
 
 There is nothing to compare where the arm is the table's model without notes, where it is not shown or has no transcripts, as those of
-older versions, or where the engine cannot score. A row never fails by that; an engine that fails ends the table, which goes on here.
+older versions, or where the engine cannot score. A row never fails by that. One whose engine failed meanwhile has no figure either, and
+no such stage, so that it can be tried again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from leafe.chat import Prompts
 from leafe.engines.base import Engine
-from leafe.errors import Unwritable, UserError
+from leafe.errors import EngineError, Unwritable, UserError
 from leafe.evaluation.drift import ByTurn, Drift, drifts, nats_by_turn, read_drifts, write_drifts
 from leafe.evaluation.transcripts import Transcript
 from leafe.experiment import Experiment
@@ -40,13 +41,17 @@ def score_row(plan: Plan, row: Row, experiment: Experiment, run: RunDirectory) -
     experiment.keep_logs_of(run)
     run.check(model)
     read = experiment.prompts_of(said["prompts"]) if "prompts" in said else experiment.prompts
+    lacks = f"{stage}: the row has no figure of its distance from the base"
     try:
         found = _scored(experiment, stage, transcripts, {"own": (model, read), "base": (base, experiment.prompts)})
     except Unwritable:
         raise
     except UserError as error:
-        experiment.progress.say(f"{stage}: the row has no figure of its distance from the base, since {error}")
+        experiment.progress.say(f"{lacks}, since {error}")
         run.finish_stage(stage, {"note": str(error)})
+        return
+    except EngineError as error:  # everything that it costs much to make is made
+        experiment.progress.say(f"{lacks}: {error.why}; delete {run.path / 'DONE'}, and the same command tries once more")
         return
     write_drifts(path, found)
     figures = {"attempts": len(found), "turns": sum(one.turns for one in found)}

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from importlib.resources import files
 from math import ceil
 from pathlib import Path
@@ -33,8 +34,9 @@ from leafe.errors import UnknownName, UserError
 from leafe.settings import Name, Settings
 from leafe.yaml_text import read_yaml
 
-FOLDER = "recipes/tables"
+FOLDER, FIGURES = "recipes/tables", "recipes/paper/figures.yaml"
 LARGEST = "largest"
+BRACED = re.compile(r"\{[^}]*\}?|\}")
 BASE = "base"  # the row that the others are compared with where a table does not say
 ADVISED = re.compile(r"(\bexplore\.turns=)(\d{1,12})\b")
 START = "start"  # what methods call the setting that names another model to start from
@@ -95,6 +97,8 @@ class CheckSettings(Settings):
     @model_validator(mode="after")
     def _k_is_a_column(self) -> Self:
         whole = isinstance(self.k, int) and not isinstance(self.k, bool) and self.k > 0
+        if strange := [one for one in BRACED.findall(self.claim) if one != "{k}"]:
+            raise ValueError(f"claim: wanted {{k}} alone in braces, for the k of a column, found {strange[0]!r:.80}")
         if self.k != LARGEST and not (whole and int(self.k).bit_count() == 1):
             raise ValueError(f"k: wanted a whole number that is a power of two, as 1 or 16, or {LARGEST}, found {self.k!r:.80}")
         return self
@@ -106,7 +110,7 @@ class TableSettings(Settings):
     `environment` is the one that it is about, where none is asked for.
     """
 
-    about: str = Field(min_length=1)
+    about: str = ""
     environment: str = ""
     settings: Texts = Field((), strict=False)
     sizes: dict[str, list[str]] = Field(default_factory=dict)
@@ -158,6 +162,13 @@ class Table:
         while found[0].said.start:
             found.insert(0, self.row(found[0].said.start))
         return found
+
+
+@cache
+def paper_tables() -> dict[str, dict[str, dict[str, dict[str, list[float | None]]]]]:
+    """The paper's figures: table, environment, model and row to Pass@1 and Pass@128."""
+    found: dict[str, Any] = read_yaml((files("leafe") / FIGURES).read_text(encoding="utf-8"), FIGURES)
+    return found
 
 
 def table_names() -> list[str]:
@@ -250,7 +261,12 @@ def _check(table: Table, source: str) -> None:
         raise UserError(f"{source} has no row that is shown, and wants one at least")
     if (env := table.said.environment) and ":" not in env and env not in registry.names():
         raise UnknownName(f"environment of {source}", env, registry.names())
+    if table.said.paper and table.said.paper not in paper_tables():
+        raise UnknownName(f"table of the paper, in {source},", table.said.paper, paper_tables())
+    folders: dict[str, str] = {}
     for row in table.rows.values():
+        if (other := folders.setdefault(row.name.lower(), row.name)) != row.name:
+            raise UserError(f"{source} has the rows {other} and {row.name}, which would be one folder on some disks; rename one")
         if unknown := [one for one in row.said.envs if ":" not in one and one not in registry.names()]:
             raise UnknownName(f"environment in the envs of the row {row.name}", unknown[0], registry.names())
         seen = [row.name]
@@ -263,7 +279,8 @@ def _check(table: Table, source: str) -> None:
                 )
             seen.append(start)
         for other in row.said.against or ():
-            table.row(other)
+            if table.row(other) is row:
+                raise UserError(f"the row {row.name} of {source} has itself in against:; leave it out")
     for name in (*table.said.against, *(name for one in table.checks for name in (one.row, one.above) if name)):
         table.row(name)
     if itself := [one for one in table.checks if one.above == one.row]:

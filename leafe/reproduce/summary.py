@@ -18,6 +18,7 @@ from leafe.evaluation.outcomes import ArmOutcomes
 from leafe.evaluation.passk import Interval, Resampling, powers_of_two_up_to
 from leafe.evaluation.pooled import Pooled, difference, mean, of_counts, of_forests, own_attempts
 from leafe.evaluation.tables import Cost, RowResult, TableResult, verdict
+from leafe.measuring import ENGINE
 from leafe.records import UNJUDGED, Tree
 from leafe.reproduce.gap import gaps
 from leafe.reproduce.paper import figures_of
@@ -174,7 +175,7 @@ class _Summary:
             minus={name: gains for name in against if pooled and (gains := self._minus(row.name, name))},
             cost=cost,
             share=self.plan.share(row),
-            flags=tuple(self._flags(row, cost)),
+            flags=(*self._flags(row, cost), *self._otherwise(row.name, next(iter(against), ""))),
             runs=tuple(str(one.run.path.relative_to(self.plan.out)) for one in runs.values()),
             explained=explained(own, base, self.how) if own else {},
             by_task=task_shares(own, base) if own else (),
@@ -214,6 +215,19 @@ class _Summary:
             yield f"over its budget of {share * self.plan.budget:,.0f} turns"
         if cost.turns is not None and cost.turns < MOST * share * self.plan.budget:
             yield f"took {floor(100 * cost.turns / (share * self.plan.budget))} % of the turns that it may"
+
+    def _otherwise(self, name: str, other: str) -> Iterator[str]:
+        """A flag where a row was sampled by another kind of engine than the one that it is compared with first."""
+        mine, theirs = self._engines(name), self._engines(other)
+        if mine and theirs and mine != theirs:
+            yield f"sampled by {' and '.join(mine)}, {other} by {' and '.join(theirs)}"
+
+    def _engines(self, name: str) -> list[str]:
+        """The kinds of engines that a row was measured with, as far as its runs say."""
+        runs = self.runs.get(name, {}).values()
+        return sorted(
+            {str(said[ENGINE]) for one in runs if one.arm and ENGINE in (said := one.run.stages[f"evaluate {one.arm.name}"])}
+        )
 
     def _claim(self, check: CheckSettings) -> str:
         row = self.pooled.get(check.row)

@@ -108,7 +108,7 @@ class _Row:
                 return False
             progress.say(f"{self.row.name}, seed {self.seed}: {path}")
             shared = Shared(path.parent, progress)
-            experiment = replace(bench(config), once=shared)
+            experiment = replace(bench(config), once=shared, compared=self.plan.trains)
             try:
                 self._check(experiment, RunDirectory(path, config, None), config)  # before its directory is made
                 with self._opened() as run:

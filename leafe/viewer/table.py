@@ -40,7 +40,8 @@ def render_table(table: TableResult) -> str:
 
 
 def _about(table: TableResult) -> Iterator[Markup]:
-    yield tag("p", table.about, class_="soft")
+    if table.about:
+        yield tag("p", table.about, class_="soft")
     if table.missing:
         yield tag("ul", *(tag("li", one) for one in table.missing), class_="alarms said")
 

@@ -103,12 +103,10 @@ def tried(method: str, arguments: list[str], kills: int, *, folder: Path) -> boo
         print(killed.with_suffix(".log").read_text()[-500:])
     before, after = result(alone), result(killed)
     other = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    weights = sum(name.endswith(".safetensors") for name in before)
-    print(
-        f"{method}: killed {count} times in {reached[-1][0] - reached[0][0]:.0f} s, {weights} files of weights and {len(before) - weights} of records "
-        + (f"DIFFERENT: {', '.join(other)}" if other else "the same"),
-        flush=True,
-    )
+    weights, seconds = sum(name.endswith(".safetensors") for name in before), reached[-1][0] - reached[0][0]
+    same = f"DIFFERENT: {', '.join(other)}" if other else "the same"
+    files = f"{weights} files of weights and {len(before) - weights} of records"
+    print(f"{method}: {seconds:.0f} s left alone, killed {count} times, {files} {same}", flush=True)
     return not other and not status
 
 

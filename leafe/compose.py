@@ -137,6 +137,7 @@ def _bench_on_own_server(config: RunConfig, base: Path, progress: Progress) -> E
         config=config,
         base=base,
         load_engine=launched.engine,
+        load_here=_told(loader_of(config, load_local_engine), config, progress),
         probe=launched.probe,
         require=launched.server.require,
         free=launched.server.free,

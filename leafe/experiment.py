@@ -18,7 +18,7 @@ from leafe.digest import seed_for
 from leafe.distillation.examples import Selection
 from leafe.engines.base import Engine
 from leafe.engines.loading import load_tokenizer
-from leafe.engines.openai_findings import COMPARED_HERE, MEASURED_HERE, Findings, differing, refuse_lacking
+from leafe.engines.openai_findings import BASE_ALONE, COMPARED_HERE, MEASURED_HERE, Findings, differing, refuse_lacking
 from leafe.engines.scoring import most_probable
 from leafe.envs.base import Environment, Fidelity
 from leafe.envs.settled import drawn, let_go, settled
@@ -67,7 +67,7 @@ class Experiment:
     progress: Progress
     threads: int = 1
     load_meter: Callable[[], Meter | None] = lambda: None
-    load_here: Callable[[Path], Engine] | None = None  # set where a server serves the base alone: any model, in this process
+    load_here: Callable[[Path], Engine] | None = None  # set where a server is explored with: any model, in this process
     compared: bool = False  # whether its figures stand beside those of models that are trained, though its method trains none
     probe: Callable[[], Findings] | None = None  # set where a server is explored with
     require: Callable[[], None] = lambda: None  # raises where the program that serves the model is missing
@@ -97,7 +97,7 @@ class Experiment:
     @property
     def measures_here(self) -> bool:
         """Whether arms are measured in this process though a server is explored with, since it cannot serve all that are compared."""
-        return self.load_here is not None and (self.trains or self.compared)
+        return self.config.engine.kind == BASE_ALONE and (self.trains or self.compared)
 
     def check(self, *, trains: bool = False, tries: bool = False, scored: bool = False) -> None:
         """Raises `UserError` for an environment, tasks, prompts, cluster or server that is missing or unusable, before anything is begun.
@@ -113,7 +113,7 @@ class Experiment:
 
     def _check(self, trains: bool, tries: bool, scored: bool) -> None:
         self.require()
-        starts_server = self.probe is not None and self.load_here is None
+        starts_server = self.probe is not None and self.config.engine.kind != BASE_ALONE
         self.rules(0)
         self.check_workers()
         if self.config.explore.new_luck and type(self.declared).reseed is Environment.reseed:
@@ -133,7 +133,7 @@ class Experiment:
             refuse_lacking(self.probe(), trains=trains)
             if scored:
                 self._try_scoring()
-            if self.load_here and (trains or self.compared):
+            if self.config.engine.kind == BASE_ALONE and (trains or self.compared):
                 self.progress.say(MEASURED_HERE if trains else COMPARED_HERE)
         if meter := self.load_meter():
             self._check_lengths(meter)
@@ -265,9 +265,9 @@ class Experiment:
                 f"the server is not what it was when {run.path} was begun ({'; '.join(changes)}); start it as it was, or give another --out"
             )
 
-    async def awith_engine(self, model: Path, work: Work[Result], *, measures: bool = False) -> Result:
+    async def awith_engine(self, model: Path, work: Work[Result], *, measures: bool = False, here: bool = False) -> Result:
         """Does work with an engine on a model, which is closed whatever happens."""
-        engine = ((self.load_here if measures and self.measures_here else None) or self.load_engine)(model)
+        engine = ((self.load_here if here or (measures and self.measures_here) else None) or self.load_engine)(model)
         try:
             return await work(engine)
         finally:
@@ -277,9 +277,9 @@ class Experiment:
                 del engine  # and with it the model whose memory is given back
                 give_back()
 
-    def with_engine(self, model: Path, work: Work[Result], *, measures: bool = False) -> Result:
+    def with_engine(self, model: Path, work: Work[Result], *, measures: bool = False, here: bool = False) -> Result:
         """Runs `awith_engine` to its end."""
-        return wait_for(self.awith_engine(model, work, measures=measures))
+        return wait_for(self.awith_engine(model, work, measures=measures, here=here))
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def train_stage(
     """
     stage = f"train {arm}"
     run.check(model)
-    served = model == experiment.base or experiment.load_here is None
+    served = model == experiment.base or experiment.config.engine.kind != BASE_ALONE
     examples = as_sent(run, model, examples) if served else examples
     files = [run.checkpoint(arm), *files]
     if not examples:

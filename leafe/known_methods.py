@@ -77,6 +77,11 @@ def scores(spec: str, settings: BaseModel) -> Any:
     return asked(method, "scores()", lambda: says(settings))
 
 
+def samples_here(spec: str) -> bool:
+    """Whether a method samples in this process while it trains, whatever the engine; a class that does not say does not."""
+    return bool(getattr(find(spec), "samples_here", False))
+
+
 def method_names() -> list[str]:
     """Every name that `find` knows."""
     return sorted({name for name, _, _ in _offered()})

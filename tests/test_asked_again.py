@@ -187,7 +187,7 @@ def test_a_narrow_terminal_leaves_no_figure_out(tmp_path: Path, monkeypatch: pyt
 def test_a_fault_of_all_rows_is_one_sentence_and_leaves_nothing(tmp_path: Path, override: str, words: str) -> None:
     made = shop(
         tmp_path,
-        f"{MEASURED}  leafe: {{{LEAFE}}}\n  grpo: {{method: grpo, in_process: true, settings: [grpo.size=2, grpo.groups=1]}}\n",
+        f"{MEASURED}  leafe: {{{LEAFE}}}\n  grpo: {{method: grpo, settings: [grpo.size=2, grpo.groups=1]}}\n",
     )
     assert_one_sentence(made("--seeds", "1,2", override), words)
     assert "the row" not in made("--seeds", "1,2", override).err

@@ -94,6 +94,20 @@ def test_a_run_whose_server_is_killed_gives_the_forest_of_an_undisturbed_one_and
     assert not any(start["key"] in said.out + said.err for start in plan.starts)
 
 
+def test_an_on_policy_method_samples_here_while_it_trains_and_is_measured_through_the_server(
+    plan: Plan, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "trial.yaml").write_text(RECIPE.replace("arms: []", ""), encoding="utf-8")
+    said = run(plan, model, "method=grpo", "grpo.groups=1", "grpo.size=2", "explore.turns=8", "sampling.act.temperature=1")
+    assert said.status == 0, said.err
+    out = tmp_path / "run"
+    assert [start["model"] for start in plan.starts] == [str(model), str(out / "checkpoints" / "grpo")] and not plan.left
+    with RunDirectory.existing(out, read_only=True) as directory:
+        stages = directory.stages
+        assert stages["train grpo"]["turns"] > 0
+        assert [stages[f"evaluate {arm}"]["engine"] for arm in ("base", "grpo")] == ["vllm", "vllm"]
+
+
 @pytest.mark.slow
 def test_trained_adapters_are_loaded_into_the_server_of_the_base_also_when_it_died(plan: Plan, model: Path, tmp_path: Path) -> None:
     plan({}, {"answers": 24}, {})

@@ -101,6 +101,16 @@ def test_a_row_that_starts_from_a_checkpoint_is_refused_where_a_server_would_pla
     assert served.engine.kind == "vllm" and served.model.endswith("/seed-1/a/checkpoints/leafe")
 
 
+@pytest.mark.parametrize("method", ["grpo", "reset_groups", "opd"])
+def test_a_row_that_needs_new_weights_at_every_step_samples_here_and_is_measured_like_the_others_where_that_can_be(
+    method: str,
+) -> None:
+    rows = table(f"a: {{method: {method}}}")
+    through = plan(rows, "engine.kind=vllm").config(rows.row("a"), 1).engine
+    assert (through.kind, through.processes) == ("vllm", 0)
+    assert plan(rows, *SERVER).config(rows.row("a"), 1).engine.kind == "transformers"
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -209,7 +219,7 @@ def test_a_cost_counts_what_a_row_plays_for_learning_and_shares_only_what_is_mad
         f"""
 base: {{}}
 ga: {{method: ga_rollback, arm: ga_rollback}}
-grpo: {{method: grpo, arm: grpo, in_process: true, settings: [grpo.groups=1, grpo.size=2]}}
+grpo: {{method: grpo, arm: grpo, settings: [grpo.groups=1, grpo.size=2]}}
 leafe: {{{LEAFE}}}
 preference: {{method: preference, arm: preference}}
 one: {{{around}, {one}}}

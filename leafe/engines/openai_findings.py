@@ -30,6 +30,7 @@ CONTROLS = {
     "unknown": "how it reads control tokens that a text spells out is not known, so a space is put into them (engine.control_tokens)",
 }
 
+BASE_ALONE = "openai"  # the kind of engine whose server somebody else started, so that it serves the base alone
 MEASURED_HERE = (
     "base and arms are measured in this process, since the server serves the base only; arms=[] measures the base through it"
 )

@@ -35,6 +35,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    samples_here: ClassVar[bool] = False  # whether it samples in this process while it trains, whatever the engine
     Settings: ClassVar[type[BaseModel]] = Settings
 
     @abstractmethod

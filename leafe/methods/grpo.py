@@ -50,6 +50,7 @@ class Grpo(Method):
 
     name = "grpo"
     summary = "groups of attempts compared by outcome, learned from step by step (GRPO, Dr. GRPO, RLOO, MaxRL, PKPO)"
+    samples_here = True
     Settings = GrpoSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: GrpoSettings) -> Iterable[Stage]:

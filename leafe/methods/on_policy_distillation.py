@@ -53,6 +53,7 @@ class OnPolicyDistillation(Method):
 
     name = "opd"
     summary = "the policy's own tokens weighed by itself with the advice in the prompt, where the advice verifiably helped"
+    samples_here = True
     Settings = OnPolicyDistillationSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: OnPolicyDistillationSettings) -> Iterable[Stage]:

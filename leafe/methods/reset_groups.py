@@ -72,6 +72,7 @@ class ResetGroups(Method):
 
     name = "reset_groups"
     summary = "bare continuations compared at the turn where an attempt went wrong, reached by verified rollback"
+    samples_here = True
     Settings = ResetGroupsSettings
 
     def stages(self, lab: Lab, run: RunDirectory, settings: ResetGroupsSettings) -> Iterable[Stage]:

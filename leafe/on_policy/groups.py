@@ -123,10 +123,10 @@ def check_on_policy(name: str, config: RunConfig, settings: OnPolicySettings, *,
             " explore.stop_when_solved=0"
         )
     check_learner(config.train)
-    if config.engine.kind != "transformers":
+    if config.engine.kind == "openai":
         raise UserError(
-            f"method {name} gives the engine new weights at every step, which engine.kind={config.engine.kind} does not take;"
-            " type engine.kind=transformers"
+            f"method {name} gives the engine new weights at every step, which engine.kind=openai does not take;"
+            " type engine.kind=transformers, or engine.kind=vllm to measure through a server of the run's own"
         )
     check_one_process(name, config)
     draw = config.sampling.act

@@ -202,7 +202,7 @@ class _Training:
         )
         with Appender(self.folder / STEPS, self.schema):
             pass  # the file exists even if nothing is learned
-        self.experiment.with_engine(start, lambda engine: self._with_reference(engine, learner))
+        self.experiment.with_engine(start, lambda engine: self._with_reference(engine, learner), here=True)
         return learner
 
     async def _with_reference(self, engine: Engine, learner: Learner) -> None:
@@ -215,7 +215,7 @@ class _Training:
             self.reference = reference
             await self._train(engine, learner)
 
-        await self.experiment.awith_engine(learner.checkpoint, work)
+        await self.experiment.awith_engine(learner.checkpoint, work, here=True)
 
     async def _referenced(self, examples: list[Example]) -> list[Example]:
         """The examples with the log-probabilities of their targets under the reference."""

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from leafe.config import load_recipe, read_override
 from leafe.differing import differing_fields
+from leafe.engines.openai_findings import BASE_ALONE
 from leafe.errors import CorruptFile, DamagedRun, RunConflict, UserError
 from leafe.experiment import Experiment
-from leafe.known_methods import find, method_names, trains
+from leafe.known_methods import find, method_names, samples_here, trains
 from leafe.lab import stages_of
 from leafe.reproduce.asked import Asked, recipe_of
-from leafe.reproduce.spec import Row, Table, refuse_for_all
+from leafe.reproduce.spec import Row, RowSettings, Table, refuse_for_all
 from leafe.run import RunDirectory
 from leafe.settings import DEFAULT_METHOD, RunConfig
 from leafe.stages import Stage, all_of
@@ -160,17 +161,16 @@ class Plan:
             )  # 0 would be no limit
         else:
             own = [*MEASURES_ONLY, *own]
-        if said.in_process and self.base.engine.kind != "transformers":
-            own += ["engine.kind=transformers", 'engine.base_url=""', "engine.processes=0"]
         if start := self.start(row, seed):
             own += [f"model={start}"]
         if not said.shown:
             own += ["evaluate.samples=1"]  # it is only started from
         try:
             method = find(said.method or DEFAULT_METHOD).name
+            own += self._in_process(said)
             shared = [text for text in self._shared_by(said.sizes.get(self.recipe, ())) if not self._of_other_method(text, method)]
             config = load_recipe(self.recipe, [*shared, f"name={row.name}", f"seed={seed}", *own])
-            if start and config.engine.kind == "openai":  # it would be sampled as if it were the checkpoint
+            if start and config.engine.kind == BASE_ALONE:  # it would be sampled as if it were the checkpoint
                 raise UserError(
                     f"it starts from the checkpoint of {said.start}, and the server of engine.kind=openai plays the table's model alone;"
                     " type engine.kind=vllm, which serves checkpoints, engine.kind=transformers, or write in_process: true in the row"
@@ -178,6 +178,15 @@ class Plan:
             return config
         except UserError as error:
             raise UserError(f"the row {row.name} of the table {self.table.name} cannot be made: {error}") from None
+
+    def _in_process(self, said: RowSettings) -> list[str]:
+        """The settings by which a row samples in this process though the recipe takes a server."""
+        kind, itself = self.base.engine.kind, bool(said.method) and samples_here(said.method)
+        if kind == "transformers" or not (said.in_process or itself):
+            return []
+        if itself and kind != BASE_ALONE:  # while it trains; it is measured like the others
+            return ["engine.processes=0"]
+        return ["engine.kind=transformers", 'engine.base_url=""', "engine.processes=0"]
 
     def changes(self, row: Row, seed: int, run: RunDirectory) -> list[str]:
         """The settings that a row's run no longer has as it was begun. The checkpoint that it starts from may move; its row counts."""

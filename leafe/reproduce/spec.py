@@ -58,7 +58,8 @@ class RowSettings(Settings):
     checkpoint is this row's model. `share` is how much of the table's turns this row itself plays with. `settings` are overrides, and
     `sizes` more of them for single recipes. A row that is not `shown` serves others as a start. `envs` are the environments that
     the row is for, by default all. `against` replaces the table's. `paper` is the row's name in the paper's table.
-    `in_process` is for methods that give the engine new weights on the way: where the recipe takes a server, the row samples here.
+    `in_process` is for methods that give the engine new weights on the way and do not say so (`Method.samples_here`): where the recipe
+    takes a server, the row samples here.
     """
 
     method: str = ""

@@ -500,7 +500,7 @@ def test_tables_of_the_paper_take_its_settings_for_its_models() -> None:
         leafe_row, grpo = (plan.config(table.row(name), 1) for name in ("leafe-from-grpo", "grpo"))
         assert plan.base.model == grpo.model == model and leafe_row.model.endswith(f"/checkpoints/{table.row('grpo').arm}")
         assert (leafe_row.train.batch_size, leafe_row.train.learning_rate, leafe_row.evaluate.samples) == (128, 1e-6, 128)
-        assert leafe_row.engine.kind == "vllm" and grpo.engine.kind == "transformers"
+        assert leafe_row.engine.kind == grpo.engine.kind == "vllm"
         assert leafe_row.train.dtype == grpo.train.dtype == "bfloat16"
         assert figures_of(plan)
 

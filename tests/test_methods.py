@@ -217,7 +217,10 @@ def test_stages_that_cannot_be_are_told_before_anything_is_done(
 
 @pytest.mark.parametrize("call", ["check(self, config, settings)", "trains(self, settings)"])
 def test_what_a_method_raises_when_it_is_asked_is_one_sentence(call: str, shelf: Shelf, tmp_path: Path) -> None:
-    shelf.put("raising", GOOD + f"    def {call}:\n        return {{}}['no\\nkey']\n", "good = Good")
+    source = GOOD.replace("import Method", "import Method, Policy").replace(
+        "return []", "return [lab.measure(run, 'base', Policy(lab.base))]"
+    )
+    shelf.put("raising", source + f"    def {call}:\n        return {{}}['no\\nkey']\n", "good = Good")
     said = leafe("run", "smoke", "method=good", "--out", tmp_path / "run")
     assert_one_sentence(said, f"{call.partition('(')[0]}() of the method 'good' ends with KeyError: ", "raising.py line")
     assert not (tmp_path / "run").exists()

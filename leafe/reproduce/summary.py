@@ -225,9 +225,8 @@ class _Summary:
     def _engines(self, name: str) -> list[str]:
         """The kinds of engines that a row was measured with, as far as its runs say."""
         runs = self.runs.get(name, {}).values()
-        return sorted(
-            {str(said[ENGINE]) for one in runs if one.arm and ENGINE in (said := one.run.stages[f"evaluate {one.arm.name}"])}
-        )
+        measured = [one.run.stages.get(f"evaluate {one.arm.name}") or {} for one in runs if one.arm]
+        return sorted({str(said[ENGINE]) for said in measured if ENGINE in said})
 
     def _claim(self, check: CheckSettings) -> str:
         row = self.pooled.get(check.row)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -32,7 +33,8 @@ def place(out: Path) -> Place:
     except (FileNotFoundError, ValueError):
         done = 0
     size = 0
-    for path in out.rglob("*.jsonl"):
+    # Folders may be removed meanwhile, over which `Path.rglob` stumbles and `os.walk` does not.
+    for path in (Path(folder) / name for folder, _, names in os.walk(out) for name in names if name.endswith(".jsonl")):
         try:
             if path.name.endswith("-steps.jsonl"):
                 done += path.read_bytes().count(b"\n")
